@@ -1,0 +1,48 @@
+# Every target creates .venv and installs what it needs. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Named in full, accelerate prints no list of assumed defaults; without a thread count it would set one thread.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(CORES))
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow bench lint format clean
+
+demo: $(VENV)/.installed-demo
+	$(LAUNCH) recipes/train_igkd.py
+
+test: lint
+	$(BIN)/pytest -q
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -m "slow and not gpu"
+
+bench: $(VENV)/.installed-demo
+	$(BIN)/python benchmarks/attribution.py
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Leaves runs/ alone: it holds results.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv writes: a venv that failed half-way is made again.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/pip
+	$(PIP) install --quiet --progress-bar off --editable '.[$*]'
+	@touch $@

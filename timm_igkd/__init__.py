@@ -1,0 +1,31 @@
+"""timm-igkd: knowledge distillation with integrated gradients, as a timm plugin.
+
+Importing the package registers the models `mobilenetv2_cifar` and `igkd_truncated` with timm.
+"""
+
+from timm_igkd.attribution import IGOptions
+from timm_igkd.build import compute_maps
+from timm_igkd.data import load_labeled_images
+from timm_igkd.dataset import IGOverlayDataset
+from timm_igkd.evaluation import evaluate
+from timm_igkd.model_loading import load_model, save_model
+from timm_igkd.overlay import IGOverlay
+from timm_igkd.store import MapStore
+from timm_igkd.task import IGDistillationTask
+from timm_igkd.truncate import truncate
+from timm_igkd.version import __version__
+
+__all__ = [
+    "IGDistillationTask",
+    "IGOptions",
+    "IGOverlay",
+    "IGOverlayDataset",
+    "MapStore",
+    "__version__",
+    "compute_maps",
+    "evaluate",
+    "load_labeled_images",
+    "load_model",
+    "save_model",
+    "truncate",
+]

@@ -1,0 +1,184 @@
+"""Integrated gradients of a teacher: the options, the teacher's view of an image, and the two engines.
+
+`engine="captum"` is the reference; `engine="fast"` (ig_engine.py) computes the same sums with less work.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import IntegratedGradients
+from PIL import Image
+from torch import Tensor, nn
+
+from timm_igkd.errors import InputError, check_range, nearest
+
+Baseline = Literal["mean", "black", "blur", "noise"]
+Target = Literal["label", "predicted"]
+Output = Literal["logit", "probability"]
+Reduction = Literal["abs_sum", "sum", "positive"]
+
+
+@dataclass(frozen=True)
+class IGOptions:
+    """Which integrated gradients are computed.
+
+    Attributes:
+        n_steps: nodes of the Gauss-Legendre rule, or "auto": nested midpoint rules, stopped per image by `tolerance`.
+        max_steps: most nodes per image with "auto"; images that reach it are marked as not converged.
+        tolerance: with "auto", the least estimated correlation of the map with its limit, in (0, 1).
+        baseline: start of the path. "mean": the teacher's mean colour, 0 after normalisation (the paper's, captum's
+            default); "black"; "blur": the image itself, blurred; "noise": uniform noise from the image's pixels' hash.
+        target: "label" (the paper's) or the teacher's "predicted" class.
+        output: "logit" (the paper's) or softmax "probability" of the target.
+        reduction: over colour channels. "abs_sum": sum of absolute values (the paper's); "sum": signed; "positive":
+            the sum's positive part.
+
+    Source: Sundararajan et al. 2017 (1703.01365); settings of arXiv 2506.14440.
+    """
+
+    n_steps: int | Literal["auto"] = 50
+    max_steps: int = 216
+    tolerance: float = 0.99
+    baseline: Baseline = "mean"
+    target: Target = "label"
+    output: Output = "logit"
+    reduction: Reduction = "abs_sum"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("baseline", Baseline), ("target", Target), ("output", Output), ("reduction", Reduction)):
+            value, allowed = getattr(self, name), get_args(kind)
+            if value not in allowed:
+                raise InputError(f"{name} must be one of {list(allowed)}, got {value!r}{nearest(str(value), allowed)}")
+        if self.n_steps != "auto":
+            if not isinstance(self.n_steps, int) or isinstance(self.n_steps, bool):
+                raise InputError(f"n_steps must be a whole number or 'auto', got {self.n_steps!r}")
+            check_range("n_steps", self.n_steps, 1)
+        check_range("max_steps", self.max_steps, 2)
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Attribution:
+    """What an engine returns for B images.
+
+    Attributes:
+        values: [B, 3, H, W] float32, attribution of each normalised input value.
+        convergence_delta: [B] float32, sum(values) - (f(x) - f(baseline)), captum's definition.
+        n_steps: [B] int64, gradients spent on each image.
+        converged: [B] bool; always true with a fixed number of steps.
+        logits: [B, classes] float32, the teacher's output for the image itself.
+    """
+
+    values: Tensor
+    convergence_delta: Tensor
+    n_steps: Tensor
+    converged: Tensor
+    logits: Tensor
+
+
+class TeacherView:
+    """How the teacher sees a whole image: resized (not cropped) to its input size, in [0, 1], normalised.
+
+    Args:
+        model: a timm model; size, interpolation, mean and std come from its `pretrained_cfg`.
+    """
+
+    def __init__(self, model: nn.Module):
+        config = model.pretrained_cfg
+        self.size = tuple(config["input_size"][1:])
+        self.mean = torch.tensor(config["mean"], dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(config["std"], dtype=torch.float32).view(3, 1, 1)
+        name = str(config.get("interpolation") or "bilinear")
+        self.interpolation = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}.get(
+            name, Image.Resampling.BILINEAR
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the normalised input, [3, H, W] float32."""
+        if image.size != self.size[::-1]:
+            image = image.resize(self.size[::-1], self.interpolation)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return (pixels.float().div_(255) - self.mean) / self.std
+
+    def baseline(self, inputs: Tensor, kind: Baseline, seeds: list[int]) -> Tensor:
+        """Return the paths' starting points for inputs [B, 3, H, W]: [B, 3, H, W], or [1, 3, H, W] where all share one.
+
+        Args:
+            seeds: one per image, used by "noise" alone.
+        """
+        mean, std = self.mean.to(inputs), self.std.to(inputs)
+        if kind == "mean":
+            return torch.zeros_like(inputs[:1])
+        if kind == "black":
+            return (torch.zeros_like(inputs[:1]) - mean) / std
+        if kind == "blur":
+            return gaussian_blur(inputs, sigma=max(self.size) / 16)
+        noise = [torch.rand(inputs.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return (torch.stack(noise).to(inputs) - mean) / std
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur [B, C, H, W] with a Gaussian of `sigma` pixels, edges replicated."""
+    radius = max(1, int(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1).expand(images.shape[1], 1, -1, 1)
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    vertical = F.conv2d(padded, kernel, groups=images.shape[1])
+    return F.conv2d(vertical, kernel.transpose(2, 3), groups=images.shape[1])
+
+
+def selected_output(logits: Tensor, targets: Tensor, output: Output) -> Tensor:
+    """Return the integrated function's value per row: the target's logit or probability, [B]."""
+    values = logits.softmax(-1) if output == "probability" else logits
+    return values.gather(1, targets[:, None]).squeeze(1)
+
+
+def reduce_channels(values: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce attributions [B, 3, H, W] to maps [B, H, W]; see IGOptions.reduction."""
+    if reduction == "abs_sum":
+        return values.abs().sum(1)
+    summed = values.sum(1)
+    return summed.clamp_min(0) if reduction == "positive" else summed
+
+
+class CaptumEngine:
+    """captum's IntegratedGradients, the reference.
+
+    Args:
+        model: the teacher, in eval mode.
+        options: which gradients; `n_steps="auto"` needs the fast engine.
+        chunk_size: captum's `internal_batch_size`; None evaluates all steps of all images at once, captum's default.
+    """
+
+    def __init__(self, model: nn.Module, options: IGOptions, chunk_size: int | None = None):
+        if options.n_steps == "auto":
+            raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
+        self.model, self.options, self.chunk_size = model, options, chunk_size
+        self.integrated_gradients = IntegratedGradients(self._output)
+
+    def _output(self, inputs: Tensor) -> Tensor:
+        logits = self.model(inputs)
+        return logits.softmax(-1) if self.options.output == "probability" else logits
+
+    def attribute(self, inputs: Tensor, baselines: Tensor, targets: Tensor, logits: Tensor) -> Attribution:
+        """Attribute the target outputs of inputs [B, 3, H, W] along the paths from `baselines`."""
+        batch = inputs.shape[0]
+        internal = None if self.chunk_size is None else max(self.chunk_size, batch)
+        values, delta = self.integrated_gradients.attribute(
+            inputs,
+            baselines=baselines.expand_as(inputs),
+            target=targets,
+            n_steps=self.options.n_steps,
+            internal_batch_size=internal,
+            return_convergence_delta=True,
+        )
+        steps = torch.full((batch,), int(self.options.n_steps))
+        return Attribution(values.detach(), delta.detach(), steps, torch.ones(batch, dtype=torch.bool), logits)

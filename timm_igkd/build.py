@@ -1,0 +1,322 @@
+"""Building a map store: images in, attribution, rows out; any number of processes and machines, killed and resumed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xxhash
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from timm_igkd.attribution import Attribution, CaptumEngine, IGOptions, TeacherView, reduce_channels
+from timm_igkd.chunking import activation_chunk
+from timm_igkd.data import class_names, dataset_name, read_item, row_name
+from timm_igkd.environment import PACKAGES, environment
+from timm_igkd.errors import InputError, RunError, check_range
+from timm_igkd.ig_engine import FastEngine
+from timm_igkd.images import content_key
+from timm_igkd.map_format import MapRow, quantize, to_table
+from timm_igkd.model_loading import class_indices, weights_hash
+from timm_igkd.random_streams import derive_seed
+from timm_igkd.store import MapStore
+from timm_igkd.store_files import (
+    FORMAT_VERSION,
+    check_shard,
+    default_shard_rows,
+    num_shards,
+    open_manifest,
+    shard_path,
+    shard_rows,
+    statistics,
+    write_json,
+    write_shard,
+)
+from timm_igkd.store_card import write_store_card
+
+EngineName = Literal["captum", "fast"]
+BATCH_IMAGES = 32
+
+
+def compute_maps(
+    teacher: nn.Module,
+    dataset: Any,
+    out: str | Path,
+    *,
+    options: IGOptions | None = None,
+    engine: EngineName = "fast",
+    limit: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    map_size: int | None = None,
+    logits: bool = False,
+    chunk_size: int | None = None,
+    shard_size: int | None = None,
+    teacher_name: str | None = None,
+    progress: bool = True,
+) -> MapStore | None:
+    """Compute a teacher's integrated-gradients maps of a dataset and keep them as a store.
+
+    Finished shards are kept: calling again after a kill goes on where it stopped. Under `accelerate launch` or `torchrun`
+    the shards are divided among the processes.
+
+    Args:
+        teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. Put into eval mode.
+        dataset: map-style dataset of (PIL image, label), see data.py.
+        out: folder of the store.
+        options: which gradients; the default is the paper's.
+        engine: "fast", or "captum", the reference.
+        limit: only the first images; the store says that it is a prefix.
+        shard: (i, n): only every n-th shard, from the i-th; merge by copying the shards of all machines into one folder and
+            calling once more without it.
+        map_size: side of the stored maps in pixels; default: the teacher's input size.
+        logits: store the teacher's logits of each clean image, in the dataset's classes.
+        chunk_size: (image, step) pairs per pass; default: from the size of the teacher's activations.
+        shard_size: rows per shard; default: at most 256 shards of at least 64 rows.
+        teacher_name: for the provenance; default: the architecture.
+
+    Returns:
+        The finished store; None while other machines' shards are missing.
+
+    Raises:
+        InputError: unusable options, image, label or folder. RunError: maps that are not finite.
+    """
+    options = options or IGOptions()
+    teacher.eval()
+    manifest = _describe(teacher, dataset, options, engine, limit, map_size, logits, shard_size, teacher_name)
+    _check_shard_argument(shard)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    out = Path(out)
+    if state.is_main_process:
+        manifest["chunk_size"] = chunk_size or activation_chunk(teacher, _input_shape(teacher), state.device)
+        open_manifest(out, manifest)
+    state.wait_for_everyone()
+    manifest = open_manifest(out, {})
+    builder = MapBuilder(teacher, dataset, out, manifest, state.device)
+    mine = range(shard[0], num_shards(manifest), shard[1])[state.process_index :: state.num_processes]
+    builder.build(list(mine), progress=progress and state.is_main_process)
+    state.wait_for_everyone()
+    if any(not shard_path(out, manifest, index).exists() for index in range(num_shards(manifest))):
+        return None
+    if state.is_main_process:
+        finish_store(out, manifest)
+    state.wait_for_everyone()
+    return MapStore(out)
+
+
+def _check_shard_argument(shard: tuple[int, int]) -> None:
+    index, count = shard
+    if not 0 <= index < count:
+        raise InputError(f"shard must be i/n with 0 <= i < n, got {index}/{count}")
+
+
+def _input_shape(teacher: nn.Module) -> tuple[int, ...]:
+    return (3, *teacher.pretrained_cfg["input_size"][1:])
+
+
+def _describe(
+    teacher: nn.Module,
+    dataset: Any,
+    options: IGOptions,
+    engine: str,
+    limit: int | None,
+    map_size: int | None,
+    logits: bool,
+    shard_size: int | None,
+    teacher_name: str | None,
+) -> dict[str, Any]:
+    """Return the manifest: every setting that changes a number, and what the maps are of."""
+    if engine not in ("captum", "fast"):
+        raise InputError(f"engine must be 'captum' or 'fast', got {engine!r}")
+    if engine == "captum" and options.n_steps == "auto":
+        raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
+    for name, value in (("limit", limit), ("map_size", map_size), ("shard_size", shard_size)):
+        if value is not None:
+            check_range(name, value, 1)
+    total = len(dataset)
+    if total == 0:
+        raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
+    n = min(limit or total, total)
+    names = class_names(dataset)
+    config = teacher.pretrained_cfg
+    return {
+        "format": FORMAT_VERSION,
+        "dataset": {
+            "name": dataset_name(dataset),
+            "split": str(getattr(dataset, "split", "train")),
+            "revision": getattr(dataset, "revision", None),
+            "num_images": total,
+            "class_names": list(names) if names else None,
+        },
+        "teacher": {
+            "name": teacher_name or config.get("architecture") or type(teacher).__name__,
+            "architecture": config.get("architecture"),
+            "weights_sha256": weights_hash(teacher),
+            "input_size": list(config["input_size"]),
+            "mean": list(config["mean"]),
+            "std": list(config["std"]),
+            "interpolation": config.get("interpolation"),
+            "class_indices": class_indices(teacher, names, _num_classes(dataset, teacher)),
+        },
+        "options": options.to_dict(),
+        "engine": engine,
+        "dtype": "float32",
+        "n": n,
+        "map_size": map_size,
+        "logits": logits,
+        "shard_rows": shard_size or default_shard_rows(n),
+        "batch_images": BATCH_IMAGES,
+        "versions": {name: environment()[name] for name in ("timm_igkd", "python", *PACKAGES)},
+    }
+
+
+def _num_classes(dataset: Any, teacher: nn.Module) -> int:
+    names = class_names(dataset)
+    return len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
+
+
+class MapBuilder:
+    """Computes the shards of one manifest.
+
+    Args:
+        teacher: the teacher, in eval mode. dataset: as in `compute_maps`. out: the store's folder.
+        manifest: as written before the first shard. device: where to compute.
+    """
+
+    def __init__(self, teacher: nn.Module, dataset: Any, out: Path, manifest: dict[str, Any], device: torch.device):
+        self.dataset, self.out, self.manifest, self.device = dataset, out, manifest, device
+        self.options = IGOptions(**manifest["options"])
+        self.view = TeacherView(teacher)
+        self.class_indices = manifest["teacher"]["class_indices"]
+        self.num_outputs = int(teacher.num_classes)
+        shape, chunk = _input_shape(teacher), manifest["chunk_size"]
+        self.fast = FastEngine(teacher, self.options, chunk, shape, device)
+        self.captum = CaptumEngine(teacher.to(device), self.options, chunk) if manifest["engine"] == "captum" else None
+
+    def build(self, shards: list[int], progress: bool = True) -> None:
+        """Compute and write the shards that are not there yet; one that is there is checked first."""
+        total = sum(len(shard_rows(self.manifest, shard)) for shard in shards)
+        with tqdm(total=total, unit="img", desc="maps", disable=not progress, smoothing=0.05) as bar:
+            for shard in shards:
+                rows = shard_rows(self.manifest, shard)
+                if not self._is_done(shard):
+                    built: list[MapRow] = []
+                    for batch in self._batches(rows):
+                        built += self.attribute_rows(batch)
+                        bar.update(len(batch))
+                    write_shard(shard_path(self.out, self.manifest, shard), to_table(built))
+                else:
+                    bar.update(len(rows))
+
+    def _is_done(self, shard: int) -> bool:
+        path = shard_path(self.out, self.manifest, shard)
+        if not path.exists():
+            return False
+        try:
+            table = check_shard(path, self.manifest, shard)
+        except InputError as error:
+            tqdm.write(f"rebuilding: {error}")
+            path.unlink()
+            return False
+        rows = shard_rows(self.manifest, shard)
+        for position in (0, len(rows) - 1):
+            image, _ = read_item(self.dataset, rows[position])
+            if table.column("key")[position].as_py() != content_key(image):
+                raise InputError(
+                    f"{str(self.out)!r} holds maps of other data: row {rows[position]} is not "
+                    f"{row_name(self.dataset, rows[position])}; choose another --out or delete it"
+                )
+        return True
+
+    def _batches(self, rows: range) -> Iterator[range]:
+        for start in range(0, len(rows), self.manifest["batch_images"]):
+            yield rows[start : start + self.manifest["batch_images"]]
+
+    def attribute_rows(self, indices: range | list[int]) -> list[MapRow]:
+        """Return the rows of some images, computed together."""
+        items = [read_item(self.dataset, index) for index in indices]
+        attribution, targets = self._attribute([image for image, _ in items], [label for _, label in items], indices)
+        maps = self._resize(reduce_channels(attribution.values, self.options.reduction)).cpu().numpy()
+        logits = self._dataset_logits(attribution.logits).cpu().numpy()
+        rows = []
+        for position, (image, label) in enumerate(items):
+            levels, scale = quantize(maps[position], self.options.reduction == "sum", row_name(self.dataset, indices[position]))
+            rows.append(
+                MapRow(
+                    key=content_key(image),
+                    label=label,
+                    map=levels,
+                    scale=scale,
+                    convergence_delta=float(attribution.convergence_delta[position]),
+                    n_steps=int(attribution.n_steps[position]),
+                    converged=bool(attribution.converged[position]),
+                    logits=logits[position] if self.manifest["logits"] else None,
+                )
+            )
+        return rows
+
+    def _attribute(self, images: list, labels: list[int], indices: range | list[int]) -> tuple[Attribution, Tensor]:
+        inputs = torch.stack([self.view(image) for image in images]).to(self.device)
+        logits = self.fast.forward(inputs)
+        if not torch.isfinite(logits).all():
+            raise RunError("the teacher's outputs are not finite; check its weights and normalisation")
+        targets = self._targets(labels, logits, indices)
+        seeds = [derive_seed(0, "baseline:" + content_key(image)) for image in images] if self.options.baseline == "noise" else []
+        baselines = self.view.baseline(inputs, self.options.baseline, seeds)
+        return (self.captum or self.fast).attribute(inputs, baselines, targets, logits), targets
+
+    def _targets(self, labels: list[int], logits: Tensor, indices: range | list[int]) -> Tensor:
+        if self.options.target == "predicted":
+            return logits.argmax(1)
+        classes = len(self.class_indices) if self.class_indices else self.num_outputs
+        for label, index in zip(labels, indices, strict=True):
+            if not 0 <= label < classes:
+                raise InputError(
+                    f"{row_name(self.dataset, index)} has label {label}, but the teacher knows classes 0 to {classes - 1}; "
+                    "correct the label, or use --target predicted"
+                )
+        mapped = [self.class_indices[label] for label in labels] if self.class_indices else labels
+        return torch.tensor(mapped, device=logits.device)
+
+    def _dataset_logits(self, logits: Tensor) -> Tensor:
+        return logits if self.class_indices is None else logits[:, self.class_indices]
+
+    def _resize(self, maps: Tensor) -> Tensor:
+        size = self.manifest["map_size"]
+        if size is None or (size >= maps.shape[1] and size >= maps.shape[2]):
+            return maps
+        return F.interpolate(maps[:, None], size=(size, size), mode="area")[:, 0]
+
+
+def finish_store(out: Path, manifest: dict[str, Any]) -> None:
+    """Check all shards, then write provenance and dataset card, which make the store complete."""
+    digest, tables = xxhash.xxh3_128(), []
+    for shard in range(num_shards(manifest)):
+        table = check_shard(shard_path(out, manifest, shard), manifest, shard)
+        for key in table.column("key").to_pylist():
+            digest.update(key.encode())
+        tables.append(table.select(["n_steps", "convergence_delta", "converged", "scale"]))
+    provenance = manifest | {"keys_hash": digest.hexdigest(), "statistics": statistics(tables)}
+    write_store_card(out, provenance)
+    write_json(out / "provenance.json", provenance)
+
+
+def recompute_rows(store: MapStore, teacher: nn.Module, dataset: Any, count: int) -> tuple[int, float]:
+    """Compute `count` evenly spread maps again.
+
+    Returns:
+        Largest difference from the stored levels (of 255), and the least correlation of a map with its stored one.
+    """
+    check_range("recompute", count, 1, len(store))
+    builder = MapBuilder(teacher, dataset, store.path, store.provenance, PartialState(cpu=not torch.cuda.is_available()).device)
+    indices = np.unique(np.linspace(0, len(store) - 1, count).round().astype(int)).tolist()
+    worst, correlation = 0, 1.0
+    for batch in [indices[start : start + BATCH_IMAGES] for start in range(0, len(indices), BATCH_IMAGES)]:
+        for index, row in zip(batch, builder.attribute_rows(batch), strict=True):
+            stored, found = store.levels(index).astype(int), row.map.astype(int)
+            worst = max(worst, int(np.abs(stored - found).max()))
+            if stored.std() > 0 and found.std() > 0:
+                correlation = min(correlation, float(np.corrcoef(stored.ravel(), found.ravel())[0, 1]))
+    return worst, correlation

@@ -1,0 +1,107 @@
+"""Weights files read without running their code, and one-line errors for what timm and the Hub's client raise."""
+
+import argparse
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
+from timm.models import clean_state_dict
+from torch import Tensor
+
+from timm_igkd.errors import InputError, MissingFileError, RunError, UserError
+
+
+def flag_name(role: str, option: str) -> str:
+    """Return the command line's name of an option of the model that plays `role`."""
+    if role == "model":
+        return "--model-args" if option == "args" else f"--{option}"
+    return f"--{role}-{option}"
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:limit] if lines else type(error).__name__
+
+
+def read_checkpoint(file: Path, use_ema: bool, role: str) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise MissingFileError(f"no checkpoint file {str(file)!r} ({flag_name(role, 'checkpoint')})")
+    if file.suffix == ".safetensors":
+        if use_ema:
+            raise InputError(f"{str(file)!r} is safetensors, which holds no separate EMA weights; leave use_ema out")
+        with translated_errors(str(file), role, weights=str(file)):
+            return safetensors.torch.load_file(file)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints carry their arguments
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"holds pickled code ({code[1]}), never run" if code else "is corrupt or no PyTorch checkpoint"
+        raise InputError(f"checkpoint {str(file)!r} {reason}; save its weights as safetensors") from error
+    keys = ("state_dict_ema", "model_ema") if use_ema else ("state_dict", "model")
+    weights = content
+    if isinstance(content, dict):
+        found = [key for key in keys if content.get(key) is not None]
+        if use_ema and not found:
+            raise InputError(f"checkpoint {str(file)!r} holds no EMA weights; leave use_ema out")
+        weights = content[found[0]] if found else content
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"checkpoint {str(file)!r} holds no state dict of tensors; save model.state_dict()")
+    return clean_state_dict(weights)
+
+
+@contextmanager
+def translated_errors(spec: str, role: str, weights: str | None = None) -> Iterator[None]:
+    """Turn what timm, the Hub's client and safetensors raise into one line; a message never quotes theirs on access."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _one_line_error(error, spec, role, weights) from error
+
+
+def _one_line_error(error: Exception, spec: str, role: str, weights: str | None) -> UserError:
+    if isinstance(error, hub_errors.HFValidationError):
+        return InputError(f"{spec!r} is no valid Hub id; expected hf-hub:user/name")
+    for kind, text in (
+        (hub_errors.GatedRepoError, "is gated; ask for access on its page, then log in with: hf auth login"),
+        (hub_errors.RepositoryNotFoundError, "was not found or is private; check the name, or log in: hf auth login"),
+        (hub_errors.RevisionNotFoundError, "has no such revision; check what follows the @"),
+        (hub_errors.LocalEntryNotFoundError, "is not in the local cache and the Hub cannot be reached; go online"),
+        (hub_errors.OfflineModeIsEnabled, "cannot be fetched in offline mode; unset HF_HUB_OFFLINE"),
+        (hub_errors.EntryNotFoundError, "has no timm config.json and weights; choose a repository of a timm model"),
+    ):
+        if isinstance(error, kind):
+            return RunError(f"{spec!r} {text}")
+    if isinstance(error, hub_errors.HfHubHTTPError):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        text = "refused the token; log in again: hf auth login" if status in (401, 403) else "failed; try again later"
+        return RunError(f"the Hub's answer to {spec!r} (status {status or 'unknown'}) {text}")
+    if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError) or "weights_only=True" in str(error):
+        return InputError(
+            f"the weights of {weights or spec!r} are corrupt or pickled code; use a sound safetensors file"
+        )
+    if "loading state_dict" in str(error) or "inconsistent with input_size" in str(error):
+        return _mismatch_error(error, spec, role, weights)
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
+        return RunError(f"cannot fetch or read {spec!r} ({type(error).__name__}); check the network and the disk")
+    text = f"{type(error).__name__}: {first_line(error)}"
+    return InputError(f"model {spec!r} cannot be built ({text}); correct {flag_name(role, 'args')} or its config.json")
+
+
+def _mismatch_error(error: Exception, spec: str, role: str, weights: str | None) -> InputError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    detail = (lines[1] if len(lines) > 1 else lines[0])[:200]
+    origin = f"the weights in {weights!r} do not fit" if weights else "the stored weights do not fit"
+    remedy = f"give the model they were trained as, by name and {flag_name(role, 'args')}"
+    sizes = re.findall(r"size mismatch for (\S+)\.(?:weight|bias): [^\n]*?Size\(\[(\d+)", str(error))
+    if len({name for name, _ in sizes}) == 1 and "key(s)" not in str(error):
+        remedy += f", for instance num_classes={sizes[0][1]}"
+    return InputError(f"{origin} model {spec!r} ({detail}); {remedy}")

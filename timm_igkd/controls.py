@@ -1,0 +1,64 @@
+"""What an overlay's effect must be compared with: maps that are not the image's own, or no maps at all.
+
+Every control first finds the image's own row, so that wrong data is an error in the controls too; then it puts something
+else in the map's place. All go through the same exponent and min-max as real maps.
+"""
+
+import functools
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from timm_igkd.errors import InputError
+from timm_igkd.random_streams import generator
+from timm_igkd.store import MapStore
+
+OverlaySource = Literal["aligned", "shuffled", "permuted", "noise", "blank", "sobel"]
+
+
+@functools.lru_cache(maxsize=4)
+def derangement(n: int, seed: int) -> np.ndarray:
+    """Return a random permutation of n rows that leaves none in place (a random cycle), [n] int64."""
+    if n < 2:
+        raise InputError(f"overlay source 'shuffled' needs at least 2 maps, the store has {n}")
+    order = generator(seed, "derangement").permutation(n)
+    shuffled = np.empty(n, dtype=np.int64)
+    shuffled[order] = np.roll(order, 1)
+    return shuffled
+
+
+def control_map(maps: MapStore, row: int, image: Image.Image, source: OverlaySource, seed: int) -> Image.Image:
+    """Return the 8-bit greyscale map to overlay.
+
+    Args:
+        row: the image's own row.
+        source: "aligned": its own map. "shuffled": another image's, one fixed derangement per seed (the released code's
+            behaviour). "permuted": its own with the pixels permuted (same histogram, no structure). "noise": uniform.
+            "blank": zeros, which only darkens. "sobel": the image's own edges.
+    """
+    if source == "aligned":
+        return maps.overlay_map(row)
+    if source == "shuffled":
+        return maps.overlay_map(int(derangement(len(maps), seed)[row]))
+    if source == "blank":
+        return Image.new("L", image.size)
+    if source == "sobel":
+        return sobel(image)
+    draws = generator(seed, source, row)
+    if source == "permuted":
+        own = np.asarray(maps.overlay_map(row))
+        return Image.fromarray(draws.permutation(own.ravel()).reshape(own.shape))
+    if source == "noise":
+        return Image.fromarray(draws.integers(0, 256, image.size[::-1], dtype=np.uint8))
+    raise InputError(f"overlay source must be one of {list(OverlaySource.__args__)}, got {source!r}")
+
+
+def sobel(image: Image.Image) -> Image.Image:
+    """Return the magnitude of the image's luminance gradient, largest value 255, 8-bit greyscale."""
+    grey = np.pad(np.asarray(image.convert("L"), dtype=np.float32), 1, mode="edge")
+    smooth_rows = grey[:-2] + 2 * grey[1:-1] + grey[2:]
+    smooth_columns = grey[:, :-2] + 2 * grey[:, 1:-1] + grey[:, 2:]
+    magnitude = np.hypot(smooth_rows[:, 2:] - smooth_rows[:, :-2], smooth_columns[2:] - smooth_columns[:-2])
+    peak = magnitude.max()
+    return Image.fromarray(np.round(magnitude * (255 / peak) if peak > 0 else magnitude).astype(np.uint8))

@@ -1,0 +1,171 @@
+"""The dataset wrapper: any dataset of (PIL image, label), its training images overlaid with their own maps.
+
+The map is blended into the untransformed image, which then goes through any transform; so the map follows every crop and
+flip with no special case.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.utils.data
+from PIL import Image
+
+from timm_igkd.controls import OverlaySource, control_map
+from timm_igkd.data import class_names, dataset_name, read_item, row_name
+from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.images import content_key
+from timm_igkd.overlay import IGOverlay
+from timm_igkd.random_streams import derive_seed, restored_state, seed_global, uniforms
+from timm_igkd.store import MapStore
+
+TeacherViewMode = Literal["clean", "same"]
+
+
+class TwoViews(tuple):
+    """(student view, teacher view) of one image; timm's `fast_collate` flattens a batch of them to 2B."""
+
+    @property
+    def shape(self) -> Any:
+        """Asked for by timm's FastCollateMixup alone, which would mix only one of the views."""
+        raise InputTypeError(
+            "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); use timm_igkd.mixup.TwoViewMixup "
+            "after a plain collate, or teacher_view='same'"
+        )
+
+
+class IGOverlayDataset(torch.utils.data.Dataset):
+    """Overlay a dataset's images with their attribution maps, before any transform.
+
+    Args:
+        dataset: map-style dataset of (PIL image, label): timm's, torchvision's, LabeledImages, a Subset of one.
+        maps: the store of this dataset's maps; an image without a map is an error, not a skip. None: no overlay, for an arm
+            that shares everything else.
+        overlay: probability and strength; default: the paper's where there are maps.
+        teacher_view: "same": items are (student image, label), and a teacher in the loop sees the overlay too.
+            "clean": items are ((student image, teacher image), label), the teacher's without overlay under the same random
+            transform; random erasing belongs into the transform then, so that both views get the same.
+        overlay_source: "aligned", or a control (see controls.py).
+        seed: None: the transform draws from the worker's generators, as timm does, and the overlay from one of its own per
+            worker. A number: every draw comes from (seed, purpose, epoch, index), whatever the number of workers; call
+            `set_epoch` before each epoch then.
+        with_logits: items end with the teacher's stored logits of the clean image, [classes] float32.
+
+    Attributes:
+        transform: applied to the overlaid image; `timm.data.create_loader` sets it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        maps: MapStore | None,
+        overlay: IGOverlay | None = None,
+        *,
+        teacher_view: TeacherViewMode = "same",
+        overlay_source: OverlaySource = "aligned",
+        seed: int | None = None,
+        with_logits: bool = False,
+    ):
+        if teacher_view not in ("clean", "same"):
+            raise InputError(f"teacher_view must be 'clean' or 'same', got {teacher_view!r}")
+        if getattr(dataset, "transform", None) is not None and not isinstance(dataset, IGOverlayDataset):
+            raise InputError(
+                f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so set the transform on the "
+                "IGOverlayDataset instead"
+            )
+        self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
+        if maps is None and (self.overlay.overlay_prob > 0 or with_logits):
+            raise InputError("overlays and stored logits need maps, got none; build them with: timm-igkd maps")
+        if maps is not None and with_logits:
+            maps.require_logits()
+        self.dataset, self._maps = dataset, maps
+        self.teacher_view, self.overlay_source = teacher_view, overlay_source
+        self.seed, self.with_logits = seed, with_logits
+        self.transform: Callable[[Image.Image], Any] | None = None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._coins: np.random.Generator | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def maps(self) -> MapStore:
+        if self._maps is None:
+            raise InputError("this dataset has no maps")
+        return self._maps
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return class_names(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, through memory shared with persistent workers."""
+        self._epoch.fill_(epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_coins": None}  # each worker seeds its own
+
+    def draw(self, index: int) -> tuple[bool, float]:
+        """Toss the coin of one image: (overlaid or not, the map's exponent)."""
+        if self.seed is None:
+            if self._coins is None:
+                self._coins = np.random.default_rng(torch.initial_seed() & (1 << 63) - 1)
+            coin, strength = self._coins.random(2)
+        else:
+            coin, strength = uniforms(self.seed, "overlay", int(self._epoch), index)
+        return coin < self.overlay.overlay_prob, self.overlay.power(strength)
+
+    def overlaid(self, image: Image.Image, label: int, index: int, power: float) -> Image.Image:
+        """Return an image blended with its map, or with what the control puts in the map's place."""
+        row = self.maps.find(image, label, index, row_name(self.dataset, index))
+        levels = control_map(self.maps, row, image, self.overlay_source, self.seed or 0)
+        return self.overlay.apply(image, levels, power)
+
+    def __getitem__(self, index: int) -> tuple:
+        image, label = read_item(self.dataset, index)
+        is_overlaid, power = self.draw(index)
+        student = self.overlaid(image, label, index, power) if is_overlaid else image
+        views = self._transformed(student, image if is_overlaid else None, index)
+        if self.with_logits:
+            row = self.maps.find(image, label, index, row_name(self.dataset, index))
+            return views, label, torch.from_numpy(self.maps.logits(row))
+        return views, label
+
+    def _transformed(self, student: Image.Image, clean: Image.Image | None, index: int) -> Any:
+        """Transform the student's view, and the teacher's with the same random numbers where it differs."""
+        if self.seed is None:
+            return self._views(student, clean)
+        with restored_state():
+            seed_global(derive_seed(self.seed, "transform", int(self._epoch), index))
+            return self._views(student, clean)
+
+    def _views(self, student: Image.Image, clean: Image.Image | None) -> Any:
+        transform = self.transform or (lambda image: image)
+        if self.teacher_view == "same":
+            return transform(student)
+        if clean is None:
+            view = transform(student)
+            return TwoViews((view, view))
+        with restored_state():
+            teacher = transform(clean)
+        return TwoViews((transform(student), teacher))
+
+
+def check_views(loader: Any) -> None:
+    """Refuse a loader that would treat the two views of an image differently.
+
+    Raises:
+        InputError: timm's PrefetchLoader with random erasing, which erases each view elsewhere.
+    """
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, IGOverlayDataset) and dataset.teacher_view == "clean" and getattr(loader, "random_erasing", None):
+        raise InputError(
+            "random erasing in timm's prefetcher erases the two views differently; use create_loader(use_prefetcher=False) "
+            "with re_prob, or teacher_view='same'"
+        )
+
+
+def content_keys(dataset: Any, count: int) -> list[str]:
+    """Return the content keys of the first `count` images."""
+    return [content_key(read_item(dataset, index)[0]) for index in range(count)]

@@ -1,0 +1,60 @@
+"""What a run ran on: package versions and hardware, saved beside every result."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from timm_igkd.version import __version__
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "captum",
+    "huggingface_hub",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "pillow",
+    "pyarrow",
+)
+
+
+def environment() -> dict[str, str | int | list[str] | None]:
+    """Return versions and hardware of this process; plain values, ready for JSON and YAML.
+
+    Keys: timm_igkd, python, one per name in `PACKAGES` (None where not installed), platform, cpu, logical_cores,
+    torch_threads, gpus (names of the visible CUDA devices).
+    """
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "timm_igkd": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "logical_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    """Return the processor's model name; the architecture where the system does not tell more."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -1,0 +1,43 @@
+"""Errors that end a command with one line: what was expected, what was found, what to do.
+
+Every error takes a single string, because a DataLoader worker's exception is rebuilt from one.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """An error whose message is all the user needs; commands print it as one line and exit with `exit_code`."""
+
+    exit_code = 2
+
+
+class InputError(UserError, ValueError):
+    """A value the user gave, or data they named, cannot be used (exit code 2)."""
+
+
+class InputTypeError(UserError, TypeError):
+    """An object of the wrong kind was given (exit code 2)."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A named file, folder or store does not exist (exit code 2)."""
+
+
+class RunError(UserError, RuntimeError):
+    """Valid input, but the run could not go on: disk, network, access, non-finite numbers (exit code 1)."""
+
+    exit_code = 1
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest of `choices`, or an empty string."""
+    close = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise InputError unless low <= value <= high (NaN fails)."""
+    if not low <= value <= high:
+        raise InputError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")

@@ -1,0 +1,283 @@
+"""Evaluate a classifier, alone or beside its teacher: accuracy, calibration, agreement, size and warm latency."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from timm_igkd.calibration import expected_calibration_error
+from timm_igkd.data import read_item
+from timm_igkd.errors import InputError, RunError
+from timm_igkd.latency import describe_hardware, time_model
+from timm_igkd.model_loading import count_macs, count_parameters
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        metrics: the content of metrics.json.
+        logits: (N, C) float32 on the CPU, in the order of the dataset, over all classes of the model.
+        labels: (N,) int64, the dataset's own labels.
+        teacher_logits: (N, C of the teacher) float32, or None without a teacher.
+    """
+
+    metrics: dict[str, Any]
+    logits: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """One model under evaluation with its own preprocessing and the model's index of each dataset class."""
+
+    role: str
+    model: nn.Module
+    class_indices: Tensor | None
+    data_config: dict[str, Any]
+
+    def head(self, logits: Tensor) -> Tensor:
+        """Return the columns of the dataset's classes, in the dataset's order."""
+        return logits if self.class_indices is None else logits[:, self.class_indices]
+
+    def check_batch(self, logits: Tensor, labels: Tensor, start: int) -> None:
+        """Raise unless the logits of the images from number `start` on are finite and every label is a class."""
+        num_classes = logits.shape[1] if self.class_indices is None else len(self.class_indices)
+        outside = ((labels < 0) | (labels >= num_classes)).nonzero()
+        if len(outside):
+            i = int(outside[0])
+            raise InputError(
+                f"label of image {start + i} must be in 0..{num_classes - 1}, the classes of the {self.role}, got "
+                f"{int(labels[i])}; use a model of this dataset, or map the dataset's classes with class_indices"
+            )
+        if not logits.isfinite().all():
+            i = int((~logits.isfinite()).any(dim=1).nonzero()[0])
+            raise RunError(
+                f"the {self.role} gives non-finite logits for image {start + i}; its weights are damaged, or it needs "
+                "float32"
+            )
+
+
+class _Views(Dataset[tuple[list[Tensor], int]]):
+    """Every image once, under each of several transforms."""
+
+    def __init__(self, dataset: Any, transforms: Sequence[Any]) -> None:
+        self.dataset = dataset
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
+        image, label = read_item(self.dataset, index)
+        return [transform(image) for transform in self.transforms], label
+
+
+@contextmanager
+def _eval_mode(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Put models on a device in eval mode; give each module its mode and each model its device back on exit."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    homes = [next((p.device for p in model.parameters()), device) for model in models]
+    try:
+        for model in models:
+            model.to(device).eval()
+        yield
+    finally:
+        for model, home in zip(models, homes, strict=True):
+            model.to(home)
+        for module, training in modes:
+            module.training = training
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    teacher: nn.Module | None = None,
+    class_indices: Sequence[int] | None = None,
+    teacher_class_indices: Sequence[int] | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    measure_latency: bool = True,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate `model` on all of `dataset`, each model under its own timm evaluation transform.
+
+    Args:
+        model: any timm classifier; its mode and device are the same afterwards.
+        dataset: map-style dataset of (PIL RGB image, label); `name`, `split` and `class_names` are used if present.
+        teacher: second model, for `agreement`, `teacher_kl`, `compression` and `teacher`.
+        class_indices: the model's index of each dataset class, where they are not the model's classes in order.
+            Top-1, top-5, loss and ECE are then over all classes of the model, `top1_subset` over the dataset's.
+        teacher_class_indices: the same for the teacher.
+        batch_size: images per forward pass of the evaluation (latency is always measured at 1 and 64).
+        num_workers: worker processes that decode and transform.
+        device: where the models run.
+        measure_latency: time both models, for about a second per batch size.
+        progress: show a progress bar where standard error is a terminal.
+
+    Returns:
+        Metrics, logits and labels.
+
+    Raises:
+        InputError: empty dataset, or labels outside the model's classes.
+        RunError: non-finite logits.
+    """
+    if len(dataset) == 0:
+        raise InputError("the dataset to evaluate on has no image; name another split")
+    contenders = [_contender("model", model, class_indices, dataset)]
+    if teacher is not None:
+        contenders.append(_contender("teacher", teacher, teacher_class_indices, dataset))
+    device = torch.device(device)
+    with _eval_mode([c.model for c in contenders], device):
+        all_logits, labels = _predict(contenders, dataset, batch_size, num_workers, device, progress)
+        results = [
+            _measure(c, logits, labels, device, measure_latency)
+            for c, logits in zip(contenders, all_logits, strict=True)
+        ]
+    where = {"n": len(labels), "dataset": getattr(dataset, "name", None), "split": getattr(dataset, "split", None)}
+    metrics = results[0] | where
+    if teacher is None:
+        return Evaluation(metrics, all_logits[0], labels)
+    metrics |= _compare(contenders, all_logits)
+    metrics["compression"] = results[1]["num_parameters"] / max(results[0]["num_parameters"], 1)
+    metrics["teacher"] = results[1] | where
+    return Evaluation(metrics, all_logits[0], labels, all_logits[1])
+
+
+def _contender(role: str, model: nn.Module, indices: Sequence[int] | None, dataset: Any) -> _Contender:
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    if not getattr(model, "pretrained_cfg", None):
+        raise InputError(
+            f"the {role} must carry its preprocessing as timm models do, found no pretrained_cfg; set "
+            "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
+        )
+    names, num_classes = getattr(dataset, "class_names", None), getattr(model, "num_classes", None)
+    if indices is not None and names is not None and len(indices) != len(names):
+        raise InputError(
+            f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"
+        )
+    if indices is not None and num_classes and not all(0 <= i < num_classes for i in indices):
+        raise InputError(
+            f"class_indices of the {role} must be in 0..{num_classes - 1}, got {min(indices)}..{max(indices)}"
+        )
+    if indices is None and names is not None and num_classes and len(names) != num_classes:
+        raise InputError(
+            f"the {role} has {num_classes} classes and the dataset {len(names)}; use a model of this dataset, or "
+            "map the dataset's classes with class_indices"
+        )
+    wanted = None if indices is None else torch.tensor(list(indices), dtype=torch.int64)
+    return _Contender(role, model, wanted, resolve_data_config({}, model=model))
+
+
+@torch.inference_mode()
+def _predict(
+    contenders: Sequence[_Contender],
+    dataset: Any,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    progress: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """Return the logits of every contender and the labels, reading and decoding each image once."""
+    configs: list[dict[str, Any]] = []
+    for contender in contenders:
+        if contender.data_config not in configs:
+            configs.append(contender.data_config)
+    views = _Views(dataset, [create_transform(**config, is_training=False) for config in configs])
+    loader = DataLoader(views, batch_size, num_workers=num_workers, shuffle=False)
+    collected: list[list[Tensor]] = [[] for _ in contenders]
+    collected_labels: list[Tensor] = []
+    start = 0
+    for images, labels in tqdm(loader, desc="evaluate", unit="batch", disable=None if progress else True):
+        for contender, logits in zip(contenders, collected, strict=True):
+            view = images[configs.index(contender.data_config)]
+            logits.append(contender.model(view.to(device)).float().cpu())
+            contender.check_batch(logits[-1], labels, start)
+        collected_labels.append(labels)
+        start += len(labels)
+    return [torch.cat(logits) for logits in collected], torch.cat(collected_labels)
+
+
+def _measure(
+    contender: _Contender, logits: Tensor, labels: Tensor, device: torch.device, measure_latency: bool
+) -> dict[str, Any]:
+    """Return the metrics of one model by itself."""
+    model, indices = contender.model, contender.class_indices
+    targets = labels if indices is None else indices[labels]
+    log_probabilities = logits.double().log_softmax(dim=1)
+    rank = _rank(logits, targets)
+    metrics: dict[str, Any] = {
+        "top1": 100 * (rank < 1).double().mean().item(),
+        "top5": 100 * (rank < min(5, logits.shape[1])).double().mean().item(),
+        "loss": -log_probabilities.gather(1, targets[:, None]).mean().item(),
+        "ece": expected_calibration_error(log_probabilities.exp(), targets),
+        "num_parameters": count_parameters(model),
+        "macs": count_macs(model),
+        "size_mb": sum(
+            t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in model.state_dict().values()
+        )
+        / 1e6,
+    }
+    if indices is not None:
+        metrics["top1_subset"] = 100 * (_rank(contender.head(logits), labels) < 1).double().mean().item()
+    if measure_latency:
+        metrics["latency_ms"] = time_model(model, contender.data_config["input_size"], device)
+        metrics |= {"device": str(device), "threads": torch.get_num_threads(), "hardware": describe_hardware(device)}
+    return metrics
+
+
+def _rank(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how many classes come before the target; of equal logits the lower class comes first."""
+    target = logits.gather(1, targets[:, None])
+    tied_before = (logits == target) & (torch.arange(logits.shape[1]) < targets[:, None])
+    return ((logits > target) | tied_before).sum(dim=1)
+
+
+def _compare(contenders: Sequence[_Contender], all_logits: Sequence[Tensor]) -> dict[str, float]:
+    """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's."""
+    student, teacher = all_logits
+    indices = [c.class_indices for c in contenders]
+    same = all(i is None for i in indices) or (
+        indices[0] is not None and indices[1] is not None and torch.equal(indices[0], indices[1])
+    )
+    if not same or student.shape != teacher.shape:
+        student, teacher = (c.head(logits) for c, logits in zip(contenders, all_logits, strict=True))
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"teacher and student must share their classes, found {teacher.shape[1]} and {student.shape[1]}; map the "
+            "dataset's classes with class_indices and teacher_class_indices"
+        )
+    log_p, log_q = (logits.double().log_softmax(dim=1) for logits in (teacher, student))
+    return {
+        "agreement": 100 * (student.argmax(1) == teacher.argmax(1)).double().mean().item(),
+        "teacher_kl": (log_p.exp() * (log_p - log_q)).sum(dim=1).mean().item(),
+    }
+
+
+def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Write metrics as strict JSON, through a temporary file so that a half-written one never looks complete."""
+    path = Path(path)
+    try:
+        text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise RunError(
+            f"metrics must be finite numbers, found NaN or infinity ({error}); not writing {path}"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

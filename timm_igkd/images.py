@@ -1,0 +1,51 @@
+"""One image file: its pixels as timm decodes them, and the key that binds a map to them."""
+
+import io
+
+import xxhash
+from PIL import Image
+
+from timm_igkd.errors import InputError
+
+_DEEP_MODES = ("I", "F")  # PIL squeezes 16-bit greyscale and float pixels into 8 bits by clipping them
+
+
+def content_key(image: Image.Image) -> str:
+    """Return the key that binds a map to its image: xxh3-128 of size and decoded RGB pixels, 32 hex digits.
+
+    Args:
+        image: an RGB image (see `decode_image`); equal pixels give equal keys, whatever the file's encoding.
+    """
+    digest = xxhash.xxh3_128(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return `image` as 8-bit RGB, the way timm converts it.
+
+    Raises:
+        InputError: 16-bit or float pixels, which PIL's conversion would destroy.
+    """
+    if image.mode.startswith(_DEEP_MODES):
+        raise InputError(
+            f"{name} has {image.mode} pixels (16 bits or more), expected 8-bit pixels; PIL's conversion would clip them: "
+            "rescale the file to 8 bits"
+        )
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode an image file's bytes to 8-bit RGB without EXIF rotation.
+
+    Raises:
+        InputError: not an image, a cut file, or pixels of 16 bits; the message begins with `name`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return to_rgb(image, name)
+    except InputError:
+        raise
+    except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error and more on corrupt files
+        raise InputError(f"{name} cannot be decoded as an image ({error}); repair or remove the file") from error

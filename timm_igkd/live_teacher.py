@@ -1,0 +1,252 @@
+"""A teacher that runs beside the student, and the one forward pass that gives logits and features of any timm model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data.loader import adapt_to_chs
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_igkd.errors import InputError, InputTypeError
+
+
+class LiveTeacher(nn.Module):
+    """A frozen model fed with the student's input, brought to the teacher's normalisation and size.
+
+    Args:
+        model: the teacher; frozen in place (requires_grad False, eval mode).
+        student: whose `pretrained_cfg` says how the input is normalised.
+        attention_index: the entry of `forward_intermediates` returned as features; None where none is asked for.
+        input_size: (H, W) fed to the model, by default its own.
+
+    Raises:
+        InputError: a model without mean and std in its `pretrained_cfg`.
+    """
+
+    student_mean: Tensor
+    student_std: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        student: nn.Module,
+        attention_index: int | None = None,
+        input_size: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.model: Any = model.requires_grad_(False).eval()
+        self.attention_index = attention_index
+        self.input_size = input_size or own_input_size(model)
+        student_statistics, statistics = _mean_std("student", student), _mean_std("teacher", model)
+        self._same_normalization = student_statistics == statistics
+        for name, values in zip(
+            ("student_mean", "student_std", "mean", "std"), (*student_statistics, *statistics), strict=True
+        ):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "LiveTeacher":
+        """Stay in eval mode, whoever asks: batch statistics and dropout of a teacher never run in training mode."""
+        return super().train(False)
+
+    def describe(self) -> str:
+        """Return how the input is prepared, for the log."""
+        size = "any size" if self.input_size is None else "x".join(map(str, self.input_size))
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return f"{size}, mean {[round(x, 3) for x in mean]}, std {[round(x, 3) for x in std]}"
+
+    def prepare_input(self, input: Tensor) -> Tensor:
+        """Return the student's normalised `input` (B, C, H, W) as the teacher expects it."""
+        x = input.float()
+        if not self._same_normalization:
+            pixels = x * self.student_std + self.student_mean
+            x = (pixels - self.mean) / self.std
+        if self.input_size is not None and tuple(x.shape[-2:]) != self.input_size:
+            x = F.interpolate(x, self.input_size, mode="bilinear", align_corners=False, antialias=True)
+        return x.to(next((p.dtype for p in self.model.parameters()), torch.float32))
+
+    @torch.no_grad()
+    def forward(
+        self, input: Tensor, logits: bool = True, features: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the teacher's logits and features, None for what is not asked for.
+
+        Args:
+            input: (B, C, H, W) normalised for the student.
+            logits: whether to compute the (B, classes) logits.
+            features: whether to return the (B, C', H', W') entry at `attention_index`.
+        """
+        x = self.prepare_input(input)
+        if not features:
+            return self.model(x), None
+        if logits:
+            return forward_with_features(self.model, x, self.attention_index)
+        indices = [self.attention_index]
+        (entry,) = self.model.forward_intermediates(
+            x, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return None, entry
+
+
+def forward_with_features(model: Any, input: Tensor, index: int | None) -> tuple[Tensor, Tensor]:
+    """Return a timm model's logits and its intermediate entry `index` as (B, C, H, W), in one forward pass."""
+    final, (entry,) = model.forward_intermediates(input, indices=[index], output_fmt="NCHW")
+    return model.forward_head(final), entry
+
+
+@torch.no_grad()
+def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
+    """Return a checked, non-negative index into the model's intermediates; the middle one for None.
+
+    One image is sent through the model in eval mode, since only that tells how many entries there are and whether
+    `forward_intermediates` leads to the same logits as `forward`, on which training with it depends.
+
+    Args:
+        role: "student" or "teacher", for messages and the name of the option.
+        model: a timm model.
+        index: an entry of `forward_intermediates`, counted from the end where negative.
+
+    Raises:
+        InputError: a model attention transfer cannot read, or an index outside.
+    """
+    model = unwrap_model(model)
+    name = type(model).__name__
+    remedy = f"choose another {role} (most timm models qualify), or set attention_loss_weight=0"
+    if not hasattr(model, "forward_intermediates"):
+        raise InputError(f"attention transfer needs forward_intermediates, which {role} {name} lacks; {remedy}")
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    image = _probe_image(model)
+    final, entries = model.forward_intermediates(image, output_fmt="NCHW")
+    agrees = torch.allclose(model.forward_head(final), model(image), rtol=1e-3, atol=1e-4)
+    model.train(modes[model])
+    for module, mode in modes.items():
+        module.training = mode
+    if not agrees:
+        raise InputError(
+            f"forward_intermediates of {role} {name} must lead to the logits of its forward, got others; {remedy}"
+        )
+    if index is None:
+        index = len(entries) // 2
+    if not -len(entries) <= index < len(entries):
+        raise InputError(
+            f"{role}_attention_index must be in [{-len(entries)}, {len(entries) - 1}] for {name}, got {index}; "
+            "leave it out for the middle entry"
+        )
+    if entries[index].ndim != 4:
+        raise InputError(
+            f"attention transfer needs feature maps, got shape {tuple(entries[index].shape)} at entry {index} of "
+            f"{role} {name}; {remedy}"
+        )
+    return index % len(entries)
+
+
+def split_views(input: Tensor, target: Tensor, compare: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a batch of two views per image into the student's input, its targets and the teacher's input.
+
+    Args:
+        input: (2B, C, H, W): the student's views, then the teacher's, as timm's fast_collate lays out
+            ((student, teacher), label) items.
+        target: (2B, ...) the targets, repeated.
+        compare: whether to compare the values of the targets, which waits for an accelerator.
+
+    Raises:
+        InputError: a batch of another form.
+    """
+    remedy = "make the loader's items ((student view, teacher view), label), or set teacher_view='same'"
+    if len(input) % 2 or len(input) != len(target):
+        raise InputError(
+            "teacher_view 'clean' needs a batch of the student's views, then the teacher's, with the targets repeated; "
+            f"got {len(input)} images and {len(target)} targets; {remedy}"
+        )
+    (student_input, teacher_input), (student_target, teacher_target) = input.chunk(2), target.chunk(2)
+    if compare and not torch.equal(student_target, teacher_target):
+        raise InputError(
+            "teacher_view 'clean' needs a batch whose second half repeats the targets of the first, got halves with "
+            f"different targets; {remedy}"
+        )
+    return student_input, student_target, teacher_input
+
+
+def own_input_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return the (H, W) a model is built for: its patch embedding's, else its `pretrained_cfg`'s; None if unknown.
+
+    The patch embedding knows an `img_size` given to `timm.create_model`, which `pretrained_cfg` does not.
+    """
+    model = unwrap_model(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is None:
+        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if size is None:
+        return None
+    height, width = size[-2:]
+    return int(height), int(width)
+
+
+def check_pair(student: nn.Module, teacher: nn.Module | None) -> None:
+    """Raise unless the two are models that read the same channels and share no weights."""
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is not None and not isinstance(model, nn.Module):
+            raise InputTypeError(
+                f"{role} must be a model, got {type(model).__name__}; make it with timm.create_model or load_model"
+            )
+    if teacher is None:
+        return
+    if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
+        raise InputError("teacher and student must not share weights, since the teacher is frozen; pass a copy")
+    channels = [getattr(unwrap_model(model), "in_chans", None) for model in (student, teacher)]
+    if None not in channels and channels[0] != channels[1]:
+        raise InputError(
+            f"student and teacher must read the same channels, got in_chans {channels[0]} and {channels[1]}; "
+            "create one of them with in_chans of the other"
+        )
+
+
+def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teacher: nn.Module | None) -> Tensor | None:
+    """Return the checked indices of the teacher's outputs for the student's classes."""
+    classes: int | None = getattr(unwrap_model(student), "num_classes", None)
+    teacher_classes: int | None = None if teacher is None else getattr(unwrap_model(teacher), "num_classes", None)
+    if indices is None:
+        if classes is not None and teacher_classes is not None and classes != teacher_classes:
+            raise InputError(
+                f"student and teacher must have the same classes, got {classes} and {teacher_classes}; name the "
+                "teacher's outputs for the student's classes with teacher_class_indices"
+            )
+        return None
+    index = [int(i) for i in indices]
+    if classes is not None and len(index) != classes:
+        raise InputError(
+            f"teacher_class_indices must name one teacher output per class of the student ({classes}), got "
+            f"{len(index)}; list them in the order of the student's classes"
+        )
+    limit = math.inf if teacher_classes is None else teacher_classes
+    if not index or len(set(index)) != len(index) or min(index) < 0 or max(index) >= limit:
+        raise InputError(
+            f"teacher_class_indices must be different outputs of the teacher (0 to {limit - 1}), got {index}; "
+            "count from 0 and name each once"
+        )
+    return torch.tensor(index)
+
+
+def _probe_image(model: nn.Module) -> Tensor:
+    parameter = next(model.parameters())
+    shape = (1, getattr(model, "in_chans", 3), *(own_input_size(model) or (224, 224)))
+    return torch.linspace(-1, 1, shape[1] * shape[2] * shape[3]).view(shape).to(parameter.device, parameter.dtype)
+
+
+def _mean_std(role: str, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the normalisation a model's input has, one value per channel."""
+    model = unwrap_model(model)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = config.get("mean"), config.get("std")
+    if mean is None or std is None:
+        raise InputError(
+            f"the {role}'s pretrained_cfg must name the mean and std of its input, which {type(model).__name__} lacks; "
+            f"set {role}.pretrained_cfg = {{'mean': ..., 'std': ..., 'input_size': ...}}"
+        )
+    channels = getattr(model, "in_chans", None) or len(mean)
+    return tuple(adapt_to_chs(tuple(mean), channels)), tuple(adapt_to_chs(tuple(std), channels))

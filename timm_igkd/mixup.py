@@ -1,0 +1,42 @@
+"""Mixup and CutMix with one draw for the student's and the teacher's view."""
+
+from typing import Any
+
+from timm.data import Mixup
+from torch import Tensor
+
+from timm_igkd.random_streams import derive_seed, seeded
+
+
+class TwoViewMixup:
+    """timm's Mixup with lambda, box and partner drawn once per batch from their own stream.
+
+    Args:
+        seed: of the run.
+        **mixup_args: timm's: mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode, label_smoothing,
+            num_classes.
+    """
+
+    def __init__(self, seed: int = 0, **mixup_args: Any):
+        self.seed, self.mixup = seed, Mixup(**mixup_args)
+
+    def __call__(
+        self, student: Tensor, teacher: Tensor | None, target: Tensor, *stream: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Mix a batch.
+
+        Args:
+            student: [B, 3, H, W], B even. teacher: the same images' other view, or None. target: [B] int64.
+            stream: indices of the draw, for example (epoch, batch).
+
+        Returns:
+            Mixed views and soft targets [B, classes].
+        """
+        seed = derive_seed(self.seed, "mixup", *stream)
+        mixed_teacher = None
+        if teacher is not None:
+            with seeded(seed):
+                mixed_teacher, _ = self.mixup(teacher.clone(), target)
+        with seeded(seed):
+            mixed_student, mixed_target = self.mixup(student.clone(), target)
+        return mixed_student, mixed_teacher, mixed_target

@@ -1,0 +1,282 @@
+"""Models in and out: load a teacher or student strictly, save one that timm loads back, compare their classes.
+
+Only safetensors and `weights_only` pickles are read; nothing of a model's repository is executed.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import get_model_input_config, save_for_hf
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import timm_igkd.mobilenetv2_cifar
+import timm_igkd.truncated_model  # noqa: F401  (both register an architecture that a saved folder may name)
+from timm_igkd.checkpoint import first_line, flag_name, read_checkpoint, translated_errors
+from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
+
+
+def _cfg(model: nn.Module) -> dict[str, Any]:
+    return cast(dict[str, Any], model.pretrained_cfg)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    spec: str,
+    *,
+    model_args: dict[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    use_ema: bool = False,
+    num_classes: int | None = None,
+    role: str = "model",
+    pretrained: bool = True,
+) -> nn.Module:
+    """Load a model in eval mode.
+
+    Args:
+        spec: a timm name, `hf-hub:user/name` or `local-dir:folder`.
+        model_args: arguments for the model, as timm's `create_model` takes them.
+        checkpoint: .safetensors file, or a .pth or .pth.tar read with `weights_only`; must fit the model exactly.
+        mean: normalisation that replaces the model's, three numbers.
+        std: as `mean`, above 0.
+        use_ema: take the EMA weights of `checkpoint`.
+        num_classes: outputs; with pretrained weights another number than theirs gives a new head, as in timm.
+        role: "model", or whose flags an error names ("teacher": --teacher-checkpoint).
+        pretrained: False for random weights.
+
+    Raises:
+        InputError: unknown model, bad arguments, no weights to load, weights that do not fit or cannot be read.
+        MissingFileError: no such checkpoint or folder.
+        RunError: the Hub cannot be reached or refuses.
+    """
+    _check_spec(spec, role, needs_weights=pretrained and checkpoint is None)
+    statistics = {key: _check_statistics(key, value, role) for key, value in (("mean", mean), ("std", std))}
+    arguments = dict(model_args or {})
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    if checkpoint is None:
+        if use_ema:
+            raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
+        with translated_errors(spec, role):
+            model = timm.create_model(spec, pretrained=pretrained, **arguments)
+    else:
+        model = _load_checkpoint(spec, Path(checkpoint), arguments, use_ema, role)
+    _cfg(model).update({key: value for key, value in statistics.items() if value is not None})
+    return model.eval()
+
+
+def _check_spec(spec: str, role: str, needs_weights: bool) -> None:
+    source, separator, rest = spec.partition(":")
+    if not separator:
+        _check_registered(spec, role, needs_weights)
+    elif source == "local-dir":
+        _check_folder(Path(rest), needs_weights)
+    elif source != "hf-hub" or not rest:
+        raise InputError(f"model {spec!r} is neither a timm name nor hf-hub:user/name nor local-dir:folder")
+
+
+def _check_registered(name: str, role: str, needs_weights: bool) -> None:
+    if "/" in name or "\\" in name:
+        raise InputError(f"model {name!r} looks like a path or a Hub id; write local-dir:{name} or hf-hub:{name}")
+    if not timm.is_model(name):
+        hint = nearest(name.split(".")[0], timm.list_models())
+        raise InputError(f"unknown model {name!r}{hint}; timm.list_models() shows the names")
+    architecture = name.split(".")[0]
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+    if name != architecture and name not in tagged:
+        raise InputError(f"unknown pretrained tag in {name!r}{nearest(name, tagged)}; {architecture} has {tagged}")
+    cfg = timm.get_pretrained_cfg(name)
+    if needs_weights and not (cfg and cfg.has_weights):
+        raise InputError(f"timm has no pretrained weights for {name!r}; give {flag_name(role, 'checkpoint')} FILE")
+
+
+def _check_folder(folder: Path, needs_weights: bool) -> None:
+    if not folder.is_dir():
+        raise MissingFileError(f"no model folder {str(folder)!r}; expected a timm folder with config.json and weights")
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(
+            f"model folder {str(folder)!r} has no config.json; save the model with timm's save_for_hf"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = str(config["architecture"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"config.json in {str(folder)!r} names no architecture; save the model with timm") from error
+    if not timm.is_model(architecture):
+        hint = nearest(architecture, timm.list_models())
+        raise InputError(f"config.json in {str(folder)!r} names the unknown model {architecture!r}{hint}; correct it")
+    if needs_weights and not any(file.name.endswith(WEIGHT_SUFFIXES) for file in folder.iterdir()):
+        raise MissingFileError(f"model folder {str(folder)!r} has no weights; expected model.safetensors")
+
+
+def _check_statistics(name: str, values: Sequence[float] | None, role: str) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not all(math.isfinite(n) for n in numbers) or (name == "std" and min(numbers) <= 0):
+        above = " above 0" if name == "std" else ""
+        raise InputError(
+            f"{flag_name(role, name)} must be three numbers{above} (R G B, for pixels in [0, 1]), got {values}"
+        )
+    return numbers
+
+
+def _load_checkpoint(spec: str, file: Path, arguments: dict[str, Any], use_ema: bool, role: str) -> nn.Module:
+    """Build the model with the file's weights, by timm's own path so that the model's checkpoint filter applies."""
+    overlay: dict[str, Any] = {
+        "state_dict": read_checkpoint(file, use_ema, role),
+        "source": "",
+        "custom_load": False,
+        "label_offset": None,
+    }
+    with translated_errors(spec, role, weights=str(file)):
+        if arguments.get("num_classes") is not None:
+            overlay["num_classes"] = arguments["num_classes"]
+        model = timm.create_model(spec, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    _cfg(model).pop("state_dict", None)
+    return model
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def needs_plugin(model: nn.Module) -> bool:
+    """Return whether timm must `import timm_igkd` before it can build the model's architecture."""
+    architecture = _cfg(model)["architecture"]
+    return timm.model_entrypoint(architecture).__module__.split(".")[0] == __name__.split(".")[0]
+
+
+def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] | None = None) -> None:
+    """Save a timm folder (config.json, model.safetensors) that `timm.create_model("local-dir:…")` loads.
+
+    Written beside `folder` and moved there; config.json comes last, so a folder that has one is complete. Other files
+    of an existing folder stay.
+
+    Args:
+        model: a model from `timm.create_model`.
+        folder: where to save.
+        label_names: names of the outputs, in order.
+
+    Raises:
+        InputError: `label_names` of another number than the outputs, or a model timm could not build again.
+        RunError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    if label_names is not None and (len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes):
+        raise InputError(f"expected {model.num_classes} different label names, one per output, got {list(label_names)}")
+    described: Any = copy.copy(model)
+    model_config: dict[str, Any] = {}
+    if label_names is not None:
+        model_config["label_names"] = list(label_names)
+        described.pretrained_cfg = {k: v for k, v in _cfg(model).items() if not k.startswith("label_")}
+    hook = described.register_state_dict_post_hook(_separate_tensors)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            written = Path(temporary) / folder.name
+            save_for_hf(described, str(written), model_config=model_config, safe_serialization=True)
+            _move_into_place(written, folder)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"cannot save the model to {str(folder)!r} ({first_line(error)}); free space or permit it"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"model cannot be saved so that timm builds it again: {first_line(error)}") from error
+    finally:
+        hook.remove()
+
+
+def _separate_tensors(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """Make every tensor contiguous, on the CPU and on its own, as safetensors wants them."""
+    if not prefix:
+        for name, tensor in state_dict.items():
+            state_dict[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _move_into_place(written: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.rename(written, folder)
+        return
+    (folder / "config.json").unlink(missing_ok=True)
+    for name in ("model.safetensors", "config.json"):
+        shutil.move(written / name, folder / name)
+
+
+# ---- describing ----------------------------------------------------------------------------------------------------
+
+
+def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
+    """Return the model's output for each class of a dataset, or None where they are the same in the same order.
+
+    Args:
+        model: its `label_names`, or ImageNet's WordNet ids by its number of outputs, name the outputs.
+        class_names: the dataset's class names in label order, None where it has none.
+        num_classes: the dataset's number of classes.
+
+    Raises:
+        InputError: the dataset's classes are not among the model's.
+    """
+    outputs = cast(int, model.num_classes)
+    labels = _cfg(model).get("label_names")
+    known = labels is not None
+    if labels is None and (subset := infer_imagenet_subset(model)):
+        labels = ImageNetInfo(subset).label_names()
+    names = {label: int(i) for i, label in (labels.items() if isinstance(labels, dict) else enumerate(labels or ()))}
+    if class_names and all(name in names for name in class_names):
+        indices = [names[name] for name in class_names]
+        return None if indices == list(range(outputs)) else indices
+    if outputs == num_classes and not (known and class_names):
+        return None
+    missing = next((f", {name!r} is not among them" for name in class_names or () if names and name not in names), "")
+    raise InputError(
+        f"the model has {outputs} classes{missing}, the dataset has {num_classes}; "
+        "use a model of the dataset's classes, or one whose label_names contain the dataset's class names"
+    )
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the SHA-256 of all tensors: sorted names, dtypes, shapes, bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module) -> int:
+    """Return the multiply-accumulates of one image at the model's input size, in eval mode."""
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=parameter.device, dtype=parameter.dtype)
+    training = model.training
+    counter = FlopCounterMode(display=False)
+    try:
+        model.eval()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # the plain attention is the one that is counted
+            model(image)
+    finally:
+        model.train(training)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,104 @@
+"""The paper's overlay: a training image blended with the teacher's attribution map of that same image."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from timm_igkd.errors import InputError, check_range
+
+
+def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: float = 1.0) -> Tensor:
+    """Blend an attribution map into an image; the reference for `IGOverlay`'s 8-bit path.
+
+    Args:
+        image: (*, 3, H, W) float RGB in [0, 1], before normalisation.
+        attribution: (*, 1, H, W) in [0, 1], in the coordinates of `image`.
+        weight: share of the map, in [0, 1]; 0 returns the image.
+        power: exponent of the map, before its min-max per image. A constant map becomes zeros, not NaN.
+
+    Returns:
+        (*, 3, H, W) in [0, 1], dtype and device of `image`.
+
+    Raises:
+        InputError: weight outside [0, 1].
+
+    Source: arXiv 2506.14440, overlay step: `0.5 * image + 0.5 * minmax(map ** s)`. The released code divides a constant
+        map by zero.
+    """
+    check_range("overlay_weight", weight, 0, 1)
+    if weight == 0:
+        return image
+    powered = attribution.to(image.dtype) ** power
+    low, high = powered.amin((-2, -1), keepdim=True), powered.amax((-2, -1), keepdim=True)
+    span = high - low
+    scaled = torch.where(span > 0, (powered - low) / span.where(span > 0, torch.ones_like(span)), torch.zeros_like(span))
+    return (1 - weight) * image + weight * scaled
+
+
+@dataclass(frozen=True)
+class IGOverlay:
+    """The settings of the overlay, and its fast path on 8-bit images.
+
+    Attributes:
+        overlay_prob: probability that an image is overlaid, in [0, 1].
+        overlay_weight: share of the map in the blend, in [0, 1].
+        max_power: the map's exponent is exp(U(ln 1, ln max_power)), at least 1.
+
+    Source: arXiv 2506.14440 with p 0.1, weight 0.5, exponents up to 2.
+    """
+
+    overlay_prob: float = 0.1
+    overlay_weight: float = 0.5
+    max_power: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_range("overlay_prob", self.overlay_prob, 0, 1)
+        check_range("overlay_weight", self.overlay_weight, 0, 1)
+        check_range("max_power", self.max_power, 1)
+
+    def power(self, uniform: float) -> float:
+        """Return the map's exponent for a uniform number in [0, 1)."""
+        return math.exp(uniform * math.log(self.max_power))
+
+    def apply(self, image: Image.Image, attribution: Image.Image, power: float) -> Image.Image:
+        """Blend a stored map into an image, within one level of 255 of `blend_map`.
+
+        Args:
+            image: 8-bit RGB.
+            attribution: 8-bit greyscale, non-negative (a signed map is rectified by the store); resized to the image
+                when it is smaller or larger, for it always covers the whole image.
+            power: exponent, see `power`.
+        """
+        if attribution.mode != "L":
+            raise InputError(f"a map must be an 8-bit greyscale image (mode 'L'), got mode {attribution.mode!r}")
+        if attribution.size != image.size:
+            attribution = attribution.resize(image.size, Image.Resampling.BILINEAR)
+        low, high = attribution.getextrema()
+        map_share, image_share = _blend_tables(int(low), int(high), power, self.overlay_weight)
+        overlay = map_share[np.asarray(attribution)]
+        blended = image_share[np.asarray(image)]
+        blended += overlay[..., None]
+        return Image.fromarray((blended >> 8).astype(np.uint8))
+
+
+def _blend_tables(low: int, high: int, power: float, weight: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each map level and each image level adds to the blend, in 1/256 levels, [256] uint16 each."""
+    levels = np.arange(256) / 255.0
+    if high > low:
+        powered = levels**power
+        scaled = (powered - powered[low]) / (powered[high] - powered[low])
+    else:
+        scaled = np.zeros(256)
+    map_share = np.round(np.clip(scaled, 0, 1) * (weight * 255 * 256)).astype(np.uint16)
+    return map_share, _image_table(weight)
+
+
+@functools.lru_cache(maxsize=8)
+def _image_table(weight: float) -> np.ndarray:
+    # 128 of 256 rounds the sum to the nearest level; 65,280 + 128 still fits 16 bits
+    return np.round(np.arange(256) * ((1 - weight) * 256) + 128).astype(np.uint16)

@@ -1,0 +1,126 @@
+"""Show images beside their maps and the overlaid result, as a picture drawn with PIL alone."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from timm_igkd.errors import InputError
+
+SMALLEST_SIDE = 96
+LARGEST_SIDE = 224
+_PANELS = ("image", "map", "overlaid")
+_BACKGROUND, _INK, _MUTED = (255, 255, 255), (29, 31, 35), (102, 108, 117)
+_GAP, _MARGIN, _LABEL_HEIGHT, _FONT_SIZE = 4, 20, 20, 13
+# Dark to bright, so that the picture still reads in grey: equal steps of the map are equal steps of lightness.
+_HEAT_STOPS = ((0, 0, 4), (51, 16, 104), (122, 28, 109), (188, 55, 84), (237, 105, 37), (252, 180, 24), (252, 255, 164))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training image with what the overlay does to it.
+
+    Attributes:
+        image: RGB.
+        map: attribution as greyscale ("L"), of any size: it covers the whole image.
+        overlaid: RGB, the image the student sees.
+        label: the class in words.
+    """
+
+    image: Image.Image
+    map: Image.Image
+    overlaid: Image.Image
+    label: str
+
+
+def heat_image(map_image: Image.Image) -> Image.Image:
+    """Colour a greyscale map from black through purple and orange to pale yellow."""
+    positions = np.linspace(0, 255, len(_HEAT_STOPS))
+    channels = [np.interp(np.arange(256), positions, stops) for stops in zip(*_HEAT_STOPS, strict=True)]
+    table = np.stack(channels, axis=1).round().astype(np.uint8)
+    return Image.fromarray(table[np.asarray(map_image.convert("L"))])
+
+
+def fit_image(image: Image.Image) -> Image.Image:
+    """Scale a small image up by whole pixels and a large one down, so that its longer side suits a page."""
+    longer = max(image.size)
+    if longer < SMALLEST_SIDE:
+        factor = -(-SMALLEST_SIDE // longer)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if longer > LARGEST_SIDE:
+        width, height = (max(1, round(side * LARGEST_SIDE / longer)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    return image
+
+
+def sample_panels(sample: Sample) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Return image, heat-coloured map and overlaid image at one size for display."""
+    image = fit_image(sample.image.convert("RGB"))
+    heat = heat_image(sample.map)
+    if heat.size != sample.image.size:
+        heat = heat.resize(sample.image.size, Image.Resampling.BILINEAR)
+    return image, fit_image(heat), fit_image(sample.overlaid.convert("RGB"))
+
+
+def write_preview(path: str | Path, samples: Sequence[Sample], columns: int = 4) -> None:
+    """Write a PNG grid, each cell an image, its map and the overlaid image above the label.
+
+    Args:
+        path: the PNG file; it is replaced in one step.
+        samples: in reading order.
+        columns: cells in a row.
+
+    Raises:
+        InputError: no samples, or fewer than one column.
+    """
+    if not samples:
+        raise InputError("a preview needs at least one sample, got none; raise the limit")
+    if columns < 1:
+        raise InputError(f"columns must be 1 or more, got {columns}")
+    columns = min(columns, len(samples))
+    cells = [sample_panels(sample) for sample in samples]
+    side_x = max(panel.width for cell in cells for panel in cell)
+    side_y = max(panel.height for cell in cells for panel in cell)
+    width, height = 3 * side_x + 2 * _GAP, side_y + _LABEL_HEIGHT
+    rows = -(-len(samples) // columns)
+    grid = Image.new(
+        "RGB",
+        (_MARGIN + columns * (width + _MARGIN), _MARGIN + _LABEL_HEIGHT + rows * (height + _MARGIN)),
+        _BACKGROUND,
+    )
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(_FONT_SIZE)
+    for number, (sample, cell) in enumerate(zip(samples, cells, strict=True)):
+        row, column = divmod(number, columns)
+        left = _MARGIN + column * (width + _MARGIN)
+        top = _MARGIN + _LABEL_HEIGHT + row * (height + _MARGIN)
+        for panel, (name, image) in enumerate(zip(_PANELS, cell, strict=True)):
+            x = left + panel * (side_x + _GAP)
+            grid.paste(image, (x + (side_x - image.width) // 2, top + (side_y - image.height) // 2))
+            if row == 0:
+                draw.text((x, _MARGIN - 4), name, _MUTED, font)
+        draw.text((left, top + side_y + 3), _shorten(sample.label, draw, font, width), _INK, font)
+    _save_png(grid, Path(path))
+
+
+def _shorten(
+    label: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
+    """Cut a label to one line of `width` pixels."""
+    label = " ".join(label.split())
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        label = label.encode("ascii", "replace").decode()
+    if draw.textlength(label, font) <= width:
+        return label
+    while label and draw.textlength(label + "...", font) > width:
+        label = label[:-1]
+    return label + "..."
+
+
+def _save_png(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)

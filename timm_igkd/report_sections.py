@@ -1,0 +1,161 @@
+"""What the sections of the report page show: samples, confusion, calibration and disagreements."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from timm_igkd import report_tables as tables
+from timm_igkd.calibration import reliability_bins
+from timm_igkd.data import read_item
+from timm_igkd.preview import Sample, fit_image, sample_panels
+from timm_igkd.report_figures import data_uri, reliability_diagram
+from timm_igkd.run_files import Predictions
+
+MOST_MATRIX_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An image on which student and teacher give different classes; confidences are in [0, 1]."""
+
+    image: Image.Image
+    label: str
+    student: str
+    teacher: str
+    student_confidence: float
+    teacher_confidence: float
+
+
+def collect_disagreements(
+    dataset: Any,
+    labels: Any,
+    student_logits: Any,
+    teacher_logits: Any,
+    class_names: Sequence[str],
+    limit: int = 12,
+) -> list[Disagreement]:
+    """Return the images on which student and teacher differ, the surest student first.
+
+    Args:
+        dataset: map-style dataset of (PIL image, label), in the order of the logits.
+        labels: (N,) the dataset's labels.
+        student_logits: (N, C) over the dataset's classes.
+        teacher_logits: (N, C) over the dataset's classes.
+        class_names: C names.
+        limit: most images returned.
+    """
+    student, teacher = _softmax(student_logits), _softmax(teacher_logits)
+    answers, teacher_answers = student.argmax(1), teacher.argmax(1)
+    differing = np.flatnonzero(answers != teacher_answers)
+    surest = differing[np.argsort(-student.max(1)[differing], kind="stable")][:limit]
+    return [
+        Disagreement(
+            image=read_item(dataset, int(i))[0],
+            label=class_names[int(labels[i])],
+            student=class_names[answers[i]],
+            teacher=class_names[teacher_answers[i]],
+            student_confidence=float(student[i].max()),
+            teacher_confidence=float(teacher[i].max()),
+        )
+        for i in surest
+    ]
+
+
+def sample_view(sample: Sample) -> dict[str, Any]:
+    names = ("image", "map", "overlaid")
+    return {
+        "label": sample.label,
+        "pixelated": max(sample.image.size) < 96,
+        "panels": [(name, data_uri(panel)) for name, panel in zip(names, sample_panels(sample), strict=True)],
+    }
+
+
+def confusion_view(predictions: Predictions) -> dict[str, Any]:
+    """Return the matrix for few classes, the most confused pairs for many."""
+    names = predictions.class_names
+    matrix = tables.confusion_matrix(predictions.labels, predictions.student_logits.argmax(1), len(names))
+    mistakes = int(matrix.sum() - np.trace(matrix))
+    view: dict[str, Any] = {
+        "mistakes": tables.count(mistakes),
+        "total": tables.count(matrix.sum()),
+        "rows": [],
+        "pairs": [],
+    }
+    if len(names) > MOST_MATRIX_CLASSES:
+        view["pairs"] = tables.confused_pairs(matrix, names)
+        return view
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    view["names"] = names
+    view["rows"] = [
+        (name, [(int(matrix[i, j]), f"{shares[i, j]:.3f}", i == j) for j in range(len(names))], _recall(matrix, i))
+        for i, name in enumerate(names)
+    ]
+    return view
+
+
+def _recall(matrix: np.ndarray, index: int) -> str:
+    total = matrix[index].sum()
+    return tables.percent(100 * matrix[index, index] / total, 0) if total else tables.ABSENT
+
+
+def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
+    views = []
+    for role, logits in (("student", predictions.student_logits), ("teacher", predictions.teacher_logits)):
+        if logits is None:
+            continue
+        bins = reliability_bins(_softmax(logits), predictions.labels)
+        filled = bins.counts > 0
+        total = bins.counts.sum()
+        confidence = float((bins.confidence[filled] * bins.counts[filled]).sum() / total)
+        accuracy = float((bins.accuracy[filled] * bins.counts[filled]).sum() / total)
+        gap = 100 * (confidence - accuracy)
+        verdict = "over-confident" if gap > 0 else "under-confident"
+        views.append(
+            {
+                "role": role,
+                "svg": Markup(reliability_diagram(f"reliability-{role}", role, bins)),
+                "ece": f"{bins.expected_calibration_error:.3f}",
+                "text": f"mean confidence {tables.percent(100 * confidence)}, "
+                f"accuracy {tables.percent(100 * accuracy)}: "
+                + (f"{verdict} by {abs(gap):.1f} points" if abs(gap) >= 0.05 else "no overall gap"),
+            }
+        )
+    return views
+
+
+def disagreement_view(predictions: Predictions, shown: Sequence[Disagreement]) -> dict[str, Any] | None:
+    if predictions.teacher_logits is None:
+        return None
+    student, teacher = predictions.student_logits.argmax(1), predictions.teacher_logits.argmax(1)
+    right, teacher_right = student == predictions.labels, teacher == predictions.labels
+    return {
+        "total": tables.count((student != teacher).sum()),
+        "both_right": tables.count((right & teacher_right).sum()),
+        "only_student": tables.count((right & ~teacher_right).sum()),
+        "only_teacher": tables.count((~right & teacher_right).sum()),
+        "both_wrong": tables.count((~right & ~teacher_right).sum()),
+        "items": [
+            {
+                "label": item.label,
+                "uri": data_uri(fit_image(item.image.convert("RGB"))),
+                "pixelated": max(item.image.size) < 96,
+                "student": item.student,
+                "teacher": item.teacher,
+                "student_confidence": tables.percent(100 * item.student_confidence, 0),
+                "teacher_confidence": tables.percent(100 * item.teacher_confidence, 0),
+                "student_right": item.student == item.label,
+                "teacher_right": item.teacher == item.label,
+            }
+            for item in shown
+        ],
+    }
+
+
+def _softmax(logits: Any) -> np.ndarray:
+    table = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(table - table.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

@@ -1,0 +1,108 @@
+"""The files of a finished run that the report page is made from; a missing or damaged one is named."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.evaluation import Evaluation
+
+History = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Labels and logits over the dataset's classes, as `write_predictions` stores them."""
+
+    labels: np.ndarray
+    student_logits: np.ndarray
+    teacher_logits: np.ndarray | None
+    class_names: list[str]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"{path} is missing, expected a finished run; run the recipe again to complete it"
+        ) from error
+
+
+def read_mapping(path: Path, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.exists():
+        return {}
+    text = _read_text(path)
+    try:
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); delete it and run again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold names with values, found {type(content).__name__}; delete it and run again")
+    return content
+
+
+def read_history(path: Path) -> History:
+    """Read a CSV of numbers into one array per column; an empty field is NaN."""
+    rows = list(csv.DictReader(_read_text(path).splitlines()))
+    if not rows:
+        raise InputError(f"{path} has no epoch; delete it and run again")
+    try:
+        return {key: np.array([float(row[key] or "nan") for row in rows]) for key in rows[0] if key}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} must hold numbers ({error}); delete it and run again") from error
+
+
+def read_predictions(path: Path) -> Predictions:
+    if not path.exists():
+        raise MissingFileError(f"{path} is missing, expected a finished run; run the recipe again to complete it")
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = {"labels", "student_logits", "class_names"} - set(arrays.files)
+        if missing:
+            raise InputError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again")
+        teacher = arrays["teacher_logits"] if "teacher_logits" in arrays.files else None
+        names = [str(name) for name in arrays["class_names"]]
+        found = Predictions(arrays["labels"], arrays["student_logits"], teacher, names)
+    for logits in (found.student_logits, found.teacher_logits):
+        if logits is not None and logits.shape != (len(found.labels), len(names)):
+            raise InputError(
+                f"{path} must hold logits {(len(found.labels), len(names))}, found {logits.shape}; "
+                "delete it and run again"
+            )
+    return found
+
+
+def write_predictions(
+    path: str | Path,
+    evaluation: Evaluation,
+    class_names: Sequence[str],
+    *,
+    class_indices: Sequence[int] | None = None,
+    teacher_class_indices: Sequence[int] | None = None,
+) -> None:
+    """Write labels and logits over the dataset's classes as an .npz file, which the report page reads."""
+    path = Path(path)
+
+    def columns(logits: Tensor, indices: Sequence[int] | None) -> np.ndarray:
+        return (logits if indices is None else logits[:, list(indices)]).numpy()
+
+    arrays: dict[str, Any] = {
+        "labels": evaluation.labels.numpy(),
+        "student_logits": columns(evaluation.logits, class_indices),
+        "class_names": np.array(list(class_names), dtype=np.str_),
+    }
+    if evaluation.teacher_logits is not None:
+        arrays["teacher_logits"] = columns(evaluation.teacher_logits, teacher_class_indices)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    temporary.replace(path)

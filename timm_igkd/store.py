@@ -1,0 +1,154 @@
+"""Reading maps: the row that belongs to an image is found by the image's content, never by its position alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from timm_igkd.data import read_item, row_name
+from timm_igkd.errors import InputError
+from timm_igkd.images import content_key
+from timm_igkd.map_format import decode_png, map_hash, rectify
+from timm_igkd.store_files import num_shards, require_complete, shard_path
+
+
+class MapStore:
+    """A finished store of attribution maps.
+
+    Args:
+        path: folder written by `timm-igkd maps` / `compute_maps`.
+
+    Attributes:
+        provenance: teacher, dataset, options, versions and statistics (see store_files.py).
+        rows: the memory-mapped Hugging Face dataset, one row per image.
+
+    Raises:
+        MissingFileError: no store there. InputError: not finished, or corrupt.
+
+    Pickles to DataLoader workers: the rows stay in the memory-mapped file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.provenance: dict[str, Any] = require_complete(self.path)
+        shards = [shard_path(self.path, self.provenance, shard) for shard in range(num_shards(self.provenance))]
+        try:
+            rows = datasets.load_dataset("parquet", data_files=[str(shard) for shard in shards], split="train")
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise InputError(f"map store {str(path)!r} cannot be read ({error.__cause__}); a shard is corrupt") from error
+        self.rows = rows.cast_column("map", datasets.Image(decode=False))
+        if len(self.rows) != self.provenance["n"]:
+            raise InputError(f"map store {str(path)!r} has {len(self.rows)} rows, expected {self.provenance['n']}")
+        self._sorted: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def signed(self) -> bool:
+        return self.provenance["options"]["reduction"] == "sum"
+
+    @property
+    def has_logits(self) -> bool:
+        return "logits" in self.rows.features
+
+    def find(self, image: Image.Image, label: int, index: int | None, name: str) -> int:
+        """Return the row that belongs to an image.
+
+        Args:
+            image: 8-bit RGB, untransformed.
+            label: its label; where equal images have several labels, the row with this one is taken.
+            index: its position in the dataset, tried first, or None.
+            name: how errors call the image.
+
+        Raises:
+            InputError: the image has no row, or its row was made for another label.
+        """
+        key = content_key(image)
+        if index is not None and index < len(self.rows):
+            row = self.rows[int(index)]
+            if row["key"] == key and row["label"] == label:
+                return int(index)
+        candidates = self._candidates(key)
+        if not len(candidates):
+            raise InputError(self._missing(name))
+        labels = [self.rows[int(row)]["label"] for row in candidates]
+        if label in labels:
+            return int(candidates[labels.index(label)])
+        if self.provenance["options"]["target"] == "label":
+            raise InputError(
+                f"{name} has label {label}, but its map was made for label {labels[0]}; rebuild the maps with these labels"
+            )
+        return int(candidates[0])
+
+    def _candidates(self, key: str) -> np.ndarray:
+        if self._sorted is None:
+            keys = np.asarray(self.rows.with_format("numpy")["key"][:], dtype="S32")
+            order = np.argsort(keys, kind="stable")
+            self._sorted = keys[order], order
+        keys, order = self._sorted
+        encoded = np.bytes_(key)
+        return order[np.searchsorted(keys, encoded, "left") : np.searchsorted(keys, encoded, "right")]
+
+    def _missing(self, name: str) -> str:
+        source = self.provenance["dataset"]
+        n, total = self.provenance["n"], source["num_images"]
+        if n < total:
+            return (
+                f"{name} has no map: the store covers the first {n} of {total} images of split {source['split']!r}; "
+                f"rebuild it without --limit: timm-igkd maps --split {source['split']}"
+            )
+        return (
+            f"{name} has no map: its pixels are in none of the {n} rows, which were made from {source['name']!r} split "
+            f"{source['split']!r} (pixels decoded by Pillow {self.provenance['versions']['pillow']}); build maps of this data "
+            "with: timm-igkd maps"
+        )
+
+    def levels(self, row: int) -> np.ndarray:
+        """Return a stored map as it is, [H, W] uint8 (see `map_format.quantize`)."""
+        return decode_png(self.rows[row]["map"]["bytes"])
+
+    def overlay_map(self, row: int) -> Image.Image:
+        """Return a map in the form the overlay takes: 8-bit greyscale, a signed map rectified."""
+        image = Image.fromarray(self.levels(row))
+        return rectify(image) if self.signed else image
+
+    def float_map(self, row: int) -> np.ndarray:
+        """Return a map in units of the integrated output, [H, W] float32, to 1/255 (signed: 1/127) of its scale."""
+        cell = self.rows[row]
+        levels = decode_png(cell["map"]["bytes"]).astype(np.float32)
+        return (levels - 128) * (cell["scale"] / 127) if self.signed else levels * (cell["scale"] / 255)
+
+    def require_logits(self) -> None:
+        """Raise InputError unless the store holds the teacher's logits."""
+        if not self.has_logits:
+            raise InputError(f"map store {str(self.path)!r} has no logits; rebuild it with --logits, or use a live teacher")
+
+    def logits(self, row: int) -> np.ndarray:
+        """Return the teacher's stored logits for the clean image, [classes] float32."""
+        self.require_logits()
+        return np.asarray(self.rows[row]["logits"], dtype=np.float32)
+
+    def verify(self, dataset: Any, progress: Callable = lambda rows: rows) -> None:
+        """Check strictly that row i is the map of image i, for all rows, and that no map was altered.
+
+        Raises:
+            InputError: the first row that fails is named.
+        """
+        total = self.provenance["dataset"]["num_images"]
+        if len(dataset) != total:
+            raise InputError(f"the dataset has {len(dataset)} images, but the maps were made from a split of {total}")
+        for index in progress(range(len(self.rows))):
+            row, (image, label) = self.rows[index], read_item(dataset, index)
+            if row["key"] != content_key(image):
+                raise InputError(
+                    f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other data, "
+                    f"another order, or another image decoder than Pillow {self.provenance['versions']['pillow']}"
+                )
+            if row["label"] != label:
+                raise InputError(f"row {index} has label {row['label']}, {row_name(dataset, index)} has {label}")
+            if map_hash(decode_png(row["map"]["bytes"]), row["scale"]) != row["map_hash"]:
+                raise InputError(f"the map of {row_name(dataset, index)} (row {index}) was altered: its hash differs; rebuild it")

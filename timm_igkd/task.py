@@ -1,0 +1,322 @@
+"""The training task: cross-entropy + distillation from a live teacher or stored logits + attention transfer.
+
+    task = IGDistillationTask(student, teacher)
+    result = task(input, target)
+    result["loss"].backward()
+
+Arms are option values: a term whose weight is 0 is not computed, and a teacher that no term needs is not called.
+"""
+
+import logging
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.task.classification import resolve_classification_loss
+from timm.task.distillation import FeatureDistillationTrainableModule
+from timm.utils import ModelEmaV3, unwrap_model
+from torch import Tensor, nn
+
+from timm_igkd.errors import InputError, nearest
+from timm_igkd.live_teacher import (
+    LiveTeacher,
+    check_pair,
+    forward_with_features,
+    resolve_attention_index,
+    resolve_class_index,
+    split_views,
+)
+from timm_igkd.losses import KD_LOSSES, attention_transfer, is_soft
+
+_logger = logging.getLogger(__name__)
+
+TEACHER_VIEWS = ("clean", "same")
+
+
+class IGDistillationTask(TrainingTask):
+    """Train a student on labels, a teacher's logits and a teacher's attention, each with its weight.
+
+    loss = task_loss_weight * CE + distill_loss_weight * KD + attention_loss_weight * AT; the defaults are the paper's.
+
+    Args:
+        student: the model to train. Its `pretrained_cfg` must name the mean and std its input is normalised with.
+        teacher: a live teacher; it is frozen in place, stays in eval mode, has its own normalisation and input size.
+        criterion: the task loss; cross-entropy by default, for class indices and for soft targets.
+        loss_type: a key of `timm_igkd.losses.KD_LOSSES`.
+        distill_loss_weight: weight of KD (the paper's alpha).
+        task_loss_weight: weight of CE; by default 1 - distill_loss_weight.
+        temperature: softmax temperature of KD.
+        attention_loss_weight: weight of AT (the paper's gamma, 0.8 there); needs a live teacher.
+        student_attention_index: which entry of `forward_intermediates` AT compares, by default the middle one.
+        teacher_attention_index: the same for the teacher.
+        teacher_class_indices: the teacher's outputs for the student's classes, in their order.
+        teacher_input_size: (H, W) the teacher is fed, by default its own.
+        teacher_view: what a live teacher sees in training. "same" is the student's input. "clean" is a second view:
+            `input` holds the student's views, then the teacher's (as timm's fast_collate lays out ((student, teacher),
+            label) items), with the targets repeated; or it comes as `teacher_input`.
+        dkd_alpha: weight of TCKD in loss_type "dkd".
+        dkd_beta: weight of NCKD in loss_type "dkd".
+        device: of the task's tensors and the teacher, by default the student's.
+        dtype: of the task, as in timm.
+        verbose: log the resolved settings.
+
+    Raises:
+        InputError: an option out of range, or models that do not fit together.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        criterion: nn.Module | None = None,
+        *,
+        loss_type: str = "kl",
+        distill_loss_weight: float = 0.01,
+        task_loss_weight: float | None = None,
+        temperature: float = 2.5,
+        attention_loss_weight: float = 0.0,
+        student_attention_index: int | None = None,
+        teacher_attention_index: int | None = None,
+        teacher_class_indices: Sequence[int] | None = None,
+        teacher_input_size: tuple[int, int] | None = None,
+        teacher_view: str = "clean",
+        dkd_alpha: float = 1.0,
+        dkd_beta: float = 8.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ):
+        check_pair(student, teacher)
+        super().__init__(device=device or next(student.parameters()).device, dtype=dtype, verbose=verbose)
+        self.loss_type = _check_choice("loss_type", loss_type, KD_LOSSES)
+        self.teacher_view = _check_choice("teacher_view", teacher_view, TEACHER_VIEWS)
+        self._set_weights(task_loss_weight, distill_loss_weight, attention_loss_weight)
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
+        self.temperature = temperature
+        dkd_options = {"alpha": _check_weight("dkd_alpha", dkd_alpha), "beta": _check_weight("dkd_beta", dkd_beta)}
+        self._kd_options = dkd_options if loss_type == "dkd" else {}
+        self.criterion = resolve_classification_loss(criterion, self.device)
+        distills = self.distill_loss_weight > 0
+        class_index = resolve_class_index(teacher_class_indices, student, teacher) if distills else None
+        self._class_index: Tensor | None
+        self.register_buffer("_class_index", class_index, persistent=False)
+        self._last_class = -1 if class_index is None else int(class_index.max())
+        self._views_checked = False
+
+        self._transfers_attention = self.attention_loss_weight > 0
+        self.trainable_module: nn.Module = student
+        if self._transfers_attention:
+            if teacher is None:
+                raise InputError(
+                    "attention transfer needs a live teacher's features, got teacher=None (stored logits hold no "
+                    "features); pass the teacher, or set attention_loss_weight=0"
+                )
+            teacher_attention_index = resolve_attention_index("teacher", teacher, teacher_attention_index)
+            student_attention_index = resolve_attention_index("student", student, student_attention_index)
+            self.trainable_module = _StudentWithFeatures(student, student_attention_index)
+        self.teacher: LiveTeacher | None = None
+        if teacher is not None:
+            self.teacher = LiveTeacher(teacher, student, teacher_attention_index, teacher_input_size)
+        self.to(self.device)
+        if verbose:
+            _logger.info(self.describe())
+
+    def describe(self) -> str:
+        """Return the resolved settings in one line."""
+        attention = ""
+        if isinstance(self.trainable_module, _StudentWithFeatures) and self.teacher is not None:
+            attention = f" (entries {self.trainable_module.attention_index}, {self.teacher.attention_index})"
+        teacher = "none" if self.teacher is None else f"view {self.teacher_view}, input {self.teacher.describe()}"
+        return (
+            f"{type(self).__name__}: task_loss_weight={self.task_loss_weight:g}, "
+            f"distill_loss_weight={self.distill_loss_weight:g} ({self.loss_type}, temperature {self.temperature:g}), "
+            f"attention_loss_weight={self.attention_loss_weight:g}{attention}; teacher: {teacher}"
+        )
+
+    def _set_weights(self, task: float | None, distill: float, attention: float) -> None:
+        self.distill_loss_weight = _check_weight("distill_loss_weight", distill)
+        self.attention_loss_weight = _check_weight("attention_loss_weight", attention)
+        if task is None:
+            if distill > 1:
+                raise InputError(
+                    "task_loss_weight defaults to 1 - distill_loss_weight, which must not be negative, got "
+                    f"distill_loss_weight={distill:g}; give task_loss_weight"
+                )
+            task = 1 - distill
+        self.task_loss_weight = _check_weight("task_loss_weight", task)
+        if task + distill + attention == 0:
+            raise InputError("at least one loss weight must be positive, got 0 for all; set task_loss_weight=1")
+
+    @property
+    def two_view_batches(self) -> bool:
+        """Whether training batches must hold the students' views and then the teacher's (or come with teacher_input).
+
+        This depends on the presence of a teacher and on `teacher_view`, not on the weights.
+        """
+        return self.teacher is not None and self.teacher_view == "clean"
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        teacher_input: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the student, and the teacher where a term needs it.
+
+        Args:
+            input: (B, C, H, W) normalised for the student; (2B, C, H, W) where `two_view_batches`, in training mode and
+                without teacher_input. In eval mode both models see the whole input.
+            target: class indices, or class probabilities of Mixup or CutMix; as many as `input`.
+            teacher_input: (B, C, h, w) the teacher's view, normalised for the student.
+            teacher_logits: (B, classes) stored logits, in place of a live teacher.
+
+        Returns:
+            'loss', 'output' (the student's B logits; their targets are target[:B]) and, as far as computed,
+            'task_loss', 'distill_loss' and 'attention_loss', not yet weighted.
+
+        Raises:
+            InputError: a batch that does not hold what the options call for.
+        """
+        input, target, teacher_input = self._views(input, target, teacher_input)
+        self._check_stored_logits(target, teacher_logits)
+        distills, transfers = self.distill_loss_weight > 0, self.attention_loss_weight > 0
+
+        output: Any = self.trainable_module(input)
+        features: Any = None
+        if self._transfers_attention:
+            output, features = output
+        teacher_features: Any = None
+        if self.teacher is not None and (distills or transfers):
+            teacher_logits, teacher_features = self.teacher(teacher_input, logits=distills, features=transfers)
+
+        losses = {}
+        if self.task_loss_weight > 0:
+            losses["task_loss"] = self.criterion(output, target)
+        if distills:
+            assert teacher_logits is not None
+            teacher_logits = self._select_classes(teacher_logits.to(output.device))
+            kd_loss = KD_LOSSES[self.loss_type]
+            losses["distill_loss"] = kd_loss(output, teacher_logits, self.temperature, target, **self._kd_options)
+        if transfers:
+            losses["attention_loss"] = attention_transfer(features, teacher_features)
+        loss = sum(getattr(self, f"{name}_weight") * value for name, value in losses.items())
+        return {"loss": loss, "output": output, **losses}
+
+    def _views(
+        self, input: Tensor, target: Tensor, teacher_input: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the student's input and targets, and the teacher's input."""
+        if teacher_input is not None:
+            if not self.two_view_batches:
+                found = "there is no live teacher" if self.teacher is None else "teacher_view is 'same'"
+                raise InputError(
+                    f"teacher_input is for a live teacher with teacher_view='clean', but {found}; leave it out"
+                )
+            if len(teacher_input) != len(input):
+                raise InputError(
+                    f"teacher_input must hold one view per image of input ({len(input)}), got {len(teacher_input)}; "
+                    "make both from the same batch"
+                )
+            return input, target, teacher_input
+        if not (self.two_view_batches and self.training):
+            return input, target, input
+        # Comparing values waits for an accelerator: there the first batch speaks for the run.
+        compare = target.device.type == "cpu" or not self._views_checked
+        self._views_checked = True
+        return split_views(input, target, compare)
+
+    def _check_stored_logits(self, target: Tensor, teacher_logits: Tensor | None) -> None:
+        if teacher_logits is None:
+            if self.distill_loss_weight > 0 and self.teacher is None:
+                raise InputError(
+                    f"distill_loss_weight={self.distill_loss_weight:g} needs a teacher, got neither a live one nor "
+                    "stored logits; pass teacher or teacher_logits, or set distill_loss_weight=0"
+                )
+        elif self._transfers_attention:
+            raise InputError(
+                "attention transfer needs the live teacher's features of this very view, got stored logits; leave "
+                "teacher_logits out, or set attention_loss_weight=0"
+            )
+        elif self.teacher is not None:
+            raise InputError(
+                "the teacher's logits must come from one source, got a live teacher and stored logits; build the task "
+                "with teacher=None, or leave teacher_logits out"
+            )
+        elif is_soft(target):
+            raise InputError(
+                "stored logits belong to single clean images, got the soft targets of Mixup or CutMix; switch those "
+                "off, or use a live teacher"
+            )
+
+    def _select_classes(self, teacher_logits: Tensor) -> Tensor:
+        if self._class_index is None:
+            return teacher_logits
+        if teacher_logits.shape[1] <= self._last_class:
+            raise InputError(
+                f"teacher_class_indices go up to {self._last_class}, got {teacher_logits.shape[1]} teacher outputs; "
+                "leave teacher_class_indices out where the logits hold the dataset's classes alone"
+            )
+        return teacher_logits.index_select(1, self._class_index)
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "IGDistillationTask":
+        """Wrap the trainable module in DistributedDataParallel; the teacher stays as it is."""
+        self.trainable_module = nn.parallel.DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **ddp_kwargs
+        )
+        return self
+
+    def compile(  # type: ignore[override]  # timm's signature
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """Compile the training forward, the teacher, and the student that evaluation uses, which is returned."""
+        options: Any = {"backend": backend, "mode": mode, **compile_kwargs}
+        student: Any = self.get_eval_model()
+        trainable: Any = torch.compile(self.trainable_module, **options)
+        self.trainable_module = trainable
+        self.eval_model: Any = torch.compile(student, **options) if self._transfers_attention else trainable
+        if self.teacher is not None:
+            self.teacher.compile(**options)
+        compiled: Any = self.eval_model
+        return compiled
+
+    def setup_ema(
+        self, decay: float = 0.9999, use_warmup: bool = False, device: torch.device | None = None, **kwargs: Any
+    ) -> nn.Module:
+        """Create an EMA copy of the trainable module, also once it is wrapped for distributed training or compiled."""
+        module = unwrap_model(self.trainable_module)
+        self.trainable_module_ema = ModelEmaV3(module, decay=decay, use_warmup=use_warmup, device=device, **kwargs)
+        return self.trainable_module_ema
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """Return the student (its EMA) free of wrappers, or its compiled form after `compile` (`compile_ema`)."""
+        if module is None and hasattr(self, "eval_model_ema" if ema else "eval_model"):
+            return super().get_eval_model(ema=ema)
+        module = unwrap_model(super().get_eval_model(module=module, ema=ema))
+        return module.student if isinstance(module, _StudentWithFeatures) else module
+
+
+class _StudentWithFeatures(FeatureDistillationTrainableModule):
+    """The student as DDP must see it, one forward for logits and features; timm's base keeps its parameter groups."""
+
+    def __init__(self, student: nn.Module, attention_index: int):
+        super().__init__(student)
+        self.attention_index = attention_index
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        return forward_with_features(self.student, input, self.attention_index)
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]) -> str:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
+    return value
+
+
+def _check_weight(name: str, weight: float) -> float:
+    if not 0 <= weight < math.inf:
+        raise InputError(f"{name} must be finite and at least 0, got {weight:g}; 0 switches the term off")
+    return weight
