@@ -59,6 +59,8 @@ class Stages:
             seconds = round(time.perf_counter() - started, 2)
             write_json(marker, {"settings": settings, "wall_time_s": seconds})
             begun.unlink(missing_ok=True)
+            if partial is not None:
+                partial.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
 
     def _marker(self, name: str) -> Path:

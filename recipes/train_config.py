@@ -37,7 +37,7 @@ class TrainConfig:
     test_limit: int | None = _help("only the first images of the test split", None)
 
     teacher: str = _help("timm name, hf-hub:… or local-dir:…", "test_resnet")
-    teacher_args: dict[str, Any] = _help("arguments of the teacher, k=v", {"in_chans": 3})
+    teacher_args: dict[str, Any] = _help("arguments of the teacher, k=v", {})
     teacher_checkpoint: str | None = _help(".safetensors or timm .pth.tar", None)
     teacher_mean: tuple[float, float, float] | None = _help("normalisation, where the model's own is not right", None)
     teacher_std: tuple[float, float, float] | None = _help("normalisation, where the model's own is not right", None)
@@ -45,7 +45,7 @@ class TrainConfig:
 
     student: str | None = _help("timm name, or none: the teacher truncated by student_drop", None)
     student_args: dict[str, Any] = _help("arguments of the student, k=v", {})
-    student_drop: int = _help("entries cut from the teacher's end where student is none", 1)
+    student_drop: int = _help("entries cut from the teacher's end where student is none", 2)
     student_init: Literal["random", "teacher"] = _help("weights of a truncated student's kept layers", "random")
 
     overlay_prob: float = _help("share of training images overlaid with their map; 0: no overlay", 0.1)

@@ -36,9 +36,10 @@ from timm_igkd.errors import InputError
 from timm_igkd.evaluation import write_metrics
 from timm_igkd.model_loading import class_indices, load_model, needs_plugin, save_model
 from timm_igkd.random_streams import derive_seed, generator, seeded
-from timm_igkd.report import collect_disagreements, write_report
+from timm_igkd.report import write_report
+from timm_igkd.report_sections import collect_disagreements
 from timm_igkd.run_files import write_predictions
-from timm_igkd.store_files import write_json
+from timm_igkd.store_files import read_json, write_json
 
 
 class Run:
@@ -242,9 +243,7 @@ class Run:
         return load_model(f"local-dir:{self.folder / name}", role=name)
 
     def _add_wall_times(self) -> None:
-        import json
-
-        metrics = json.loads((self.folder / "metrics.json").read_text())
+        metrics = read_json(self.folder / "metrics.json")
         write_metrics(self.folder / "metrics.json", metrics | {"wall_time_s": self.stages.wall_times()})
 
     def _print_usage(self) -> None:

@@ -186,6 +186,13 @@ def test_models_that_differ_in_normalisation_alone_give_equal_logits(batch):
     assert result["distill_loss"].item() == pytest.approx(0, abs=1e-9)
 
 
+def test_no_gradient_flows_through_the_teacher(batch):
+    live = LiveTeacher(tiny(seed=1), tiny(), attention_index=2)
+    logits, features = live(batch[0].requires_grad_(), features=True)
+    assert not logits.requires_grad
+    assert not features.requires_grad
+
+
 def test_equal_normalisation_and_size_leave_the_input_alone(batch):
     task = build(teacher=tiny(seed=1))
     seen = spied(task)
@@ -556,6 +563,7 @@ def test_distributed_task_trains_and_saves_the_same_student(kwargs, batch, proce
     single, student = build(tiny(), tiny(seed=1), **kwargs).train(), tiny()
     task = build(student, tiny(seed=1), **kwargs).train().prepare_distributed()
     task.setup_ema()
+    assert not any(isinstance(m, nn.parallel.DistributedDataParallel) for m in task.trainable_module_ema.modules())
     expected, result = single(*batch), task(*batch)
     assert torch.equal(result["loss"], expected["loss"])
     result["loss"].backward()

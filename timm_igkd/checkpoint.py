@@ -25,11 +25,23 @@ def flag_name(role: str, option: str) -> str:
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:limit] if lines else type(error).__name__
 
 
 def read_checkpoint(file: Path, use_ema: bool, role: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file or of timm's .pth.tar, without running what it holds.
+
+    Args:
+        file: the checkpoint.
+        use_ema: take the EMA weights of a .pth.tar, an error where it has none.
+        role: whose flags an error names.
+
+    Raises:
+        MissingFileError: no such file.
+        InputError: corrupt file, pickled code, no tensors.
+    """
     if not file.is_file():
         raise MissingFileError(f"no checkpoint file {str(file)!r} ({flag_name(role, 'checkpoint')})")
     if file.suffix == ".safetensors":

@@ -1,7 +1,7 @@
 """Settings of a recipe: one flat frozen dataclass whose fields are the flags and the keys of its YAML file.
 
-`--config x.yaml` gives the defaults and flags win. A field's type says how a value is read: bool, int, float, str, Literal,
-`X | None`, tuple, list, dict[str, Any]; `field(metadata={"help": …})` is its line in `--help`.
+`--config x.yaml` gives the defaults and flags win. A field's type says how a value is read: bool, int, float, str,
+Literal, `X | None`, tuple, list, dict[str, Any]; `field(metadata={"help": …})` is its line in `--help`.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def parse_config(
 
     Args:
         cls: dataclass; a field without a default must be given by the file or a flag.
-        argv: arguments without the program's name, e.g. `sys.argv[1:]`; `--learning-rate` and `--learning_rate` are one flag.
+        argv: arguments without the program's name, e.g. `sys.argv[1:]`; `--batch-size` and `--batch_size` are one.
         prog: program name in `--help`.
         description: first lines of `--help`.
 
@@ -100,17 +100,22 @@ def save_config(config: Any, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _create_parser(
-    cls: type, annotations: Mapping[str, Any], prog: str | None, description: str | None
-) -> OneLineParser:
-    usage = "%(prog)s [--config YAML] [--name value …]"
-    parser = OneLineParser(prog, usage, description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+def _create_parser(cls: type, annotations: dict[str, Any], prog: str | None, description: str | None) -> OneLineParser:
+    parser = OneLineParser(
+        prog=prog,
+        usage="%(prog)s [--config YAML] [--name value …]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="YAML", help="file of settings; flags win over it")
     for field in _fields(cls):
         annotation = annotations[field.name]
         kinds = [get_origin(member) or member for member in _members(annotation)]
         help_text = f"{field.metadata.get('help', '')} {_default_text(field)}".strip().replace("%", "%%")
-        options: dict[str, Any] = {"dest": field.name, "metavar": _type_name(annotation), "help": help_text}
+        metavar = _type_name(annotation).removesuffix(" …")
+        options: dict[str, Any] = {"dest": field.name, "metavar": metavar, "help": help_text}
         if bool in kinds:
             parser.add_argument(_flag(field.name), nargs="?", const="true", **options)
             negation = f"--no{_flag(field.name)[1:]}"
@@ -124,11 +129,8 @@ def _create_parser(
 
 def _with_hyphens(argv: Sequence[str]) -> list[str]:
     """Write the flags of `argv` with hyphens; values stay."""
-    joined = []
-    for argument in argv:
-        name, equals, value = argument.partition("=")
-        joined.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
-    return joined
+    parts = [argument.partition("=") for argument in argv]
+    return [_flag(name[2:]) + "".join(rest) if name.startswith("--") else name + "".join(rest) for name, *rest in parts]
 
 
 def _flag(name: str) -> str:
@@ -147,12 +149,9 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
     if _is_required(field):
         return "(required)"
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if isinstance(default, dict):
-        shown = " ".join(f"{key}={value}" for key, value in default.items())
-    elif isinstance(default, tuple | list):
-        shown = " ".join(map(str, default))
-    else:
-        shown = str(default).lower() if default is None or isinstance(default, bool) else str(default)
+    parts = [f"{key}={value}" for key, value in default.items()] if isinstance(default, dict) else default
+    shown = " ".join(map(str, parts)) if isinstance(parts, tuple | list) else str(parts)
+    shown = shown.lower() if default is None or isinstance(default, bool) else shown
     return f"(default: {shown or 'empty'})"
 
 
@@ -162,7 +161,7 @@ def _read_file(path: Path, annotations: Mapping[str, Any], names: Sequence[str])
         raise MissingFileError(f"--config must be a YAML file, {str(path)!r} does not exist or is no file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold `name: value` lines, found {type(content).__name__}")
@@ -181,9 +180,10 @@ def _convert_named(name: str, value: Any, annotation: Any) -> Any:
     """Convert a value; the error names it, the expected type and the value."""
     try:
         return _convert(value, annotation)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
         found = " ".join(value) if isinstance(value, list) and all(isinstance(part, str) for part in value) else value
-        choices = [str(choice) for member in _members(annotation) for choice in _choices(member)]
+        literals = [member for member in _members(annotation) if get_origin(member) is Literal]
+        choices = [str(choice) for literal in literals for choice in get_args(literal)]
         hint = nearest(str(found), choices) or ("; put it in quotes" if annotation in (str, str | None) else "")
         raise InputError(f"{name} must be {_type_name(annotation)}, got {found!r}{hint}") from error
 
@@ -261,8 +261,7 @@ def _convert_scalar(value: Any, kind: type) -> Any:
         return _choose(str(value).lower(), ("false", "true")) == "true"
     if kind not in (int, float, str):
         raise TypeError(f"parse_config reads no fields of type {kind}")
-    fits = isinstance(value, str) or (kind is not str and type(value) in (int, kind))
-    if not fits:
+    if not isinstance(value, str) and (kind is str or type(value) not in (int, kind)):
         raise ValueError(value)
     return kind(value)
 
@@ -272,10 +271,6 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) not in (Union, types.UnionType):
         return (annotation,)
     return tuple(member for member in get_args(annotation) if member is not types.NoneType)
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _type_name(annotation: Any) -> str:

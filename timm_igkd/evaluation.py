@@ -1,7 +1,6 @@
 """Evaluate a classifier, alone or beside its teacher: accuracy, calibration, agreement, size and warm latency."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from timm_igkd.calibration import expected_calibration_error
-from timm_igkd.data import read_item
+from timm_igkd.data import class_names, dataset_name, read_item
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.latency import describe_hardware, time_model
 from timm_igkd.model_loading import count_macs, count_parameters
+from timm_igkd.store_files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def evaluate(
 
     Args:
         model: any timm classifier; its mode and device are the same afterwards.
-        dataset: map-style dataset of (PIL RGB image, label); `name`, `split` and `class_names` are used if present.
+        dataset: map-style dataset of (PIL RGB image, label).
         teacher: second model, for `agreement`, `teacher_kl`, `compression` and `teacher`.
         class_indices: the model's index of each dataset class, where they are not the model's classes in order.
             Top-1, top-5, loss and ECE are then over all classes of the model, `top1_subset` over the dataset's.
@@ -147,7 +147,7 @@ def evaluate(
             _measure(c, logits, labels, device, measure_latency)
             for c, logits in zip(contenders, all_logits, strict=True)
         ]
-    where = {"n": len(labels), "dataset": getattr(dataset, "name", None), "split": getattr(dataset, "split", None)}
+    where = {"n": len(labels), "dataset": dataset_name(dataset), "split": getattr(dataset, "split", None)}
     metrics = results[0] | where
     if teacher is None:
         return Evaluation(metrics, all_logits[0], labels)
@@ -165,7 +165,7 @@ def _contender(role: str, model: nn.Module, indices: Sequence[int] | None, datas
             f"the {role} must carry its preprocessing as timm models do, found no pretrained_cfg; set "
             "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
         )
-    names, num_classes = getattr(dataset, "class_names", None), getattr(model, "num_classes", None)
+    names, num_classes = class_names(dataset), getattr(model, "num_classes", None)
     if indices is not None and names is not None and len(indices) != len(names):
         raise InputError(
             f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"
@@ -270,14 +270,10 @@ def _compare(contenders: Sequence[_Contender], all_logits: Sequence[Tensor]) -> 
 
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics as strict JSON, through a temporary file so that a half-written one never looks complete."""
-    path = Path(path)
     try:
         text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     except ValueError as error:
         raise RunError(
             f"metrics must be finite numbers, found NaN or infinity ({error}); not writing {path}"
         ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(Path(path), text.encode())

@@ -1,13 +1,13 @@
 """Warm, repeated latency of a model, and the hardware it was measured on."""
 
-import platform
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
+
+from timm_igkd.environment import environment
 
 LEAST_REPEATS = 5
 MOST_REPEATS = 1000
@@ -61,12 +61,4 @@ def _time_once(model: nn.Module, inputs: torch.Tensor) -> float:
 def describe_hardware(device: str | torch.device = "cpu") -> str:
     """Return the name of the processor or accelerator behind `device`."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(environment()["cpu"])

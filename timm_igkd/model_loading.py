@@ -207,9 +207,8 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
 
 def _separate_tensors(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: Any) -> None:
     """Make every tensor contiguous, on the CPU and on its own, as safetensors wants them."""
-    if not prefix:
-        for name, tensor in state_dict.items():
-            state_dict[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    for name, tensor in state_dict.items():
+        state_dict[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _move_into_place(written: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Show images beside their maps and the overlaid result, as a picture drawn with PIL alone."""
 
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.errors import InputError
+from timm_igkd.store_files import write_atomic
 
 SMALLEST_SIDE = 96
 LARGEST_SIDE = 224
@@ -102,7 +103,9 @@ def write_preview(path: str | Path, samples: Sequence[Sample], columns: int = 4)
             if row == 0:
                 draw.text((x, _MARGIN - 4), name, _MUTED, font)
         draw.text((left, top + side_y + 3), _shorten(sample.label, draw, font, width), _INK, font)
-    _save_png(grid, Path(path))
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG")
+    write_atomic(Path(path), buffer.getvalue())
 
 
 def _shorten(
@@ -117,10 +120,3 @@ def _shorten(
     while label and draw.textlength(label + "...", font) > width:
         label = label[:-1]
     return label + "..."
-
-
-def _save_png(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)

@@ -1,12 +1,10 @@
 """Write one self-contained HTML page that shows what a run trained, how good it is and how to use it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from timm_igkd import report_tables as tables
 from timm_igkd.preview import Sample
@@ -20,34 +18,39 @@ from timm_igkd.report_sections import (
     sample_view,
 )
 from timm_igkd.run_files import History, Predictions, read_history, read_mapping, read_predictions
+from timm_igkd.store_files import write_atomic
 
 __all__ = ["Disagreement", "collect_disagreements", "write_report"]
 
 MOST_SAMPLES = 12
 MOST_DISAGREEMENTS = 24
 
-# Row of the setup table -> settings in words; a setting the run does not have is left out.
-_SETUP_WORDS = {
-    "Overlay": {
-        "overlay_prob": "on a share of {} of the images",
-        "overlay_weight": "weight of the map {}",
-        "overlay_source": "maps: {}",
-        "teacher_view": "view of the teacher: {}",
-    },
-    "Distillation": {
-        "kd_loss": "{}",
-        "distill_loss_weight": "weight {}",
-        "temperature": "temperature {}",
-        "task_loss_weight": "weight of the labels {}",
-        "attention_loss_weight": "weight of attention transfer {}",
-    },
-    "Training": {
-        "epochs": "{} epochs",
-        "batch_size": "batch size {}",
-        "opt": "optimiser {}",
-        "lr": "learning rate {}",
-        "seed": "seed {}",
-    },
+# Row of the setup table -> (setting that switches it on, settings in words); settings a run does not have are left out.
+_SETUP_WORDS: dict[str, tuple[str, dict[str, str]]] = {
+    "Overlay": (
+        "overlay_prob",
+        {
+            "overlay_prob": "probability {} per image",
+            "overlay_weight": "weight of the map {}",
+            "overlay_source": "maps {}",
+            "teacher_view": "the teacher’s view {}",
+        },
+    ),
+    "Distillation": (
+        "distill_loss_weight",
+        {"loss_type": "{}", "distill_loss_weight": "weight {}", "temperature": "temperature {}"},
+    ),
+    "Attention transfer": ("attention_loss_weight", {"attention_loss_weight": "weight {}"}),
+    "Training": (
+        "epochs",
+        {
+            "epochs": "{} epochs",
+            "batch_size": "batch size {}",
+            "opt": "{}",
+            "lr": "learning rate {}",
+            "seed": "seed {}",
+        },
+    ),
 }
 
 
@@ -79,10 +82,7 @@ def write_report(
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = jinja.from_string(template).render(context)
     path = run_dir / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, page.encode())
     return path
 
 
@@ -108,7 +108,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "seed": tables.plain(config.get("seed")),
         "has_teacher": bool(metrics.get("teacher")),
         "teacher_trained_here": teacher_history is not None,
-        "curves": [(Markup(svg), text) for svg, text in learning_curves(student_history, teacher_history)],
+        "curves": learning_curves(student_history, teacher_history),
         "samples": [sample_view(sample) for sample in samples],
         "has_maps": bool(provenance),
         "confusion": confusion_view(predictions),
@@ -146,35 +146,27 @@ def _setup_rows(
     teacher = metrics.get("teacher")
     if teacher:
         origin = f"trained here for {len(teacher_history['epoch'])} epochs" if teacher_history else "released weights"
-        rows.append(
-            (
-                "Teacher",
-                f"{tables.plain(config.get('teacher'))}, {tables.large(teacher['num_parameters'])} parameters, "
-                f"{origin}",
-            )
-        )
-    rows.append(
-        ("Student", f"{tables.plain(config.get('student'))}, {tables.large(metrics['num_parameters'])} parameters")
+        name, size = tables.plain(config.get("teacher")), tables.large(teacher["num_parameters"])
+        rows.append(("Teacher", f"{name}, {size} parameters, {origin}"))
+    name = (
+        config.get("student") or f"the teacher cut at its end (student_drop {tables.plain(config.get('student_drop'))})"
     )
+    rows.append(("Student", f"{name}, {tables.large(metrics['num_parameters'])} parameters"))
     rows.append(("Dataset", f"{tables.plain(metrics.get('dataset'))}, {len(predictions.class_names)} classes"))
-    tested = f"{tables.count(metrics['n'])} images of split “{tables.plain(metrics.get('split'))}”"
-    rows.append(("Tested on", tested))
+    if config.get("train_split"):
+        rows.append(("Trained on", f"split “{config['train_split']}”"))
+    rows.append(("Tested on", f"{tables.count(metrics['n'])} images of split “{tables.plain(metrics.get('split'))}”"))
     if provenance:
-        options = provenance.get("options")
-        details = (
-            ", ".join(f"{key} {tables.plain(value)}" for key, value in options.items())
-            if isinstance(options, dict)
-            else ""
-        )
-        rows.append(
-            (
-                "Maps",
-                f"{tables.plain(provenance.get('n'))} integrated-gradients maps" + (f" ({details})" if details else ""),
-            )
-        )
-    for heading, settings in _SETUP_WORDS.items():
-        known = [words.format(tables.plain(config[key])) for key, words in settings.items() if config.get(key) is not None]
-        if known:
+        options = provenance.get("options") or {}
+        details = ", ".join(f"{key} {tables.plain(value)}" for key, value in options.items())
+        rows.append(("Maps", f"{tables.count(provenance['n'])} integrated-gradients maps: {details}"))
+    for heading, (switch, settings) in _SETUP_WORDS.items():
+        known = [
+            words.format(tables.plain(config[key])) for key, words in settings.items() if config.get(key) is not None
+        ]
+        if config.get(switch) == 0:
+            rows.append((heading, "none"))
+        elif known:
             rows.append((heading, ", ".join(known)))
     return rows
 
@@ -193,7 +185,8 @@ def _latency_note(metrics: Mapping[str, Any]) -> str:
     where = _device_words(metrics) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
     return (
         f"Latency is the median of warm, repeated passes (student: {repeats}) on "
-        f"{metrics.get('hardware') or 'unknown hardware'} ({where}); p90 is the time that nine passes in ten stay under."
+        f"{metrics.get('hardware') or 'unknown hardware'} ({where}); "
+        "p90 is the time that nine passes in ten stay under."
     )
 
 

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from timm_igkd import report_tables as tables
 from timm_igkd.calibration import reliability_bins
 from timm_igkd.data import read_item
+from timm_igkd.errors import InputError
 from timm_igkd.preview import Sample, fit_image, sample_panels
 from timm_igkd.report_figures import data_uri, reliability_diagram
-from timm_igkd.run_files import Predictions
+from timm_igkd.run_files import Predictions, read_predictions
 
 MOST_MATRIX_CLASSES = 30
 
@@ -30,24 +31,26 @@ class Disagreement:
     teacher_confidence: float
 
 
-def collect_disagreements(
-    dataset: Any,
-    labels: Any,
-    student_logits: Any,
-    teacher_logits: Any,
-    class_names: Sequence[str],
-    limit: int = 12,
-) -> list[Disagreement]:
-    """Return the images on which student and teacher differ, the surest student first.
+def collect_disagreements(run_dir: str | Path, dataset: Any, limit: int = 12) -> list[Disagreement]:
+    """Return the images on which a run's student and teacher differ, the surest student first.
 
     Args:
-        dataset: map-style dataset of (PIL image, label), in the order of the logits.
-        labels: (N,) the dataset's labels.
-        student_logits: (N, C) over the dataset's classes.
-        teacher_logits: (N, C) over the dataset's classes.
-        class_names: C names.
+        run_dir: the run's folder, with predictions.npz.
+        dataset: what it was evaluated on, in the same order: map-style, of (PIL image, label).
         limit: most images returned.
+
+    Raises:
+        InputError: the predictions are of another number of images.
     """
+    predictions = read_predictions(Path(run_dir) / "predictions.npz")
+    labels, class_names = predictions.labels, predictions.class_names
+    if len(dataset) != len(labels):
+        raise InputError(
+            f"{run_dir} has predictions of {len(labels)} images, the dataset {len(dataset)}; evaluate it again"
+        )
+    if predictions.teacher_logits is None:
+        return []
+    student_logits, teacher_logits = predictions.student_logits, predictions.teacher_logits
     student, teacher = _softmax(student_logits), _softmax(teacher_logits)
     answers, teacher_answers = student.argmax(1), teacher.argmax(1)
     differing = np.flatnonzero(answers != teacher_answers)
@@ -66,6 +69,7 @@ def collect_disagreements(
 
 
 def sample_view(sample: Sample) -> dict[str, Any]:
+    """Return a sample's label and its three pictures."""
     names = ("image", "map", "overlaid")
     return {
         "label": sample.label,
@@ -103,6 +107,7 @@ def _recall(matrix: np.ndarray, index: int) -> str:
 
 
 def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
+    """Return a reliability diagram and its reading for the student and, where there is one, the teacher."""
     views = []
     for role, logits in (("student", predictions.student_logits), ("teacher", predictions.teacher_logits)):
         if logits is None:
@@ -117,7 +122,7 @@ def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
         views.append(
             {
                 "role": role,
-                "svg": Markup(reliability_diagram(f"reliability-{role}", role, bins)),
+                "svg": reliability_diagram(f"reliability-{role}", role, bins),
                 "ece": f"{bins.expected_calibration_error:.3f}",
                 "text": f"mean confidence {tables.percent(100 * confidence)}, "
                 f"accuracy {tables.percent(100 * accuracy)}: "
@@ -128,6 +133,7 @@ def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
 
 
 def disagreement_view(predictions: Predictions, shown: Sequence[Disagreement]) -> dict[str, Any] | None:
+    """Return who is right how often and the images to show, or None without a teacher."""
     if predictions.teacher_logits is None:
         return None
     student, teacher = predictions.student_logits.argmax(1), predictions.teacher_logits.argmax(1)

@@ -9,6 +9,7 @@ import numpy as np
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"
 ABSENT = DASH
+MOST_ITEMS = 12
 
 
 class Row(NamedTuple):
@@ -99,7 +100,9 @@ def result_rows(metrics: Mapping[str, Any]) -> list[Row]:
     """Return accuracy, calibration and agreement of teacher and student."""
     teacher = metrics.get("teacher") or {}
     rows = [_compare_percent("Top-1 accuracy", "top1", teacher, metrics)]
-    rows.append(Row("95 % Wilson interval", interval_text(teacher) if teacher else ABSENT, interval_text(metrics), ""))
+    rows.append(
+        Row(f"95{NARROW}% Wilson interval", interval_text(teacher) if teacher else ABSENT, interval_text(metrics), "")
+    )
     if "top1_subset" in metrics:
         rows.append(_compare_percent("Top-1 among the dataset's classes", "top1_subset", teacher, metrics))
     rows.append(_compare_percent("Top-5 accuracy", "top5", teacher, metrics))
@@ -166,7 +169,7 @@ def _latency(times: Mapping[str, float] | None) -> str:
     if not times:
         return ABSENT
     digits = 2 if times["median"] < 10 else 1 if times["median"] < 100 else 0
-    return f"{times['median']:.{digits}f}{NARROW}ms (p90 {times['p90']:.{digits}f})"
+    return f"{times['median']:.{digits}f}{NARROW}ms (p90\u00a0{times['p90']:.{digits}f})"
 
 
 def flat_rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -190,6 +193,8 @@ def plain(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple) and len(value) > MOST_ITEMS:
+        return f"{', '.join(plain(item) for item in value[:MOST_ITEMS])}, … ({count(len(value))} in all)"
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value)
     return str(value)

@@ -1,8 +1,8 @@
 """The files of a finished run that the report page is made from; a missing or damaged one is named."""
 
 import csv
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation import Evaluation
+from timm_igkd.store_files import write_atomic
 
 History = Mapping[str, np.ndarray]
 
@@ -38,6 +39,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_mapping(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Read a .yaml or .json file of names with values; an optional one that is absent is empty."""
     if optional and not path.exists():
         return {}
     text = _read_text(path)
@@ -62,6 +64,7 @@ def read_history(path: Path) -> History:
 
 
 def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote."""
     if not path.exists():
         raise MissingFileError(f"{path} is missing, expected a finished run; run the recipe again to complete it")
     with np.load(path, allow_pickle=False) as arrays:
@@ -89,7 +92,6 @@ def write_predictions(
     teacher_class_indices: Sequence[int] | None = None,
 ) -> None:
     """Write labels and logits over the dataset's classes as an .npz file, which the report page reads."""
-    path = Path(path)
 
     def columns(logits: Tensor, indices: Sequence[int] | None) -> np.ndarray:
         return (logits if indices is None else logits[:, list(indices)]).numpy()
@@ -101,8 +103,6 @@ def write_predictions(
     }
     if evaluation.teacher_logits is not None:
         arrays["teacher_logits"] = columns(evaluation.teacher_logits, teacher_class_indices)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomic(Path(path), buffer.getvalue())

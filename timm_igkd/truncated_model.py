@@ -22,6 +22,7 @@ COPIED_CFG_KEYS = (
 
 
 def check_cuttable(model: nn.Module, name: str) -> None:
+    """Raise InputError unless the model's intermediate features can be cut from the end."""
     missing = [m for m in ("forward_intermediates", "prune_intermediate_layers") if not hasattr(model, m)]
     if missing:
         raise InputError(f"{name} cannot be truncated: it has no {missing[0]}; choose a timm model that has it")
@@ -33,6 +34,7 @@ def check_cuttable(model: nn.Module, name: str) -> None:
 
 
 def check_drop(drop: Any, highest: int, name: str, entries: int) -> None:
+    """Raise InputError unless `drop` is a whole number from 0 to `highest`."""
     if isinstance(drop, bool) or not isinstance(drop, int) or not 0 <= drop <= highest:
         raise InputError(
             f"drop must be a whole number from 0 to {highest} ({name} has {entries} feature entries), got {drop!r}"
@@ -86,9 +88,7 @@ class TruncatedModel(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         size = {} if img_size is None else {"img_size": img_size}
-        self.base = timm.create_model(
-            base, **{**base_args, **size, "num_classes": 0, "in_chans": in_chans, **factory}
-        )
+        self.base = timm.create_model(base, **{**base_args, **size, "num_classes": 0, "in_chans": in_chans, **factory})
         check_cuttable(self.base, base)
         self.feature_info = [{**info, "module": below_base(info.get("module"))} for info in self.base.feature_info]
         check_drop(drop, len(self.feature_info) - 1, base, len(self.feature_info))

@@ -1,0 +1,103 @@
+"""Shared fixtures, and a Hugging Face home of its own for the session: no test reads or writes the user's."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_HF_HOME = tempfile.mkdtemp(prefix="timm-igkd-tests-")
+os.environ.update(  # read by huggingface_hub and datasets when they are imported, so before anything imports them
+    HF_HOME=_HF_HOME,
+    HF_HUB_CACHE=f"{_HF_HOME}/hub",
+    HF_DATASETS_CACHE=f"{_HF_HOME}/datasets",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    HF_UPDATE_DOWNLOAD_COUNTS="0",
+    MPLBACKEND="Agg",
+)
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT"):
+    os.environ.pop(_name, None)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+_SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+ImageFactory = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if (_SHARED / "data").is_dir():
+        return
+    skip = pytest.mark.skip(reason=f"needs shared data, {_SHARED}/data does not exist (set TIMM_IGKD_SHARED)")
+    for item in items:
+        if "shared" in item.keywords or "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker(skip)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the shared data; a test that asks for it is skipped where it is absent."""
+    return _SHARED
+
+
+def tiny_image(index: int, label: int, size: int, seed: int) -> Image.Image:
+    """Return noise around a colour of the class: images differ, classes can be learnt."""
+    colour = np.random.default_rng([seed, 1, label]).integers(40, 216, size=3)
+    noise = np.random.default_rng([seed, 2, index]).integers(-40, 41, size=(size, size, 3))
+    return Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def tiny_images(tmp_path: Path) -> ImageFactory:
+    """Return `make(kind="parquet", n=8, size=16, classes=2, split="train", seed=0, name="images") -> folder`.
+
+    Image i has label i % classes. Another split goes into the same folder by another call; the same arguments give the
+    same pixels. "parquet" writes `<split>-00000-of-00001.parquet` (columns `image`, `label`), "folder" writes
+    `<split>/<class>/<index>.png`.
+    """
+
+    def make(
+        kind: str = "parquet",
+        n: int = 8,
+        size: int = 16,
+        classes: int = 2,
+        split: str = "train",
+        seed: int = 0,
+        name: str = "images",
+    ) -> Path:
+        root = tmp_path / name
+        root.mkdir(exist_ok=True)
+        labels = [index % classes for index in range(n)]
+        split_seed = seed * 1000 + sum(split.encode())
+        images = [tiny_image(index, label, size, split_seed) for index, label in enumerate(labels)]
+        class_names = [f"class_{label}" for label in range(classes)]
+        if kind == "parquet":
+            _write_parquet(root / f"{split}-00000-of-00001.parquet", images, labels, class_names)
+        elif kind == "folder":
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                path = root / split / class_names[label] / f"{index:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+        else:
+            raise ValueError(f"kind must be parquet or folder, got {kind!r}")
+        return root
+
+    return make
+
+
+def _write_parquet(path: Path, images: list[Image.Image], labels: list[int], class_names: list[str]) -> None:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
+    columns: dict[str, Any] = {"image": images, "label": labels}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(path))
