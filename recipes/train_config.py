@@ -1,11 +1,15 @@
 """The settings of recipes/train_igkd.py: every field is a flag, and a key of the YAML given with --config."""
 
+import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from timm.optim import list_optimizers
+
 from timm_igkd.attribution import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.controls import OverlaySource
-from timm_igkd.errors import InputError, check_range
+from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.overlay import IGOverlay
 
 
@@ -24,8 +28,7 @@ class TrainConfig:
     resume: bool = _help("go on from the last finished epoch of a killed stage", False)
     seed: int = _help("initialisation, order, crops, overlays and Mixup all derive from it", 0)
 
-    dataset: str = _help("Hub id, folder of parquet or of class folders, digits, or a timm dataset name", "digits")
-    data_dir: str | None = _help("root folder of a timm dataset", None)
+    dataset: str = _help("Hub id, folder of parquet or of class folders, or digits", "digits")
     revision: str | None = _help("branch, tag or commit of a Hub dataset", None)
     image_column: str | None = _help("default: the first image column", None)
     label_column: str | None = _help("default: the first class label column", None)
@@ -76,7 +79,7 @@ class TrainConfig:
     lr: float = _help("learning rate", 2e-3)
     weight_decay: float = _help("weight decay", 0.01)
     momentum: float = _help("momentum of sgd", 0.9)
-    sched: str = _help("timm scheduler; none: constant", "cosine")
+    sched: Literal["cosine", "tanh", "poly", "none"] = _help("timm scheduler; none: constant", "cosine")
     warmup_epochs: int = _help("linear warm-up", 1)
     min_lr: float = _help("last learning rate", 1e-5)
     grad_accum_steps: int = _help("batches per optimiser step", 1)
@@ -95,33 +98,68 @@ class TrainConfig:
     cutmix: float = _help("CutMix alpha", 0.0)
     smoothing: float = _help("label smoothing", 0.0)
     workers: int = _help("DataLoader workers; the results do not depend on it", 0)
-    trackers: tuple[str, ...] = _help("Accelerate trackers beside the CSV: tensorboard, wandb", ())
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = _help("Accelerate trackers beside the CSV", ())
     max_steps_per_epoch: int | None = _help("stop every epoch early, to try a configuration", None)
 
     def __post_init__(self) -> None:
         """Check ranges and combinations before anything expensive starts."""
+        self._check_ranges()
         IGOverlay(self.overlay_prob, self.overlay_weight, self.overlay_max_power)
         self.ig_options()
+        if "/" in self.name or self.name in ("", ".", ".."):
+            raise InputError(f"name is a folder under output_dir, not a path, got {self.name!r}")
+        if self.opt not in list_optimizers():
+            raise InputError(
+                f"unknown optimiser {self.opt!r}{nearest(self.opt, list_optimizers())}; timm.optim lists them"
+            )
+        if self.engine == "captum" and self.n_steps == "auto":
+            raise InputError("n_steps auto needs engine fast; captum takes a whole number")
+        self._check_models()
+        self._check_losses()
+
+    def _check_ranges(self) -> None:
         for name in ("epochs", "batch_size", "grad_accum_steps"):
             check_range(name, getattr(self, name), 1)
-        for name in ("teacher_epochs", "workers", "warmup_epochs", "distill_loss_weight", "attention_loss_weight"):
-            check_range(name, getattr(self, name), 0)
-        for name in ("hflip", "reprob", "smoothing", "validation_fraction", "scale_min"):
+        for name in ("train_limit", "test_limit", "map_size", "max_steps_per_epoch"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1)
+        for name in (
+            "seed teacher_epochs workers warmup_epochs distill_loss_weight attention_loss_weight lr weight_decay "
+            "momentum min_lr color_jitter mixup cutmix"
+        ).split():
+            check_range(name, getattr(self, name), 0, sys.float_info.max)
+        for name in ("hflip", "reprob", "smoothing", "validation_fraction", "scale_min", "model_ema_decay"):
             check_range(name, getattr(self, name), 0, 1)
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be above 0, got {self.temperature:g}")
+        for name in ("temperature", "clip_grad"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, got {value:g}")
+
+    def _check_models(self) -> None:
+        if self.teacher_epochs > 0 and self.teacher_checkpoint is not None:
+            raise InputError("teacher_checkpoint holds a trained teacher; set teacher_epochs to 0, or drop it")
         if self.student is None and self.student_drop < 1:
             raise InputError(f"student_drop must be at least 1 where student is none, got {self.student_drop}")
+        if self.student is None and self.student_args:
+            raise InputError("student_args are for a student given by name; student is none: drop them")
+        if self.student is not None and self.student_init == "teacher":
+            raise InputError(
+                "student_init teacher is for a truncated teacher; set student to none, or student_init to random"
+            )
+
+    def _check_losses(self) -> None:
         mixes = self.mixup > 0 or self.cutmix > 0
         if mixes and self.batch_size % 2:
             raise InputError(f"Mixup and CutMix need an even batch_size, got {self.batch_size}")
         if self.stored_logits and (mixes or self.attention_loss_weight > 0):
             raise InputError(
-                "stored_logits belong to the clean, uncropped image: with Mixup, CutMix or attention transfer use a live "
-                "teacher (stored_logits: false)"
+                "stored_logits belong to the clean, uncropped image: with Mixup, CutMix or attention transfer use a "
+                "live teacher (stored_logits: false)"
             )
         if self.stored_logits and self.distill_loss_weight == 0:
-            raise InputError("stored_logits without distillation do nothing; set distill_loss_weight above 0, or drop them")
+            raise InputError(
+                "stored_logits without distillation do nothing; set distill_loss_weight above 0, or drop them"
+            )
 
     def ig_options(self) -> IGOptions:
         return IGOptions(
@@ -144,18 +182,18 @@ class TrainConfig:
 
 
 TEACHER_FIELDS = tuple(
-    "seed dataset data_dir revision image_column label_column train_split validation_split validation_fraction train_limit "
+    "seed dataset revision image_column label_column train_split validation_split validation_fraction train_limit "
     "teacher teacher_args teacher_checkpoint teacher_mean teacher_std teacher_epochs".split()
 )
 TRAINING_FIELDS = tuple(
-    "batch_size opt lr weight_decay momentum sched warmup_epochs min_lr grad_accum_steps clip_grad model_ema model_ema_decay "
-    "train_crop scale_min hflip aa color_jitter reprob mixup cutmix smoothing max_steps_per_epoch".split()
+    "batch_size opt lr weight_decay momentum sched warmup_epochs min_lr grad_accum_steps clip_grad model_ema "
+    "model_ema_decay train_crop scale_min hflip aa color_jitter reprob mixup cutmix smoothing max_steps_per_epoch".split()
 )
 MAPS_FIELDS = tuple(
     "engine n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size stored_logits".split()
 )
 STUDENT_FIELDS = tuple(
-    "student student_args student_drop student_init overlay_prob overlay_weight overlay_max_power overlay_source teacher_view "
-    "loss_type distill_loss_weight task_loss_weight temperature attention_loss_weight epochs".split()
+    "student student_args student_drop student_init overlay_prob overlay_weight overlay_max_power overlay_source "
+    "teacher_view loss_type distill_loss_weight task_loss_weight temperature attention_loss_weight epochs".split()
 )
 EVALUATE_FIELDS = ("test_split", "test_limit")

@@ -2,35 +2,32 @@
 
     accelerate launch recipes/train_igkd.py                                   # the digits demo, two CPU cores, minutes
     accelerate launch recipes/train_igkd.py --config recipes/configs/cifar10_cpu.yaml
-    accelerate launch recipes/train_igkd.py --name mine --dataset user/images --teacher resnet50 --teacher_epochs 0 \
-        --student resnet18 --overlay_prob 0.1
+    accelerate launch recipes/train_igkd.py --name mine --dataset user/images \\
+        --teacher resnet50 --teacher-epochs 0 --student resnet18 --train-crop rrc
 
 Everything is written under runs/<name>/. A stage whose output is complete is skipped; --resume goes on after a kill.
 """
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.utils.data
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from stages import Stages
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
-from torchvision import transforms
-from train_config import EVALUATE_FIELDS, MAPS_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, TRAINING_FIELDS, TrainConfig
-from training import Trainer, create_validation_loader
 
+from augmentation import train_transform
+from stages import Stage, Stages
 from timm_igkd import IGDistillationTask, IGOverlay, IGOverlayDataset, MapStore, compute_maps, evaluate, truncate
 from timm_igkd.cli import run_reporting_errors
 from timm_igkd.commands import overlay_samples
 from timm_igkd.config import parse_config, save_config
-from timm_igkd.data import LabeledImages, class_names, load_labeled_images
+from timm_igkd.data import LabeledImages, load_labeled_images
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import write_metrics
@@ -40,6 +37,8 @@ from timm_igkd.report import write_report
 from timm_igkd.report_sections import collect_disagreements
 from timm_igkd.run_files import write_predictions
 from timm_igkd.store_files import read_json, write_json
+from train_config import EVALUATE_FIELDS, MAPS_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, TRAINING_FIELDS, TrainConfig
+from training import Trainer, create_validation_loader
 
 
 class Run:
@@ -54,18 +53,41 @@ class Run:
             project_config=ProjectConfiguration(project_dir=str(self.folder)),
             cpu=not torch.cuda.is_available(),
         )
+        if len(self.accelerator.log_with) < len(config.trackers):
+            raise InputError(
+                f"trackers {' '.join(config.trackers)} are not all installed; pip install them, or leave them out"
+            )
         self.train = self._images(config.train_split, config.train_limit)
         self.num_classes = self.train.num_classes
         self.fitting, self.validation = self._cut_validation()
-        self.stages = Stages(self.folder, config, self.accelerator)
+        self.stages = Stages(self.folder, config, self.accelerator, self._stages())
+
+    def _stages(self) -> list[Stage]:
+        config = self.config
+        teacher_fields = TEACHER_FIELDS + (TRAINING_FIELDS if config.teacher_epochs else ())
+        maps_fields = teacher_fields + MAPS_FIELDS
+        student_fields = tuple(dict.fromkeys(maps_fields + TRAINING_FIELDS + STUDENT_FIELDS))
+        test_fields = student_fields + EVALUATE_FIELDS
+        maps = [Stage("maps", maps_fields, self.maps)] if config.needs_maps else []
+        return [
+            Stage("teacher", teacher_fields, self.teacher, partial=self.folder / "teacher_training" / "last.pt"),
+            *maps,
+            Stage("student", student_fields, self.student, partial=self.folder / "student_training" / "last.pt"),
+            Stage("evaluate", test_fields, self.evaluate),
+            Stage("report", test_fields, self.report),
+        ]
 
     def _images(self, split: str, limit: int | None) -> LabeledImages:
         c = self.config
-        images = load_labeled_images(c.dataset, split, c.image_column, c.label_column, c.revision, c.data_dir)
+        images = load_labeled_images(c.dataset, split, c.image_column, c.label_column, c.revision)
+        if not isinstance(images, LabeledImages):
+            raise InputError(
+                f"the recipe takes a Hub id, a folder or digits, got the timm dataset {c.dataset!r}; give its folder"
+            )
         return images.subset(range(min(limit, len(images)))) if limit else images
 
     def _cut_validation(self) -> tuple[LabeledImages, LabeledImages | None]:
-        """Return the images to fit and those to choose by: a split of its own, or a stratified part of the training images."""
+        """Return the images to fit and those to choose by: their own split, or a stratified part of the training images."""
         config = self.config
         if config.validation_split is not None:
             return self.train, self._images(config.validation_split, None)
@@ -80,54 +102,50 @@ class Run:
         return self.train.subset(fitting), self.train.subset(sorted(held_out))
 
     def main(self) -> None:
-        """Run all stages in order."""
-        config, stages = self.config, self.stages
-        if self.accelerator.is_main_process:
-            save_config(config, self.folder / "config.yaml")
+        """Check everything, then run all stages in order."""
+        pending = {stage.name for stage in self.stages.pending()}
+        if "student" in pending:
+            self._check_models()
+        self.accelerator.wait_for_everyone()
+        if pending and self.accelerator.is_main_process:
+            self._remove_unfinished(pending)
+            save_config(self.config, self.folder / "config.yaml")
             write_json(self.folder / "environment.json", environment() | {"command": " ".join(sys.argv)})
-        if config.trackers:
-            self.accelerator.init_trackers(config.name)
-        self._remove_unfinished()
-        teacher_fields = TEACHER_FIELDS + (TRAINING_FIELDS if config.teacher_epochs else ())
-        stages.run("teacher", teacher_fields, self.teacher, partial=self.folder / "teacher_training" / "last.pt")
-        maps_fields = teacher_fields + MAPS_FIELDS
-        if config.needs_maps:
-            stages.run("maps", maps_fields, self.maps)
-        student_fields = tuple(dict.fromkeys(maps_fields + TRAINING_FIELDS + STUDENT_FIELDS))
-        stages.run("student", student_fields, self.student, partial=self.folder / "student_training" / "last.pt")
-        stages.run("evaluate", student_fields + EVALUATE_FIELDS, self.evaluate)
-        stages.run("report", student_fields + EVALUATE_FIELDS, self.report)
-        if config.trackers:
-            self.accelerator.end_training()
-        self._print_usage()
+        if pending and self.config.trackers:
+            self.accelerator.init_trackers(self.config.name)
+        self.stages.run()
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            self._print_usage()
 
-    def _remove_unfinished(self) -> None:
-        """Drop model folders of stages without a marker, so that nothing unfinished looks complete."""
-        if not self.accelerator.is_main_process:
-            return
-        for stage in ("teacher", "student"):
-            if not (self.folder / ".stages" / f"{stage}.json").exists():
-                shutil.rmtree(self.folder / stage, ignore_errors=True)
+    def _check_models(self) -> None:
+        """Build everything with random weights, so that what does not fit ends the run before anything is written."""
+        teacher = self._create_teacher(pretrained=False)
+        student = self._create_student(lambda: teacher)
+        self._create_task(student, teacher)
+        train_transform(self.config, resolve_model_data_config(student))
+
+    def _remove_unfinished(self, pending: set[str]) -> None:
+        """Drop what a killed process left of stages without a marker, so that nothing unfinished looks complete."""
+        for stage in pending & {"teacher", "student"}:
+            for path in (self.folder / stage, *self.folder.glob(f".{stage}-*")):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("**/.*.tmp"):
+            path.unlink(missing_ok=True)
 
     # ---- stages ----
 
     def teacher(self) -> None:
         """Take the given teacher, or train one from random weights."""
         config = self.config
-        options: dict[str, Any] = dict(model_args=config.teacher_args, mean=config.teacher_mean, std=config.teacher_std)
-        if config.teacher_epochs == 0:
-            model = load_model(config.teacher, checkpoint=config.teacher_checkpoint, role="teacher", **options)
-            class_indices(model, self.train.class_names, self.num_classes)
-        else:
-            with seeded(derive_seed(config.seed, "init teacher")):
-                model = load_model(
-                    config.teacher, pretrained=False, num_classes=self.num_classes, role="teacher", **options
-                )
-            self._set_input_size(model)
+        model = self._create_teacher(pretrained=config.teacher_epochs == 0)
+        if config.teacher_epochs > 0:
             task = IGDistillationTask(model, task_loss_weight=1.0, distill_loss_weight=0, criterion=self._criterion())
-            model = self._fit(task, IGOverlayDataset(self.fitting, None, seed=config.seed), config.teacher_epochs, "teacher")
+            model = self._fit(
+                task, IGOverlayDataset(self.fitting, None, seed=config.seed), config.teacher_epochs, "teacher"
+            )
         if self.accelerator.is_main_process:
-            names = self.train.class_names if model.num_classes == self.num_classes else None
+            names = self.train.class_names if self._indices(model) is None else None
             save_model(model, self.folder / "teacher", label_names=names)
 
     def maps(self) -> None:
@@ -146,29 +164,16 @@ class Run:
     def student(self) -> None:
         """Distil the student."""
         config, teacher = self.config, self._saved("teacher")
-        model = self._create_student(teacher)
-        view = config.teacher_view if config.needs_live_teacher and config.overlay_prob > 0 else "same"
-        overlay = IGOverlay(config.overlay_prob, config.overlay_weight, config.overlay_max_power)
+        fresh = f"local-dir:{self.folder / 'teacher'}"
+        task = self._create_task(self._create_student(lambda: load_model(fresh, pretrained=False)), teacher)
         dataset = IGOverlayDataset(
             self.fitting,
             MapStore(self.folder / "maps") if config.needs_maps else None,
-            overlay,
-            teacher_view=view,
+            IGOverlay(config.overlay_prob, config.overlay_weight, config.overlay_max_power),
+            teacher_view=task.teacher_view,
             overlay_source=config.overlay_source,
             seed=config.seed,
             with_logits=config.stored_logits,
-        )
-        task = IGDistillationTask(
-            model,
-            teacher if config.needs_live_teacher else None,
-            self._criterion(),
-            loss_type=config.loss_type,
-            distill_loss_weight=config.distill_loss_weight,
-            task_loss_weight=config.task_loss_weight,
-            temperature=config.temperature,
-            attention_loss_weight=config.attention_loss_weight,
-            teacher_class_indices=self._indices(teacher) if config.needs_live_teacher else None,
-            teacher_view=view,
         )
         model = self._fit(task, dataset, config.epochs, "student")
         if self.accelerator.is_main_process:
@@ -211,19 +216,52 @@ class Run:
         trainer.fit()
         return trainer.final_model()
 
-    def _create_student(self, teacher: nn.Module) -> nn.Module:
+    def _create_teacher(self, pretrained: bool) -> nn.Module:
+        """Return the teacher, checked against the dataset's classes, or one of random weights."""
+        config, is_given = self.config, self.config.teacher_epochs == 0
+        with seeded(derive_seed(config.seed, "init teacher")):
+            model = load_model(
+                config.teacher,
+                model_args=config.teacher_args,
+                checkpoint=config.teacher_checkpoint if pretrained else None,
+                mean=config.teacher_mean,
+                std=config.teacher_std,
+                num_classes=None if is_given else self.num_classes,
+                role="teacher",
+                pretrained=pretrained,
+            )
+        if not is_given:
+            self._set_input_size(model)
+        self._indices(model)
+        return model
+
+    def _create_student(self, create_teacher: Callable[[], nn.Module]) -> nn.Module:
+        """Return the student before training; `create_teacher` makes a teacher of random weights, to be truncated."""
         config = self.config
         with seeded(derive_seed(config.seed, "init student")):
-            if config.student is not None:
-                model = load_model(
-                    config.student, pretrained=False, model_args=config.student_args, num_classes=self.num_classes
-                )
-                self._set_input_size(model)
-                return model
-            if config.student_init == "teacher":
+            if config.student is None:
+                teacher = self._saved("teacher") if config.student_init == "teacher" else create_teacher()
                 return truncate(teacher, config.student_drop, num_classes=self.num_classes)
-            shell = timm.create_model(f"local-dir:{self.folder / 'teacher'}", pretrained=False)
-            return truncate(shell, config.student_drop, num_classes=self.num_classes)
+            model = load_model(
+                config.student, pretrained=False, model_args=config.student_args, num_classes=self.num_classes
+            )
+        self._set_input_size(model)
+        return model
+
+    def _create_task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
+        config, live = self.config, self.config.needs_live_teacher
+        return IGDistillationTask(
+            student,
+            teacher if live else None,
+            self._criterion(),
+            loss_type=config.loss_type,
+            distill_loss_weight=config.distill_loss_weight,
+            task_loss_weight=config.task_loss_weight,
+            temperature=config.temperature,
+            attention_loss_weight=config.attention_loss_weight,
+            teacher_class_indices=self._indices(teacher) if live else None,
+            teacher_view=config.teacher_view if live and config.overlay_prob > 0 else "same",
+        )
 
     def _set_input_size(self, model: nn.Module) -> None:
         """Train a model of random weights at the images' own size where it takes any size."""
@@ -256,48 +294,11 @@ class Run:
         self.accelerator.print(f'    model = timm.create_model("local-dir:{student}", pretrained=True)')
 
 
-def train_transform(config: TrainConfig, data_config: dict[str, Any]) -> Any:
-    """Return the training transform; it ends with a normalised tensor, random erasing included."""
-    size = data_config["input_size"][1:]
-    if config.train_crop == "rrc":
-        return create_transform(
-            input_size=data_config["input_size"],
-            is_training=True,
-            scale=(config.scale_min, 1.0),
-            hflip=config.hflip,
-            color_jitter=config.color_jitter,
-            auto_augment=config.aa,
-            interpolation=data_config["interpolation"],
-            mean=data_config["mean"],
-            std=data_config["std"],
-            re_prob=config.reprob,
-            re_mode="pixel",
-        )
-    steps: list[Any] = [transforms.Resize(size)]
-    if config.train_crop == "pad":
-        steps.append(transforms.RandomCrop(size, padding=max(1, size[0] // 8)))
-    if config.hflip > 0:
-        steps.append(transforms.RandomHorizontalFlip(config.hflip))
-    if config.aa:
-        from timm.data.auto_augment import rand_augment_transform
-
-        steps.append(rand_augment_transform(config.aa, {"img_mean": tuple(round(255 * m) for m in data_config["mean"])}))
-    steps += [transforms.ToTensor(), transforms.Normalize(data_config["mean"], data_config["std"])]
-    if config.reprob > 0:
-        from timm.data.random_erasing import RandomErasing
-
-        steps.append(RandomErasing(config.reprob, mode="pixel", device="cpu"))
-    return transforms.Compose(steps)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; bad input is one line and exit code 2."""
 
     def run() -> None:
-        config = parse_config(TrainConfig, sys.argv[1:] if argv is None else argv, description=__doc__)
-        if "/" in config.name or not config.name:
-            raise InputError(f"name is a folder under output_dir, not a path, got {config.name!r}")
-        Run(config).main()
+        Run(parse_config(TrainConfig, sys.argv[1:] if argv is None else argv, description=__doc__)).main()
 
     return run_reporting_errors(run, "train_igkd")
 

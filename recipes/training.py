@@ -1,13 +1,15 @@
 """One training loop for teacher and student: Accelerate, timm optimisers and schedulers, epoch-exact resume.
 
-Every random draw is derived from (seed, purpose, epoch, sample or step), so a checkpoint needs no random state and a run
-that was killed and resumed ends with the weights of one that was not.
+Every random draw is derived from (seed, purpose, epoch, sample or step), so a checkpoint needs no random state and a
+run that was killed and resumed ends with the weights of one that was not.
 """
 
 import csv
+import io
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +20,46 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from train_config import TrainConfig
 
 from timm_igkd import IGDistillationTask
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.mixup import TwoViewMixup
 from timm_igkd.random_streams import derive_seed, generator, seed_global
+from timm_igkd.store_files import write_atomic
+from train_config import TrainConfig
 
 HISTORY = "epoch lr loss task_loss distill_loss attention_loss top1_train val_loss val_top1 seconds".split()
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):
-    """A permutation of its own per (seed, epoch)."""
+    """The first `length` indices of a permutation of its own per (seed, epoch)."""
 
-    def __init__(self, n: int, seed: int):
-        self.n, self.seed, self.epoch = n, seed, 0
+    def __init__(self, n: int, length: int, seed: int):
+        self.n, self.length, self.seed, self.epoch = n, length, seed, 0
 
     def __len__(self) -> int:
-        return self.n
+        return self.length
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self):
-        return iter(generator(self.seed, "order", self.epoch).permutation(self.n).tolist())
+    def __iter__(self) -> Iterator[int]:
+        return iter(generator(self.seed, "order", self.epoch).permutation(self.n)[: self.length].tolist())
 
 
-def create_train_loader(dataset: Any, config: TrainConfig) -> torch.utils.data.DataLoader:
-    """Return a loader of whole batches in an order that only (seed, epoch) decide."""
-    if len(dataset) < config.batch_size:
-        raise InputError(f"batch_size {config.batch_size} is larger than the {len(dataset)} training images; lower it")
+def create_train_loader(dataset: Any, config: TrainConfig, num_processes: int = 1) -> torch.utils.data.DataLoader:
+    """Return a loader of whole batches, as many for each process, in an order that only (seed, epoch) decide."""
+    images_per_step = config.batch_size * num_processes
+    steps = min(len(dataset) // images_per_step, config.max_steps_per_epoch or sys.maxsize)
+    if steps == 0:
+        raise InputError(
+            f"a step needs {images_per_step} images (batch_size {config.batch_size}, processes {num_processes}), there "
+            f"are {len(dataset)} to train on; lower batch_size"
+        )
     return torch.utils.data.DataLoader(
         dataset,
         batch_size=config.batch_size,
-        sampler=EpochSampler(len(dataset), config.seed),
+        sampler=EpochSampler(len(dataset), steps * images_per_step, config.seed),
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         drop_last=True,
@@ -84,19 +92,24 @@ class Trainer:
         self.task, self.dataset, self.validation = task, dataset, validation
         self.config, self.epochs, self.accelerator = config, epochs, accelerator
         self.checkpoint, self.history_path, self.label = folder / "last.pt", history_path, folder.name
-        loader = create_train_loader(dataset, config)
-        self.sampler = loader.sampler
+        loader = create_train_loader(dataset, config, accelerator.num_processes)
         task.to(accelerator.device)
         if config.compile:
             task.compile()
         if config.model_ema:
             task.setup_ema(decay=config.model_ema_decay)
         optimizer = create_optimizer_v2(
-            task.trainable_module, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+            task.trainable_module,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
         )
-        task.trainable_module, self.optimizer, self.loader = accelerator.prepare(task.trainable_module, optimizer, loader)
-        self.steps = min(len(self.loader), config.max_steps_per_epoch or len(self.loader))
-        self.updates_per_epoch = max(1, math.ceil(self.steps / config.grad_accum_steps))
+        task.trainable_module, self.optimizer, self.loader = accelerator.prepare(
+            task.trainable_module, optimizer, loader
+        )
+        self.steps = len(self.loader)
+        self.updates_per_epoch = math.ceil(self.steps / config.grad_accum_steps)
         self.scheduler = self._create_scheduler(optimizer)
         self.mixup = self._create_mixup()
 
@@ -142,37 +155,35 @@ class Trainer:
                 self.accelerator.log({f"{self.label}/{name}": row[name] for name in row if row[name] != ""}, step=epoch)
                 if self.accelerator.is_main_process:
                     self._save_checkpoint(epoch + 1, rows)
-                    _write_history(self.history_path, rows)
                 self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            _write_history(self.history_path, rows)
 
     def _train_epoch(self, epoch: int, bar: Any) -> dict[str, Any]:
         self.task.train()
         self.dataset.set_epoch(epoch)
-        self.sampler.set_epoch(epoch)
-        started, totals, correct, seen = time.perf_counter(), {}, 0, 0
+        self.loader.set_epoch(epoch)  # accelerate's loader counts epochs itself, from 0 after a resume
+        started, totals = time.perf_counter(), {}
         for step, batch in enumerate(self.loader):
-            if step == self.steps:
-                break
             seed_global(derive_seed(self.config.seed, "step", epoch, step, self.accelerator.process_index))
             result, target = self._train_step(batch, epoch, step)
+            hard = target.argmax(1) if target.ndim == 2 else target
+            result["top1_train"] = 100 * (result["output"].detach().argmax(1) == hard).float().mean()
             for name in result.keys() & set(HISTORY):
                 totals[name] = totals.get(name, 0.0) + result[name].detach()
-            hard = target.argmax(1) if target.ndim == 2 else target
-            correct += (result["output"].detach().argmax(1) == hard).sum()
-            seen += len(target)
             bar.update()
             if step % 50 == 49 or step == self.steps - 1:
                 self._check_finite(totals["loss"], epoch)
-        lr = self.optimizer.param_groups[0]["lr"]
-        row: dict[str, Any] = dict.fromkeys(HISTORY, "") | {"epoch": epoch, "lr": lr}
-        row |= {name: float(value) / self.steps for name, value in totals.items()}
-        return row | {"top1_train": 100 * float(correct) / seen, "seconds": round(time.perf_counter() - started, 3)}
+        means = {name: float(value) for name, value in self.accelerator.reduce(totals, "mean").items()}
+        row: dict[str, Any] = dict.fromkeys(HISTORY, "") | {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= {name: value / self.steps for name, value in means.items()}
+        return row | {"seconds": round(time.perf_counter() - started, 3)}
 
     def _train_step(self, batch: Any, epoch: int, step: int) -> tuple[dict[str, Tensor], Tensor]:
         views, target, *stored = batch
         student, teacher = views if isinstance(views, (list, tuple)) else (views, None)
         if self.mixup is not None:
-            student, teacher, target = self.mixup(student, teacher, target, epoch, step)
+            student, teacher, target = self.mixup(student, teacher, target, epoch, step, self.accelerator.process_index)
         with self.accelerator.accumulate(self.task.trainable_module):
             if self.scheduler is not None:
                 self.scheduler.step_update(epoch * self.updates_per_epoch + step // self.config.grad_accum_steps)
@@ -221,10 +232,10 @@ class Trainer:
         state |= self.task.get_checkpoint_state()
         if self.config.model_ema:
             state |= self.task.get_checkpoint_state(ema=True)
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.checkpoint)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.checkpoint, buffer.getvalue())
+        _write_history(self.history_path, rows)
 
     def _load_checkpoint(self) -> tuple[int, list[dict[str, Any]]]:
         if not self.checkpoint.exists():
@@ -238,12 +249,11 @@ class Trainer:
 
 
 def _write_history(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, HISTORY)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, HISTORY)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
 
 
 def create_validation_loader(dataset: Any, transform: Callable, config: TrainConfig, accelerator: Accelerator) -> Any:

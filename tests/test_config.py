@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -257,11 +259,18 @@ def test_saved_config_is_plain_yaml_in_field_order(tmp_path):
     assert list(yaml.safe_load(text)) == [part.name for part in dataclasses.fields(Settings)]
 
 
-def test_failed_save_keeps_the_old_file(tmp_path):
+@pytest.mark.parametrize("failing", ["write_text", "replace"])
+def test_failed_save_keeps_the_old_file(failing, tmp_path, monkeypatch):
     path = tmp_path / "config.yaml"
     save_config(Settings(), path)
     before = path.read_bytes()
-    with pytest.raises(yaml.YAMLError):
-        save_config(Settings(teacher_args={"a": object()}), path)
+
+    def full_disk(self, *args, **kwargs):
+        self.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, failing, full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_config(Settings(epochs=1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

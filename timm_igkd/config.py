@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
@@ -235,9 +235,7 @@ def _convert_sequence(value: Any, annotation: Any) -> Any:
     arguments = get_args(annotation) or (Any, ...)
     if kind is list or arguments[-1] is Ellipsis:
         arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        raise ValueError(value)
-    return kind(_convert(part, argument) for part, argument in zip(value, arguments, strict=True))
+    return kind(_convert(part, argument) for part, argument in zip(value, arguments, strict=True))  # strict: ValueError
 
 
 def _convert_dict(value: Any, annotation: Any) -> dict[str, Any]:

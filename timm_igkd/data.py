@@ -3,6 +3,7 @@
 Every image is decoded as timm does it (images.py) and named in every error. Nothing is ever skipped or replaced.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -63,19 +64,23 @@ class LabeledImages(torch.utils.data.Dataset):
         """Return row `index` as (8-bit RGB image, label), before any transform."""
         row = self.rows[int(index)]
         cell, label = row[self.image_column], row[self.label_column]
+        name = self._row_name(index, cell)
         if label is None or cell is None:
-            raise InputError(f"{self.row_name(index)} has no {'label' if label is None else 'image'}; remove the row")
+            raise InputError(f"{name} has no {'label' if label is None else 'image'}; remove the row")
         data = cell["bytes"]
         if data is None:
             try:
                 data = Path(cell["path"]).read_bytes()
             except OSError as error:
-                raise InputError(f"{self.row_name(index)} cannot be read ({error.strerror})") from error
-        return decode_image(data, self.row_name(index)), int(label)
+                raise InputError(f"{name} cannot be read ({error.strerror}); restore or remove it") from error
+        return decode_image(data, name), int(label)
 
     def row_name(self, index: int) -> str:
         """Return how messages name a row: its number, its file where it has one, dataset and split."""
-        path = self.rows[int(index)][self.image_column]["path"]
+        return self._row_name(index, self.rows[int(index)][self.image_column])
+
+    def _row_name(self, index: int, cell: dict[str, Any] | None) -> str:
+        path = cell and cell["path"]
         file = f" ({os.path.basename(path)})" if path else ""
         return f"image {index}{file} of {self.name!r} split {self.split!r}"
 
@@ -248,22 +253,21 @@ def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
     Raises:
         InputTypeError: the dataset gives something else than a PIL image. InputError: the image cannot be read.
     """
+    dataset, index = unwrapped(dataset, index)
     if isinstance(dataset, LabeledImages):
         return dataset.read(index)
-    if isinstance(dataset, torch.utils.data.Subset):
-        return read_item(dataset.dataset, int(dataset.indices[index]))
-    if isinstance(dataset, timm.data.ImageDataset):
-        try:
-            file, target, *_ = dataset.reader[index]
-            if isinstance(file, Image.Image):
-                return to_rgb(file, row_name(dataset, index)), int(target)
-            return decode_image(file if isinstance(file, bytes) else file.read(), row_name(dataset, index)), int(target)
-        except OSError as error:
-            raise InputError(f"{row_name(dataset, index)} cannot be read ({error})") from error
     try:
-        image, label = dataset[index][:2]
+        if isinstance(dataset, timm.data.ImageDataset):
+            return _read_timm_item(dataset, index)
+        item = dataset[index]
     except OSError as error:
         raise InputError(f"{row_name(dataset, index)} cannot be read ({error}); repair or remove it") from error
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise InputTypeError(
+            f"{row_name(dataset, index)} is a {type(item).__name__}, expected (PIL image, label); open rows of Hugging Face "
+            "datasets with timm_igkd.load_labeled_images"
+        )
+    image, label = item[:2]
     if not isinstance(image, Image.Image):
         raise InputTypeError(
             f"{row_name(dataset, index)} is a {type(image).__name__}, expected a PIL image; wrap the dataset before a "
@@ -272,31 +276,62 @@ def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
     return to_rgb(image, row_name(dataset, index)), int(label)
 
 
+def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.Image, int]:
+    """Read an item of timm's dataset, with its label as the dataset gives it (-1 where there is none)."""
+    file, target, *_ = dataset.reader[index]
+    label = -1 if target is None else target
+    if target is not None and dataset.target_transform is not None:
+        label = dataset.target_transform(target)
+    name = row_name(dataset, index)
+    if isinstance(file, Image.Image):
+        return to_rgb(file, name), int(label)
+    if isinstance(file, bytes):
+        return decode_image(file, name), int(label)
+    with file:
+        return decode_image(file.read(), name), int(label)
+
+
+def unwrapped(dataset: Any, index: int) -> tuple[Any, int]:
+    """Return the dataset within torch's Subset and ConcatDataset that holds item `index`, and the item's index there."""
+    while isinstance(dataset, torch.utils.data.Subset | torch.utils.data.ConcatDataset):
+        if isinstance(dataset, torch.utils.data.Subset):
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+        else:
+            part = int(np.searchsorted(dataset.cumulative_sizes, index, side="right"))
+            start = dataset.cumulative_sizes[part - 1] if part else 0
+            dataset, index = dataset.datasets[part], index - start
+    return dataset, index
+
+
+def first_part(dataset: Any) -> Any:
+    """Return the first dataset within torch's Subset and ConcatDataset."""
+    while isinstance(dataset, torch.utils.data.Subset | torch.utils.data.ConcatDataset):
+        dataset = dataset.dataset if isinstance(dataset, torch.utils.data.Subset) else dataset.datasets[0]
+    return dataset
+
+
 def row_name(dataset: Any, index: int) -> str:
     """Return how messages name row `index` of any dataset."""
+    dataset, index = unwrapped(dataset, index)
     if isinstance(dataset, LabeledImages):
         return dataset.row_name(index)
     file = ""
     if isinstance(dataset, timm.data.ImageDataset):
-        try:
+        with contextlib.suppress(NotImplementedError, AssertionError, KeyError, TypeError):
             file = f" ({dataset.filename(index, basename=True)})"
-        except (NotImplementedError, AssertionError, KeyError, TypeError):
-            pass
     return f"image {index}{file} of {dataset_name(dataset)!r}"
 
 
 def dataset_name(dataset: Any) -> str:
     """Return the dataset's `name`, its root folder, or its class."""
-    if isinstance(dataset, torch.utils.data.Subset):
-        return dataset_name(dataset.dataset)
+    dataset = first_part(dataset)
     reader = getattr(dataset, "reader", dataset)
     return str(getattr(dataset, "name", None) or getattr(reader, "root", None) or type(dataset).__name__)
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
     """Return the dataset's class names in label order, or None where it does not tell them."""
-    if isinstance(dataset, torch.utils.data.Subset):
-        return class_names(dataset.dataset)
+    dataset = first_part(dataset)
     if isinstance(dataset, LabeledImages):
         return dataset.class_names
     if getattr(dataset, "classes", None):

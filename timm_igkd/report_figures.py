@@ -185,7 +185,7 @@ def reliability_diagram(name: str, role: str, bins: ReliabilityBins) -> str:
             markersize=4,
             label="mean of the bin",
         )
-        upper.set(ylim=(0, 1), xlim=(0, 1), ylabel="accuracy")
+        upper.set(ylim=(0, 1.04), xlim=(0, 1), ylabel="accuracy")
         lower.bar(left, bins.counts[filled] / bins.counts.sum(), width * 0.86, align="edge", color=_ROLES[role])
         lower.set(ylim=(0, 1), xlabel="confidence", ylabel="share")
 

@@ -1,0 +1,330 @@
+"""Labelled images from every source: right pixels and labels, named errors, nothing replaced."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import timm.data
+import torch
+import torchvision
+from PIL import Image
+from tiny_parts import ImageList, noise_image
+
+from timm_igkd.data import class_names, dataset_name, load_labeled_images, read_item, row_name
+from timm_igkd.errors import InputError, InputTypeError, MissingFileError
+from timm_igkd.images import content_key
+
+
+def keys(dataset) -> list[str]:
+    return [content_key(read_item(dataset, index)[0]) for index in range(len(dataset))]
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_columns(folder, features: dict, split: str = "train", **columns) -> str:
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(f"{folder}/{split}-0.parquet")
+    return str(folder)
+
+
+# ---- sources
+
+
+def test_parquet_folder_gives_image_label_and_class_names(tiny_images):
+    found = load_labeled_images(str(tiny_images(n=6, classes=3)), "train")
+    image, label = found[4]
+    assert (image.mode, image.size, label) == ("RGB", (16, 16), 1)
+    assert len(found) == 6
+    assert found.class_names == ("class_0", "class_1", "class_2")
+
+
+def test_folder_of_classes_holds_the_same_items_as_parquet(tiny_images):
+    parquet = load_labeled_images(str(tiny_images(name="a")), "train")
+    folder = load_labeled_images(str(tiny_images(kind="folder", name="b")), "train")
+    assert folder.class_names == parquet.class_names
+    assert sorted(zip(keys(folder), folder.labels.tolist(), strict=True)) == sorted(
+        zip(keys(parquet), parquet.labels.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("with_splits", [True, False])
+def test_save_to_disk_holds_the_same_items_as_parquet(tiny_images, tmp_path, with_splits):
+    rows = datasets.load_dataset(str(tiny_images()), split="train")
+    saved = datasets.DatasetDict({"train": rows}) if with_splits else rows
+    saved.save_to_disk(str(tmp_path / "saved"))
+    assert keys(load_labeled_images(str(tmp_path / "saved"), "train")) == keys(
+        load_labeled_images(str(tmp_path / "images"), "train")
+    )
+
+
+def test_splits_of_one_folder_differ(tiny_images):
+    tiny_images()
+    folder = str(tiny_images(split="test", n=4))
+    assert len(load_labeled_images(folder, "test")) == 4
+    assert not set(keys(load_labeled_images(folder, "test"))) & set(keys(load_labeled_images(folder, "train")))
+
+
+def test_digits_splits_have_their_sizes_are_disjoint_and_stratified():
+    splits = {split: load_labeled_images("digits", split) for split in ("train", "validation", "test")}
+    assert {split: len(found) for split, found in splits.items()} == {"train": 1257, "validation": 180, "test": 360}
+    found = {split: set(keys(part)) for split, part in splits.items()}
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["validation"]
+    assert not found["validation"] & found["test"]
+    assert all(np.ptp(np.bincount(part.labels)) <= 10 for part in splits.values())
+    image, label = splits["test"][0]
+    assert (image.mode, image.size) == ("RGB", (32, 32))
+    assert splits["test"].class_names[label] == str(label)
+
+
+def test_subset_keeps_order_and_names(tiny_images):
+    found = load_labeled_images(str(tiny_images()), "train")
+    part = found.subset([5, 2])
+    assert keys(part) == [keys(found)[5], keys(found)[2]]
+    assert (part.name, part.split, part.class_names) == (found.name, found.split, found.class_names)
+
+
+def test_transform_is_applied_to_items_but_not_to_what_maps_are_bound_to(tiny_images):
+    found = load_labeled_images(str(tiny_images()), "train")
+    found.transform = lambda image: image.resize((4, 4))
+    assert found[0][0].size == (4, 4)
+    assert read_item(found, 0)[0].size == (16, 16)
+
+
+def test_labels_are_read_without_images(tiny_images):
+    found = load_labeled_images(str(tiny_images(n=5, classes=2)), "train")
+    assert found.labels.tolist() == [0, 1, 0, 1, 0]
+    assert found.num_classes == 2
+
+
+# ---- columns
+
+
+def test_first_image_and_class_label_columns_are_found(tmp_path):
+    kinds = {
+        "id": datasets.Value("int64"),
+        "picture": datasets.Image(),
+        "mask": datasets.Image(),
+        "kind": datasets.ClassLabel(names=["a", "b"]),
+        "finer": datasets.ClassLabel(names=["x", "y", "z"]),
+    }
+    folder = write_columns(tmp_path / "d", kinds, id=[7], picture=[noise_image(0)], mask=[noise_image(1)], kind=[1], finer=[2])
+    found = load_labeled_images(folder, "train")
+    assert keys(found) == [content_key(noise_image(0))]
+    assert (found[0][1], found.class_names) == (1, ("a", "b"))
+
+
+def test_columns_can_be_named(tmp_path):
+    kinds = {
+        "image": datasets.Image(),
+        "mask": datasets.Image(),
+        "label": datasets.ClassLabel(names=["a", "b"]),
+        "number": datasets.Value("int32"),
+    }
+    folder = write_columns(
+        tmp_path / "d", kinds, image=[noise_image(0)] * 2, mask=[noise_image(1)] * 2, label=[1, 0], number=[0, 3]
+    )
+    found = load_labeled_images(folder, "train", image_column="mask", label_column="number")
+    assert keys(found) == [content_key(noise_image(1))] * 2
+    assert found.labels.tolist() == [0, 3]
+    assert (found.class_names, found.num_classes) == (None, 4)
+
+
+def test_unknown_column_offers_the_nearest(tiny_images):
+    with pytest.raises(InputError, match=r"no column 'imag' \(did you mean 'image'\?\); its columns are"):
+        load_labeled_images(str(tiny_images()), "train", image_column="imag")
+
+
+def test_column_of_the_wrong_type_names_its_flag(tiny_images):
+    with pytest.raises(InputError, match="column 'label'.*expected Image; name another with --image-column"):
+        load_labeled_images(str(tiny_images()), "train", image_column="label")
+    with pytest.raises(InputError, match="column 'image'.*expected ClassLabel; name another with --label-column"):
+        load_labeled_images(str(tiny_images()), "train", label_column="image")
+
+
+def test_missing_label_column_names_its_flag(tmp_path):
+    kinds = {"image": datasets.Image(), "number": datasets.Value("int64")}
+    folder = write_columns(tmp_path / "d", kinds, image=[noise_image(0)], number=[1])
+    with pytest.raises(InputError, match="no ClassLabel column among.*--label-column"):
+        load_labeled_images(folder, "train")
+
+
+# ---- bad input
+
+
+def test_missing_folder_is_an_error():
+    with pytest.raises(MissingFileError, match="dataset folder './nowhere' does not exist"):
+        load_labeled_images("./nowhere", "train")
+
+
+def test_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="holds no data"):
+        load_labeled_images(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "digits"])
+def test_unknown_split_names_the_splits(tiny_images, kind):
+    name = "digits" if kind == "digits" else str(tiny_images(kind=kind))
+    with pytest.raises(InputError, match="'tset'.*train"):
+        load_labeled_images(name, "tset")
+
+
+def test_unknown_split_of_save_to_disk_names_the_splits(tiny_images, tmp_path):
+    datasets.load_dataset(str(tiny_images()), split="train").save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="'tset'.*train"):
+        load_labeled_images(str(tmp_path / "saved"), "tset")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_cut_parquet_is_an_error(tiny_images, part):
+    folder = tiny_images()
+    (file,) = folder.glob("*.parquet")
+    file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
+    with pytest.raises(InputError, match="images"):
+        load_labeled_images(str(folder), "train")
+
+
+def test_corrupt_image_in_a_class_folder_is_named(tiny_images):
+    folder = tiny_images(kind="folder")
+    (folder / "train" / "class_1" / "0003.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    found = load_labeled_images(str(folder), "train")
+    with pytest.raises(InputError, match=r"image \d+ \(0003\.png\) of .* split 'train' cannot be decoded"):
+        keys(found)
+
+
+def test_corrupt_image_in_parquet_is_named(tmp_path):
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])}
+    cells = [{"bytes": png(noise_image(0)), "path": None}, {"bytes": png(noise_image(1))[:60], "path": "b.png"}]
+    found = load_labeled_images(write_columns(tmp_path / "d", kinds, image=cells, label=[0, 0]), "train")
+    assert found[0][1] == 0
+    with pytest.raises(InputError, match=r"image 1 \(b\.png\) of .* cannot be decoded"):
+        found[1]
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_missing_cell_is_named(tmp_path, column):
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])}
+    columns = {"image": [noise_image(0), noise_image(1)], "label": [0, 0]}
+    columns[column][1] = None
+    found = load_labeled_images(write_columns(tmp_path / "d", kinds, **columns), "train")
+    with pytest.raises(InputError, match=f"image 1 of .* has no {column}"):
+        found[1]
+
+
+def test_deleted_file_is_named(tiny_images):
+    folder = tiny_images(kind="folder")
+    found = load_labeled_images(str(folder), "train")
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"image 0 \(.*png\) of .* cannot be read \(No such file"):
+        found[0]
+
+
+# ---- datasets of timm and torchvision
+
+
+def test_timm_folder_holds_the_same_items(tiny_images):
+    folder = tiny_images(kind="folder")
+    ours, theirs = load_labeled_images(str(folder), "train"), timm.data.ImageDataset(str(folder / "train"))
+    assert sorted(keys(theirs)) == sorted(keys(ours))
+    assert class_names(theirs) == ours.class_names
+    assert read_item(theirs, 7)[1] == 1
+
+
+def test_unreadable_file_is_not_replaced_by_timms_next_one(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = timm.data.ImageDataset(str(folder))
+    (folder / "class_0" / "0002.png").write_bytes(b"cut")
+    assert read_item(found, 2)[1] == 0
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\) of .* cannot be decoded"):
+        read_item(found, 1)
+
+
+def test_deleted_file_is_not_replaced_by_timms_next_one(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = timm.data.ImageDataset(str(folder))
+    (folder / "class_0" / "0002.png").unlink()
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\) of .* cannot be read"):
+        read_item(found, 1)
+
+
+def test_timms_target_transform_is_applied(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = timm.data.ImageDataset(str(folder), target_transform=lambda target: target + 5)
+    assert read_item(found, 0)[1] == 5
+
+
+def test_timm_dataset_by_name_holds_the_same_items(tiny_images):
+    folder = tiny_images(kind="folder")
+    found = load_labeled_images("folder/", "train", data_dir=str(folder))
+    assert sorted(keys(found)) == sorted(keys(load_labeled_images(str(folder), "train")))
+
+
+def test_timm_dataset_by_name_without_its_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="timm dataset 'folder/' split 'train' under"):
+        load_labeled_images("folder/", "train", data_dir=str(tmp_path))
+
+
+def test_torchvision_folder_holds_the_same_items(tiny_images):
+    folder = tiny_images(kind="folder")
+    found = torchvision.datasets.ImageFolder(str(folder / "train"))
+    assert sorted(keys(found)) == sorted(keys(load_labeled_images(str(folder), "train")))
+    assert class_names(found) == ("class_0", "class_1")
+    assert dataset_name(found) == str(folder / "train")
+
+
+def test_torchvision_unreadable_file_is_named_by_its_row(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = torchvision.datasets.ImageFolder(str(folder))
+    (folder / "class_0" / "0002.png").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"image 1 .*of .* cannot be read"):
+        read_item(found, 1)
+
+
+def test_dataset_of_tensors_is_an_error():
+    found = torchvision.datasets.FakeData(size=2, transform=torchvision.transforms.ToTensor())
+    with pytest.raises(InputTypeError, match="image 0 of 'FakeData' is a Tensor, expected a PIL image"):
+        read_item(found, 0)
+
+
+def test_raw_rows_of_datasets_are_an_error_with_the_remedy(tiny_images):
+    rows = datasets.load_dataset(str(tiny_images()), split="train")
+    with pytest.raises(InputTypeError, match=r"image 0 .* is a dict, expected \(PIL image, label\).*load_labeled_images"):
+        read_item(rows, 0)
+
+
+def test_greyscale_items_of_any_dataset_become_rgb():
+    image, _ = read_item(ImageList([noise_image(0).convert("L")], [0]), 0)
+    assert image.mode == "RGB"
+
+
+def test_subset_reads_and_names_the_row_of_its_dataset(tiny_images):
+    found = load_labeled_images(str(tiny_images()), "train")
+    part = torch.utils.data.Subset(torch.utils.data.Subset(found, [7, 5, 3]), [2, 0])
+    assert keys(part) == [keys(found)[3], keys(found)[7]]
+    assert row_name(part, 0) == found.row_name(3)
+    assert class_names(part) == found.class_names
+
+
+def test_subset_of_timms_dataset_does_not_replace_an_unreadable_file(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    part = torch.utils.data.Subset(timm.data.ImageDataset(str(folder)), [1, 0])
+    (folder / "class_0" / "0002.png").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\)"):
+        read_item(part, 0)
+
+
+def test_concatenated_datasets_do_not_replace_an_unreadable_file(tiny_images):
+    first = tiny_images(kind="folder", name="a") / "train"
+    second = tiny_images(kind="folder", name="b", seed=1) / "train"
+    found = torch.utils.data.ConcatDataset([timm.data.ImageDataset(str(folder)) for folder in (first, second)])
+    assert keys(found) == keys(found.datasets[0]) + keys(found.datasets[1])
+    (second / "class_0" / "0002.png").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\)"):
+        read_item(found, 9)
+    assert class_names(found) == ("class_0", "class_1")

@@ -1,0 +1,226 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from timm_igkd.calibration import expected_calibration_error, reliability_bins
+from timm_igkd.errors import InputError, RunError
+from timm_igkd.evaluation import evaluate, write_metrics
+from timm_igkd.latency import time_model
+from timm_igkd.run_files import read_predictions, write_predictions
+
+QUIET = {"measure_latency": False, "progress": False}
+
+
+class Shades(torch.utils.data.Dataset):
+    """Grey images whose level is 10 times the class."""
+
+    name, split = "shades", "test"
+
+    def __init__(self, labels, classes=None):
+        self.labels = list(labels)
+        if classes is not None:
+            self.classes = classes
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return Image.new("RGB", (8, 8), (10 * abs(self.labels[index]),) * 3), self.labels[index]
+
+
+class ShadeReader(torch.nn.Module):
+    """Answers with the class whose shade is nearest; `answers` permutes the outputs."""
+
+    def __init__(self, num_classes=4, sharpness=10.0, answers=None, mean=0.0, std=1.0):
+        super().__init__()
+        self.num_classes = num_classes
+        shades = torch.full((num_classes,), 99.0)
+        for shade, output in enumerate(answers if answers is not None else range(num_classes)):
+            shades[output] = shade
+        self.shades = torch.nn.Parameter(shades)
+        self.sharpness, self.mean, self.std = sharpness, mean, std
+        self.pretrained_cfg = {
+            "input_size": (3, 8, 8),
+            "mean": (mean,) * 3,
+            "std": (std,) * 3,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+        }
+
+    def forward(self, x):
+        shade = (x.mean(dim=(1, 2, 3)) * self.std + self.mean) * 25.5
+        return -self.sharpness * (shade[:, None] - self.shades).square()
+
+
+def test_perfect_model_has_top1_100_and_ece_0():
+    result = evaluate(ShadeReader(sharpness=1000), Shades([0, 1, 2, 3, 3]), **QUIET)
+    metrics = result.metrics
+    assert (metrics["top1"], metrics["top5"], metrics["n"]) == (100, 100, 5)
+    assert metrics["ece"] == pytest.approx(0, abs=1e-6)
+    assert metrics["loss"] == pytest.approx(0, abs=1e-6)
+    assert (metrics["dataset"], metrics["split"]) == ("shades", "test")
+    assert result.logits.shape == (5, 4)
+    assert result.labels.tolist() == [0, 1, 2, 3, 3]
+
+
+def test_ece_of_a_known_construction():
+    # bin (0.8, 0.867]: confidence 0.85, one of two is right; bin (0.533, 0.6]: confidence 0.59, both are right
+    probabilities = np.array([[0.85, 0.15], [0.85, 0.15], [0.41, 0.59], [0.41, 0.59]])
+    expected = 0.5 * abs(0.85 - 0.5) + 0.5 * abs(0.59 - 1.0)
+    assert expected_calibration_error(probabilities, [0, 1, 1, 1]) == pytest.approx(expected)
+    bins = reliability_bins(torch.tensor(probabilities), torch.tensor([0, 1, 1, 1]))
+    assert bins.counts.sum() == 4
+    assert np.flatnonzero(bins.counts).tolist() == [8, 12]
+    assert math.isnan(bins.accuracy[0])
+
+
+def test_full_confidence_falls_into_the_last_bin():
+    assert reliability_bins(np.eye(3), [0, 1, 1]).counts[-1] == 3
+
+
+def test_agreement_with_itself_is_100_and_kl_0():
+    model = ShadeReader(answers=[1, 0, 2, 3])
+    metrics = evaluate(model, Shades([0, 1, 2]), teacher=model, **QUIET).metrics
+    assert metrics["agreement"] == 100
+    assert metrics["teacher_kl"] == 0
+    assert metrics["compression"] == 1
+    own = {
+        key: value for key, value in metrics.items() if key not in ("teacher", "agreement", "teacher_kl", "compression")
+    }
+    assert metrics["teacher"] == own
+
+
+def test_kl_is_from_teacher_to_student():
+    student, teacher = ShadeReader(sharpness=0.1), ShadeReader(sharpness=0.5)
+    result = evaluate(student, Shades([0, 1, 2]), teacher=teacher, **QUIET)
+    p, log_q = result.teacher_logits.double().softmax(1), result.logits.double().log_softmax(1)
+    expected = (p * (p.log() - log_q)).sum(1).mean().item()
+    assert result.metrics["teacher_kl"] == pytest.approx(expected)
+    assert expected > 0.01
+
+
+def test_each_model_sees_its_own_normalisation():
+    student, teacher = ShadeReader(mean=0.5, std=0.25), ShadeReader()
+    metrics = evaluate(student, Shades([0, 1, 2, 3]), teacher=teacher, **QUIET).metrics
+    assert (metrics["top1"], metrics["teacher"]["top1"]) == (100, 100)
+
+
+def test_dataset_classes_map_to_a_subset_of_the_models_outputs():
+    model = ShadeReader(num_classes=6, answers=[4, 2])  # shade 0 is output 4, shade 1 output 2
+    dataset = Shades([0, 1, 1], classes=["dark", "bright"])
+    metrics = evaluate(model, dataset, class_indices=[4, 2], **QUIET).metrics
+    assert (metrics["top1"], metrics["top1_subset"]) == (100, 100)
+    assert evaluate(model, dataset, class_indices=[2, 4], **QUIET).metrics["top1"] == 0
+
+
+def test_subset_accuracy_ignores_the_other_outputs():
+    class FavoursAnother(ShadeReader):
+        def forward(self, x):
+            return super().forward(x) + 1e6 * torch.eye(6)[0]
+
+    model = FavoursAnother(num_classes=6, answers=[4, 2])
+    metrics = evaluate(model, Shades([0, 1]), class_indices=[4, 2], **QUIET).metrics
+    assert (metrics["top1"], metrics["top1_subset"]) == (0, 100)
+
+
+def test_student_and_teacher_of_other_outputs_agree_over_the_datasets_classes():
+    teacher = ShadeReader(num_classes=6, answers=[4, 2])
+    student = ShadeReader(num_classes=2)
+    metrics = evaluate(student, Shades([0, 1]), teacher=teacher, teacher_class_indices=[4, 2], **QUIET).metrics
+    assert metrics["agreement"] == 100
+    assert "top1_subset" in metrics["teacher"]
+    assert "top1_subset" not in metrics
+
+
+def test_equal_logits_are_ranked_by_class():
+    metrics = evaluate(ShadeReader(num_classes=8, sharpness=0), Shades(range(8)), **QUIET).metrics
+    assert metrics["top1"] == 100 / 8
+    assert metrics["top5"] == 100 * 5 / 8
+
+
+def test_models_keep_their_mode():
+    model = ShadeReader()
+    model.frozen = torch.nn.BatchNorm2d(3).eval()
+    model.train()
+    model.frozen.eval()
+    evaluate(model, Shades([0]), **QUIET)
+    assert model.training
+    assert not model.frozen.training
+
+
+def test_a_timm_model_is_measured_with_latency(tmp_path):
+    model = timm.create_model(
+        "test_vit", num_classes=3, img_size=32, pretrained_cfg_overlay={"input_size": (3, 32, 32)}
+    )
+    result = evaluate(model, Shades([0, 1, 2, 1]), batch_size=3, progress=False)
+    metrics = result.metrics
+    assert metrics["num_parameters"] == sum(p.numel() for p in model.parameters())
+    assert metrics["macs"] > 0
+    assert metrics["size_mb"] == pytest.approx(4e-6 * metrics["num_parameters"], rel=0.01)
+    assert set(metrics["latency_ms"]) == {"batch_1", "batch_64"}
+    assert metrics["latency_ms"]["batch_1"]["p90"] >= metrics["latency_ms"]["batch_1"]["median"] > 0
+    write_metrics(tmp_path / "new" / "metrics.json", metrics)
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == metrics
+
+
+def test_latency_repeats_at_least_five_times():
+    times = time_model(ShadeReader().eval(), (3, 8, 8), torch.device("cpu"), seconds=0)
+    assert [entry["n"] for entry in times.values()] == [5, 5]
+
+
+def test_worker_processes_give_the_same_logits():
+    alone = evaluate(ShadeReader(), Shades([0, 1, 2]), **QUIET)
+    helped = evaluate(ShadeReader(), Shades([0, 1, 2]), num_workers=1, **QUIET)
+    assert torch.equal(alone.logits, helped.logits)
+
+
+def test_empty_dataset_is_refused():
+    with pytest.raises(InputError, match="no image"):
+        evaluate(ShadeReader(), Shades([]), **QUIET)
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_label_outside_the_classes_is_refused(label):
+    with pytest.raises(InputError, match=rf"label of image 1 must be in 0\.\.3, .*got {label}"):
+        evaluate(ShadeReader(), Shades([0, label]), **QUIET)
+
+
+def test_model_of_other_classes_is_refused():
+    with pytest.raises(InputError, match="model has 4 classes and the dataset 2"):
+        evaluate(ShadeReader(), Shades([0, 1], classes=["dark", "bright"]), **QUIET)
+
+
+def test_teacher_of_other_classes_is_refused():
+    with pytest.raises(InputError, match="must share their classes, found 6 and 4"):
+        evaluate(ShadeReader(), Shades([0, 1]), teacher=ShadeReader(6), **QUIET)
+
+
+def test_non_finite_logits_are_an_error_that_names_the_image():
+    with pytest.raises(RunError, match="teacher gives non-finite logits for image 0"):
+        evaluate(ShadeReader(), Shades([0, 1]), teacher=ShadeReader(sharpness=math.nan), **QUIET)
+
+
+def test_model_without_preprocessing_is_refused():
+    with pytest.raises(InputError, match="no pretrained_cfg"):
+        evaluate(torch.nn.Linear(3, 3), Shades([0]), **QUIET)
+
+
+def test_metrics_file_is_strict_json(tmp_path):
+    with pytest.raises(RunError, match="NaN"):
+        write_metrics(tmp_path / "metrics.json", {"top1": math.nan})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_come_back_over_the_datasets_classes(tmp_path):
+    teacher = ShadeReader(num_classes=6, answers=[4, 2])
+    result = evaluate(ShadeReader(2), Shades([0, 1]), teacher=teacher, teacher_class_indices=[4, 2], **QUIET)
+    write_predictions(tmp_path / "p.npz", result, ["dark", "bright"], teacher_class_indices=[4, 2])
+    found = read_predictions(tmp_path / "p.npz")
+    assert found.class_names == ["dark", "bright"]
+    assert np.array_equal(found.teacher_logits, result.teacher_logits.numpy()[:, [4, 2]])
+    assert np.array_equal(found.student_logits, result.logits.numpy())

@@ -1,0 +1,133 @@
+"""Decoding as timm decodes, and the key that binds a map to its image's pixels."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import ImageDataset
+from tiny_parts import noise_image
+
+from timm_igkd.errors import InputError
+from timm_igkd.images import content_key, decode_image, to_rgb
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def bits_of_timm(path) -> np.ndarray:
+    return np.asarray(ImageDataset(str(path.parent.parent))[0][0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("PNG", {"compress_level": 0}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("PPM", {})],
+)
+def test_key_is_equal_across_lossless_encodings(kind, options):
+    image = noise_image(0)
+    assert content_key(decode_image(encoded(image, kind, **options), "x")) == content_key(image)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_key_changes_with_one_level_of_one_pixel(channel):
+    pixels = np.asarray(noise_image(0)).copy()
+    key = content_key(Image.fromarray(pixels))
+    pixels[-1, -1, channel] ^= 1
+    assert content_key(Image.fromarray(pixels)) != key
+
+
+def test_key_tells_sizes_of_equal_bytes_apart():
+    flat = np.arange(48, dtype=np.uint8)
+    keys = {content_key(Image.fromarray(flat.reshape(h, w, 3))) for h, w in ((4, 4), (2, 8), (8, 2), (16, 1), (1, 16))}
+    assert len(keys) == 5
+
+
+def test_key_is_32_hex_digits():
+    key = content_key(noise_image(0))
+    assert len(key) == 32
+    assert int(key, 16) >= 0
+
+
+def test_exif_rotation_is_ignored():
+    image = noise_image(0, width=8, height=4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees
+    decoded = decode_image(encoded(image, "PNG", exif=exif), "x")
+    assert decoded.getexif()[0x0112] == 6
+    assert decoded.size == (8, 4)
+    assert content_key(decoded) == content_key(image)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's folder reader leaves its files open
+def test_jpeg_with_exif_rotation_equals_timms_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    path = tmp_path / "class" / "rotated.jpg"
+    path.parent.mkdir()
+    path.write_bytes(encoded(noise_image(0, 24, 16), "JPEG", exif=exif))
+    np.testing.assert_array_equal(np.asarray(decode_image(path.read_bytes(), "x")), bits_of_timm(path))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's folder reader leaves its files open
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("L", "png"), ("LA", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("L", "jpg"), ("P", "gif")],
+)
+def test_mode_is_converted_as_timm_does(tmp_path, mode, suffix):
+    source = noise_image(1).convert("RGBA")
+    source.putalpha(noise_image(2).convert("L"))
+    path = tmp_path / "class" / f"image.{suffix}"
+    path.parent.mkdir()
+    (source if mode == "RGBA" else source.convert("RGB").convert(mode)).save(path)
+    found = decode_image(path.read_bytes(), "x")
+    assert Image.open(path).mode == mode
+    assert found.mode == "RGB"
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(found), expected)
+    if suffix in ("png", "jpg"):  # timm reads no GIF
+        np.testing.assert_array_equal(np.asarray(found), bits_of_timm(path))
+
+
+def test_one_pixel_image_has_a_key():
+    image = decode_image(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), "x")
+    assert image.size == (1, 1)
+    assert content_key(image) != content_key(Image.new("RGB", (1, 1), (1, 2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mode"),
+    [(np.full((4, 4), 40000, np.uint16), "I;16"), (np.full((4, 4), 40000, np.int32), "I"), (np.ones((4, 4), np.float32), "F")],
+)
+def test_deep_pixels_are_an_error(pixels, mode):
+    data = encoded(Image.fromarray(pixels), "TIFF")
+    assert Image.open(io.BytesIO(data)).mode == mode
+    with pytest.raises(InputError, match=r"^image 3 has .* pixels \(16 bits or more\), expected 8-bit.*rescale"):
+        decode_image(data, "image 3")
+
+
+def test_16_bit_png_is_an_error():
+    data = encoded(Image.fromarray(np.full((4, 4), 40000, np.uint16)), "PNG")
+    with pytest.raises(InputError, match="16 bits"):
+        decode_image(data, "image 3")
+
+
+def test_16_bit_pil_image_is_an_error():
+    with pytest.raises(InputError, match="image 3 has I;16 pixels"):
+        to_rgb(Image.fromarray(np.full((4, 4), 40000, np.uint16)), "image 3")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("part", [0.2, 0.6, 0.95])
+def test_cut_file_is_an_error_with_its_name(kind, part):
+    data = encoded(noise_image(0, 64, 64), kind)
+    with pytest.raises(InputError, match=r"^image 7 \(a\.png\) cannot be decoded as an image .*repair or remove"):
+        decode_image(data[: int(part * len(data))], "image 7 (a.png)")
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"BM" + b"\xff" * 60])
+def test_other_bytes_are_an_error(data):
+    with pytest.raises(InputError, match="image 7 cannot be decoded"):
+        decode_image(data, "image 7")

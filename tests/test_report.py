@@ -1,0 +1,250 @@
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.preview import Sample, heat_image, write_preview
+from timm_igkd.report import Disagreement, collect_disagreements, write_report
+from timm_igkd.report_tables import confused_pairs, confusion_matrix, ratio, summary_sentence, wilson_interval
+
+pytest.importorskip("matplotlib")
+SECTIONS = ["setup", "results", "curves", "samples", "confusion", "calibration", "disagreement"]
+SECTIONS += ["size", "usage", "provenance"]
+HOSTILE = "<script>alert('x')</script>\"&"
+HISTORY = """epoch,lr,loss,task_loss,distill_loss,attention_loss,top1_train,val_loss,val_top1,seconds
+0,0.001,2.0,1.9,0.4,,40.0,1.5,50.0,1.0
+1,0.001,1.0,0.9,0.2,,70.0,0.8,75.0,1.0
+"""
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return make_run(tmp_path / "digits", 3)
+
+
+def make_run(folder, num_classes, with_teacher=True, n=30):
+    (folder / "maps").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % num_classes
+    student, teacher = (rng.normal(size=(n, num_classes)).astype("f4") for _ in range(2))
+    side = {
+        "top1": 80.0,
+        "top5": 100.0,
+        "loss": 0.5,
+        "ece": 0.04,
+        "num_parameters": 2_000_000,
+        "macs": 8e7,
+        "size_mb": 8.0,
+    }
+    side |= {"n": n, "dataset": "digits", "split": "test", "device": "cpu", "threads": 2, "hardware": "a processor"}
+    side["latency_ms"] = {f"batch_{b}": {"median": 2.0 * b, "p90": 3.0 * b, "n": 9} for b in (1, 64)}
+    metrics = side | {"num_parameters": 500_000, "needs_plugin": True, "wall_time_s": {"teacher": 70.2, "report": None}}
+    if with_teacher:
+        metrics |= {"teacher": side, "compression": 4.0, "agreement": 90.0, "teacher_kl": 0.1}
+    arrays = {"labels": labels, "student_logits": student}
+    arrays["class_names"] = np.array([HOSTILE, *(f"class {i}" for i in range(1, num_classes))])
+    if with_teacher:
+        arrays["teacher_logits"] = teacher
+    np.savez(folder / "predictions.npz", **arrays)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    config = {
+        "name": "digits",
+        "teacher": "test_resnet",
+        "student": None,
+        "student_drop": 1,
+        "seed": 7,
+        "overlay_prob": 0.1,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.15", "command": "train_igkd.py --name digits"}))
+    (folder / "maps" / "provenance.json").write_text(json.dumps({"n": 90, "options": {"n_steps": 50}}))
+    (folder / "student_history.csv").write_text(HISTORY)
+    (folder / "teacher_history.csv").write_text(HISTORY.replace(",0.4,", ",,").replace(",0.2,", ",,"))
+    return folder
+
+
+def sample(label, size=(8, 8)):
+    return Sample(Image.new("RGB", size, "navy"), Image.new("L", size, 128), Image.new("RGB", size, "grey"), label)
+
+
+class Page(HTMLParser):
+    """Collects tags, resources and text outside style."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.resources, self.ids, self.images = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        self.resources += [
+            attributes[key] for key in ("src", "href", "xlink:href", "action", "data") if key in attributes
+        ]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.images += [attributes] if tag == "img" else []
+
+
+def read_page(run_dir, **arguments):
+    text = write_report(run_dir, **arguments).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_every_section_is_present_and_ids_are_unique(run_dir):
+    text, page = read_page(run_dir, samples=[sample("one")])
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert len(set(page.ids)) == len(page.ids)
+    assert (
+        "4.0× smaller student reaches 80.0\u202f% (24 of 30 images; 95\u202f% Wilson interval 62.7–90.5\u202f%)" in text
+    )
+    assert "import timm_igkd" in text
+    assert "train_igkd.py --name digits" in text
+
+
+def test_page_is_self_contained(run_dir):
+    disagreement = Disagreement(Image.new("RGB", (8, 8)), "a", "a", "b", 0.9, 0.5)
+    text, page = read_page(run_dir, samples=[sample("one")], disagreements=[disagreement])
+    assert page.resources
+    assert all(resource.startswith(("#", "data:")) for resource in page.resources)
+    assert not re.search(r"url\((?!#)|@import|https?://", text)
+    assert "script" not in page.tags
+    assert len(page.images) == 4
+    assert all(image["alt"] for image in page.images)
+
+
+def test_names_from_the_data_are_escaped(run_dir):
+    config = yaml.safe_load((run_dir / "config.yaml").read_text()) | {"name": HOSTILE, "teacher": HOSTILE}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    disagreement = Disagreement(Image.new("RGB", (8, 8)), HOSTILE, HOSTILE, HOSTILE, 0.9, 0.5)
+    text, page = read_page(run_dir, samples=[sample(HOSTILE)], disagreements=[disagreement])
+    assert "script" not in page.tags
+    assert "<script" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_svg_follows_the_colours_of_the_page(run_dir):
+    text, page = read_page(run_dir)
+    assert page.tags.count("svg") == 5
+    assert "var(--student)" in text
+    assert "#01020" not in text
+    assert "<metadata" not in text
+
+
+def test_equal_inputs_give_an_equal_page(run_dir):
+    assert read_page(run_dir, samples=[sample("one")])[0] == read_page(run_dir, samples=[sample("one")])[0]
+
+
+def test_released_teacher_has_no_history(run_dir):
+    (run_dir / "teacher_history.csv").unlink()
+    text, _ = read_page(run_dir)
+    assert "The teacher came with its weights" in text
+    assert "released weights" in text
+
+
+def test_run_without_maps_and_validation_still_has_every_section(run_dir):
+    (run_dir / "maps" / "provenance.json").unlink()
+    lines = [line.rsplit(",", 3) for line in HISTORY.splitlines()]
+    rows = [",".join([head, "", "", seconds]) for head, _, _, seconds in lines[1:]]
+    (run_dir / "student_history.csv").write_text("\n".join([HISTORY.splitlines()[0], *rows]))
+    text, page = read_page(run_dir)
+    assert "This run used no maps." in text
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+
+
+def test_model_without_teacher_has_a_page(tmp_path):
+    text, page = read_page(make_run(tmp_path / "alone", 3, with_teacher=False))
+    assert "The model reaches 80.0" in text
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+
+
+def test_many_classes_show_pairs_instead_of_a_matrix(tmp_path):
+    text, _ = read_page(make_run(tmp_path / "many", 31, n=93))
+    assert "Most confused classes" in text
+    assert 'class="matrix' not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_unfinished_run_is_refused(run_dir):
+    (run_dir / "metrics.json").unlink()
+    with pytest.raises(MissingFileError, match=r"metrics\.json is missing, expected a finished run"):
+        write_report(run_dir)
+    assert not (run_dir / "report").exists()
+
+
+def test_damaged_file_is_named(run_dir):
+    (run_dir / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match=r"metrics\.json cannot be read"):
+        write_report(run_dir)
+
+
+def test_missing_matplotlib_names_the_extra(run_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'timm-igkd\[demo\]'"):
+        write_report(run_dir)
+
+
+def test_disagreements_are_those_of_the_predictions(run_dir):
+    arrays = np.load(run_dir / "predictions.npz")
+    dataset = [(Image.new("RGB", (4, 4), (i, 0, 0)), int(label)) for i, label in enumerate(arrays["labels"])]
+    found = collect_disagreements(run_dir, dataset, limit=100)
+    student, teacher = arrays["student_logits"].argmax(1), arrays["teacher_logits"].argmax(1)
+    assert len(found) == (student != teacher).sum() > 0
+    for item in found:
+        i = item.image.getpixel((0, 0))[0]
+        names = arrays["class_names"]
+        assert (item.label, item.student, item.teacher) == (names[dataset[i][1]], names[student[i]], names[teacher[i]])
+    assert sorted((item.student_confidence for item in found), reverse=True) == [d.student_confidence for d in found]
+    with pytest.raises(InputError, match="predictions of 30 images, the dataset 29"):
+        collect_disagreements(run_dir, dataset[:-1])
+
+
+def test_wilson_interval_matches_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for correct, n in ((355, 360), (0, 10), (10, 10)):
+        expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
+        assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_ratio_and_article():
+    assert [ratio(value) for value in (1.5, 5.9, 1122)] == ["1.50×", "5.9×", "1122×"]
+    metrics = {"top1": 50.0, "n": 10, "compression": 8.2, "teacher": {"top1": 60.0}}
+    assert summary_sentence(metrics).startswith("An 8.2× smaller student")
+
+
+def test_confused_pairs_are_sorted_mistakes():
+    matrix = confusion_matrix(np.array([0, 0, 0, 1, 2]), np.array([0, 1, 1, 1, 0]), 3)
+    assert confused_pairs(matrix, ["a", "b", "c"])[:2] == [("a", "b", "2", "67\u202f%"), ("c", "a", "1", "100\u202f%")]
+
+
+def test_preview_grid_has_crisp_pixels(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    write_preview(tmp_path / "grid.png", [Sample(image, image.convert("L"), image, "long label " * 20)] * 5, columns=2)
+    with Image.open(tmp_path / "grid.png") as opened:
+        grid = np.asarray(opened)
+    enlarged = np.asarray(image).repeat(3, axis=0).repeat(3, axis=1)
+    assert np.array_equal(grid[40:136, 20:116], enlarged)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 40), (5, 9)])
+def test_preview_takes_any_size(tmp_path, size):
+    write_preview(tmp_path / "grid.png", [sample("鳥 <b>", size)])
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.format == "PNG"
+
+
+def test_preview_needs_samples(tmp_path):
+    with pytest.raises(InputError, match="at least one sample"):
+        write_preview(tmp_path / "grid.png", [])
+
+
+def test_heat_grows_brighter():
+    ramp = heat_image(Image.fromarray(np.arange(256, dtype=np.uint8)[None]))
+    lightness = np.asarray(ramp.convert("L"))[0].astype(int)
+    assert (np.diff(lightness) >= 0).all()
