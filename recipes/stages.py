@@ -90,6 +90,7 @@ class Stages:
         if self.accelerator.is_main_process:
             seconds = round(time.perf_counter() - started, 2)
             write_json(self._marker(stage), {"settings": self._settings(stage), "wall_time_s": seconds})
+            self.accelerator.print(f"{stage.name}: done in {seconds:.1f} s")
 
     def _marker(self, stage: Stage) -> Path:
         return self.run_dir / ".stages" / f"{stage.name}.json"

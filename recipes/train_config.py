@@ -108,10 +108,9 @@ class TrainConfig:
         self.ig_options()
         if "/" in self.name or self.name in ("", ".", ".."):
             raise InputError(f"name is a folder under output_dir, not a path, got {self.name!r}")
-        if self.opt not in list_optimizers():
-            raise InputError(
-                f"unknown optimiser {self.opt!r}{nearest(self.opt, list_optimizers())}; timm.optim lists them"
-            )
+        names = [str(name) for name in list_optimizers()]
+        if self.opt not in names:
+            raise InputError(f"unknown optimiser {self.opt!r}{nearest(self.opt, names)}; timm.optim lists them")
         if self.engine == "captum" and self.n_steps == "auto":
             raise InputError("n_steps auto needs engine fast; captum takes a whole number")
         self._check_models()
@@ -186,8 +185,9 @@ TEACHER_FIELDS = tuple(
     "teacher teacher_args teacher_checkpoint teacher_mean teacher_std teacher_epochs".split()
 )
 TRAINING_FIELDS = tuple(
-    "batch_size opt lr weight_decay momentum sched warmup_epochs min_lr grad_accum_steps clip_grad model_ema "
-    "model_ema_decay train_crop scale_min hflip aa color_jitter reprob mixup cutmix smoothing max_steps_per_epoch".split()
+    "batch_size opt lr weight_decay momentum sched warmup_epochs min_lr grad_accum_steps clip_grad "
+    "model_ema model_ema_decay train_crop scale_min hflip aa color_jitter reprob mixup cutmix smoothing "
+    "max_steps_per_epoch".split()
 )
 MAPS_FIELDS = tuple(
     "engine n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size stored_logits".split()

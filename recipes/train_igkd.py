@@ -12,8 +12,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import torch.utils.data
 from accelerate import Accelerator
@@ -22,23 +22,23 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from augmentation import train_transform
+from splits import cut_validation, load_split
 from stages import Stage, Stages
 from timm_igkd import IGDistillationTask, IGOverlay, IGOverlayDataset, MapStore, compute_maps, evaluate, truncate
 from timm_igkd.cli import run_reporting_errors
 from timm_igkd.commands import overlay_samples
 from timm_igkd.config import parse_config, save_config
-from timm_igkd.data import LabeledImages, load_labeled_images
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import write_metrics
 from timm_igkd.model_loading import class_indices, load_model, needs_plugin, save_model
-from timm_igkd.random_streams import derive_seed, generator, seeded
+from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report import write_report
 from timm_igkd.report_sections import collect_disagreements
 from timm_igkd.run_files import write_predictions
 from timm_igkd.store_files import read_json, write_json
 from train_config import EVALUATE_FIELDS, MAPS_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, TRAINING_FIELDS, TrainConfig
-from training import Trainer, create_validation_loader
+from training import Trainer, create_train_loader, create_validation_loader
 
 
 class Run:
@@ -57,9 +57,9 @@ class Run:
             raise InputError(
                 f"trackers {' '.join(config.trackers)} are not all installed; pip install them, or leave them out"
             )
-        self.train = self._images(config.train_split, config.train_limit)
+        self.train = load_split(config, config.train_split, config.train_limit)
         self.num_classes = self.train.num_classes
-        self.fitting, self.validation = self._cut_validation()
+        self.fitting, self.validation = cut_validation(config, self.train)
         self.stages = Stages(self.folder, config, self.accelerator, self._stages())
 
     def _stages(self) -> list[Stage]:
@@ -76,30 +76,6 @@ class Run:
             Stage("evaluate", test_fields, self.evaluate),
             Stage("report", test_fields, self.report),
         ]
-
-    def _images(self, split: str, limit: int | None) -> LabeledImages:
-        c = self.config
-        images = load_labeled_images(c.dataset, split, c.image_column, c.label_column, c.revision)
-        if not isinstance(images, LabeledImages):
-            raise InputError(
-                f"the recipe takes a Hub id, a folder or digits, got the timm dataset {c.dataset!r}; give its folder"
-            )
-        return images.subset(range(min(limit, len(images)))) if limit else images
-
-    def _cut_validation(self) -> tuple[LabeledImages, LabeledImages | None]:
-        """Return the images to fit and those to choose by: their own split, or a stratified part of the training images."""
-        config = self.config
-        if config.validation_split is not None:
-            return self.train, self._images(config.validation_split, None)
-        if config.validation_fraction == 0:
-            return self.train, None
-        labels, held_out = self.train.labels, []
-        for label in np.unique(labels):
-            rows = np.flatnonzero(labels == label)
-            count = round(config.validation_fraction * len(rows))
-            held_out += generator(config.seed, "validation", int(label)).permutation(rows)[:count].tolist()
-        fitting = np.setdiff1d(np.arange(len(labels)), held_out)
-        return self.train.subset(fitting), self.train.subset(sorted(held_out))
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""
@@ -124,6 +100,7 @@ class Run:
         student = self._create_student(lambda: teacher)
         self._create_task(student, teacher)
         train_transform(self.config, resolve_model_data_config(student))
+        create_train_loader(self.fitting, self.config, self.accelerator.num_processes)
 
     def _remove_unfinished(self, pending: set[str]) -> None:
         """Drop what a killed process left of stages without a marker, so that nothing unfinished looks complete."""
@@ -164,13 +141,14 @@ class Run:
     def student(self) -> None:
         """Distil the student."""
         config, teacher = self.config, self._saved("teacher")
-        fresh = f"local-dir:{self.folder / 'teacher'}"
-        task = self._create_task(self._create_student(lambda: load_model(fresh, pretrained=False)), teacher)
+        keeps_weights = config.student_init == "teacher"
+        model = self._create_student(lambda: self._saved("teacher", pretrained=keeps_weights))
+        task = self._create_task(model, teacher)
         dataset = IGOverlayDataset(
             self.fitting,
             MapStore(self.folder / "maps") if config.needs_maps else None,
             IGOverlay(config.overlay_prob, config.overlay_weight, config.overlay_max_power),
-            teacher_view=task.teacher_view,
+            teacher_view=config.teacher_view if task.two_view_batches else "same",
             overlay_source=config.overlay_source,
             seed=config.seed,
             with_logits=config.stored_logits,
@@ -183,7 +161,7 @@ class Run:
         """Read the test split once: metrics.json and predictions.npz."""
         if not self.accelerator.is_main_process:
             return
-        config, test = self.config, self._images(self.config.test_split, self.config.test_limit)
+        config, test = self.config, load_split(self.config, self.config.test_split, self.config.test_limit)
         student, teacher = self._saved("student"), self._saved("teacher")
         indices = self._indices(teacher)
         result = evaluate(student, test, teacher=teacher, teacher_class_indices=indices, num_workers=config.workers)
@@ -197,7 +175,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         self._add_wall_times()
-        test = self._images(self.config.test_split, self.config.test_limit)
+        test = load_split(self.config, self.config.test_split, self.config.test_limit)
         has_overlay = self.config.overlay_prob > 0
         samples = overlay_samples(MapStore(self.folder / "maps"), self.train, 12) if has_overlay else []
         write_report(self.folder, samples=samples, disagreements=collect_disagreements(self.folder, test))
@@ -236,12 +214,11 @@ class Run:
         return model
 
     def _create_student(self, create_teacher: Callable[[], nn.Module]) -> nn.Module:
-        """Return the student before training; `create_teacher` makes a teacher of random weights, to be truncated."""
+        """Return the student before training; `create_teacher` makes the teacher that is truncated."""
         config = self.config
         with seeded(derive_seed(config.seed, "init student")):
             if config.student is None:
-                teacher = self._saved("teacher") if config.student_init == "teacher" else create_teacher()
-                return truncate(teacher, config.student_drop, num_classes=self.num_classes)
+                return truncate(create_teacher(), config.student_drop, num_classes=self.num_classes)
             model = load_model(
                 config.student, pretrained=False, model_args=config.student_args, num_classes=self.num_classes
             )
@@ -265,7 +242,8 @@ class Run:
 
     def _set_input_size(self, model: nn.Module) -> None:
         """Train a model of random weights at the images' own size where it takes any size."""
-        config, (width, height) = model.pretrained_cfg, self.train.read(0)[0].size
+        config: Any = model.pretrained_cfg
+        width, height = self.train.read(0)[0].size
         if not config.get("fixed_input_size") and max(width, height) < config["input_size"][1]:
             config.update(input_size=(3, height, width), crop_pct=1.0, test_input_size=None)
 
@@ -277,8 +255,8 @@ class Run:
     def _indices(self, teacher: nn.Module) -> list[int] | None:
         return class_indices(teacher, self.train.class_names, self.num_classes)
 
-    def _saved(self, name: str) -> nn.Module:
-        return load_model(f"local-dir:{self.folder / name}", role=name)
+    def _saved(self, name: str, pretrained: bool = True) -> nn.Module:
+        return load_model(f"local-dir:{self.folder / name}", role=name, pretrained=pretrained)
 
     def _add_wall_times(self) -> None:
         metrics = read_json(self.folder / "metrics.json")

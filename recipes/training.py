@@ -133,7 +133,7 @@ class Trainer:
         config = self.config
         if config.mixup == 0 and config.cutmix == 0:
             return None
-        num_classes = self.task.get_eval_model().num_classes
+        num_classes: Any = self.final_model().num_classes
         return TwoViewMixup(
             config.seed,
             mixup_alpha=config.mixup,
@@ -146,7 +146,8 @@ class Trainer:
         """Train all epochs, or those that are left after a resume."""
         start, rows = self._load_checkpoint() if self.config.resume else (0, [])
         total = (self.epochs - start) * self.steps
-        with tqdm(total=total, desc=self.label, unit="step", disable=not self.accelerator.is_main_process) as bar:
+        hidden = None if self.accelerator.is_main_process else True  # None: hidden where stderr is no terminal
+        with tqdm(total=total, desc=self.label, unit="step", disable=hidden) as bar:
             for epoch in range(start, self.epochs):
                 row = self._train_epoch(epoch, bar)
                 row |= self._validate()
@@ -163,7 +164,8 @@ class Trainer:
         self.task.train()
         self.dataset.set_epoch(epoch)
         self.loader.set_epoch(epoch)  # accelerate's loader counts epochs itself, from 0 after a resume
-        started, totals = time.perf_counter(), {}
+        totals: dict[str, Any] = {}
+        started = time.perf_counter()
         for step, batch in enumerate(self.loader):
             seed_global(derive_seed(self.config.seed, "step", epoch, step, self.accelerator.process_index))
             result, target = self._train_step(batch, epoch, step)
@@ -224,7 +226,7 @@ class Trainer:
 
     def final_model(self) -> nn.Module:
         """Return the model to keep: the EMA where there is one."""
-        model = self.task.get_eval_model(ema=self.config.model_ema)
+        model: Any = self.task.get_eval_model(ema=self.config.model_ema)
         return getattr(model, "_orig_mod", model)
 
     def _save_checkpoint(self, epoch: int, rows: list[dict[str, Any]]) -> None:

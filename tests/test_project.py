@@ -65,7 +65,7 @@ def test_wheel_holds_every_file_of_the_package_and_the_templates(wheel):
     templates = [path for path in (ROOT / "hub" / "templates").rglob("*") if path.is_file()]
     expected = {path.relative_to(ROOT).as_posix() for path in package}
     expected |= {f"timm_igkd/templates/{path.relative_to(ROOT / 'hub' / 'templates').as_posix()}" for path in templates}
-    assert {name for name in expected if not name.endswith(".gitkeep")} <= names
+    assert expected <= names
 
 
 @pytest.mark.slow

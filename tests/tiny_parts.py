@@ -11,7 +11,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from timm_igkd.build import finish_store
 from timm_igkd.images import content_key
 from timm_igkd.map_format import MapRow, to_table
 from timm_igkd.store import MapStore
@@ -92,5 +91,5 @@ def write_store(
     for shard in range(num_shards(manifest)):
         part = shard_rows(manifest, shard)
         write_shard(shard_path(folder, manifest, shard), to_table(rows[part.start : part.stop]))
-    finish_store(folder, manifest)
+    write_json(folder / "provenance.json", manifest)
     return MapStore(folder)

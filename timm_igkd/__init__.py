@@ -8,6 +8,8 @@ from timm_igkd.build import compute_maps
 from timm_igkd.data import load_labeled_images
 from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.evaluation import evaluate
+from timm_igkd.hub_maps import push_maps
+from timm_igkd.hub_student import push_student
 from timm_igkd.model_loading import load_model, save_model
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.store import MapStore
@@ -26,6 +28,8 @@ __all__ = [
     "evaluate",
     "load_labeled_images",
     "load_model",
+    "push_maps",
+    "push_student",
     "save_model",
     "truncate",
 ]

@@ -23,19 +23,20 @@ from timm_igkd.map_format import MapRow, quantize, to_table
 from timm_igkd.model_loading import class_indices, weights_hash
 from timm_igkd.random_streams import derive_seed
 from timm_igkd.store import MapStore
+from timm_igkd.store_card import write_store_card
 from timm_igkd.store_files import (
     FORMAT_VERSION,
     check_shard,
     default_shard_rows,
     num_shards,
     open_manifest,
+    read_json,
     shard_path,
     shard_rows,
     statistics,
     write_json,
     write_shard,
 )
-from timm_igkd.store_card import write_store_card
 
 EngineName = Literal["captum", "fast"]
 BATCH_IMAGES = 32
@@ -101,7 +102,7 @@ def compute_maps(
     if any(not shard_path(out, manifest, index).exists() for index in range(num_shards(manifest))):
         return None
     if state.is_main_process:
-        finish_store(out, manifest)
+        finish_store(out, open_manifest(out, {}))
     state.wait_for_everyone()
     return MapStore(out)
 
@@ -198,13 +199,13 @@ class MapBuilder:
     def build(self, shards: list[int], progress: bool = True) -> None:
         """Compute and write the shards that are not there yet; one that is there is checked first."""
         total = sum(len(shard_rows(self.manifest, shard)) for shard in shards)
-        with tqdm(total=total, unit="img", desc="maps", disable=not progress, smoothing=0.05) as bar:
+        with tqdm(total=total, unit="img", desc="maps", disable=None if progress else True, smoothing=0.05) as bar:
             for shard in shards:
                 rows = shard_rows(self.manifest, shard)
                 if not self._is_done(shard):
                     built: list[MapRow] = []
                     for batch in self._batches(rows):
-                        built += self.attribute_rows(batch)
+                        built += self._within_memory(batch)
                         bar.update(len(batch))
                     write_shard(shard_path(self.out, self.manifest, shard), to_table(built))
                 else:
@@ -234,6 +235,33 @@ class MapBuilder:
         for start in range(0, len(rows), self.manifest["batch_images"]):
             yield rows[start : start + self.manifest["batch_images"]]
 
+    def _within_memory(self, indices: range) -> list[MapRow]:
+        """Return the rows of some images; where the device's memory does not hold a chunk, halve it and go on."""
+        while True:
+            try:
+                return self.attribute_rows(indices)
+            except torch.cuda.OutOfMemoryError as error:
+                chunk = self.fast.chunk_size // 2
+                if chunk < 1:
+                    raise RunError(
+                        f"the GPU's memory does not hold one image of {row_name(self.dataset, indices[0])} and its "
+                        "gradient; free memory, or use a larger GPU"
+                    ) from error
+            torch.cuda.empty_cache()  # outside of `except`, where the traceback still holds the tensors
+            self._set_chunk(chunk, indices[0])
+
+    def _set_chunk(self, chunk: int, row: int) -> None:
+        """Use smaller chunks from now on, and on a resume, and record it: the last bits may differ from here."""
+        self.fast.chunk_size = chunk
+        if self.captum is not None:
+            self.captum.chunk_size = chunk
+        path = self.out / "manifest.json"
+        found = read_json(path)
+        halvings = [*found.get("out_of_memory_halvings", ()), {"row": row, "chunk_size": chunk}]
+        self.manifest |= {"chunk_size": chunk, "out_of_memory_halvings": halvings}
+        write_json(path, found | self.manifest)
+        tqdm.write(f"maps: out of GPU memory, going on with chunks of {chunk}")
+
     def attribute_rows(self, indices: range | list[int]) -> list[MapRow]:
         """Return the rows of some images, computed together."""
         items = [read_item(self.dataset, index) for index in indices]
@@ -242,7 +270,9 @@ class MapBuilder:
         logits = self._dataset_logits(attribution.logits).cpu().numpy()
         rows = []
         for position, (image, label) in enumerate(items):
-            levels, scale = quantize(maps[position], self.options.reduction == "sum", row_name(self.dataset, indices[position]))
+            levels, scale = quantize(
+                maps[position], self.options.reduction == "sum", row_name(self.dataset, indices[position])
+            )
             rows.append(
                 MapRow(
                     key=content_key(image),
@@ -263,7 +293,11 @@ class MapBuilder:
         if not torch.isfinite(logits).all():
             raise RunError("the teacher's outputs are not finite; check its weights and normalisation")
         targets = self._targets(labels, logits, indices)
-        seeds = [derive_seed(0, "baseline:" + content_key(image)) for image in images] if self.options.baseline == "noise" else []
+        seeds = (
+            [derive_seed(0, "baseline:" + content_key(image)) for image in images]
+            if self.options.baseline == "noise"
+            else []
+        )
         baselines = self.view.baseline(inputs, self.options.baseline, seeds)
         return (self.captum or self.fast).attribute(inputs, baselines, targets, logits), targets
 
@@ -292,6 +326,8 @@ class MapBuilder:
 
 def finish_store(out: Path, manifest: dict[str, Any]) -> None:
     """Check all shards, then write provenance and dataset card, which make the store complete."""
+    for left_by_a_kill in out.glob("**/.*.tmp"):
+        left_by_a_kill.unlink(missing_ok=True)
     digest, tables = xxhash.xxh3_128(), []
     for shard in range(num_shards(manifest)):
         table = check_shard(shard_path(out, manifest, shard), manifest, shard)
@@ -310,7 +346,9 @@ def recompute_rows(store: MapStore, teacher: nn.Module, dataset: Any, count: int
         Largest difference from the stored levels (of 255), and the least correlation of a map with its stored one.
     """
     check_range("recompute", count, 1, len(store))
-    builder = MapBuilder(teacher, dataset, store.path, store.provenance, PartialState(cpu=not torch.cuda.is_available()).device)
+    builder = MapBuilder(
+        teacher, dataset, store.path, store.provenance, PartialState(cpu=not torch.cuda.is_available()).device
+    )
     indices = np.unique(np.linspace(0, len(store) - 1, count).round().astype(int)).tolist()
     worst, correlation = 0, 1.0
     for batch in [indices[start : start + BATCH_IMAGES] for start in range(0, len(indices), BATCH_IMAGES)]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import datasets
+import huggingface_hub.utils
 import yaml
 
 from timm_igkd.errors import InputError, RunError, UserError, nearest
@@ -129,6 +131,7 @@ def build_parser() -> OneLineParser:
 
 def run_reporting_errors(function: Callable[[], None], prog: str) -> int:
     """Run `function`; print what the user can mend as one line and return the exit code."""
+    _quiet_libraries()
     try:
         function()
     except UserError as error:
@@ -141,6 +144,14 @@ def run_reporting_errors(function: Callable[[], None], prog: str) -> int:
         where = f" {error.filename!r}" if error.filename else ""
         return _report(prog, f"cannot write{where}: {error.strerror}; free space or choose another folder", RunError.exit_code)
     return 0
+
+
+def _quiet_libraries() -> None:
+    """Leave stderr to our one line: no log records of what is raised anyway, no bars where nobody watches."""
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
 
 
 def _report(prog: str, message: str, code: int) -> int:
@@ -166,7 +177,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """Console script: quiet libraries, then `main`."""
     warnings.filterwarnings("ignore", module=r"(torch|timm|datasets|accelerate|PIL)\b")
-    logging.getLogger("datasets").setLevel(logging.ERROR)
     raise SystemExit(main())
 
 

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from timm_igkd import cli
 from timm_igkd.attribution import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.build import compute_maps, recompute_rows
+from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_student_arguments, push_student_command
 from timm_igkd.data import class_names, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import evaluate, write_metrics
@@ -80,7 +81,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 def verify(args: argparse.Namespace) -> None:
     """Check that every map belongs to its image and was not altered."""
     store, dataset = MapStore(args.maps), cli.dataset_from(args)
-    store.verify(dataset, progress=lambda rows: tqdm(rows, unit="img", desc="verify"))
+    store.verify(dataset, progress=lambda rows: tqdm(rows, unit="img", desc="verify", disable=None))
     n, total = len(store), store.provenance["dataset"]["num_images"]
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
     print(f"{args.maps}: keys and map hashes of {coverage} match")
@@ -163,4 +164,6 @@ COMMANDS: dict[str, Command] = {
     "verify": (_verify_arguments, verify),
     "preview": (_preview_arguments, preview),
     "evaluate": (_evaluate_arguments, evaluate_command),
+    "push-maps": (push_maps_arguments, push_maps_command),
+    "push-student": (push_student_arguments, push_student_command),
 }

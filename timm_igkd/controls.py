@@ -5,7 +5,7 @@ else in the map's place. All go through the same exponent and min-max as real ma
 """
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -51,7 +51,7 @@ def control_map(maps: MapStore, row: int, image: Image.Image, source: OverlaySou
         return Image.fromarray(draws.permutation(own.ravel()).reshape(own.shape))
     if source == "noise":
         return Image.fromarray(draws.integers(0, 256, image.size[::-1], dtype=np.uint8))
-    raise InputError(f"overlay source must be one of {list(OverlaySource.__args__)}, got {source!r}")
+    raise InputError(f"overlay_source must be one of {list(get_args(OverlaySource))}, got {source!r}")
 
 
 def sobel(image: Image.Image) -> Image.Image:

@@ -15,13 +15,14 @@ import numpy as np
 import timm.data
 import torch
 import torch.utils.data
+from huggingface_hub import errors as hub_errors
 from PIL import Image
 
 from timm_igkd.errors import InputError, InputTypeError, MissingFileError, RunError, nearest
 from timm_igkd.images import decode_image, to_rgb
 
 DIGITS_SPLITS = ("train", "validation", "test")
-_TIMM_PREFIXES = ("torch/", "hfds/", "folder/")
+TIMM_PREFIXES = ("torch/", "hfds/", "folder/")
 
 
 class LabeledImages(torch.utils.data.Dataset):
@@ -126,7 +127,7 @@ def load_labeled_images(
     """
     if dataset == "digits":
         return _digits(split)
-    if dataset.startswith(_TIMM_PREFIXES) and not os.path.exists(dataset):
+    if dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset):
         return _timm_dataset(dataset, split, data_dir)
     rows = _load_rows(dataset, split, revision)
     if len(rows) == 0:
@@ -169,6 +170,10 @@ def _load_rows(dataset: str, split: str, revision: str | None) -> datasets.Datas
         ) from error
     except datasets.data_files.EmptyDatasetError as error:
         raise InputError(f"folder {dataset!r} holds no data, expected parquet files or class folders of images") from error
+    except hub_errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "unknown")
+        text = "refused the token; log in again: hf auth login" if status in (401, 403) else "failed; try again later"
+        raise RunError(f"the Hub's answer to dataset {dataset!r} (status {status}) {text}") from error
     except ConnectionError as error:
         raise RunError(f"dataset {dataset!r} cannot be fetched: {_first_line(error)}; connect, or use a local folder") from error
     except ValueError as error:
@@ -239,9 +244,11 @@ def _digits(split: str) -> LabeledImages:
 
 
 def _timm_dataset(name: str, split: str, data_dir: str | None) -> Any:
+    if data_dir is None and not name.startswith("hfds/"):
+        raise InputError(f"timm dataset {name!r} needs its root folder; give it with --data-dir")
     try:
         return timm.data.create_dataset(name, root=data_dir, split=split)
-    except (AssertionError, RuntimeError, ValueError, OSError) as error:
+    except (AssertionError, ImportError, TypeError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"timm dataset {name!r} split {split!r} under {data_dir!r}: {_first_line(error)}") from error
 
 

@@ -5,7 +5,7 @@ flip with no special case.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ import torch.utils.data
 from PIL import Image
 
 from timm_igkd.controls import OverlaySource, control_map
-from timm_igkd.data import class_names, dataset_name, read_item, row_name
-from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.data import class_names, dataset_name, first_part, read_item, row_name
+from timm_igkd.errors import InputError, InputTypeError, nearest
 from timm_igkd.images import content_key
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global, uniforms
@@ -69,7 +69,10 @@ class IGOverlayDataset(torch.utils.data.Dataset):
     ):
         if teacher_view not in ("clean", "same"):
             raise InputError(f"teacher_view must be 'clean' or 'same', got {teacher_view!r}")
-        if getattr(dataset, "transform", None) is not None and not isinstance(dataset, IGOverlayDataset):
+        if overlay_source not in get_args(OverlaySource):
+            hint = nearest(str(overlay_source), get_args(OverlaySource))
+            raise InputError(f"overlay_source must be one of {list(get_args(OverlaySource))}, got {overlay_source!r}{hint}")
+        if getattr(first_part(dataset), "transform", None) is not None:
             raise InputError(
                 f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so set the transform on the "
                 "IGOverlayDataset instead"

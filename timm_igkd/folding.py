@@ -11,6 +11,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from timm_igkd.errors import RunError
+
 
 def _conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     """Return (convolution, batch norm) names where one feeds the other directly, each called once."""
@@ -81,6 +83,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor, tolerance: float = 1e-3) 
         parent, _, child = norm_name.rpartition(".")
         setattr(folded.get_submodule(parent), child, _after_norm(norm))
     expected, found = model(example), folded(example)
+    if not torch.isfinite(expected).all():
+        raise RunError("the teacher's outputs are not finite; check its weights and normalisation")
     if not torch.allclose(found, expected, rtol=0, atol=tolerance * float(expected.abs().max())):
         return copy.deepcopy(model), 0
     return folded, len(pairs)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ class IGOverlay:
     def __post_init__(self) -> None:
         check_range("overlay_prob", self.overlay_prob, 0, 1)
         check_range("overlay_weight", self.overlay_weight, 0, 1)
-        check_range("max_power", self.max_power, 1)
+        check_range("max_power", self.max_power, 1, sys.float_info.max)
 
     def power(self, uniform: float) -> float:
         """Return the map's exponent for a uniform number in [0, 1)."""
@@ -88,10 +89,9 @@ class IGOverlay:
 
 def _blend_tables(low: int, high: int, power: float, weight: float) -> tuple[np.ndarray, np.ndarray]:
     """Return what each map level and each image level adds to the blend, in 1/256 levels, [256] uint16 each."""
-    levels = np.arange(256) / 255.0
-    if high > low:
-        powered = levels**power
-        scaled = (powered - powered[low]) / (powered[high] - powered[low])
+    if high > low:  # in units of `high`, whose power is 1 and cannot underflow; the min-max cancels the unit
+        powered = (np.arange(256).clip(max=high) / high) ** power
+        scaled = (powered - powered[low]) / (1 - powered[low])
     else:
         scaled = np.zeros(256)
     map_share = np.round(np.clip(scaled, 0, 1) * (weight * 255 * 256)).astype(np.uint16)

@@ -102,13 +102,13 @@ def write_preview(path: str | Path, samples: Sequence[Sample], columns: int = 4)
             grid.paste(image, (x + (side_x - image.width) // 2, top + (side_y - image.height) // 2))
             if row == 0:
                 draw.text((x, _MARGIN - 4), name, _MUTED, font)
-        draw.text((left, top + side_y + 3), _shorten(sample.label, draw, font, width), _INK, font)
+        draw.text((left, top + side_y + 3), shorten(sample.label, draw, font, width), _INK, font)
     buffer = io.BytesIO()
     grid.save(buffer, format="PNG")
     write_atomic(Path(path), buffer.getvalue())
 
 
-def _shorten(
+def shorten(
     label: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
     """Cut a label to one line of `width` pixels."""

@@ -10,6 +10,8 @@ from PIL import Image
 
 from timm_igkd.data import read_item, row_name
 from timm_igkd.errors import InputError
+from timm_igkd.hub import TIMEOUT_S, Pushed
+from timm_igkd.hub_maps import fetch_maps, push_maps, repository_of
 from timm_igkd.images import content_key
 from timm_igkd.map_format import decode_png, map_hash, rectify
 from timm_igkd.store_files import num_shards, require_complete, shard_path
@@ -19,20 +21,25 @@ class MapStore:
     """A finished store of attribution maps.
 
     Args:
-        path: folder written by `timm-igkd maps` / `compute_maps`.
+        path: folder written by `timm-igkd maps` / `compute_maps`, or "user/name" of a store on the Hub, which is downloaded
+            once and then read from the cache.
+        revision: branch, tag or commit of a store on the Hub; also as "user/name@revision".
 
     Attributes:
+        path: the folder; for a store on the Hub, its place in the cache.
         provenance: teacher, dataset, options, versions and statistics (see store_files.py).
         rows: the memory-mapped Hugging Face dataset, one row per image.
 
     Raises:
-        MissingFileError: no store there. InputError: not finished, or corrupt.
+        MissingFileError: no store there. InputError: not finished, or corrupt. RunError: the Hub has none, refuses, or cannot
+        be reached.
 
     Pickles to DataLoader workers: the rows stay in the memory-mapped file.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, revision: str | None = None):
+        repository = repository_of(path, revision)
+        self.path = Path(path) if repository is None else fetch_maps(*repository)
         self.provenance: dict[str, Any] = require_complete(self.path)
         shards = [shard_path(self.path, self.provenance, shard) for shard in range(num_shards(self.provenance))]
         try:
@@ -131,6 +138,12 @@ class MapStore:
         """Return the teacher's stored logits for the clean image, [classes] float32."""
         self.require_logits()
         return np.asarray(self.rows[row]["logits"], dtype=np.float32)
+
+    def push_to_hub(
+        self, repo_id: str, private: bool = False, *, overwrite_card: bool = False, timeout_s: float = TIMEOUT_S
+    ) -> Pushed:
+        """Publish the store as a dataset of the Hub, see `hub_maps.push_maps`."""
+        return push_maps(self.path, repo_id, private, overwrite_card=overwrite_card, timeout_s=timeout_s)
 
     def verify(self, dataset: Any, progress: Callable = lambda rows: rows) -> None:
         """Check strictly that row i is the map of image i, for all rows, and that no map was altered.

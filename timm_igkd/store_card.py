@@ -1,65 +1,106 @@
-"""The dataset card of a map store: what the Hub's page and viewer need."""
+"""The dataset card of a map store and the picture on it: what the Hub's page and viewer need."""
 
+import io
 from pathlib import Path
 from typing import Any
 
-from timm_igkd.store_files import write_atomic
+import pyarrow as pa
+from huggingface_hub import DatasetCardData
+from PIL import Image, ImageDraw, ImageFont
 
-_CARD = """---
-task_categories: [image-classification]
-tags: [integrated-gradients, knowledge-distillation, timm-igkd]
-configs:
-- config_name: default
-  data_files:
-  - {{split: {split}, path: data/{split}-*.parquet}}
----
-# Integrated-gradients maps of `{teacher}`
+from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
+from timm_igkd.map_format import decode_png, rectify
+from timm_igkd.preview import fit_image, heat_image, shorten
+from timm_igkd.store_files import read_shard, shard_path, shard_rows, write_atomic
 
-One row per image of split `{source_split}` of `{dataset}`: {coverage}. Each map belongs to the image whose decoded RGB
-pixels hash to `key`; `map` is 8-bit greyscale, in units of `scale` / {levels}.
-
-| | |
-|---|---|
-| teacher | `{teacher}`, weights sha256 `{weights}` |
-| steps | {steps} |
-| baseline, target, output, reduction | {baseline}, {target}, {output}, {reduction} |
-| engine | {engine}, {dtype} |
-| median / p90 of the absolute convergence delta | {delta_median:.3g} / {delta_p90:.3g} |
-| keys hash | `{keys_hash}` |
-
-```python
-from timm_igkd import IGOverlay, IGOverlayDataset, MapStore
-
-dataset = IGOverlayDataset(your_dataset, MapStore("path/of/this/folder"), IGOverlay(overlay_prob=0.1))
-```
-
-Made by [timm-igkd](https://pypi.org/project/timm-igkd/); method: Sundararajan et al. 2017 (arXiv 1703.01365), overlay:
-arXiv 2506.14440.
-"""
+PICTURE = "maps.png"
+_COLUMNS, _MOST_PICTURED, _GAP, _CAPTION = 8, 24, 6, 18
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def write_store_card(out: Path, provenance: dict[str, Any]) -> None:
     """Write README.md beside the shards."""
-    options, dataset, numbers = provenance["options"], provenance["dataset"], provenance["statistics"]
-    n, total = provenance["n"], dataset["num_images"]
-    first_shard = sorted((out / "data").glob("*.parquet"))[0].name
-    steps = f"{options['n_steps']}"
-    if options["n_steps"] == "auto":
-        steps += f", {numbers['mean_steps']:.1f} on average, {numbers['converged']} of {n} images converged"
-    card = _CARD.format(
-        split=first_shard.rpartition("-of-")[0].rpartition("-")[0],
-        source_split=dataset["split"],
-        dataset=dataset["name"],
+    write_atomic(out / "README.md", dataset_card(provenance).encode())
+
+
+def dataset_card(provenance: dict[str, Any], repo_id: str | None = None) -> str:
+    """Return the card of a store.
+
+    Args:
+        provenance: of a finished store.
+        repo_id: user/name of the dataset on the Hub, whose card shows the picture and loads by name; None: a folder.
+    """
+    options, dataset, teacher = provenance["options"], provenance["dataset"], provenance["teacher"]
+    n, total, numbers = provenance["n"], dataset["num_images"], provenance["statistics"]
+    steps = str(options["n_steps"])
+    if steps == "auto":
+        steps = f"auto: {numbers['mean_steps']:.1f} on average; {numbers['converged']} of {n} images converged"
+    signed = options["reduction"] == "sum"
+    return render_card(
+        "dataset_card.md",
+        metadata=_metadata(provenance).to_yaml(),
+        repo_id=repo_id,
+        split=_shard_split(provenance),
+        picture=PICTURE if repo_id else None,
+        pictured=min(n, _MOST_PICTURED),
+        dataset=dataset | {"name": public_name(dataset["name"])},
+        teacher=teacher | {"name": public_name(teacher["name"])},
         coverage=f"all {total} images, in order" if n == total else f"a prefix, the first {n} of {total} images",
-        teacher=provenance["teacher"]["name"],
-        weights=provenance["teacher"]["weights_sha256"],
+        num_classes=len(dataset["class_names"] or ()),
         steps=steps,
-        levels="127, offset 128" if options["reduction"] == "sum" else "255",
-        engine=provenance["engine"],
-        dtype=provenance["dtype"],
-        delta_median=numbers["abs_delta_median"],
-        delta_p90=numbers["abs_delta_p90"],
-        keys_hash=provenance["keys_hash"],
-        **{name: options[name] for name in ("baseline", "target", "output", "reduction")},
+        signed=signed,
+        levels=127 if signed else 255,
+        has_logits=provenance["logits"],
+        citations=read_template("citations.bib").strip(),
+        **{name: provenance[name] for name in ("options", "engine", "dtype", "keys_hash", "statistics", "versions")},
     )
-    write_atomic(out / "README.md", card.encode())
+
+
+def _shard_split(provenance: dict[str, Any]) -> str:
+    """Return the split's name as the shards' file names have it."""
+    return shard_path(Path(), provenance, 0).name.rpartition("-of-")[0].rpartition("-")[0]
+
+
+def _metadata(provenance: dict[str, Any]) -> DatasetCardData:
+    dataset, split = provenance["dataset"], _shard_split(provenance)
+    source = hub_dataset_id(dataset["name"], dataset["revision"])
+    return DatasetCardData(
+        pretty_name=f"Integrated-gradients maps of {public_name(provenance['teacher']['name'])}",
+        task_categories=["image-classification"],
+        size_categories=[next((name for most, name in _SIZES if provenance["n"] < most), "1M<n<10M")],
+        source_datasets=[source] if source else None,
+        tags=["integrated-gradients", "attribution", "knowledge-distillation", "timm", "timm-igkd"],
+        configs=[{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]}],
+    )
+
+
+def map_picture(out: Path, provenance: dict[str, Any]) -> bytes:
+    """Return a PNG grid of evenly spread maps with their classes; it shows no image, which is not ours to pass on."""
+    names, n = provenance["dataset"]["class_names"], provenance["n"]
+    count = min(n, _MOST_PICTURED)
+    rows = [_row(out, provenance, position * n // count) for position in range(count)]
+    maps = []
+    for row in rows:
+        levels = Image.fromarray(decode_png(row["map"]["bytes"]))
+        signed = provenance["options"]["reduction"] == "sum"
+        maps.append(fit_image(heat_image(rectify(levels) if signed else levels)))
+    width, height = max(m.width for m in maps), max(m.height for m in maps)
+    columns = min(_COLUMNS, count)
+    cell_x, cell_y = width + _GAP, height + _GAP + _CAPTION
+    grid = Image.new("RGB", (columns * cell_x + _GAP, -(-count // columns) * cell_y + _GAP), "white")
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(13)
+    for number, (row, picture) in enumerate(zip(rows, maps, strict=True)):
+        x, y = _GAP + number % columns * cell_x, _GAP + number // columns * cell_y
+        grid.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
+        label = row["label"]
+        caption = names[label] if names and 0 <= label < len(names) else str(label)
+        draw.text((x, y + height + 1), shorten(caption, draw, font, width), (29, 31, 35), font)
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _row(out: Path, provenance: dict[str, Any], index: int) -> dict[str, Any]:
+    shard = index // provenance["shard_rows"]
+    table: pa.Table = read_shard(shard_path(out, provenance, shard))
+    return table.slice(index - shard_rows(provenance, shard).start, 1).to_pylist()[0]

@@ -1,0 +1,38 @@
+"""Which images a run fits, chooses by, and is tested on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from timm_igkd.data import TIMM_PREFIXES, LabeledImages, load_labeled_images
+from timm_igkd.errors import InputError
+from timm_igkd.random_streams import generator
+from train_config import TrainConfig
+
+
+def load_split(config: TrainConfig, split: str, limit: int | None = None) -> LabeledImages:
+    """Return a split of the run's dataset, or only its first `limit` images."""
+    if config.dataset.startswith(TIMM_PREFIXES) and not Path(config.dataset).exists():
+        raise InputError(f"dataset must be a Hub id, a folder or digits, got timm's {config.dataset!r}; give its folder")
+    images = load_labeled_images(config.dataset, split, config.image_column, config.label_column, config.revision)
+    return images.subset(range(min(limit, len(images)))) if limit else images
+
+
+def cut_validation(config: TrainConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
+    """Return the images to fit and those to choose by: a split of their own, or a stratified part of `train`."""
+    if config.validation_split is not None:
+        return train, load_split(config, config.validation_split)
+    if config.validation_fraction == 0:
+        return train, None
+    labels, held_out = train.labels, []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = round(config.validation_fraction * len(rows))
+        held_out += generator(config.seed, "validation", int(label)).permutation(rows)[:count].tolist()
+    fitting = np.setdiff1d(np.arange(len(labels)), held_out)
+    if not held_out or not len(fitting):
+        raise InputError(
+            f"validation_fraction {config.validation_fraction:g} leaves {len(fitting)} of {len(labels)} images to "
+            f"train on and {len(held_out)} to choose by; give another, or 0 for none"
+        )
+    return train.subset(fitting), train.subset(sorted(held_out))

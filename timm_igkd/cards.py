@@ -1,0 +1,86 @@
+"""Cards of the Hub: filled from a template, with a mark by which a card that was edited by hand is told apart."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from timm_igkd.errors import MissingFileError
+
+_PACKAGE = Path(__file__).parent
+_FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "hub" / "templates")  # of a wheel, of a checkout
+_MARK = re.compile(r"\s*<!-- made by timm-igkd, sha256 ([0-9a-f]{16}) -->\s*\Z")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+def read_template(name: str) -> str:
+    """Return a card template: beside the package in a wheel, from hub/templates in a checkout.
+
+    Raises:
+        MissingFileError: in neither place; the installation is not whole.
+    """
+    for folder in _FOLDERS:
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
+    raise MissingFileError(
+        f"card template {name!r} is in none of {[str(folder) for folder in _FOLDERS]}; reinstall timm-igkd"
+    )
+
+
+def render_card(template: str, **values: Any) -> str:
+    """Fill a template and sign the result.
+
+    Args:
+        template: file name under hub/templates.
+        values: what it uses; a missing one is an error.
+    """
+    environment = Environment(  # Markdown: nothing is escaped as HTML, `code` and `cell` keep text in its place
+        autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"code": code, "cell": cell}
+    return sign(environment.from_string(read_template(template)).render(**values))
+
+
+def sign(card: str) -> str:
+    """Append the hash by which `is_untouched` knows the card."""
+    return f"{card.rstrip()}\n\n<!-- made by timm-igkd, sha256 {_digest(card)} -->\n"
+
+
+def is_untouched(card: str) -> bool:
+    """Return whether a card is one of ours as it was written; line ends and outer white space do not count."""
+    text = card.replace("\r\n", "\n")
+    found = _MARK.search(text)
+    return found is not None and found[1] == _digest(text[: found.start()])
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.replace("\r\n", "\n").strip().encode()).hexdigest()[:16]
+
+
+def code(value: Any) -> str:
+    """Return a value as inline code of Markdown, on one line, also inside a table."""
+    text = " ".join(str(value).replace("`", "'").split())
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def cell(value: Any) -> str:
+    """Return a value as plain text of a Markdown table's cell."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+
+
+def public_name(name: str) -> str:
+    """Return the name of a model or dataset as a card shows it: of a local path only the last part."""
+    source, separator, rest = name.partition(":")
+    if separator and source == "local-dir":
+        return Path(rest).name
+    return Path(name).name if name.startswith(("/", ".", "~")) or "\\" in name else name
+
+
+def hub_dataset_id(name: str, revision: str | None) -> str | None:
+    """Return the Hub id of a dataset, None for a local one; only a dataset of the Hub has a resolved revision."""
+    from_hub = name.startswith("hfds/")
+    name = name.removeprefix("hfds/")
+    return name if (from_hub or revision) and _HUB_ID.fullmatch(name) else None

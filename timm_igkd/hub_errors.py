@@ -1,0 +1,184 @@
+"""What can go wrong between us and the Hub: which failures pass if one tries again, and one line for the others."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import get_token
+
+from timm_igkd.checkpoint import first_line
+from timm_igkd.errors import InputError, RunError, UserError
+
+RETRY_WAITS_S = (1.0, 2.0, 4.0)
+LONGEST_RETRY_AFTER_S = 60.0
+# 412: the branch moved while we prepared the commit; it is prepared again from what is there now.
+_PASSING_STATUS = {408, 412, 425, 429, 500, 502, 503, 504}
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_T = TypeVar("_T")
+
+
+class ForeignRepositoryError(RunError):
+    """The repository holds something that is not ours to overwrite."""
+
+
+def redact(text: str) -> str:
+    """Return a text without Hugging Face tokens."""
+    token = get_token()
+    return _TOKEN.sub("hf_***", text.replace(token, "***") if token else text)
+
+
+def holds_token(content: bytes) -> bool:
+    """Return whether a file to publish holds the token in use, or what looks like one."""
+    token = get_token()
+    return bool(token and token.encode() in content) or re.search(rb"\bhf_[A-Za-z0-9]{30,}", content) is not None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what caused it; the client wraps an upload's error in a bare RuntimeError."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_transport(error: BaseException, name: str = "TransportError") -> bool:
+    """Tell by name, as huggingface_hub 1 raises errors of httpx and huggingface_hub 2 those of httpx2."""
+    return any(
+        base.__module__.split(".")[0] in ("httpx", "httpx2") and base.__name__ == name for base in type(error).__mro__
+    )
+
+
+def is_passing(error: BaseException) -> bool:
+    """Return whether the same request may succeed a moment later."""
+    for cause in _causes(error):
+        if isinstance(cause, hub_errors.HfHubHTTPError) and _status(cause) is not None:
+            return _status(cause) in _PASSING_STATUS
+        if isinstance(cause, UserError | hub_errors.OfflineModeIsEnabled):
+            return False
+        # A server in trouble answers with a page where the client expects JSON.
+        if _is_transport(cause) or isinstance(cause, json.JSONDecodeError | ConnectionError | TimeoutError):
+            return True
+    return False
+
+
+def with_retries(action: Callable[[], _T], repo: str, timeout_s: float) -> _T:
+    """Run an action that may safely run again; what passes is tried again, the rest becomes one line.
+
+    Args:
+        action: idempotent.
+        repo: how errors call the repository.
+        timeout_s: the time-out of one request; none is begun again after five of them.
+
+    Raises:
+        RunError: the Hub cannot be reached, refuses, or has no such repository. InputError: no valid name.
+    """
+    begun = time.monotonic()
+    for wait in (*RETRY_WAITS_S, None):
+        try:
+            return action()
+        except Exception as error:
+            if wait is None or not is_passing(error) or time.monotonic() - begun > 5 * timeout_s:
+                raise one_line_error(error, repo, timeout_s) from error
+            time.sleep(max(wait, _retry_after(error)))
+    raise AssertionError("unreachable")
+
+
+def _retry_after(error: BaseException) -> float:
+    for cause in _causes(error):
+        value = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
+        if value.isdigit():
+            return min(float(value), LONGEST_RETRY_AFTER_S)
+    return 0.0
+
+
+def one_line_error(error: Exception, repo: str, timeout_s: float) -> Exception:
+    """Return the error to raise for what the Hub's client raised; it quotes neither token nor address."""
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return cause
+        text = _known(cause, repo) or _status_text(cause, repo)
+        if text:
+            return InputError(text) if isinstance(cause, hub_errors.HFValidationError) else RunError(text)
+        if _is_transport(cause, "TimeoutException") or isinstance(cause, TimeoutError):
+            return RunError(
+                f"the Hub gave no answer about {repo} within {timeout_s:g} s, several times; try again later: the same "
+                "command goes on and publishes nothing twice"
+            )
+        if _is_transport(cause) or isinstance(cause, ConnectionError):
+            return RunError(
+                f"the connection to the Hub broke while it was asked about {repo} ({type(cause).__name__}); check the "
+                "network and run the same command again: it publishes nothing twice"
+            )
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause
+    if isinstance(error, json.JSONDecodeError):
+        return RunError(
+            f"the Hub's answer about {repo} is not what it should be; check HF_ENDPOINT, or try again later"
+        )
+    return RunError(f"{repo}: {redact(type(error).__name__ + ': ' + first_line(error))}")
+
+
+def _known(error: BaseException, repo: str) -> str | None:
+    kinds: tuple[tuple[type[BaseException], str], ...] = (
+        (hub_errors.HFValidationError, "is no name of a repository; expected user/name"),
+        (hub_errors.GatedRepoError, "is gated; ask for access on its page, then log in with: hf auth login"),
+        (
+            hub_errors.RepositoryNotFoundError,
+            "does not exist, or is private and this login may not see it; check the name, or log in with: hf auth login",
+        ),
+        (hub_errors.RevisionNotFoundError, "has no such revision; name a branch, a tag or a commit of it"),
+        (hub_errors.EntryNotFoundError, "lacks a file that it should hold; push it again"),
+        (hub_errors.OfflineModeIsEnabled, "cannot be reached in offline mode; unset HF_HUB_OFFLINE"),
+    )
+    if isinstance(error, hub_errors.LocalEntryNotFoundError):  # an EntryNotFoundError too
+        if any(
+            isinstance(cause, hub_errors.HfHubHTTPError | hub_errors.OfflineModeIsEnabled) for cause in _later(error)
+        ):
+            return None
+        return f"{repo} is not in the local cache, and the Hub cannot be reached; check the network"
+    for kind, text in kinds:
+        if isinstance(error, kind):
+            return f"{repo} {text}"
+    return None
+
+
+def _later(error: BaseException) -> Iterator[BaseException]:
+    causes = _causes(error)
+    next(causes)
+    return causes
+
+
+def _status_text(error: BaseException, repo: str) -> str | None:
+    status = _status(error)
+    if not isinstance(error, hub_errors.HfHubHTTPError) or status is None:
+        return None
+    if status == 401:
+        return (
+            f"the Hub refused the token when asked about {repo}; log in again with: hf auth login (or correct HF_TOKEN)"
+        )
+    if status == 403:
+        return (
+            f"this login may not write to {repo}; choose a name under your own user or organisation, and a token with "
+            "write access"
+        )
+    if status == 412:
+        return f"{repo} changed while it was pushed to, several times; push when nobody else does"
+    if status == 429:
+        return f"the Hub limits how often it is asked about {repo}; try again in some minutes"
+    if status >= 500:
+        return f"the Hub is in trouble (status {status}) when asked about {repo}; try again later"
+    said = getattr(error, "server_message", None) or ""
+    return redact(
+        f"the Hub refused what it was sent for {repo} (status {status}{': ' + first_line_of(said) if said else ''})"
+    )
+
+
+def first_line_of(text: str, limit: int = 160) -> str:
+    """Return the first line of a text, cut."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:limit]

@@ -1,0 +1,111 @@
+"""Map stores on the Hub: pushed as a dataset whose maps the viewer shows, fetched by name into the local cache."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.hub import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, repo_label, require_login
+from timm_igkd.hub_errors import with_retries
+from timm_igkd.store_card import PICTURE, dataset_card, map_picture
+from timm_igkd.store_files import check_shard, num_shards, require_complete, shard_path
+
+STORE_FILES = ["manifest.json", "provenance.json", "data/*.parquet"]
+_REPO = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([^@]+))?")
+
+
+def push_maps(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    *,
+    overwrite_card: bool = False,
+    timeout_s: float = TIMEOUT_S,
+) -> Pushed:
+    """Publish a finished store as a dataset of the Hub, in one commit; pushing again updates it.
+
+    Args:
+        folder: of the store.
+        repo_id: user/name.
+        private: create the dataset private.
+        overwrite_card: replace a card that was edited by hand on the Hub.
+        timeout_s: longest silence of the Hub before a request is given up and made again.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        MissingFileError: no store there. InputError: unfinished or corrupt store, or a bad name.
+        RunError: no login, no access, no network, or the name is taken by another dataset.
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id, timeout_s)
+    provenance = require_complete(folder)
+    require_login(repo_id)
+    files: dict[str, bytes | Path] = {name: folder / name for name in ("manifest.json", "provenance.json")}
+    for shard in range(num_shards(provenance)):
+        path = shard_path(folder, provenance, shard)
+        check_shard(path, provenance, shard)
+        files[f"data/{path.name}"] = path
+    files[PICTURE] = map_picture(folder, provenance)
+    return publish(
+        Publication(
+            repo_id=repo_id,
+            repo_type="dataset",
+            files=files,
+            card=dataset_card(provenance, repo_id),
+            marker="manifest.json",
+            marker_key="shard_rows",
+            stale=lambda name: name.startswith("data/") and name.endswith(".parquet"),
+            message=f"{provenance['n']} integrated-gradients maps",
+            private=private,
+            overwrite_card=overwrite_card,
+            timeout_s=timeout_s,
+        )
+    )
+
+
+def repository_of(path: str | Path, revision: str | None) -> tuple[str, str | None] | None:
+    """Return (repo id, revision) where `path` names a dataset of the Hub, None where it is a folder.
+
+    A folder that exists wins; "user/name", "user/name@revision" and the same after "hf-hub:" are names.
+
+    Raises:
+        InputError: a revision of a folder, or two revisions.
+    """
+    found = _REPO.fullmatch(path) if isinstance(path, str) and not Path(path).exists() else None
+    if found is None:
+        if revision is not None:
+            raise InputError(
+                f"revision {revision!r} is of a dataset on the Hub, but {str(path)!r} is a folder; leave it out"
+            )
+        return None
+    if found[2] and revision and found[2] != revision:
+        raise InputError(f"{path!r} names revision {found[2]!r}, and revision is {revision!r}; give one of them")
+    return found[1], revision or found[2]
+
+
+def fetch_maps(repo_id: str, revision: str | None = None, timeout_s: float = TIMEOUT_S) -> Path:
+    """Return the folder of a store on the Hub in the local cache, downloaded where it is not there yet.
+
+    Raises:
+        RunError: no such dataset, no access, or no network and not in the cache. InputError: no map store.
+    """
+
+    def download() -> str:
+        return snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, allow_patterns=STORE_FILES, library_name="timm-igkd"
+        )
+
+    label = repo_label(repo_id, "dataset")
+    try:
+        with hub_session(timeout_s):
+            folder = Path(with_retries(download, label, timeout_s))
+    except RunError as error:
+        raise RunError(f"{error} (there is no folder {repo_id!r} either)") from error
+    try:
+        require_complete(folder)
+    except (InputError, MissingFileError) as error:
+        raise InputError(f"{label} is no complete map store; push one with: timm-igkd push-maps") from error
+    return folder

@@ -1,0 +1,146 @@
+"""Students on the Hub: safetensors, config.json and a card in one commit, downloaded again and compared."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.hub import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
+from timm_igkd.hub_errors import with_retries
+from timm_igkd.model_loading import load_model, save_model, weights_hash
+from timm_igkd.student_card import RunFacts, model_card, read_run
+
+_PICKLES = ("pytorch_model.bin",)
+"""What timm's own push leaves beside safetensors: a pickle, and after this push of other weights."""
+
+
+def push_student(
+    student: nn.Module | str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    overwrite_card: bool = False,
+    maps_repo: str | None = None,
+    seed_runs: Sequence[str | Path] = (),
+    license: str = "apache-2.0",
+    timeout_s: float = TIMEOUT_S,
+) -> Pushed:
+    """Publish a student so that `timm.create_model("hf-hub:user/name", pretrained=True)` loads it.
+
+    Pushing again updates weights and card; where nothing changed, nothing is committed. The published student is downloaded
+    into an empty cache and compared each time.
+
+    Args:
+        student: a run folder (its student/), a timm folder (config.json and weights), or a timm model.
+        repo_id: user/name.
+        private: create the repository private.
+        overwrite_card: replace a card that was edited by hand on the Hub.
+        maps_repo: user/name of the teacher's maps on the Hub, linked from the card.
+        seed_runs: run folders that differ in their seed alone; the card then tells mean, spread and interval.
+        license: identifier of the Hub.
+        timeout_s: longest silence of the Hub before a request is given up and made again.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        MissingFileError: no student there. InputError: a student that timm cannot build, or a bad name.
+        RunError: no login, no access, no network, or the download does not match what was pushed.
+    """
+    for name in (repo_id, maps_repo):
+        if name is not None:
+            check_repo_id(name, timeout_s)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, run = _prepare(student, Path(temporary) / "student", seed_runs)
+        model = load_model(f"local-dir:{folder}", role="student")
+        require_login(repo_id)
+        pushed = publish(
+            Publication(
+                repo_id=repo_id,
+                repo_type="model",
+                files={name: folder / name for name in ("config.json", "model.safetensors")},
+                card=model_card(model, repo_id, run, maps_repo=maps_repo, license=license),
+                marker="config.json",
+                marker_key="architecture",
+                stale=lambda name: name in _PICKLES,
+                message=f"Student {model.pretrained_cfg['architecture']}",
+                private=private,
+                overwrite_card=overwrite_card,
+                timeout_s=timeout_s,
+            )
+        )
+    verify_published(model, pushed, timeout_s)
+    return pushed
+
+
+def _prepare(student: nn.Module | str | Path, empty: Path, seed_runs: Sequence[str | Path]) -> tuple[Path, RunFacts]:
+    """Return a folder with config.json and model.safetensors, and what is known of the run."""
+    if isinstance(student, nn.Module):
+        save_model(student, empty)
+        return empty, RunFacts()
+    root = Path(student)
+    if not root.is_dir():
+        raise MissingFileError(f"no folder {str(root)!r}; expected a run folder or a timm folder with config.json")
+    is_run = not (root / "config.json").exists()
+    folder = root / "student" if is_run else root
+    if not (folder / "config.json").exists():
+        raise MissingFileError(
+            f"{str(root)!r} holds neither student/config.json (a finished run) nor config.json (a timm folder); "
+            "finish the run, or save the model with timm"
+        )
+    if seed_runs and not is_run:
+        raise InputError(
+            f"runs of other seeds belong to a run folder, but {str(root)!r} is a timm folder; leave them out"
+        )
+    run = read_run(root, [Path(other) for other in seed_runs]) if is_run else RunFacts()
+    if (folder / "model.safetensors").exists():
+        return folder, run
+    save_model(load_model(f"local-dir:{folder}", role="student"), empty)
+    return empty, run
+
+
+def verify_published(model: nn.Module, pushed: Pushed, timeout_s: float = TIMEOUT_S) -> None:
+    """Download a student that was just pushed into an empty cache and compare it with what was pushed.
+
+    Raises:
+        RunError: weights, preprocessing or outputs differ, or it cannot be downloaded.
+    """
+
+    def download() -> nn.Module:
+        with tempfile.TemporaryDirectory() as cache:
+            name = f"hf-hub:{pushed.repo_id}@{pushed.commit}"
+            return timm.create_model(name, pretrained=True, cache_dir=cache).eval()
+
+    with hub_session(timeout_s):
+        found = with_retries(download, f"the Hub's model {pushed.repo_id!r}", timeout_s)
+    problem = _difference(model, found)
+    if problem:
+        raise RunError(
+            f"{pushed.repo_id!r} was pushed, but does not come back from the Hub as it is here: {problem}; do not use commit "
+            f"{pushed.commit[:12]}, push again"
+        )
+
+
+def _difference(model: nn.Module, found: nn.Module) -> str | None:
+    if weights_hash(model) != weights_hash(found):
+        return "the weights differ"
+    here, there = resolve_model_data_config(model), resolve_model_data_config(found)
+    changed = [key for key in here if here[key] != there.get(key)]
+    if changed:
+        return f"{changed[0]} of the preprocessing is {there.get(changed[0])}, here {here[changed[0]]}"
+    images = _fixed_input(here)
+    with torch.inference_mode():
+        expected, output = model(images), found(images)
+    if not torch.allclose(expected, output, rtol=1e-4, atol=1e-5 * float(expected.abs().max()) + 1e-12):
+        return f"outputs differ by up to {float((expected - output).abs().max()):.3g} on a fixed input"
+    return None
+
+
+def _fixed_input(data_config: dict[str, Any]) -> Tensor:
+    return torch.randn((2, *data_config["input_size"]), generator=torch.Generator().manual_seed(0))
