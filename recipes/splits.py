@@ -13,7 +13,7 @@ from train_config import TrainConfig
 def load_split(config: TrainConfig, split: str, limit: int | None = None) -> LabeledImages:
     """Return a split of the run's dataset, or only its first `limit` images."""
     if config.dataset.startswith(TIMM_PREFIXES) and not Path(config.dataset).exists():
-        raise InputError(f"dataset must be a Hub id, a folder or digits, got timm's {config.dataset!r}; give its folder")
+        raise InputError(f"dataset must be a Hub id, a folder or digits, got timm's {config.dataset}; give its folder")
     images = load_labeled_images(config.dataset, split, config.image_column, config.label_column, config.revision)
     return images.subset(range(min(limit, len(images)))) if limit else images
 

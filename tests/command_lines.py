@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ImageFactory
-from tiny_parts import tiny_teacher
 
 from timm_igkd import cli
-from timm_igkd.model_loading import save_model
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 sys.path.insert(0, str(RECIPES))
@@ -46,23 +44,14 @@ def run_in_process(main: Callable[[list[str]], int], argv: Sequence[object], cap
     return Outcome(code, lines[0] if lines else "", captured.out)
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture) -> Runner:
-    """Return `command("maps", "--out", …)`, which runs timm-igkd in process."""
-    return lambda *argv: run_in_process(cli.main, argv, capsys)
+def run_command(capsys: pytest.CaptureFixture, *argv: object) -> Outcome:
+    """Run timm-igkd."""
+    return run_in_process(cli.main, argv, capsys)
 
 
-@pytest.fixture
-def recipe(capsys: pytest.CaptureFixture, tmp_path: Path) -> Runner:
-    """Return `recipe("--epochs", 1, …)`, which runs recipes/train_igkd.py in process, runs under tmp_path/runs."""
-    return lambda *argv: run_in_process(train_igkd.main, ["--output-dir", tmp_path / "runs", *argv], capsys)
-
-
-@pytest.fixture
-def teacher_folder(tmp_path: Path) -> Path:
-    """Return a saved teacher of 2 classes at 16x16."""
-    save_model(tiny_teacher(classes=2, size=16), tmp_path / "teacher")
-    return tmp_path / "teacher"
+def run_recipe(capsys: pytest.CaptureFixture, runs: Path, *argv: object) -> Outcome:
+    """Run recipes/train_igkd.py with its runs under `runs`."""
+    return run_in_process(train_igkd.main, ["--output-dir", runs, *argv], capsys)
 
 
 def tiny_run(images: Path, *options: object) -> list[object]:

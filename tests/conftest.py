@@ -1,9 +1,10 @@
 """Shared fixtures, and a Hugging Face home of its own for the session: no test reads or writes the user's."""
 
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,69 @@ def tiny_images(tmp_path: Path) -> ImageFactory:
     return make
 
 
+HUB_TOKEN = "hf_" + "TestTokenOfNobody0" * 2
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a stand-in for the Hub that this process takes for it, logged in as "user", with an empty cache."""
+    from hub_server import running_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    from timm_igkd import hub_errors
+
+    with running_hub() as server:
+        server.tokens[HUB_TOKEN] = "user"
+        monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
+        for name, value in {
+            "ENDPOINT": server.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hub_errors, "RETRY_WAITS_S", (0.05, 0.05, 0.05))
+        yield server
+        close_session()
+    assert server.problems == []
+
+
 def _write_parquet(path: Path, images: list[Image.Image], labels: list[int], class_names: list[str]) -> None:
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
     columns: dict[str, Any] = {"image": images, "label": labels}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(str(path))
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture) -> Callable[..., Any]:
+    """Return `command("maps", "--out", …) -> Outcome`, which runs timm-igkd in process."""
+    from command_lines import run_command
+
+    return lambda *argv: run_command(capsys, *argv)
+
+
+@pytest.fixture
+def recipe(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return `recipe("--epochs", 1, …) -> Outcome`: the recipe in process, its runs under tmp_path/runs."""
+    from command_lines import run_recipe
+
+    from timm_igkd import evaluation
+
+    monkeypatch.setattr(evaluation, "time_model", functools.partial(evaluation.time_model, seconds=0.0))
+    return lambda *argv: run_recipe(capsys, tmp_path / "runs", *argv)
+
+
+@pytest.fixture
+def teacher_folder(tmp_path: Path) -> Path:
+    """Return a saved teacher of 2 classes at 16x16."""
+    from tiny_parts import tiny_teacher
+
+    from timm_igkd.model_loading import save_model
+
+    save_model(tiny_teacher(classes=2, size=16), tmp_path / "teacher")
+    return tmp_path / "teacher"

@@ -1,12 +1,13 @@
 """A small stand-in for the Hugging Face Hub over real HTTP: repositories, LFS, commits, tokens, and faults on request.
 
-It speaks as much of the Hub's protocol as huggingface_hub, datasets and timm use (see `ROUTES`), keeps everything in memory, and
-checks what a client must not do: send a token to the storage host, or commit a file it never uploaded.
+It speaks as much of the Hub's protocol as huggingface_hub, datasets and timm use (see `ROUTES`), keeps everything in
+memory, and checks what a client must not do: send a token to the storage host, or commit a file it never uploaded.
 """
 
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -57,8 +59,9 @@ class Repo:
 class Fault:
     """What happens to the next `times` requests that match.
 
-    kind: "503" (refused before anything happens), "cut" (connection closed in the middle of the upload), "lost" (carried out, but
-    the answer never comes), "stall" (no answer for `seconds`, nothing carried out), "corrupt" (an answer with one byte changed).
+    kind: "503" (refused before anything happens), "cut" (connection closed in the middle of the upload), "lost" (carried
+    out, but its answer never comes), "stall" (no answer for `seconds`, nothing carried out), "corrupt" (an answer with
+    one byte changed).
     """
 
     kind: str
@@ -80,6 +83,7 @@ class HubServer:
         self.lfs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
+        self.problems: list[str] = []
         self.lock = threading.RLock()
         self.released = threading.Event()
         handler = type("BoundHandler", (_Handler,), {"hub": self})
@@ -93,6 +97,14 @@ class HubServer:
     def fault(self, kind: str, method: str, path: str, times: int = 1, seconds: float = 3.0) -> Fault:
         self.faults.append(Fault(kind, method, path, times, seconds))
         return self.faults[-1]
+
+    def environment(self, home: Path, token: str | None) -> dict[str, str]:
+        """Return the variables of a process that takes this server for the Hub and has an empty cache."""
+        wanted = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        wanted |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        dropped = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+        kept = {name: value for name, value in os.environ.items() if name not in dropped}
+        return kept | wanted | ({"HF_TOKEN": token} if token else {})
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -133,6 +145,8 @@ class _Answered(Exception):
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the acknowledgement of its headers
+    wbufsize = -1
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -166,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if method == self.command and found:
                     getattr(self, name)(**found.groupdict())
                     return
-            self._send(404, {"error": f"no route {self.command} {self.route}"})
+            self.hub.problems.append(f"no route {self.command} {self.route}")
+            self._send(404, {"error": "no such route"})
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
@@ -301,11 +316,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"transfer": "basic", "objects": objects})
 
     def store(self, oid: str) -> None:
-        assert "Authorization" not in self.headers, "a token was sent to the storage host"
+        self._check_no_token()
         if _sha256(self.body) != oid:
             self._send(400, {"error": "wrong checksum"})
         self.hub.lfs[oid] = self.body
         self._send(200, b"", ETag='"x"')
+
+    def _check_no_token(self) -> None:
+        if "Authorization" in self.headers:
+            self.hub.problems.append(f"{self.command} {self.route}: a token was sent to the storage host")
 
     def verify(self) -> None:
         wanted = json.loads(self.body)
@@ -321,7 +340,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._apply(line["key"], line["value"], target, files)
             oid = target.commit(files)
         prefix = "datasets/" if kind == "datasets" else ""
-        self._send(200, {"commitUrl": f"{self.hub.endpoint}/{prefix}{repo}/commit/{oid}", "commitOid": oid, "success": True})
+        url = f"{self.hub.endpoint}/{prefix}{repo}/commit/{oid}"
+        self._send(200, {"commitUrl": url, "commitOid": oid, "success": True})
 
     def _apply(self, key: str, value: dict[str, Any], target: Repo, files: dict[str, bytes]) -> None:
         if key == "header":
@@ -339,7 +359,8 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, kind: str, repo: str, revision: str | None = None) -> None:
         found = self._readable(kind, repo)
         sha, files = self._at(found, revision or "main")
-        answer = {"_id": "0", "id": repo, "sha": sha, "private": found.private, "gated": "manual" if found.gated else False}
+        answer = {"_id": "0", "id": repo, "sha": sha, "private": found.private}
+        answer |= {"gated": "manual" if found.gated else False}
         answer |= {"disabled": False, "downloads": 0, "likes": 0, "tags": [], "author": repo.split("/")[0]}
         answer |= {"siblings": [{"rfilename": name} for name in sorted(files)], "cardData": {}}
         answer |= {"lastModified": "2025-01-01T00:00:00.000Z", "createdAt": "2025-01-01T00:00:00.000Z"}
@@ -380,11 +401,12 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.endswith(LFS_SUFFIXES):
             self._content(content, X_Repo_Commit=sha, ETag=f'"{_git_sha1(content)}"')
         oid = _sha256(content)
+        self.hub.lfs.setdefault(oid, content)  # a test may have put the file there without an upload
         headers = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content)), "X_Repo_Commit": sha}
         self._send(302, b"", Location=f"{self.hub.storage}/storage/{oid}?X-Amz-Signature=abc", **headers)
 
     def stored(self, oid: str) -> None:
-        assert "Authorization" not in self.headers, "a token was sent to the storage host"
+        self._check_no_token()
         self._content(self.hub.lfs[oid], ETag=f'"{oid}"')
 
     def _content(self, content: bytes, **headers: str) -> None:
@@ -435,5 +457,3 @@ def _sha256(content: bytes) -> str:
 
 def _git_sha1(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-

@@ -6,15 +6,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from command_lines import Runner, command, recipe, teacher_folder, tiny_run, two_splits  # noqa: F401  (fixtures)
+from command_lines import Runner, tiny_run, two_splits
 from conftest import ImageFactory, tiny_image
 from PIL import Image
 from tiny_parts import tiny_teacher
@@ -116,7 +122,18 @@ def test_bad_data_ends_maps_with_2(case: str, command: Runner, teacher_folder: P
 def test_bad_data_ends_the_recipe_with_2(case: str, recipe: Runner, tmp_path: Path) -> None:
     make, options, message = BAD_DATA[case]
     options = ["--train-split" if option == "--split" else option for option in options]
-    fixed = ["--name", "run", "--validation-split", "none", "--validation-fraction", 0, "--batch-size", 2, "--n-steps", 2]
+    fixed = [
+        "--name",
+        "run",
+        "--validation-split",
+        "none",
+        "--validation-fraction",
+        0,
+        "--batch-size",
+        2,
+        "--n-steps",
+        2,
+    ]
     outcome = recipe(*fixed, "--teacher-epochs", 1, "--dataset", make(tmp_path / "data"), *options)
     assert outcome.code == 2
     assert re.search(message, outcome.error)
@@ -127,7 +144,18 @@ def test_bad_data_ends_the_recipe_with_2(case: str, recipe: Runner, tmp_path: Pa
 
 def test_corrupt_image_in_a_worker_ends_the_recipe_with_2(recipe: Runner, tmp_path: Path) -> None:
     images = corrupt_image(tmp_path / "data")
-    fixed = ["--name", "run", "--validation-split", "none", "--validation-fraction", 0, "--batch-size", 2, "--workers", 1]
+    fixed = [
+        "--name",
+        "run",
+        "--validation-split",
+        "none",
+        "--validation-fraction",
+        0,
+        "--batch-size",
+        2,
+        "--workers",
+        1,
+    ]
     outcome = recipe(*fixed, "--teacher-epochs", 1, "--dataset", images)
     assert outcome.code == 2
     assert "third.png" in outcome.error
@@ -340,7 +368,9 @@ def test_other_split_and_missing_store_fail_verify(
 
 def test_store_without_provenance_is_not_complete(command: Runner, store: Path, tmp_path: Path) -> None:
     (store / "provenance.json").unlink()
-    outcome = command("preview", "--maps", store, "--dataset", tmp_path / "images", "--split", "train", "--out", "p.png")
+    outcome = command(
+        "preview", "--maps", store, "--dataset", tmp_path / "images", "--split", "train", "--out", "p.png"
+    )
     assert outcome.code == 2
     assert "not complete" in outcome.error
 
@@ -429,9 +459,7 @@ def test_infinite_loss_ends_the_recipe_with_1(recipe: Runner, tiny_images: Image
     assert not (tmp_path / "runs" / "run" / "teacher").exists()
 
 
-def test_teacher_with_nan_weights_ends_maps_with_1(
-    command: Runner, tiny_images: ImageFactory, tmp_path: Path
-) -> None:
+def test_teacher_with_nan_weights_ends_maps_with_1(command: Runner, tiny_images: ImageFactory, tmp_path: Path) -> None:
     teacher = tiny_teacher(classes=2, size=16)
     with torch.no_grad():
         next(teacher.parameters())[0] = float("nan")
@@ -463,6 +491,107 @@ def test_nan_map_ends_maps_with_1(
     assert not is_store(tmp_path / "maps")
 
 
+# ---- exit code 1: the Hub ----
+
+HUB_ANSWERS = {
+    "wrong token": (401, None, "refused the token"),
+    "missing": (404, "RepoNotFound", "missing on the Hub|was not found"),
+    "private": (401, "RepoNotFound", "missing on the Hub|was not found"),
+    "gated": (403, "GatedRepo", "gated"),
+}
+
+
+def point_hub_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the Hub's clients, which read their environment once, talk to `url`, and not wait between tries."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("huggingface_hub", "datasets"):
+            for constant, value in list(vars(module).items()):
+                if isinstance(value, str) and value.startswith("https://huggingface.co"):
+                    monkeypatch.setattr(module, constant, value.replace("https://huggingface.co", url))
+                if constant in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+                    monkeypatch.setattr(module, constant, False)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def refusing_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str | None], None]]:
+    """Start a Hub; `refuse(status, error_code)` sets its answer to everything."""
+    answer: list[Any] = [404, None]
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(answer[0])
+            if answer[1]:
+                self.send_header("X-Error-Code", answer[1])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = do_HEAD
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        point_hub_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        yield lambda status, code: answer.__setitem__(slice(None), [status, code])
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("case", HUB_ANSWERS)
+def test_refused_repository_ends_with_1(
+    case: str,
+    refusing_hub: Callable[[int, str | None], None],
+    command: Runner,
+    recipe: Runner,
+    tiny_images: ImageFactory,
+    tmp_path: Path,
+) -> None:
+    status, code, message = HUB_ANSWERS[case]
+    refusing_hub(status, code)
+    out = tmp_path / "maps"
+    remote_model = ["--teacher", "hf-hub:user/none"]
+    remote_data = ["--dataset", f"user/{case.replace(' ', '-')}", "--teacher", "test_resnet"]
+    images = two_splits(tiny_images)
+    outcomes = [
+        command("maps", *remote_model, "--dataset", images, "--split", "train", "--out", out),
+        command("maps", *remote_data, "--split", "train", "--out", out),
+        recipe(*tiny_run(images, *remote_model, "--teacher-epochs", 0)),
+        recipe(*tiny_run(images, *remote_data)),
+    ]
+    for outcome in outcomes:
+        assert outcome.code == 1, outcome
+        assert re.search(message, outcome.error)
+    assert not out.exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.hub
+def test_no_network_ends_with_1(
+    command: Runner, recipe: Runner, tiny_images: ImageFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # nobody listens there once it is closed
+    point_hub_at(f"http://127.0.0.1:{port}", monkeypatch)
+    images, split = two_splits(tiny_images), ["--split", "train", "--out", tmp_path / "maps"]
+    outcomes = [
+        command("maps", "--teacher", "hf-hub:user/none", "--dataset", images, *split),
+        command("maps", "--teacher", "test_resnet", "--dataset", images, *split),
+        command("maps", "--teacher", "test_resnet", "--dataset", "user/none", *split),
+        recipe(*tiny_run("user/none")),
+        recipe(*tiny_run(images, "--teacher-epochs", 0, "--teacher-args", "num_classes=2")),
+    ]
+    for outcome in outcomes:
+        assert outcome.code == 1, outcome
+        assert re.search("reach|fetched", outcome.error)
+    assert not (tmp_path / "maps").exists()
+
+
 # ---- handled ----
 
 
@@ -485,7 +614,9 @@ def test_every_8_bit_mode_is_converted(command: Runner, teacher_folder: Path, tm
     assert outcome.code == 0, outcome.error
     assert command("verify", "--maps", tmp_path / "maps", "--dataset", images, "--split", "train").code == 0
     out = tmp_path / "preview.png"
-    assert command("preview", "--maps", tmp_path / "maps", "--dataset", images, "--split", "train", "--out", out).code == 0
+    assert (
+        command("preview", "--maps", tmp_path / "maps", "--dataset", images, "--split", "train", "--out", out).code == 0
+    )
 
 
 def test_constant_map_is_zeros(command: Runner, tiny_images: ImageFactory, tmp_path: Path) -> None:

@@ -35,12 +35,12 @@ def test_8_bit_path_is_within_one_level_of_the_formula(weight, power):
         assert np.abs(found - expected).max() <= 1
 
 
-def test_every_pair_of_levels_is_within_one_level_of_the_formula():
+def test_every_pair_of_levels_is_the_formula_rounded():
     levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 256, axis=1)
     image = Image.fromarray(np.repeat(levels.T[..., None], 3, axis=2))
     found = levels_of(IGOverlay().apply(image, Image.fromarray(levels), 1.7))
     expected = 255 * blend_map(*tensors(image, levels), 0.5, 1.7).permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() <= 1
+    assert np.abs(found - expected).max() <= 0.51
 
 
 def test_formula_is_the_papers():

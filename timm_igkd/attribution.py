@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from PIL import Image
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, check_range, nearest
@@ -26,7 +27,7 @@ class IGOptions:
     """Which integrated gradients are computed.
 
     Attributes:
-        n_steps: nodes of the Gauss-Legendre rule, or "auto": nested midpoint rules, stopped per image by `tolerance`.
+        n_steps: nodes of the Gauss-Legendre rule, or "auto": placed and stopped per image by its error (adaptive_path.py).
         max_steps: most nodes per image with "auto"; images that reach it are marked as not converged.
         tolerance: with "auto", the least estimated correlation of the map with its limit, in (0, 1).
         baseline: start of the path. "mean": the teacher's mean colour, 0 after normalisation (the paper's, captum's
@@ -40,7 +41,7 @@ class IGOptions:
     """
 
     n_steps: int | Literal["auto"] = 50
-    max_steps: int = 216
+    max_steps: int = 64
     tolerance: float = 0.99
     baseline: Baseline = "mean"
     target: Target = "label"
@@ -92,7 +93,7 @@ class TeacherView:
 
     def __init__(self, model: nn.Module):
         config = model.pretrained_cfg
-        self.size = tuple(config["input_size"][1:])
+        self.size = tuple(get_model_input_config(model)["input_size"][1:])
         self.mean = torch.tensor(config["mean"], dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(config["std"], dtype=torch.float32).view(3, 1, 1)
         name = str(config.get("interpolation") or "bilinear")

@@ -1,5 +1,6 @@
 """Building a map store: images in, attribution, rows out; any number of processes and machines, killed and resumed."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,12 @@ import torch
 import torch.nn.functional as F
 import xxhash
 from accelerate import PartialState
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from timm_igkd.attribution import Attribution, CaptumEngine, IGOptions, TeacherView, reduce_channels
-from timm_igkd.chunking import activation_chunk
+from timm_igkd.chunking import activation_chunk, images_per_batch
 from timm_igkd.data import class_names, dataset_name, read_item, row_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, RunError, check_range
@@ -39,7 +41,6 @@ from timm_igkd.store_files import (
 )
 
 EngineName = Literal["captum", "fast"]
-BATCH_IMAGES = 32
 
 
 def compute_maps(
@@ -64,7 +65,7 @@ def compute_maps(
     the shards are divided among the processes.
 
     Args:
-        teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. Put into eval mode.
+        teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. A copy in eval mode is used.
         dataset: map-style dataset of (PIL image, label), see data.py.
         out: folder of the store.
         options: which gradients; the default is the paper's.
@@ -85,14 +86,14 @@ def compute_maps(
         InputError: unusable options, image, label or folder. RunError: maps that are not finite.
     """
     options = options or IGOptions()
-    teacher.eval()
-    manifest = _describe(teacher, dataset, options, engine, limit, map_size, logits, shard_size, teacher_name)
+    teacher = copy.deepcopy(teacher).eval()
+    manifest = _describe(teacher, dataset, options, engine, limit, map_size, logits, shard_size, teacher_name, chunk_size)
     _check_shard_argument(shard)
     state = PartialState(cpu=not torch.cuda.is_available())
     out = Path(out)
     if state.is_main_process:
         manifest["chunk_size"] = chunk_size or activation_chunk(teacher, _input_shape(teacher), state.device)
-        open_manifest(out, manifest)
+        _check_chunk_size(out, open_manifest(out, manifest), chunk_size)
     state.wait_for_everyone()
     manifest = open_manifest(out, {})
     builder = MapBuilder(teacher, dataset, out, manifest, state.device)
@@ -113,8 +114,18 @@ def _check_shard_argument(shard: tuple[int, int]) -> None:
         raise InputError(f"shard must be i/n with 0 <= i < n, got {index}/{count}")
 
 
+def _check_chunk_size(out: Path, found: dict[str, Any], asked: int | None) -> None:
+    """Refuse another chunk size than the store was begun with; one that memory halved is kept."""
+    if asked is not None and found["chunk_size"] != asked and not found.get("out_of_memory_halvings"):
+        raise InputError(
+            f"{str(out)!r} holds maps made with other settings: chunk_size is {found['chunk_size']} there, {asked} here; "
+            "choose another --out or delete it"
+        )
+
+
 def _input_shape(teacher: nn.Module) -> tuple[int, ...]:
-    return (3, *teacher.pretrained_cfg["input_size"][1:])
+    """Return what the teacher is fed; a size given when it was built counts before its `pretrained_cfg`'s."""
+    return tuple(get_model_input_config(teacher)["input_size"])
 
 
 def _describe(
@@ -127,13 +138,14 @@ def _describe(
     logits: bool,
     shard_size: int | None,
     teacher_name: str | None,
+    chunk_size: int | None,
 ) -> dict[str, Any]:
     """Return the manifest: every setting that changes a number, and what the maps are of."""
     if engine not in ("captum", "fast"):
         raise InputError(f"engine must be 'captum' or 'fast', got {engine!r}")
     if engine == "captum" and options.n_steps == "auto":
         raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
-    for name, value in (("limit", limit), ("map_size", map_size), ("shard_size", shard_size)):
+    for name, value in (("limit", limit), ("map_size", map_size), ("shard_size", shard_size), ("chunk_size", chunk_size)):
         if value is not None:
             check_range(name, value, 1)
     total = len(dataset)
@@ -155,10 +167,7 @@ def _describe(
             "name": teacher_name or config.get("architecture") or type(teacher).__name__,
             "architecture": config.get("architecture"),
             "weights_sha256": weights_hash(teacher),
-            "input_size": list(config["input_size"]),
-            "mean": list(config["mean"]),
-            "std": list(config["std"]),
-            "interpolation": config.get("interpolation"),
+            **_preprocessing(teacher),
             "class_indices": class_indices(teacher, names, _num_classes(dataset, teacher)),
         },
         "options": options.to_dict(),
@@ -168,8 +177,18 @@ def _describe(
         "map_size": map_size,
         "logits": logits,
         "shard_rows": shard_size or default_shard_rows(n),
-        "batch_images": BATCH_IMAGES,
+        "batch_images": images_per_batch(_input_shape(teacher)),
         "versions": {name: environment()[name] for name in ("timm_igkd", "python", *PACKAGES)},
+    }
+
+
+def _preprocessing(teacher: nn.Module) -> dict[str, Any]:
+    config = teacher.pretrained_cfg
+    return {
+        "input_size": list(_input_shape(teacher)),
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+        "interpolation": config.get("interpolation"),
     }
 
 
@@ -344,17 +363,28 @@ def recompute_rows(store: MapStore, teacher: nn.Module, dataset: Any, count: int
 
     Returns:
         Largest difference from the stored levels (of 255), and the least correlation of a map with its stored one.
+
+    Raises:
+        InputError: more maps than there are, or a teacher that sees images differently from the one that made the maps.
     """
     check_range("recompute", count, 1, len(store))
-    builder = MapBuilder(
-        teacher, dataset, store.path, store.provenance, PartialState(cpu=not torch.cuda.is_available()).device
-    )
+    for name, made_with in _preprocessing(teacher).items():
+        if store.provenance["teacher"][name] != made_with:
+            raise InputError(
+                f"the maps were made with the teacher's {name} {store.provenance['teacher'][name]}, but this teacher has "
+                f"{made_with}; give the same --teacher-mean, --teacher-std and --teacher-args"
+            )
+    device = PartialState(cpu=not torch.cuda.is_available()).device
+    builder = MapBuilder(copy.deepcopy(teacher).eval(), dataset, store.path, store.provenance, device)
     indices = np.unique(np.linspace(0, len(store) - 1, count).round().astype(int)).tolist()
     worst, correlation = 0, 1.0
-    for batch in [indices[start : start + BATCH_IMAGES] for start in range(0, len(indices), BATCH_IMAGES)]:
+    size = store.provenance["batch_images"]
+    for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
         for index, row in zip(batch, builder.attribute_rows(batch), strict=True):
             stored, found = store.levels(index).astype(int), row.map.astype(int)
             worst = max(worst, int(np.abs(stored - found).max()))
             if stored.std() > 0 and found.std() > 0:
                 correlation = min(correlation, float(np.corrcoef(stored.ravel(), found.ravel())[0, 1]))
+            elif (stored != found).any():  # one of them is constant
+                correlation = 0.0
     return worst, correlation

@@ -67,7 +67,7 @@ def code(value: Any) -> str:
 
 def cell(value: Any) -> str:
     """Return a value as plain text of a Markdown table's cell."""
-    text = " ".join(str(value).split())
+    text = re.sub(r"[ \t\r\n\f\v]+", " ", str(value)).strip()  # thin spaces before units stay
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
 
 

@@ -1,10 +1,15 @@
-"""How many (image, step) pairs the engine computes at a time."""
+"""How many (image, step) pairs the engine computes at a time, and how many images share them."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
-_CPU_CACHE_BYTES = 24e6  # activations of one chunk; small enough to stay near the caches (measured: CHANGELOG)
-_CUDA_BYTES = 6e9
+_CPU_ACTIVATIONS = 300e6  # bytes of one chunk's activations; beyond it the caches no longer help (CHANGELOG)
+_CPU_SMALLEST, _CPU_LARGEST = 8, 128
+_CUDA_SHARE = 0.25  # of the device's memory
+_PATH_BYTES = 192e6  # gradients kept for the images of one batch
+_TYPICAL_NODES = 24
 
 
 @torch.no_grad()
@@ -24,14 +29,26 @@ def activation_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return total
+    return max(1, total)
+
+
+def _power_of_two(value: float) -> int:
+    return 1 << max(0, int(value).bit_length() - 1)
 
 
 def activation_chunk(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> int:
-    """Return a chunk size, a power of two, from the size of the model's activations.
+    """Return a chunk size, a power of two, from the measured size of the model's activations.
 
-    It is a rule and not a timing on the CPU, so that two builds of one store use the same chunks and give the same bytes.
+    It is not a timing, so that two builds of one store on the CPU use the same chunks and give the same bytes.
     """
-    budget = _CUDA_BYTES if device.type == "cuda" else _CPU_CACHE_BYTES
-    chunk = max(1, int(budget / max(1, activation_bytes(model, input_shape))))
-    return min(1 << (chunk.bit_length() - 1), 4096)
+    per_image = activation_bytes(model, input_shape)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return min(4096, _power_of_two(_CUDA_SHARE * memory / per_image))
+    return min(_CPU_LARGEST, max(_CPU_SMALLEST, _power_of_two(_CPU_ACTIVATIONS / per_image)))
+
+
+def images_per_batch(input_shape: tuple[int, ...]) -> int:
+    """Return how many images are attributed together: many for full chunks, few enough to keep their gradients."""
+    kept = 4 * math.prod(input_shape) * _TYPICAL_NODES
+    return min(64, max(4, _power_of_two(_PATH_BYTES / kept)))

@@ -150,6 +150,7 @@ def _quiet_libraries() -> None:
     """Leave stderr to our one line: no log records of what is raised anyway, no bars where nobody watches."""
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one warning per retry
         datasets.disable_progress_bars()
         huggingface_hub.utils.disable_progress_bars()
 

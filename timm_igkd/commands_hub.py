@@ -23,6 +23,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def push_maps_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of push-maps."""
     parser.add_argument("dir", metavar="DIR", type=cli.folder_argument, help="folder of a finished store")
     _add_common_arguments(parser)
 
@@ -36,6 +37,7 @@ def push_maps_command(args: argparse.Namespace) -> None:
 
 
 def push_student_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of push-student."""
     parser.add_argument("dir", metavar="DIR", type=cli.folder_argument, help="a run folder, or a timm model folder")
     _add_common_arguments(parser)
     parser.add_argument("--maps-repo", metavar="USER/NAME", help="the teacher's maps on the Hub, linked from the card")

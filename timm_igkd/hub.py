@@ -6,20 +6,20 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import _http as hub_http
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
     set_client_factory,
 )
-from huggingface_hub.utils import _http as hub_http
 
 from timm_igkd.cards import is_untouched
 from timm_igkd.errors import InputError, RunError
@@ -45,6 +45,7 @@ class Pushed(str):
     card_kept: bool
 
     def __new__(cls, url: str, repo_id: str, commit: str, card_kept: bool) -> "Pushed":
+        """Return the address with its attributes."""
         pushed = super().__new__(cls, url)
         pushed.repo_id, pushed.commit, pushed.card_kept = repo_id, commit, card_kept
         return pushed
@@ -82,6 +83,7 @@ class Publication:
 
     @property
     def label(self) -> str:
+        """How messages call the repository."""
         return repo_label(self.repo_id, self.repo_type)
 
 
@@ -132,7 +134,7 @@ def hub_session(timeout_s: float) -> Iterator[None]:
 def publish(publication: Publication) -> Pushed:
     """Create the repository if need be and bring it to the wanted state in one commit.
 
-    A failure leaves its main branch as it was; running again goes on, and where everything is there already, does nothing.
+    A failure leaves its main branch as it was; running again goes on, and does nothing where everything is there.
 
     Raises:
         RunError: no access, no network, or a repository that holds something else. InputError: a file holds a token.
@@ -153,9 +155,9 @@ def _bytes(content: bytes | Path) -> bytes:
 
 def _commit(api: HfApi, wanted: Publication) -> Pushed:
     """Look at the repository as it is now and commit what is missing on top of exactly that state."""
-    repo = {"repo_id": wanted.repo_id, "repo_type": wanted.repo_type}
+    repo: dict[str, Any] = {"repo_id": wanted.repo_id, "repo_type": wanted.repo_type}
     api.create_repo(**repo, private=wanted.private or None, exist_ok=True)
-    info = api.repo_info(**repo)
+    info: Any = api.repo_info(**repo)
     if wanted.private and not info.private:
         raise RunError(
             f"{wanted.label} is public already; choose another name, or make it private in its settings first"
@@ -182,11 +184,10 @@ def _text(content: bytes) -> str:
 def _check_ours(wanted: Publication, there: set[str], read: Callable[[str], bytes]) -> None:
     """Raise unless the repository is empty but for cards and pictures, or holds an earlier push of this kind."""
     if wanted.marker in there:
-        try:
-            if wanted.marker_key in json.loads(read(wanted.marker)):
+        content = read(wanted.marker)
+        with suppress(ValueError):
+            if wanted.marker_key in json.loads(content):
                 return
-        except ValueError:
-            pass
     foreign = sorted(name for name in there if not name.endswith(_NEUTRAL_SUFFIXES) and not name.startswith("LICENSE"))
     if foreign:
         raise ForeignRepositoryError(

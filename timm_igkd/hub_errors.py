@@ -31,8 +31,8 @@ def redact(text: str) -> str:
 
 
 def holds_token(content: bytes) -> bool:
-    """Return whether a file to publish holds the token in use, or what looks like one."""
-    token = get_token()
+    """Return whether a text holds the token in use or what looks like one, also behind Markdown's escapes."""
+    token, content = get_token(), content.replace(b"\\", b"")
     return bool(token and token.encode() in content) or re.search(rb"\bhf_[A-Za-z0-9]{30,}", content) is not None
 
 
@@ -121,7 +121,10 @@ def one_line_error(error: Exception, repo: str, timeout_s: float) -> Exception:
         return RunError(
             f"the Hub's answer about {repo} is not what it should be; check HF_ENDPOINT, or try again later"
         )
-    return RunError(f"{repo}: {redact(type(error).__name__ + ': ' + first_line(error))}")
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return RunError(f"{repo}: {redact(type(root).__name__ + ': ' + first_line(root))}")
 
 
 def _known(error: BaseException, repo: str) -> str | None:
@@ -130,7 +133,7 @@ def _known(error: BaseException, repo: str) -> str | None:
         (hub_errors.GatedRepoError, "is gated; ask for access on its page, then log in with: hf auth login"),
         (
             hub_errors.RepositoryNotFoundError,
-            "does not exist, or is private and this login may not see it; check the name, or log in with: hf auth login",
+            "does not exist, or is private and this login may not see it; check the name, or log in: hf auth login",
         ),
         (hub_errors.RevisionNotFoundError, "has no such revision; name a branch, a tag or a commit of it"),
         (hub_errors.EntryNotFoundError, "lacks a file that it should hold; push it again"),
@@ -175,10 +178,5 @@ def _status_text(error: BaseException, repo: str) -> str | None:
         return f"the Hub is in trouble (status {status}) when asked about {repo}; try again later"
     said = getattr(error, "server_message", None) or ""
     return redact(
-        f"the Hub refused what it was sent for {repo} (status {status}{': ' + first_line_of(said) if said else ''})"
+        f"the Hub refused what it was sent for {repo} (status {status}{': ' + first_line(error) if said else ''})"
     )
-
-
-def first_line_of(text: str, limit: int = 160) -> str:
-    """Return the first line of a text, cut."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:limit]

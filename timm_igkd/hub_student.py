@@ -33,8 +33,8 @@ def push_student(
 ) -> Pushed:
     """Publish a student so that `timm.create_model("hf-hub:user/name", pretrained=True)` loads it.
 
-    Pushing again updates weights and card; where nothing changed, nothing is committed. The published student is downloaded
-    into an empty cache and compared each time.
+    Pushing again updates weights and card; where nothing changed, nothing is committed. The published student is
+    downloaded into an empty cache and compared each time.
 
     Args:
         student: a run folder (its student/), a timm folder (config.json and weights), or a timm model.
@@ -58,7 +58,7 @@ def push_student(
             check_repo_id(name, timeout_s)
     with tempfile.TemporaryDirectory() as temporary:
         folder, run = _prepare(student, Path(temporary) / "student", seed_runs)
-        model = load_model(f"local-dir:{folder}", role="student")
+        model: Any = load_model(f"local-dir:{folder}", role="student")
         require_login(repo_id)
         pushed = publish(
             Publication(
@@ -122,8 +122,8 @@ def verify_published(model: nn.Module, pushed: Pushed, timeout_s: float = TIMEOU
     problem = _difference(model, found)
     if problem:
         raise RunError(
-            f"{pushed.repo_id!r} was pushed, but does not come back from the Hub as it is here: {problem}; do not use commit "
-            f"{pushed.commit[:12]}, push again"
+            f"{pushed.repo_id!r} was pushed, but does not come back from the Hub as it is here: {problem}; do not use "
+            f"commit {pushed.commit[:12]}, push again"
         )
 
 

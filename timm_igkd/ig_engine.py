@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from timm_igkd.activations import use_lean_relu6
+from timm_igkd.adaptive_path import AdaptivePath
 from timm_igkd.attribution import Attribution, IGOptions, selected_output
 from timm_igkd.folding import fold_batch_norm
+from timm_igkd.heap import keep_freed_memory
 
 
 def gauss_legendre(n_steps: int) -> tuple[Tensor, Tensor]:
@@ -40,11 +43,15 @@ class FastEngine:
         device: torch.device | str = "cpu",
     ):
         self.options, self.chunk_size, self.device = options, chunk_size, torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
         self.model, self.num_folded = fold_batch_norm(model.to("cpu"), example)
-        self.model = self.model.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
+        self.model = use_lean_relu6(self.model).requires_grad_(False).eval()
+        self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._start_gradients: dict[int, Tensor] = {}
 
-    def _chunks(self, inputs: Tensor, pairs: int) -> Iterator[slice]:
+    def _chunks(self, pairs: int) -> Iterator[slice]:
         for start in range(0, pairs, self.chunk_size):
             yield slice(start, min(start + self.chunk_size, pairs))
 
@@ -53,46 +60,90 @@ class FastEngine:
         """Return the teacher's outputs for [B, 3, H, W], computed in chunks."""
         parts = [
             self.model(inputs[part].contiguous(memory_format=torch.channels_last))
-            for part in self._chunks(inputs, len(inputs))
+            for part in self._chunks(len(inputs))
         ]
         return torch.cat(parts).float()
 
-    def sum_gradients(
-        self, inputs: Tensor, baselines: Tensor, targets: Tensor, images: Tensor, nodes: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Return, per image, the weighted sum of the gradients at its nodes, [B, 3, H, W] float32.
+    def gradients(
+        self, inputs: Tensor, baselines: Tensor, targets: Tensor, images: Tensor, nodes: Tensor
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (pairs of one chunk, their gradients [chunk, 3, H, W]) at points of the paths.
 
         Args:
             inputs: [B, 3, H, W]; baselines: [B or 1, 3, H, W]; targets: [B] int64.
-            images: [P] int64, which image each (image, step) pair belongs to, ascending.
-            nodes: [P] in [0, 1]; weights: [P].
+            images: [P] int64, the image of each (image, step) pair.
+            nodes: [P] positions in [0, 1].
         """
-        total = torch.zeros_like(inputs, memory_format=torch.contiguous_format)
         difference = inputs - baselines
         baselines = baselines.expand_as(inputs)
-        nodes, weights = nodes.to(inputs).view(-1, 1, 1, 1), weights.to(inputs).view(-1, 1, 1, 1)
-        for part in self._chunks(inputs, len(images)):
+        nodes = nodes.to(inputs).view(-1, 1, 1, 1)
+        for part in self._chunks(len(images)):
             index = images[part]
             points = torch.addcmul(baselines[index], nodes[part], difference[index])
             points = points.contiguous(memory_format=torch.channels_last).requires_grad_()
             output = selected_output(self.model(points), targets[index], self.options.output).sum()
             (gradient,) = torch.autograd.grad(output, points)
-            total.index_add_(0, index, (gradient * weights[part]).contiguous())
-        return total
+            yield part, gradient
 
     def attribute(self, inputs: Tensor, baselines: Tensor, targets: Tensor, logits: Tensor) -> Attribution:
         """Attribute the target outputs of inputs [B, 3, H, W] along the paths from `baselines`.
 
         Args:
-            baselines: [B or 1, 3, H, W]. targets: [B] int64. logits: [B, classes], the teacher's outputs for `inputs`.
+            inputs: [B, 3, H, W].
+            baselines: [B or 1, 3, H, W].
+            targets: [B] int64.
+            logits: [B, classes], the teacher's outputs for `inputs`.
         """
-        batch, n_steps = len(inputs), int(self.options.n_steps)
-        nodes, weights = gauss_legendre(n_steps)
-        images = torch.arange(batch, device=inputs.device).repeat_interleave(n_steps)
-        sums = self.sum_gradients(inputs, baselines, targets, images, nodes.repeat(batch), weights.repeat(batch))
-        values = (inputs - baselines) * sums
-        start = selected_output(self.forward(baselines).expand(batch, -1), targets, self.options.output)
+        if self.options.n_steps == "auto":
+            values, steps, converged = self._adaptive(inputs, baselines, targets)
+        else:
+            values = (inputs - baselines) * self._fixed(inputs, baselines, targets, self.options.n_steps)
+            steps = torch.full((len(inputs),), self.options.n_steps)
+            converged = torch.ones(len(inputs), dtype=torch.bool)
+        start = selected_output(self.forward(baselines).expand(len(inputs), -1), targets, self.options.output)
         end = selected_output(logits, targets, self.options.output)
         delta = values.sum((1, 2, 3), dtype=torch.float64) - (end.double() - start.double())
-        steps = torch.full((batch,), n_steps)
-        return Attribution(values, delta.float(), steps, torch.ones(batch, dtype=torch.bool), logits)
+        return Attribution(values, delta.float(), steps, converged, logits)
+
+    def _fixed(self, inputs: Tensor, baselines: Tensor, targets: Tensor, n_steps: int) -> Tensor:
+        """Return the mean gradient of each path by Gauss-Legendre, [B, 3, H, W] float32."""
+        nodes, weights = gauss_legendre(n_steps)
+        batch = len(inputs)
+        images = torch.arange(batch, device=inputs.device).repeat_interleave(n_steps)
+        pair_weights = weights.repeat(batch).to(inputs).view(-1, 1, 1, 1)
+        total = torch.zeros_like(inputs, memory_format=torch.contiguous_format)
+        for part, gradient in self.gradients(inputs, baselines, targets, images, nodes.repeat(batch)):
+            total.index_add_(0, images[part], (gradient * pair_weights[part]).contiguous())
+        return total
+
+    def _adaptive(self, inputs: Tensor, baselines: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return attributions, gradients spent, and which images converged; see adaptive_path.py."""
+        options, difference = self.options, inputs - baselines
+        shared = len(baselines) == 1
+        paths = []
+        for image in range(len(inputs)):
+            path = AdaptivePath(options.tolerance, options.max_steps, options.reduction)
+            if shared:
+                start = self._start_gradient(baselines, int(targets[image]))
+                path.add(0.0, difference[image] * start, counts=False)
+            paths.append(path)
+        while wanted := [(image, node) for image, path in enumerate(paths) for node in path.wanted()]:
+            images = torch.tensor([image for image, _ in wanted], device=inputs.device)
+            nodes = torch.tensor([node for _, node in wanted], dtype=torch.float64)
+            for part, gradient in self.gradients(inputs, baselines, targets, images, nodes):
+                contributions = (difference[images[part]] * gradient).contiguous()
+                for (image, node), contribution in zip(wanted[part], contributions, strict=True):
+                    paths[image].add(node, contribution)
+        values = torch.stack([path.attribution() for path in paths])
+        steps = torch.tensor([path.n_steps for path in paths])
+        return values, steps, torch.tensor([path.converged for path in paths])
+
+    def _start_gradient(self, baseline: Tensor, target: int) -> Tensor:
+        """Return the gradient at a baseline that all images share, [3, H, W]; one per class, computed alone and kept."""
+        if target not in self._start_gradients:
+            if sum(kept.numel() for kept in self._start_gradients.values()) > 1 << 26:  # 256 MiB
+                self._start_gradients.clear()
+            zero, targets = torch.zeros(1, dtype=torch.int64, device=baseline.device), torch.tensor([target])
+            for _, gradient in self.gradients(baseline, baseline, targets.to(baseline.device), zero, torch.zeros(1)):
+                self._start_gradients[target] = gradient[0].contiguous()
+        return self._start_gradients[target]

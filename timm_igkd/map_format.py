@@ -101,6 +101,14 @@ def decode_png(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+def is_intact(data: bytes, scale: float, stored_hash: str) -> bool:
+    """Return whether a row's PNG and scale are those its hash was made of."""
+    try:
+        return map_hash(decode_png(data), scale) == stored_hash
+    except Exception:  # PIL's plugins raise OSError, SyntaxError, struct.error and more on altered bytes
+        return False
+
+
 def to_table(rows: list[MapRow]) -> pa.Table:
     """Return rows as an Arrow table with the store's columns."""
     with_logits = rows[0].logits is not None

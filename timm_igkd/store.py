@@ -1,6 +1,6 @@
 """Reading maps: the row that belongs to an image is found by the image's content, never by its position alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ from timm_igkd.errors import InputError
 from timm_igkd.hub import TIMEOUT_S, Pushed
 from timm_igkd.hub_maps import fetch_maps, push_maps, repository_of
 from timm_igkd.images import content_key
-from timm_igkd.map_format import decode_png, map_hash, rectify
-from timm_igkd.store_files import num_shards, require_complete, shard_path
+from timm_igkd.map_format import decode_png, is_intact, rectify
+from timm_igkd.store_files import check_shard, num_shards, read_shard, require_complete, shard_path
 
 
 class MapStore:
     """A finished store of attribution maps.
 
     Args:
-        path: folder written by `timm-igkd maps` / `compute_maps`, or "user/name" of a store on the Hub, which is downloaded
-            once and then read from the cache.
+        path: folder written by `timm-igkd maps` / `compute_maps`, or "user/name" of a store on the Hub, which is
+            downloaded once and then read from the cache.
         revision: branch, tag or commit of a store on the Hub; also as "user/name@revision".
 
     Attributes:
@@ -31,8 +31,8 @@ class MapStore:
         rows: the memory-mapped Hugging Face dataset, one row per image.
 
     Raises:
-        MissingFileError: no store there. InputError: not finished, or corrupt. RunError: the Hub has none, refuses, or cannot
-        be reached.
+        MissingFileError: no store there. InputError: not finished, or corrupt. RunError: the Hub has none, refuses, or
+        cannot be reached.
 
     Pickles to DataLoader workers: the rows stay in the memory-mapped file.
     """
@@ -151,11 +151,9 @@ class MapStore:
         Raises:
             InputError: the first row that fails is named.
         """
-        total = self.provenance["dataset"]["num_images"]
-        if len(dataset) != total:
-            raise InputError(f"the dataset has {len(dataset)} images, but the maps were made from a split of {total}")
-        for index in progress(range(len(self.rows))):
-            row, (image, label) = self.rows[index], read_item(dataset, index)
+        total, rows = self.provenance["dataset"]["num_images"], self._file_rows()
+        for index in progress(range(min(len(self.rows), len(dataset)))):
+            row, (image, label) = next(rows), read_item(dataset, index)
             if row["key"] != content_key(image):
                 raise InputError(
                     f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other data, "
@@ -163,5 +161,21 @@ class MapStore:
                 )
             if row["label"] != label:
                 raise InputError(f"row {index} has label {row['label']}, {row_name(dataset, index)} has {label}")
-            if map_hash(decode_png(row["map"]["bytes"]), row["scale"]) != row["map_hash"]:
-                raise InputError(f"the map of {row_name(dataset, index)} (row {index}) was altered: its hash differs; rebuild it")
+            if not is_intact(row["map"]["bytes"], row["scale"], row["map_hash"]):
+                name = row_name(dataset, index)
+                raise InputError(f"the map of {name} (row {index}) was altered: its hash differs; rebuild it")
+        if len(dataset) != total:
+            raise InputError(
+                f"the dataset has {len(dataset)} images, but the maps were made from a split of {total}; row "
+                f"{min(len(dataset), total)} is the first without its counterpart"
+            )
+        for _ in rows:  # checks the last pages
+            pass
+
+    def _file_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows as the files hold them now; `rows` may come from a cache made before a file was altered."""
+        for shard in range(num_shards(self.provenance)):
+            path = shard_path(self.path, self.provenance, shard)
+            for batch in read_shard(path, checksums=False).to_batches(max_chunksize=64):
+                yield from batch.to_pylist()
+            check_shard(path, self.provenance, shard)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.map_format import decode_png, map_hash
+from timm_igkd.map_format import is_intact
 
 FORMAT_VERSION = 1
 _NOT_SETTINGS = ("versions", "out_of_memory_halvings")
@@ -75,6 +75,8 @@ def open_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         InputError: the folder holds a store with other settings; the first one that differs is named.
     """
     path = out / "manifest.json"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
     if not path.exists():
         if (out / "data").exists() and any((out / "data").iterdir()):
             raise InputError(f"{str(out)!r} holds data but no manifest.json, so it is no store; choose another --out")
@@ -103,14 +105,18 @@ def write_shard(path: Path, table: pa.Table) -> None:
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
-def read_shard(path: Path) -> pa.Table:
-    """Read a shard, checking its pages.
+def read_shard(path: Path, checksums: bool = True) -> pa.Table:
+    """Read a shard.
+
+    Args:
+        path: of the shard.
+        checksums: also check every page.
 
     Raises:
         InputError: the file is cut or altered.
     """
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        return pq.read_table(path, page_checksum_verification=checksums)
     except (pa.ArrowInvalid, OSError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
@@ -130,7 +136,7 @@ def check_shard(path: Path, manifest: dict[str, Any], shard: int) -> pa.Table:
         raise InputError(f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again")
     cells, scales = table.column("map"), table.column("scale")
     for row, stored in enumerate(table.column("map_hash").to_pylist()):
-        if map_hash(decode_png(cells[row]["bytes"].as_py()), scales[row].as_py()) != stored:
+        if not is_intact(cells[row]["bytes"].as_py(), scales[row].as_py(), stored):
             raise InputError(f"row {row} of shard {str(path)!r} has an altered map; delete the shard and build again")
     return table
 

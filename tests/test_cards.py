@@ -1,0 +1,240 @@
+import io
+import re
+
+import numpy as np
+import pytest
+import yaml
+from hub_parts import build_maps, code_blocks, make_run, plain_student, plugin_student
+from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
+from PIL import Image
+
+from timm_igkd import cards
+from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.store_card import dataset_card, map_picture
+from timm_igkd.student_card import RunFacts, base_model, model_card, read_run, seed_summary
+
+pytestmark = pytest.mark.hub
+HOSTILE = "a|b`c\n---\n<script>alert(1)</script> [x](y)"
+ARXIV = ("2506.14440", "1703.01365", "1503.02531")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return build_maps(tmp_path_factory.mktemp("stores") / "maps")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, store):
+    return make_run(tmp_path_factory.mktemp("runs") / "first", plugin_student(), store.path)
+
+
+@pytest.fixture(scope="module")
+def card(run):
+    return model_card(plugin_student(), "user/student", read_run(run), maps_repo="user/maps")
+
+
+def table_row(card, name):
+    (row,) = [line for line in card.splitlines() if line.startswith(f"| {name} |")]
+    return row
+
+
+# ---- templates and their mark ----
+
+
+def test_template_beside_the_package_comes_first(tmp_path, monkeypatch):
+    folders = [tmp_path / "wheel", tmp_path / "checkout"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "x.md").write_text(folder.name)
+    monkeypatch.setattr(cards, "_FOLDERS", tuple(folders))
+    assert read_template("x.md") == "wheel"
+    (folders[0] / "x.md").unlink()
+    assert read_template("x.md") == "checkout"
+    with pytest.raises(MissingFileError, match="reinstall timm-igkd"):
+        read_template("y.md")
+
+
+def test_signed_card_is_known_until_it_is_edited():
+    card = sign("---\nlicense: mit\n---\n# Card\n")
+    assert is_untouched(card)
+    assert is_untouched(card.replace("\n", "\r\n"))
+    assert is_untouched(card + "\n\n")
+    assert not is_untouched(card.replace("mit", "gpl"))
+    assert not is_untouched(card + "An addition.\n")
+    assert not is_untouched("# Card\n")
+
+
+def test_values_stay_in_their_place():
+    assert code(HOSTILE) == "`a\\|b'c --- <script>alert(1)</script> [x](y)`"
+    assert cell("a|b\nc <i>") == "a\\|b c \\<i\\>"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("local-dir:/home/me/runs/demo/teacher", "teacher"),
+        ("/home/me/images", "images"),
+        ("../images", "images"),
+        ("hf-hub:user/name", "hf-hub:user/name"),
+        ("user/images", "user/images"),
+        ("digits", "digits"),
+    ],
+)
+def test_local_folders_are_shown_by_their_last_part(name, shown):
+    assert public_name(name) == shown
+
+
+def test_only_a_dataset_of_the_hub_is_linked():
+    assert hub_dataset_id("user/images", "abc") == "user/images"
+    assert hub_dataset_id("hfds/user/images", None) == "user/images"
+    assert hub_dataset_id("user/images", None) is None
+    assert hub_dataset_id("/user/images", "abc") is None
+
+
+# ---- the model card ----
+
+
+def test_metadata_of_the_model_card_is_valid(card):
+    data = ModelCard(card).data
+    assert isinstance(data, ModelCardData)
+    assert (data.library_name, data.pipeline_tag, data.license) == ("timm", "image-classification", "apache-2.0")
+    assert {"timm", "knowledge-distillation", "integrated-gradients"} <= set(data.tags)
+    assert data.datasets == ["user/maps"]
+    results = {result.metric_name: result for result in data.eval_results}
+    assert results["Top-1 accuracy, %"].metric_value == 80.0
+    assert results["Top-1 accuracy, %"].metric_type == "accuracy"
+    assert results["Top-1 accuracy, %"].dataset_split == "test"
+    assert ModelCard(card).data.to_dict()["model-index"][0]["name"] == "student"
+
+
+def test_card_tells_results_with_n_and_interval(card):
+    assert "n = 50 images" in card
+    assert table_row(card, "Top-1 accuracy") == "| Top-1 accuracy | 90.0\u202f% | 80.0\u202f% | \u221210.0 points |"
+    assert "67.0\u201388.8" in table_row(card, "95\u202f% Wilson interval")
+
+
+def test_card_tells_size_speed_and_hardware(card):
+    assert "400,000" in table_row(card, "Parameters")
+    assert "80\u202fM" in table_row(card, "Multiply-accumulates per image")
+    assert "2.00\u202fms" in table_row(card, "Latency, one image")
+    assert "on Some CPU @ 2 GHz, cpu, 2 threads" in card
+
+
+def test_card_tells_how_it_was_distilled(card):
+    assert table_row(card, "Overlay probability") == "| Overlay probability | 0.1 |"
+    assert "the teacher without its last 2 blocks" in table_row(card, "Student")
+    assert table_row(card, "N steps") == "| N steps | 2 |"
+    assert table_row(card, "Engine") == "| Engine | fast, float32 |"
+    assert "https://huggingface.co/datasets/user/maps" in card
+
+
+def test_card_cites_the_paper_ig_and_kd(card, store):
+    (citations,) = code_blocks(card, "bibtex")
+    for text in (citations, dataset_card(store.provenance)):
+        assert all(number in text for number in ARXIV)
+    assert citations.count("{") == citations.count("}")
+
+
+def test_first_line_of_usage_imports_the_plugin_where_it_is_needed(card):
+    assert code_blocks(card)[0].startswith("import timm_igkd")
+    plain = model_card(plain_student(), "user/plain", RunFacts())
+    assert code_blocks(plain)[0].startswith("import timm\n")
+    assert "timm_igkd" not in code_blocks(plain)[0]
+
+
+def test_card_without_a_run_tells_what_the_model_tells():
+    card = model_card(plain_student(), "user/plain", RunFacts())
+    assert ModelCard(card).data.eval_results is None
+    assert "## Results" not in card
+    assert "## How it was distilled" not in card
+    assert "No results came with these weights" in card
+    assert "Parameters" in card
+
+
+def test_robustness_is_told_only_where_it_was_measured(run):
+    facts = read_run(run)
+    assert "## Robustness" not in model_card(plain_student(), "user/x", facts)
+    measured = RunFacts(config=facts.config, metrics=facts.metrics | {"robustness": {"jpeg": {"top1": 71.25}}})
+    card = model_card(plain_student(), "user/x", measured)
+    assert table_row(card, "jpeg.top1") == "| jpeg.top1 | 71.25 |"
+    assert "was not measured" not in card.replace("were not measured", "")
+
+
+def test_hostile_names_break_neither_metadata_nor_tables(run):
+    facts = read_run(run)
+    hostile = RunFacts(config=facts.config | {"aa": HOSTILE, "dataset": "digits\n---\nx: 1"}, metrics=facts.metrics)
+    card = model_card(plain_student(), "user/x", hostile)
+    assert ModelCard(card).data.library_name == "timm"
+    row = table_row(card, "Auto-augment")
+    assert "<script>" not in row.replace("\\<", "")
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_base_model_is_the_pretrained_teacher_on_the_hub():
+    assert base_model({"teacher": "hf-hub:user/teacher@v1"}) == "user/teacher"
+    assert base_model({"teacher": "resnet18.a1_in1k"}) == "timm/resnet18.a1_in1k"
+    assert base_model({"teacher": "resnet18"}) == "timm/resnet18.a1_in1k"
+    assert base_model({"teacher": "resnet18", "teacher_epochs": 3}) is None
+    assert base_model({"teacher": "resnet18", "teacher_checkpoint": "x.pth"}) is None
+    assert base_model({"teacher": "local-dir:teacher"}) is None
+    assert base_model({}) is None
+
+
+def test_runs_of_other_seeds_give_mean_spread_and_interval(run, tmp_path):
+    others = [make_run(tmp_path / f"seed{s}", plain_student(), seed=s, top1=80.0 + s) for s in (1, 2)]
+    card = model_card(plain_student(), "user/x", read_run(run, others))
+    assert "Over 3 runs" in card
+    assert "81.00 % ± 1.00" in card
+    assert "78.52 to 83.48 %" in card
+    assert seed_summary([80.0, 81.0, 82.0])["low"] == pytest.approx(81 - 4.303 / np.sqrt(3), abs=1e-3)
+
+
+def test_run_that_differs_in_more_than_its_seed_is_refused(run, tmp_path):
+    other = make_run(tmp_path / "other", plain_student(), seed=1)
+    config = yaml.safe_load((other / "config.yaml").read_text()) | {"temperature": 4.0}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match="temperature differs"):
+        read_run(run, [other])
+    with pytest.raises(InputError, match="its seed is the same"):
+        read_run(run, [run])
+
+
+# ---- the dataset card ----
+
+
+def test_store_holds_its_card_and_builds_it_the_same_each_time(store):
+    text = (store.path / "README.md").read_text(encoding="utf-8")
+    assert text == dataset_card(store.provenance)
+    assert is_untouched(text)
+    assert "maps.png" not in text
+
+
+def test_metadata_of_the_dataset_card_is_valid(store):
+    data = DatasetCard(dataset_card(store.provenance, "user/maps")).data
+    assert isinstance(data, DatasetCardData)
+    assert data.size_categories == ["n<1K"]
+    assert data.task_categories == ["image-classification"]
+    (config,) = data.configs
+    assert config["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+
+
+def test_dataset_card_tells_the_provenance(store):
+    card = dataset_card(store.provenance, "user/maps")
+    for part in (store.provenance["keys_hash"], store.provenance["teacher"]["weights_sha256"], "![Maps of 10 images"):
+        assert part in card
+    assert "all 10 images, in order" in card
+    assert 'MapStore("user/maps")' in code_blocks(card)[0]
+
+
+def test_card_of_a_prefix_says_so(store):
+    provenance = store.provenance | {"dataset": store.provenance["dataset"] | {"num_images": 90}}
+    assert "a prefix, the first 10 of 90 images" in dataset_card(provenance)
+
+
+def test_picture_shows_maps_of_all_classes_and_is_the_same_each_time(store):
+    first, again = (map_picture(store.path, store.provenance) for _ in range(2))
+    assert first == again
+    pixels = np.asarray(Image.open(io.BytesIO(first)).convert("L"))
+    assert pixels.std() > 20
