@@ -31,7 +31,12 @@ VARIANTS = ("a", "b", "c", "d", "limit")
 TEACHERS = ("cifar", "mobilenetv2", "resnet50", "vit_small")
 SWEEP = {"cifar": (16, 32, 64, 128), "mobilenetv2": (8, 16, 32), "resnet50": (8, 16), "vit_small": (8, 16)}
 SWEEP_IMAGES = {"cifar": 8, "mobilenetv2": 4, "resnet50": 4, "vit_small": 4}
-LIMIT_BATCHES = {"cifar": (8, 16, 32, 64), "mobilenetv2": (2, 4, 8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}
+LIMIT_BATCHES = {
+    "cifar": (8, 16, 32, 64),
+    "mobilenetv2": (2, 4, 8, 16),
+    "resnet50": (4, 8, 16),
+    "vit_small": (4, 8, 16),
+}
 # images timed per variant on a CPU; on a GPU `--images_factor` multiplies them
 TIMED = {
     "cifar": dict(a=8, b=16, c=32, d=64, limit=0),
@@ -237,7 +242,9 @@ def measure_teacher(args: argparse.Namespace, teacher: str, folder: Path) -> lis
         for row, variant in zip(rows, VARIANTS[:4], strict=False):
             kept, extra = folder / f"{variant}.pt", ({"chunk": chunk} if variant != "a" else {})
             # a and b are the same sums; a's own call would take hours, so b's maps stand for both
-            run_child(args, teacher, "b" if variant == "a" else variant, count, keep=kept, **(extra or {"chunk": chunk}))
+            run_child(
+                args, teacher, "b" if variant == "a" else variant, count, keep=kept, **(extra or {"chunk": chunk})
+            )
             row |= accuracy(kept, reference)
     return rows
 
@@ -272,11 +279,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     def show(value: Any, digits: int = 3) -> str:
         return "-" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
-    columns = "teacher variant images_per_s ratio_to_a ratio_to_b efficiency corr_median corr_worst share_corr_ge_099".split()
+    columns = (
+        "teacher variant images_per_s ratio_to_a ratio_to_b efficiency corr_median corr_worst share_corr_ge_099".split()
+    )
     columns += "delta_median delta_p90 peak_memory_mb".split()
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in rows:
-        print("| " + " | ".join(show(row.get(column), 4 if column.startswith("corr") else 3) for column in columns) + " |")
+        print(
+            "| " + " | ".join(show(row.get(column), 4 if column.startswith("corr") else 3) for column in columns) + " |"
+        )
 
 
 def child(args: argparse.Namespace) -> None:

@@ -43,6 +43,7 @@ def make_run(folder: Path, student: nn.Module, store: Path | None = None, *, see
     (folder / "metrics.json").write_text(json.dumps(metrics | {"agreement": 88.0, "teacher_kl": 0.1}))
     config = {"name": folder.name, "dataset": "noise", "teacher": "test_resnet", "teacher_epochs": 3, "student": None}
     config |= {"student_drop": 2, "overlay_prob": 0.1, "overlay_weight": 0.5, "temperature": 2.5, "epochs": 2}
+    config |= {"distill_loss_weight": 0.01, "task_loss_weight": None}
     config |= {"train_split": "train", "test_split": "test", "mixup": 0.0, "cutmix": 0.0, "seed": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text(json.dumps({"timm_igkd": "0.1.0", "timm": "1.0.31", "torch": "2.15.0"}))

@@ -12,8 +12,9 @@ from PIL import Image
 from timm_igkd import cards
 from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.run_facts import RunFacts, read_run, seed_summary
 from timm_igkd.store_card import dataset_card, map_picture
-from timm_igkd.student_card import RunFacts, base_model, model_card, read_run, seed_summary
+from timm_igkd.student_card import base_model, model_card
 
 pytestmark = pytest.mark.hub
 HOSTILE = "a|b`c\n---\n<script>alert(1)</script> [x](y)"
@@ -119,15 +120,25 @@ def test_card_tells_size_speed_and_hardware(card):
     assert "400,000" in table_row(card, "Parameters")
     assert "80\u202fM" in table_row(card, "Multiply-accumulates per image")
     assert "2.00\u202fms" in table_row(card, "Latency, one image")
-    assert "on Some CPU @ 2 GHz, cpu, 2 threads" in card
+    assert "on Some CPU @ 2 GHz, device cpu, torch threads: 2" in card
 
 
 def test_card_tells_how_it_was_distilled(card):
     assert table_row(card, "Overlay probability") == "| Overlay probability | 0.1 |"
     assert "the teacher without its last 2 blocks" in table_row(card, "Student")
-    assert table_row(card, "N steps") == "| N steps | 2 |"
+    assert table_row(card, "Weight of the cross-entropy") == "| Weight of the cross-entropy | 0.99 |"
+    assert table_row(card, "Integration steps") == "| Integration steps | 2 |"
+    assert "Most steps of an image" not in card
     assert table_row(card, "Engine") == "| Engine | fast, float32 |"
     assert "https://huggingface.co/datasets/user/maps" in card
+
+
+def test_card_tells_the_latency_in_onnxruntime_where_it_was_measured(card, run):
+    assert "onnxruntime" not in card
+    facts = read_run(run)
+    metrics = facts.metrics | {"onnx_latency_ms": {"batch_1": {"median": 0.5, "p90": 0.75, "n": 9}}}
+    told = model_card(plain_student(), "user/x", RunFacts(config=facts.config, metrics=metrics))
+    assert "0.5\u202fms (p90 0.75)" in table_row(told, "Latency in onnxruntime, one image")
 
 
 def test_card_cites_the_paper_ig_and_kd(card, store):

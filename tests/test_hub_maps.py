@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -207,6 +208,18 @@ def test_model_of_the_same_name_does_not_clash(hub, store):
     hub.add(REPO).commit({"config.json": b"{}"})
     push_maps(store.path, REPO)
     assert len(MapStore(REPO)) == 10
+
+
+def test_local_paths_of_teacher_and_data_are_not_published(hub, store, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(store.path, folder)
+    for name in ("manifest.json", "provenance.json"):
+        content = json.loads((folder / name).read_text())
+        content["dataset"]["name"], content["teacher"]["name"] = "/home/me/images", "local-dir:/home/me/runs/teacher"
+        (folder / name).write_text(json.dumps(content))
+    push_maps(folder, REPO)
+    assert not any(b"/home/me" in content for content in published(hub).values())
+    assert MapStore(REPO).provenance["dataset"]["name"] == "images"
 
 
 def test_unfinished_store_is_not_pushed(hub, tmp_path, capfd):

@@ -664,7 +664,8 @@ def test_maps_verify_and_preview(command, on_disk, tmp_path):
     assert "3 maps computed again" in checked.output
     flags = ["--maps", on_disk["store"], *on_disk["data"], "--split", "train", "--out", tmp_path / "grid.png", "--count", 5]
     assert command("preview", *flags).code == 0
-    picture = Image.open(tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as opened:
+        picture = opened.copy()
     panel = 96  # images of 16 pixels are shown six times as large
     assert picture.size == (20 + 4 * (3 * panel + 8 + 20), 20 + 20 + 2 * (panel + 20 + 20))
     pixels = np.asarray(picture)
@@ -739,7 +740,8 @@ def test_imagenette_maps_are_built_verified_and_shown(command, shared, tmp_path)
     assert (built.code, built.error) == (0, "")
     assert command("verify", "--maps", maps, *data, "--recompute", 2).code == 0
     assert command("preview", "--maps", maps, *data, "--out", tmp_path / "grid.png", "--count", 8).code == 0
-    assert Image.open(tmp_path / "grid.png").width > 2000
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.width > 2000
     train = command("verify", "--maps", maps, "--dataset", shared / "data" / "imagenette_small", "--split", "train")
     assert train.code == 2
     assert "row 0 does not belong to image 0" in train.error

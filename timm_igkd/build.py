@@ -1,29 +1,24 @@
 """Building a map store: images in, attribution, rows out; any number of processes and machines, killed and resumed."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xxhash
 from accelerate import PartialState
 from timm.models import get_model_input_config
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
-from timm_igkd.attribution import Attribution, CaptumEngine, IGOptions, TeacherView, reduce_channels
+from timm_igkd.attribution import IGOptions
 from timm_igkd.chunking import activation_chunk, images_per_batch
-from timm_igkd.data import class_names, dataset_name, read_item, row_name
+from timm_igkd.data import class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
-from timm_igkd.errors import InputError, RunError, check_range
-from timm_igkd.ig_engine import FastEngine
-from timm_igkd.images import content_key
-from timm_igkd.map_format import MapRow, quantize, to_table
+from timm_igkd.errors import InputError, check_range
+from timm_igkd.map_rows import RowMaker
 from timm_igkd.model_loading import class_indices, weights_hash
-from timm_igkd.random_streams import derive_seed
+from timm_igkd.shard_builder import ShardBuilder
 from timm_igkd.store import MapStore
 from timm_igkd.store_card import write_store_card
 from timm_igkd.store_files import (
@@ -32,12 +27,9 @@ from timm_igkd.store_files import (
     default_shard_rows,
     num_shards,
     open_manifest,
-    read_json,
     shard_path,
-    shard_rows,
     statistics,
     write_json,
-    write_shard,
 )
 
 EngineName = Literal["captum", "fast"]
@@ -87,7 +79,9 @@ def compute_maps(
     """
     options = options or IGOptions()
     teacher = copy.deepcopy(teacher).eval()
-    manifest = _describe(teacher, dataset, options, engine, limit, map_size, logits, shard_size, teacher_name, chunk_size)
+    manifest = _describe(
+        teacher, dataset, options, engine, limit, map_size, logits, shard_size, teacher_name, chunk_size
+    )
     _check_shard_argument(shard)
     state = PartialState(cpu=not torch.cuda.is_available())
     out = Path(out)
@@ -96,7 +90,7 @@ def compute_maps(
         _check_chunk_size(out, open_manifest(out, manifest), chunk_size)
     state.wait_for_everyone()
     manifest = open_manifest(out, {})
-    builder = MapBuilder(teacher, dataset, out, manifest, state.device)
+    builder = ShardBuilder(teacher, dataset, out, manifest, state.device)
     mine = range(shard[0], num_shards(manifest), shard[1])[state.process_index :: state.num_processes]
     builder.build(list(mine), progress=progress and state.is_main_process)
     state.wait_for_everyone()
@@ -145,7 +139,12 @@ def _describe(
         raise InputError(f"engine must be 'captum' or 'fast', got {engine!r}")
     if engine == "captum" and options.n_steps == "auto":
         raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
-    for name, value in (("limit", limit), ("map_size", map_size), ("shard_size", shard_size), ("chunk_size", chunk_size)):
+    for name, value in (
+        ("limit", limit),
+        ("map_size", map_size),
+        ("shard_size", shard_size),
+        ("chunk_size", chunk_size),
+    ):
         if value is not None:
             check_range(name, value, 1)
     total = len(dataset)
@@ -197,152 +196,6 @@ def _num_classes(dataset: Any, teacher: nn.Module) -> int:
     return len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
 
 
-class MapBuilder:
-    """Computes the shards of one manifest.
-
-    Args:
-        teacher: the teacher, in eval mode. dataset: as in `compute_maps`. out: the store's folder.
-        manifest: as written before the first shard. device: where to compute.
-    """
-
-    def __init__(self, teacher: nn.Module, dataset: Any, out: Path, manifest: dict[str, Any], device: torch.device):
-        self.dataset, self.out, self.manifest, self.device = dataset, out, manifest, device
-        self.options = IGOptions(**manifest["options"])
-        self.view = TeacherView(teacher)
-        self.class_indices = manifest["teacher"]["class_indices"]
-        self.num_outputs = int(teacher.num_classes)
-        shape, chunk = _input_shape(teacher), manifest["chunk_size"]
-        self.fast = FastEngine(teacher, self.options, chunk, shape, device)
-        self.captum = CaptumEngine(teacher.to(device), self.options, chunk) if manifest["engine"] == "captum" else None
-
-    def build(self, shards: list[int], progress: bool = True) -> None:
-        """Compute and write the shards that are not there yet; one that is there is checked first."""
-        total = sum(len(shard_rows(self.manifest, shard)) for shard in shards)
-        with tqdm(total=total, unit="img", desc="maps", disable=None if progress else True, smoothing=0.05) as bar:
-            for shard in shards:
-                rows = shard_rows(self.manifest, shard)
-                if not self._is_done(shard):
-                    built: list[MapRow] = []
-                    for batch in self._batches(rows):
-                        built += self._within_memory(batch)
-                        bar.update(len(batch))
-                    write_shard(shard_path(self.out, self.manifest, shard), to_table(built))
-                else:
-                    bar.update(len(rows))
-
-    def _is_done(self, shard: int) -> bool:
-        path = shard_path(self.out, self.manifest, shard)
-        if not path.exists():
-            return False
-        try:
-            table = check_shard(path, self.manifest, shard)
-        except InputError as error:
-            tqdm.write(f"rebuilding: {error}")
-            path.unlink()
-            return False
-        rows = shard_rows(self.manifest, shard)
-        for position in (0, len(rows) - 1):
-            image, _ = read_item(self.dataset, rows[position])
-            if table.column("key")[position].as_py() != content_key(image):
-                raise InputError(
-                    f"{str(self.out)!r} holds maps of other data: row {rows[position]} is not "
-                    f"{row_name(self.dataset, rows[position])}; choose another --out or delete it"
-                )
-        return True
-
-    def _batches(self, rows: range) -> Iterator[range]:
-        for start in range(0, len(rows), self.manifest["batch_images"]):
-            yield rows[start : start + self.manifest["batch_images"]]
-
-    def _within_memory(self, indices: range) -> list[MapRow]:
-        """Return the rows of some images; where the device's memory does not hold a chunk, halve it and go on."""
-        while True:
-            try:
-                return self.attribute_rows(indices)
-            except torch.cuda.OutOfMemoryError as error:
-                chunk = self.fast.chunk_size // 2
-                if chunk < 1:
-                    raise RunError(
-                        f"the GPU's memory does not hold one image of {row_name(self.dataset, indices[0])} and its "
-                        "gradient; free memory, or use a larger GPU"
-                    ) from error
-            torch.cuda.empty_cache()  # outside of `except`, where the traceback still holds the tensors
-            self._set_chunk(chunk, indices[0])
-
-    def _set_chunk(self, chunk: int, row: int) -> None:
-        """Use smaller chunks from now on, and on a resume, and record it: the last bits may differ from here."""
-        self.fast.chunk_size = chunk
-        if self.captum is not None:
-            self.captum.chunk_size = chunk
-        path = self.out / "manifest.json"
-        found = read_json(path)
-        halvings = [*found.get("out_of_memory_halvings", ()), {"row": row, "chunk_size": chunk}]
-        self.manifest |= {"chunk_size": chunk, "out_of_memory_halvings": halvings}
-        write_json(path, found | self.manifest)
-        tqdm.write(f"maps: out of GPU memory, going on with chunks of {chunk}")
-
-    def attribute_rows(self, indices: range | list[int]) -> list[MapRow]:
-        """Return the rows of some images, computed together."""
-        items = [read_item(self.dataset, index) for index in indices]
-        attribution, targets = self._attribute([image for image, _ in items], [label for _, label in items], indices)
-        maps = self._resize(reduce_channels(attribution.values, self.options.reduction)).cpu().numpy()
-        logits = self._dataset_logits(attribution.logits).cpu().numpy()
-        rows = []
-        for position, (image, label) in enumerate(items):
-            levels, scale = quantize(
-                maps[position], self.options.reduction == "sum", row_name(self.dataset, indices[position])
-            )
-            rows.append(
-                MapRow(
-                    key=content_key(image),
-                    label=label,
-                    map=levels,
-                    scale=scale,
-                    convergence_delta=float(attribution.convergence_delta[position]),
-                    n_steps=int(attribution.n_steps[position]),
-                    converged=bool(attribution.converged[position]),
-                    logits=logits[position] if self.manifest["logits"] else None,
-                )
-            )
-        return rows
-
-    def _attribute(self, images: list, labels: list[int], indices: range | list[int]) -> tuple[Attribution, Tensor]:
-        inputs = torch.stack([self.view(image) for image in images]).to(self.device)
-        logits = self.fast.forward(inputs)
-        if not torch.isfinite(logits).all():
-            raise RunError("the teacher's outputs are not finite; check its weights and normalisation")
-        targets = self._targets(labels, logits, indices)
-        seeds = (
-            [derive_seed(0, "baseline:" + content_key(image)) for image in images]
-            if self.options.baseline == "noise"
-            else []
-        )
-        baselines = self.view.baseline(inputs, self.options.baseline, seeds)
-        return (self.captum or self.fast).attribute(inputs, baselines, targets, logits), targets
-
-    def _targets(self, labels: list[int], logits: Tensor, indices: range | list[int]) -> Tensor:
-        if self.options.target == "predicted":
-            return logits.argmax(1)
-        classes = len(self.class_indices) if self.class_indices else self.num_outputs
-        for label, index in zip(labels, indices, strict=True):
-            if not 0 <= label < classes:
-                raise InputError(
-                    f"{row_name(self.dataset, index)} has label {label}, but the teacher knows classes 0 to {classes - 1}; "
-                    "correct the label, or use --target predicted"
-                )
-        mapped = [self.class_indices[label] for label in labels] if self.class_indices else labels
-        return torch.tensor(mapped, device=logits.device)
-
-    def _dataset_logits(self, logits: Tensor) -> Tensor:
-        return logits if self.class_indices is None else logits[:, self.class_indices]
-
-    def _resize(self, maps: Tensor) -> Tensor:
-        size = self.manifest["map_size"]
-        if size is None or (size >= maps.shape[1] and size >= maps.shape[2]):
-            return maps
-        return F.interpolate(maps[:, None], size=(size, size), mode="area")[:, 0]
-
-
 def finish_store(out: Path, manifest: dict[str, Any]) -> None:
     """Check all shards, then write provenance and dataset card, which make the store complete."""
     for left_by_a_kill in out.glob("**/.*.tmp"):
@@ -375,12 +228,12 @@ def recompute_rows(store: MapStore, teacher: nn.Module, dataset: Any, count: int
                 f"{made_with}; give the same --teacher-mean, --teacher-std and --teacher-args"
             )
     device = PartialState(cpu=not torch.cuda.is_available()).device
-    builder = MapBuilder(copy.deepcopy(teacher).eval(), dataset, store.path, store.provenance, device)
+    maker = RowMaker(copy.deepcopy(teacher).eval(), dataset, store.provenance, device)
     indices = np.unique(np.linspace(0, len(store) - 1, count).round().astype(int)).tolist()
     worst, correlation = 0, 1.0
     size = store.provenance["batch_images"]
     for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
-        for index, row in zip(batch, builder.attribute_rows(batch), strict=True):
+        for index, row in zip(batch, maker.rows(batch, maker.read(batch)), strict=True):
             stored, found = store.levels(index).astype(int), row.map.astype(int)
             worst = max(worst, int(np.abs(stored - found).max()))
             if stored.std() > 0 and found.std() > 0:

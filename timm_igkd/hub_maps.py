@@ -1,15 +1,17 @@
 """Map stores on the Hub: pushed as a dataset whose maps the viewer shows, fetched by name into the local cache."""
 
+import json
 import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from timm_igkd.cards import public_name
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, repo_label, require_login
 from timm_igkd.hub_errors import with_retries
 from timm_igkd.store_card import PICTURE, dataset_card, map_picture
-from timm_igkd.store_files import check_shard, num_shards, require_complete, shard_path
+from timm_igkd.store_files import check_shard, num_shards, read_json, require_complete, shard_path
 
 STORE_FILES = ["manifest.json", "provenance.json", "data/*.parquet"]
 _REPO = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([^@]+))?")
@@ -43,7 +45,9 @@ def push_maps(
     check_repo_id(repo_id, timeout_s)
     provenance = require_complete(folder)
     require_login(repo_id)
-    files: dict[str, bytes | Path] = {name: folder / name for name in ("manifest.json", "provenance.json")}
+    files: dict[str, bytes | Path] = {
+        name: _public_json(folder / name) for name in ("manifest.json", "provenance.json")
+    }
     for shard in range(num_shards(provenance)):
         path = shard_path(folder, provenance, shard)
         check_shard(path, provenance, shard)
@@ -64,6 +68,16 @@ def push_maps(
             timeout_s=timeout_s,
         )
     )
+
+
+def _public_json(path: Path) -> bytes:
+    """Return a manifest or provenance; of a teacher or dataset in a local folder only the folder's own name is told."""
+    content = read_json(path)
+    names = {part: content[part]["name"] for part in ("dataset", "teacher")}
+    if all(public_name(name) == name for name in names.values()):
+        return path.read_bytes()
+    changed = {part: content[part] | {"name": public_name(name)} for part, name in names.items()}
+    return (json.dumps(content | changed, indent=2) + "\n").encode()
 
 
 def repository_of(path: str | Path, revision: str | None) -> tuple[str, str | None] | None:

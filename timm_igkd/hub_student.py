@@ -14,7 +14,8 @@ from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.hub_errors import with_retries
 from timm_igkd.model_loading import load_model, save_model, weights_hash
-from timm_igkd.student_card import RunFacts, model_card, read_run
+from timm_igkd.run_facts import RunFacts, read_run
+from timm_igkd.student_card import model_card
 
 _PICKLES = ("pytorch_model.bin",)
 """What timm's own push leaves beside safetensors: a pickle, and after this push of other weights."""

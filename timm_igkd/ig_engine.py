@@ -59,8 +59,7 @@ class FastEngine:
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the teacher's outputs for [B, 3, H, W], computed in chunks."""
         parts = [
-            self.model(inputs[part].contiguous(memory_format=torch.channels_last))
-            for part in self._chunks(len(inputs))
+            self.model(inputs[part].contiguous(memory_format=torch.channels_last)) for part in self._chunks(len(inputs))
         ]
         return torch.cat(parts).float()
 

@@ -1,30 +1,27 @@
 """The model card of a student, from what its run folder holds."""
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import timm
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
-from timm_igkd.errors import InputError
 from timm_igkd.model_loading import count_macs, count_parameters, needs_plugin
-from timm_igkd.report_tables import flat_rows, large, plain, result_rows, size_rows, summary_sentence
-from timm_igkd.store_files import read_json
+from timm_igkd.report_tables import (
+    ABSENT,
+    NARROW,
+    Row,
+    flat_rows,
+    large,
+    plain,
+    result_rows,
+    size_rows,
+    summary_sentence,
+)
+from timm_igkd.run_facts import RunFacts, seed_summary
 
-# 97.5 % quantiles of the t distribution for 1 to 30 degrees of freedom; above, the normal one is close.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-_SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 _SETTINGS = (
     ("Overlay probability", "overlay_prob"),
     ("Overlay weight", "overlay_weight"),
@@ -37,6 +34,10 @@ _SETTINGS = (
     ("Temperature", "temperature"),
     ("Weight of attention transfer", "attention_loss_weight"),
     ("Logits stored with the maps", "stored_logits"),
+    ("Arguments of the student", "student_args"),
+    ("Arguments of the teacher", "teacher_args"),
+    ("Only the first training images", "train_limit"),
+    ("Only the first test images", "test_limit"),
     ("Epochs", "epochs"),
     ("Batch size per process", "batch_size"),
     ("Optimiser", "opt"),
@@ -52,75 +53,15 @@ _SETTINGS = (
     ("Seed", "seed"),
 )
 
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What is known of how a student came about; all of it may be empty.
-
-    Attributes:
-        config: config.yaml of the run.
-        metrics: metrics.json.
-        environment: environment.json.
-        provenance: of the maps.
-        seed_metrics: metrics of the runs that differ in their seed alone, this one included; empty for one run.
-    """
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    seed_metrics: Sequence[Mapping[str, Any]] = ()
-
-
-def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
-    """Return what a run folder, and others of the same settings and other seeds, tell.
-
-    Raises:
-        InputError: a file that cannot be read, or runs that differ in more than the seed.
-    """
-    config, metrics = _yaml(folder / "config.yaml"), _json(folder / "metrics.json")
-    seed_metrics = []
-    for other in seed_runs:
-        found, result = _yaml(other / "config.yaml"), _json(other / "metrics.json")
-        if "top1" not in metrics or "top1" not in result:
-            raise InputError(
-                f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"
-            )
-        different = [k for k in {*config, *found} - _SAME_RUN if config.get(k) != found.get(k)]
-        if different or found.get("seed") == config.get("seed"):
-            what = f"{sorted(different)[0]} differs" if different else "its seed is the same"
-            raise InputError(
-                f"{str(other)!r} is no run of {str(folder)!r} with another seed alone: {what}; leave it out"
-            )
-        seed_metrics.append(result)
-    return RunFacts(
-        config=config,
-        metrics=metrics,
-        environment=_json(folder / "environment.json"),
-        provenance=_json(folder / "maps" / "provenance.json"),
-        seed_metrics=[metrics, *seed_metrics] if seed_metrics else (),
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{str(path)!r} is not YAML; restore it, or push the run's student folder alone") from error
-    return content if isinstance(content, dict) else {}
-
-
-def seed_summary(top1: Sequence[float]) -> dict[str, float]:
-    """Return n, mean, standard deviation and the 95 % t interval of the mean."""
-    n, mean, sd = len(top1), statistics.fmean(top1), statistics.stdev(top1)
-    half = (_T[n - 2] if n - 2 < len(_T) else 1.96) * sd / math.sqrt(n)
-    return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+_OPTIONS = {
+    "n_steps": "Integration steps",
+    "max_steps": "Most steps of an image",
+    "tolerance": "Least map correlation to stop at",
+    "baseline": "Baseline",
+    "target": "Attributed class",
+    "output": "Attributed output",
+    "reduction": "Channels joined by",
+}
 
 
 def model_card(
@@ -140,7 +81,7 @@ def model_card(
     dataset = str(run.config.get("dataset") or metrics.get("dataset") or "")
     hardware = metrics.get("hardware")
     if hardware:
-        hardware = f"{hardware}, {metrics.get('device', 'cpu')}, {metrics.get('threads', '?')} threads"
+        hardware = f"{hardware}, device {metrics.get('device', '?')}, torch threads: {metrics.get('threads', '?')}"
     return render_card(
         "model_card.md",
         metadata=_metadata(repo_id, run, metrics, dataset, maps_repo, license).to_yaml(),
@@ -157,7 +98,8 @@ def model_card(
         has_teacher=bool(metrics.get("teacher")),
         results=result_rows(metrics) if metrics else [],
         seeds=seed_summary([m["top1"] for m in run.seed_metrics]) if run.seed_metrics else None,
-        sizes=size_rows(metrics or {"num_parameters": count_parameters(model), "macs": count_macs(model)}),
+        sizes=size_rows(metrics or {"num_parameters": count_parameters(model), "macs": count_macs(model)})
+        + _onnx_rows(metrics),
         hardware=hardware,
         robustness=flat_rows(metrics.get("robustness") or {}),
         settings=_settings(run.config),
@@ -173,11 +115,12 @@ def model_card(
 
 def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> str:
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    text = f"An image classifier: `{config['architecture']}` with {large(count_parameters(model))} parameters"
+    text = f"An image classifier: `{config['architecture']}`"
+    if run.config.get("student") is None and run.config.get("student_drop"):
+        text += f", its teacher without the last {run.config['student_drop']} blocks"
+    text += f", {large(count_parameters(model))} parameters"
     if run.config.get("teacher"):
         text += f", distilled from `{public_name(str(run.config['teacher']))}`"
-        if run.config.get("student") is None and run.config.get("student_drop"):
-            text += f" without its last {run.config['student_drop']} blocks"
     if dataset:
         text += f" on `{public_name(dataset)}`"
     if (run.config.get("overlay_prob") or 0) > 0:
@@ -191,15 +134,29 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("Teacher", public_name(str(config.get("teacher"))))]
     if config.get("teacher_epochs"):
         rows.append(("Teacher's training", f"{config['teacher_epochs']} epochs from random weights, on the same data"))
-    student = config.get("student") or f"the teacher without its last {config.get('student_drop')} blocks"
+    truncated = f"the teacher without its last {config.get('student_drop')} blocks"
+    student = public_name(str(config["student"])) if config.get("student") else truncated
     rows.append(("Student", f"{student}, from {_start(config)} weights"))
     splits = [str(config[key]) for key in ("train_split", "validation_split", "test_split") if config.get(key)]
     rows.append(("Splits", ", ".join(splits)))
+    if config.get("task_loss_weight") is None and config.get("distill_loss_weight") is not None:
+        config = {**config, "task_loss_weight": 1 - config["distill_loss_weight"]}
     for name, keys in _SETTINGS:
         wanted = (keys,) if isinstance(keys, str) else keys
-        if all(key in config for key in wanted):
+        if all(config.get(key) not in (None, {}) for key in wanted):
             rows.append((name, ", ".join(plain(config[key]) for key in wanted)))
     return rows
+
+
+def _onnx_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """Return the student's latency in onnxruntime, where it was measured."""
+    names = {"batch_1": "Latency in onnxruntime, one image", "batch_64": "Latency in onnxruntime, batch of 64"}
+    measured = metrics.get("onnx_latency_ms") or {}
+    return [
+        Row(name, ABSENT, f"{measured[key]['median']:.3g}{NARROW}ms (p90 {measured[key]['p90']:.3g})", "")
+        for key, name in names.items()
+        if key in measured
+    ]
 
 
 def _start(config: Mapping[str, Any]) -> str:
@@ -211,7 +168,12 @@ def _ig_options(run: RunFacts) -> list[tuple[str, str]]:
     maps = run.provenance
     if "options" not in maps:
         return []
-    rows = [(name.replace("_", " ").capitalize(), plain(value)) for name, value in maps["options"].items()]
+    options = maps["options"]
+    rows = [
+        (_OPTIONS.get(name, name), plain(value))
+        for name, value in options.items()
+        if options.get("n_steps") == "auto" or name not in ("max_steps", "tolerance")
+    ]
     rows.append(("Engine", f"{maps.get('engine', '?')}, {maps.get('dtype', '?')}"))
     rows.append(("Images", plain(maps.get("n"))))
     numbers = maps.get("statistics") or {}

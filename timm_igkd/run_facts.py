@@ -1,0 +1,91 @@
+"""What a run folder tells of a student, and of runs that differ in their seed alone."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timm_igkd.errors import InputError
+from timm_igkd.store_files import read_json
+
+# 97.5 % quantiles of the t distribution for 1 to 30 degrees of freedom; above, the normal one is close.
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+_SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of how a student came about; all of it may be empty.
+
+    Attributes:
+        config: config.yaml of the run.
+        metrics: metrics.json.
+        environment: environment.json.
+        provenance: of the maps.
+        seed_metrics: metrics of the runs that differ in their seed alone, this one included; empty for one run.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    seed_metrics: Sequence[Mapping[str, Any]] = ()
+
+
+def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
+    """Return what a run folder, and others of the same settings and other seeds, tell.
+
+    Raises:
+        InputError: a file that cannot be read, or runs that differ in more than the seed.
+    """
+    config, metrics = _yaml(folder / "config.yaml"), _json(folder / "metrics.json")
+    seed_metrics = []
+    for other in seed_runs:
+        found, result = _yaml(other / "config.yaml"), _json(other / "metrics.json")
+        if "top1" not in metrics or "top1" not in result:
+            raise InputError(
+                f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"
+            )
+        different = [k for k in {*config, *found} - _SAME_RUN if config.get(k) != found.get(k)]
+        if different or found.get("seed") == config.get("seed"):
+            what = f"{sorted(different)[0]} differs" if different else "its seed is the same"
+            raise InputError(
+                f"{str(other)!r} is no run of {str(folder)!r} with another seed alone: {what}; leave it out"
+            )
+        seed_metrics.append(result)
+    return RunFacts(
+        config=config,
+        metrics=metrics,
+        environment=_json(folder / "environment.json"),
+        provenance=_json(folder / "maps" / "provenance.json"),
+        seed_metrics=[metrics, *seed_metrics] if seed_metrics else (),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{str(path)!r} is not YAML; restore it, or push the run's student folder alone") from error
+    return content if isinstance(content, dict) else {}
+
+
+def seed_summary(top1: Sequence[float]) -> dict[str, float]:
+    """Return n, mean, standard deviation and the 95 % t interval of the mean."""
+    n, mean, sd = len(top1), statistics.fmean(top1), statistics.stdev(top1)
+    half = (_T[n - 2] if n - 2 < len(_T) else 1.96) * sd / math.sqrt(n)
+    return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}

@@ -1,0 +1,117 @@
+"""The shards of a store: built in order, decoding and writing beside the attribution; a finished one is kept."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from timm_igkd.data import read_item, row_name
+from timm_igkd.errors import InputError, RunError
+from timm_igkd.images import content_key
+from timm_igkd.map_format import MapRow, to_table
+from timm_igkd.map_rows import Items, RowMaker
+from timm_igkd.store_files import check_shard, read_json, shard_path, shard_rows, write_json, write_shard
+
+
+class ShardBuilder:
+    """Computes the shards of one manifest.
+
+    Args:
+        teacher: in eval mode.
+        dataset: as in `compute_maps`.
+        out: the store's folder.
+        manifest: as written before the first shard.
+        device: where to compute.
+    """
+
+    def __init__(self, teacher: nn.Module, dataset: Any, out: Path, manifest: dict[str, Any], device: torch.device):
+        self.dataset, self.out, self.manifest = dataset, out, manifest
+        self.maker = RowMaker(teacher, dataset, manifest, device)
+
+    def build(self, shards: list[int], progress: bool = True) -> None:
+        """Compute and write the shards that are not there yet; one that is there is checked first."""
+        total = sum(len(shard_rows(self.manifest, shard)) for shard in shards)
+        bar = tqdm(total=total, unit="img", desc="maps", disable=None if progress else True, smoothing=0.05)
+        writing: Future[None] | None = None
+        with bar, ThreadPoolExecutor(1) as writer:
+            for shard in shards:
+                if self._is_done(shard):
+                    bar.update(len(shard_rows(self.manifest, shard)))
+                    continue
+                built = self._rows_of(shard, bar)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, shard, built)
+            if writing is not None:
+                writing.result()
+
+    def _rows_of(self, shard: int, bar: tqdm) -> list[MapRow]:
+        built: list[MapRow] = []
+        for batch, items in self._read_ahead(shard):
+            built += self._within_memory(batch, items)
+            bar.update(len(batch))
+        return built
+
+    def _read_ahead(self, shard: int) -> Iterator[tuple[range, Items]]:
+        """Yield batches of a shard, the next one decoding meanwhile; no batch crosses the shard's border."""
+        rows, size = shard_rows(self.manifest, shard), self.manifest["batch_images"]
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        with ThreadPoolExecutor(1) as reader:
+            following = reader.submit(self.maker.read, batches[0])
+            for number, batch in enumerate(batches):
+                items = following.result()
+                if number + 1 < len(batches):
+                    following = reader.submit(self.maker.read, batches[number + 1])
+                yield batch, items
+
+    def _write(self, shard: int, built: list[MapRow]) -> None:
+        write_shard(shard_path(self.out, self.manifest, shard), to_table(built))
+
+    def _is_done(self, shard: int) -> bool:
+        path = shard_path(self.out, self.manifest, shard)
+        if not path.exists():
+            return False
+        try:
+            table = check_shard(path, self.manifest, shard)
+        except InputError as error:
+            tqdm.write(f"rebuilding: {error}")
+            path.unlink()
+            return False
+        rows = shard_rows(self.manifest, shard)
+        for position in (0, len(rows) - 1):
+            image, _ = read_item(self.dataset, rows[position])
+            if table.column("key")[position].as_py() != content_key(image):
+                raise InputError(
+                    f"{str(self.out)!r} holds maps of other data: row {rows[position]} is not "
+                    f"{row_name(self.dataset, rows[position])}; choose another --out or delete it"
+                )
+        return True
+
+    def _within_memory(self, indices: range, items: Items) -> list[MapRow]:
+        """Return the rows of some images; where the device's memory does not hold a chunk, halve it and go on."""
+        while True:
+            try:
+                return self.maker.rows(indices, items)
+            except torch.cuda.OutOfMemoryError as error:
+                chunk = self.maker.fast.chunk_size // 2
+                if chunk < 1:
+                    raise RunError(
+                        f"the GPU's memory does not hold one image of {row_name(self.dataset, indices[0])} and its "
+                        "gradient; free memory, or use a larger GPU"
+                    ) from error
+            torch.cuda.empty_cache()  # outside of `except`, where the traceback still holds the tensors
+            self._set_chunk(chunk, indices[0])
+
+    def _set_chunk(self, chunk: int, row: int) -> None:
+        """Use smaller chunks from now on, and on a resume, and record it: the last bits may differ from here."""
+        self.maker.set_chunk_size(chunk)
+        path = self.out / "manifest.json"
+        found = read_json(path)
+        halvings = [*found.get("out_of_memory_halvings", ()), {"row": row, "chunk_size": chunk}]
+        self.manifest |= {"chunk_size": chunk, "out_of_memory_halvings": halvings}
+        write_json(path, found | self.manifest)
+        tqdm.write(f"maps: out of GPU memory, going on with chunks of {chunk}")
