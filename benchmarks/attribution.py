@@ -10,9 +10,10 @@ Variants, on the same images and teacher:
     d  the fast engine, n_steps="auto" at its default tolerance
     limit  the bare forward + input-gradient pass of the folded network at its best batch, divided by 50 steps
 
-Every variant runs in a process of its own (peak memory is that process's), in rounds a, b, c, d, limit, a, b, …; ratios are
-medians of the ratios within a round. Maps are compared with 1,000 midpoint steps. Random weights serve for speed only: their
-rows have no accuracy. Writes a JSON file of rows and prints a table.
+Every variant runs in a process of its own (peak memory is that process's), in rounds a, b, c, d, limit, a, b, …;
+ratios are
+medians of the ratios within a round. Maps are compared with 1,000 midpoint steps. Random weights serve for speed
+only: their rows have no accuracy. Writes a JSON file of rows and prints a table.
 """
 
 import argparse
@@ -39,10 +40,10 @@ LIMIT_BATCHES = {
 }
 # images timed per variant on a CPU; on a GPU `--images_factor` multiplies them
 TIMED = {
-    "cifar": dict(a=8, b=16, c=32, d=64, limit=0),
-    "mobilenetv2": dict(a=2, b=8, c=8, d=16, limit=0),
-    "resnet50": dict(a=1, b=8, c=8, d=8, limit=0),
-    "vit_small": dict(a=1, b=8, c=8, d=8, limit=0),
+    "cifar": {"a": 8, "b": 16, "c": 32, "d": 64, "limit": 0},
+    "mobilenetv2": {"a": 2, "b": 8, "c": 8, "d": 16, "limit": 0},
+    "resnet50": {"a": 1, "b": 8, "c": 8, "d": 8, "limit": 0},
+    "vit_small": {"a": 1, "b": 8, "c": 8, "d": 8, "limit": 0},
 }
 ACCURACY_IMAGES = {"cifar": 64, "mobilenetv2": 16}
 REFERENCE_STEPS = 1000

@@ -113,7 +113,9 @@ def test_first_image_and_class_label_columns_are_found(tmp_path):
         "kind": datasets.ClassLabel(names=["a", "b"]),
         "finer": datasets.ClassLabel(names=["x", "y", "z"]),
     }
-    folder = write_columns(tmp_path / "d", kinds, id=[7], picture=[noise_image(0)], mask=[noise_image(1)], kind=[1], finer=[2])
+    folder = write_columns(
+        tmp_path / "d", kinds, id=[7], picture=[noise_image(0)], mask=[noise_image(1)], kind=[1], finer=[2]
+    )
     found = load_labeled_images(folder, "train")
     assert keys(found) == [content_key(noise_image(0))]
     assert (found[0][1], found.class_names) == (1, ("a", "b"))
@@ -141,16 +143,16 @@ def test_unknown_column_offers_the_nearest(tiny_images):
 
 
 def test_column_of_the_wrong_type_names_its_flag(tiny_images):
-    with pytest.raises(InputError, match="column 'label'.*expected Image; name another with --image-column"):
+    with pytest.raises(InputError, match=r"column 'label'.*expected Image; name another with --image-column"):
         load_labeled_images(str(tiny_images()), "train", image_column="label")
-    with pytest.raises(InputError, match="column 'image'.*expected ClassLabel; name another with --label-column"):
+    with pytest.raises(InputError, match=r"column 'image'.*expected ClassLabel; name another with --label-column"):
         load_labeled_images(str(tiny_images()), "train", label_column="image")
 
 
 def test_missing_label_column_names_its_flag(tmp_path):
     kinds = {"image": datasets.Image(), "number": datasets.Value("int64")}
     folder = write_columns(tmp_path / "d", kinds, image=[noise_image(0)], number=[1])
-    with pytest.raises(InputError, match="no ClassLabel column among.*--label-column"):
+    with pytest.raises(InputError, match=r"no ClassLabel column among.*--label-column"):
         load_labeled_images(folder, "train")
 
 
@@ -158,7 +160,7 @@ def test_missing_label_column_names_its_flag(tmp_path):
 
 
 def test_missing_folder_is_an_error():
-    with pytest.raises(MissingFileError, match="dataset folder './nowhere' does not exist"):
+    with pytest.raises(MissingFileError, match=r"dataset folder './nowhere' does not exist"):
         load_labeled_images("./nowhere", "train")
 
 
@@ -170,13 +172,13 @@ def test_empty_folder_is_an_error(tmp_path):
 @pytest.mark.parametrize("kind", ["parquet", "folder", "digits"])
 def test_unknown_split_names_the_splits(tiny_images, kind):
     name = "digits" if kind == "digits" else str(tiny_images(kind=kind))
-    with pytest.raises(InputError, match="'tset'.*train"):
+    with pytest.raises(InputError, match=r"'tset'.*train"):
         load_labeled_images(name, "tset")
 
 
 def test_unknown_split_of_save_to_disk_names_the_splits(tiny_images, tmp_path):
     datasets.load_dataset(str(tiny_images()), split="train").save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(InputError, match="'tset'.*train"):
+    with pytest.raises(InputError, match=r"'tset'.*train"):
         load_labeled_images(str(tmp_path / "saved"), "tset")
 
 
@@ -294,7 +296,9 @@ def test_dataset_of_tensors_is_an_error():
 
 def test_raw_rows_of_datasets_are_an_error_with_the_remedy(tiny_images):
     rows = datasets.load_dataset(str(tiny_images()), split="train")
-    with pytest.raises(InputTypeError, match=r"image 0 .* is a dict, expected \(PIL image, label\).*load_labeled_images"):
+    with pytest.raises(
+        InputTypeError, match=r"image 0 .* is a dict, expected \(PIL image, label\).*load_labeled_images"
+    ):
         read_item(rows, 0)
 
 

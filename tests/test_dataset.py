@@ -119,7 +119,8 @@ def test_a_shuffled_map_does_not_follow(ramps, name):
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_cropped_overlay_is_the_crop_of_image_and_map(noisy, flip):
-    """The same crop and flip of image and map, blended after it, give the overlaid view up to interpolation's rounding."""
+    """The same crop and flip of image and map, blended after it, give the overlaid view up to interpolation's
+    rounding."""
     geometric = create_transform(24, is_training=True, hflip=flip, color_jitter=None, use_prefetcher=True)
     dataset, _ = noisy
     for seed in range(N):
@@ -304,7 +305,10 @@ class Coins(torch.utils.data.Dataset):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_teachers_view_is_the_clean_image_under_the_same_draws(noisy, name, seed):
     with seeded(2):
-        pairs = [item[0] for item in map(wrap(noisy, ALWAYS, pipeline(name), seed=seed, teacher_view="clean").__getitem__, range(N))]
+        pairs = [
+            item[0]
+            for item in map(wrap(noisy, ALWAYS, pipeline(name), seed=seed, teacher_view="clean").__getitem__, range(N))
+        ]
     with seeded(2):
         clean = images_of(wrap(noisy, NEVER, pipeline(name), seed=seed))
     with seeded(2):
@@ -329,7 +333,7 @@ def test_random_erasing_erases_the_same_pixels_of_both_views(noisy):
 
 def test_prefetcher_with_random_erasing_is_refused_for_two_views(noisy):
     loader = loader_of(wrap(noisy, ALWAYS, teacher_view="clean"), re_prob=0.5)
-    with pytest.raises(InputError, match="erases the two views differently; use create_loader.use_prefetcher=False"):
+    with pytest.raises(InputError, match=r"erases the two views differently; use create_loader.use_prefetcher=False"):
         check_views(loader)
 
 
@@ -349,7 +353,9 @@ def test_two_view_batches_of_the_prefetcher_are_what_the_task_takes(noisy, worke
     overlaid = [(student != teacher).any().item() for student, teacher in zip(*images.chunk(2), strict=True)]
     assert any(overlaid)
     assert not all(overlaid)
-    task = IGDistillationTask(tiny_teacher(classes=3), tiny_teacher(classes=3, seed=1), teacher_view="clean", verbose=False)
+    task = IGDistillationTask(
+        tiny_teacher(classes=3), tiny_teacher(classes=3, seed=1), teacher_view="clean", verbose=False
+    )
     assert task(images, labels)["output"].shape == (4, 3)
 
 
@@ -371,7 +377,7 @@ def test_students_batches_of_the_prefetcher_are_timms(noisy):
 def test_timms_mixup_collate_names_the_two_views(noisy):
     dataset = wrap(noisy, ALWAYS, pipeline("crop and flip"), teacher_view="clean")
     collate = FastCollateMixup(mixup_alpha=0.8, num_classes=3)
-    with pytest.raises(InputTypeError, match="FastCollateMixup cannot mix a dataset with two views .*TwoViewMixup"):
+    with pytest.raises(InputTypeError, match=r"FastCollateMixup cannot mix a dataset with two views .*TwoViewMixup"):
         collate([dataset[index] for index in range(4)])
 
 
@@ -488,7 +494,9 @@ def test_training_beyond_a_prefix_is_an_error_that_says_so(tmp_path):
     prefix = write_store(tmp_path, dataset, [ramp(0, 16, 16)] * 3)
     overlaid = wrap((dataset, prefix), ALWAYS)
     overlaid[2]
-    with pytest.raises(InputError, match="image 3 of 'five' has no map: the store covers the first 3 of 5 .*without --limit"):
+    with pytest.raises(
+        InputError, match=r"image 3 of 'five' has no map: the store covers the first 3 of 5 .*without --limit"
+    ):
         overlaid[3]
 
 
@@ -550,7 +558,9 @@ def test_overlay_or_logits_without_maps_are_refused(noisy, options):
 def test_dataset_with_a_transform_is_refused(noisy):
     dataset = ImageList(noisy[0].images, noisy[0].labels)
     dataset.transform = torchvision.transforms.ToTensor()
-    with pytest.raises(InputError, match="'list' has a transform already; .* set the transform on the IGOverlayDataset"):
+    with pytest.raises(
+        InputError, match=r"'list' has a transform already; .* set the transform on the IGOverlayDataset"
+    ):
         IGOverlayDataset(dataset, noisy[1])
     with pytest.raises(InputError, match="'list' has a transform already"):
         IGOverlayDataset(Subset(dataset, [0]), noisy[1])

@@ -74,7 +74,16 @@ def test_jpeg_with_exif_rotation_equals_timms_pixels(tmp_path):
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's folder reader leaves its files open
 @pytest.mark.parametrize(
     ("mode", "suffix"),
-    [("L", "png"), ("LA", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("L", "jpg"), ("P", "gif")],
+    [
+        ("L", "png"),
+        ("LA", "png"),
+        ("RGBA", "png"),
+        ("P", "png"),
+        ("1", "png"),
+        ("CMYK", "jpg"),
+        ("L", "jpg"),
+        ("P", "gif"),
+    ],
 )
 def test_mode_is_converted_as_timm_does(tmp_path, mode, suffix):
     source = noise_image(1).convert("RGBA")
@@ -99,7 +108,11 @@ def test_one_pixel_image_has_a_key():
 
 @pytest.mark.parametrize(
     ("pixels", "mode"),
-    [(np.full((4, 4), 40000, np.uint16), "I;16"), (np.full((4, 4), 40000, np.int32), "I"), (np.ones((4, 4), np.float32), "F")],
+    [
+        (np.full((4, 4), 40000, np.uint16), "I;16"),
+        (np.full((4, 4), 40000, np.int32), "I"),
+        (np.ones((4, 4), np.float32), "F"),
+    ],
 )
 def test_deep_pixels_are_an_error(pixels, mode):
     data = encoded(Image.fromarray(pixels), "TIFF")

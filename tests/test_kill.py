@@ -47,7 +47,8 @@ def run(argv: list[object], threads: int = 1) -> str:
 
 
 def kill_in_work(argv: list[object], progress: Callable[[], int], delay: float) -> bool:
-    """Start, wait for the process's first progress, kill -9 `delay` seconds later; return whether it was still at work."""
+    """Start, wait for the process's first progress, kill -9 `delay` seconds later; return whether it was still at
+    work."""
     process, before, end = start(argv), progress(), time.monotonic() + LIMIT_S
     while progress() == before and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
@@ -67,7 +68,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def maps_job(tiny_images: ImageFactory, tmp_path: Path) -> list[object]:
-    """Return the arguments of a build of 60 shards that takes some seconds; a net whose bits follow the thread count."""
+    """Return the arguments of a build of 60 shards that takes some seconds; a net whose bits follow the thread
+    count."""
     save_model(tiny_teacher("mobilenetv2_cifar", size=32), tmp_path / "teacher")
     images = tiny_images(n=480, size=32)
     fixed = ["--split", "train", "--n-steps", 4, "--shard-size", 8, "--logits", "--chunk-size", 16]

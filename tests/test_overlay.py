@@ -53,7 +53,9 @@ def test_formula_is_the_papers():
 def test_formula_scales_each_map_of_a_batch_by_its_own_range():
     images, levels = torch.rand(3, 3, 6, 6), torch.rand(3, 1, 6, 6) * torch.tensor([1.0, 0.1, 0.5]).view(3, 1, 1, 1)
     together = blend_map(images, levels, 0.4, 1.5)
-    torch.testing.assert_close(together, torch.stack([blend_map(*pair, 0.4, 1.5) for pair in zip(images, levels, strict=True)]))
+    torch.testing.assert_close(
+        together, torch.stack([blend_map(*pair, 0.4, 1.5) for pair in zip(images, levels, strict=True)])
+    )
 
 
 @pytest.mark.parametrize("constant", [0, 1, 200, 255])
@@ -80,7 +82,9 @@ def test_weight_one_is_the_map():
 
 def test_image_equal_to_its_map_does_not_change():
     image = Image.fromarray(ramp(1)).convert("RGB")
-    np.testing.assert_array_equal(np.asarray(IGOverlay().apply(image, Image.fromarray(ramp(1)), 1.0)), np.asarray(image))
+    np.testing.assert_array_equal(
+        np.asarray(IGOverlay().apply(image, Image.fromarray(ramp(1)), 1.0)), np.asarray(image)
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (64, 64), (20, 90)])

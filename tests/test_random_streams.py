@@ -69,9 +69,14 @@ def test_restored_state_restores_after_an_error():
     seed_global(5)
     expected = global_draws()
     seed_global(5)
-    with pytest.raises(KeyError), restored_state():
+
+    @restored_state()
+    def fail() -> None:
         global_draws()
         raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert global_draws() == expected
 
 

@@ -226,10 +226,14 @@ def test_stored_delta_is_the_gap_of_the_maps_sum(teacher, images, tmp_path):
     store = build(teacher, images, tmp_path, options=options)
     with torch.no_grad():
         inputs = torch.stack([TeacherView(teacher)(image) for image in images.images])
-        change = (teacher(inputs) - teacher(inputs[:1] * 0)).gather(1, torch.tensor(images.labels)[:, None])[:, 0].numpy()
+        change = (
+            (teacher(inputs) - teacher(inputs[:1] * 0)).gather(1, torch.tensor(images.labels)[:, None])[:, 0].numpy()
+        )
     for row in range(N):
         rounding = store.rows[row]["scale"] / 127 * np.sqrt(16 * 16)
-        assert store.float_map(row).sum() - change[row] == pytest.approx(store.rows[row]["convergence_delta"], abs=rounding)
+        assert store.float_map(row).sum() - change[row] == pytest.approx(
+            store.rows[row]["convergence_delta"], abs=rounding
+        )
 
 
 def test_constant_image_at_its_baseline_gives_a_map_of_zeros(teacher, tmp_path):
@@ -438,14 +442,14 @@ def test_other_settings_into_the_same_folder_are_refused_and_named(copied, teach
 
 
 def test_another_teacher_into_the_same_folder_is_refused(copied, images):
-    with pytest.raises(InputError, match="other settings: teacher.weights_sha256 is"):
+    with pytest.raises(InputError, match=r"other settings: teacher.weights_sha256 is"):
         build(tiny_teacher(classes=3, size=16, seed=1), images, copied, logits=True)
 
 
 def test_another_normalisation_into_the_same_folder_is_refused(copied, images):
     other = tiny_teacher(classes=3, size=16)
     other.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
-    with pytest.raises(InputError, match="other settings: teacher.mean is"):
+    with pytest.raises(InputError, match=r"other settings: teacher.mean is"):
         build(other, images, copied, logits=True)
 
 
@@ -458,7 +462,7 @@ def test_other_data_of_the_same_name_into_the_same_folder_is_refused(copied, tea
 def test_folder_with_other_files_is_no_store(teacher, images, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds data but no manifest.json, so it is no store"):
+    with pytest.raises(InputError, match=r"holds data but no manifest.json, so it is no store"):
         build(teacher, images, tmp_path)
 
 
@@ -481,7 +485,9 @@ def test_limited_store_says_that_it_is_a_prefix(teacher, images, tmp_path):
     assert (store.provenance["n"], store.provenance["dataset"]["num_images"]) == (5, N)
     assert "a prefix, the first 5 of 10 images" in (tmp_path / "README.md").read_text()
     store.verify(images)
-    with pytest.raises(InputError, match="image 7 has no map: the store covers the first 5 of 10 images of split 'train'"):
+    with pytest.raises(
+        InputError, match="image 7 has no map: the store covers the first 5 of 10 images of split 'train'"
+    ):
         store.find(images.images[7], images.labels[7], 7, "image 7")
 
 
@@ -527,7 +533,9 @@ def test_verify_names_the_row_of_another_split(built, n):
 def test_verify_names_the_first_row_without_its_counterpart(built, images, n, row):
     more = [*images.images, noise_image(50), noise_image(51)][:n]
     other = ImageList(more, [index % 3 for index in range(n)])
-    with pytest.raises(InputError, match=f"has {n} images, but the maps were made from a split of 10; row {row} is the first"):
+    with pytest.raises(
+        InputError, match=f"has {n} images, but the maps were made from a split of 10; row {row} is the first"
+    ):
         built.verify(other)
 
 
@@ -576,7 +584,7 @@ def test_maps_swapped_with_their_hashes_fail_recompute(copied, built, teacher, i
 
 
 def test_missing_store_is_an_error(tmp_path):
-    with pytest.raises(MissingFileError, match="map store .*nowhere' does not exist; build it with"):
+    with pytest.raises(MissingFileError, match=r"map store .*nowhere' does not exist; build it with"):
         MapStore(tmp_path / "nowhere")
 
 
@@ -594,13 +602,13 @@ def test_lost_shard_is_an_error(copied):
 def test_cut_shard_is_an_error(copied):
     path = shards_of(copied)[1]
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match="cannot be read|corrupt"):
+    with pytest.raises(InputError, match=r"cannot be read|corrupt"):
         MapStore(copied)
 
 
 def test_broken_manifest_is_an_error(copied):
     (copied / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match="manifest.json' is not JSON"):
+    with pytest.raises(InputError, match=r"manifest.json' is not JSON"):
         MapStore(copied)
 
 
@@ -662,7 +670,17 @@ def test_maps_verify_and_preview(command, on_disk, tmp_path):
     assert (checked.code, checked.error) == (0, "")
     assert "all 10 rows match" in checked.output
     assert "3 maps computed again" in checked.output
-    flags = ["--maps", on_disk["store"], *on_disk["data"], "--split", "train", "--out", tmp_path / "grid.png", "--count", 5]
+    flags = [
+        "--maps",
+        on_disk["store"],
+        *on_disk["data"],
+        "--split",
+        "train",
+        "--out",
+        tmp_path / "grid.png",
+        "--count",
+        5,
+    ]
     assert command("preview", *flags).code == 0
     with Image.open(tmp_path / "grid.png") as opened:
         picture = opened.copy()

@@ -10,14 +10,14 @@ class _ClampInPlace(torch.autograd.Function):
     """min(max(x, 0), 6) in place; the gradient passes where the output is strictly between, as PyTorch's does."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]  # one tensor, as here
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.mark_dirty(x)
         x.clamp_(0, 6)
         ctx.save_for_backward(x)
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (output,) = ctx.saved_tensors
         return torch.ops.aten.hardtanh_backward(gradient, output, 0.0, 6.0)
 

@@ -27,7 +27,8 @@ class IGOptions:
     """Which integrated gradients are computed.
 
     Attributes:
-        n_steps: nodes of the Gauss-Legendre rule, or "auto": placed and stopped per image by its error (adaptive_path.py).
+        n_steps: nodes of the Gauss-Legendre rule, or "auto": placed and stopped per image by its error
+            (adaptive_path.py).
         max_steps: most nodes per image with "auto"; images that reach it are marked as not converged.
         tolerance: with "auto", the least estimated correlation of the map with its limit, in (0, 1).
         baseline: start of the path. "mean": the teacher's mean colour, 0 after normalisation (the paper's, captum's
@@ -62,6 +63,7 @@ class IGOptions:
             raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values, for the manifest."""
         return asdict(self)
 
 
@@ -91,7 +93,7 @@ class TeacherView:
         model: a timm model; size, interpolation, mean and std come from its `pretrained_cfg`.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         config = model.pretrained_cfg
         self.size = tuple(get_model_input_config(model)["input_size"][1:])
         self.mean = torch.tensor(config["mean"], dtype=torch.float32).view(3, 1, 1)

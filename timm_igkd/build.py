@@ -53,8 +53,8 @@ def compute_maps(
 ) -> MapStore | None:
     """Compute a teacher's integrated-gradients maps of a dataset and keep them as a store.
 
-    Finished shards are kept: calling again after a kill goes on where it stopped. Under `accelerate launch` or `torchrun`
-    the shards are divided among the processes.
+    Finished shards are kept: calling again after a kill goes on where it stopped. Under `accelerate launch` or
+    `torchrun` the shards are divided among the processes.
 
     Args:
         teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. A copy in eval mode is used.
@@ -63,8 +63,8 @@ def compute_maps(
         options: which gradients; the default is the paper's.
         engine: "fast", or "captum", the reference.
         limit: only the first images; the store says that it is a prefix.
-        shard: (i, n): only every n-th shard, from the i-th; merge by copying the shards of all machines into one folder and
-            calling once more without it.
+        shard: (i, n): only every n-th shard, from the i-th; merge by copying the shards of all machines into one
+            folder and calling once more without it.
         map_size: side of the stored maps in pixels; default: the teacher's input size.
         logits: store the teacher's logits of each clean image, in the dataset's classes.
         chunk_size: (image, step) pairs per pass; default: from the size of the teacher's activations.
@@ -112,7 +112,8 @@ def _check_chunk_size(out: Path, found: dict[str, Any], asked: int | None) -> No
     """Refuse another chunk size than the store was begun with; one that memory halved is kept."""
     if asked is not None and found["chunk_size"] != asked and not found.get("out_of_memory_halvings"):
         raise InputError(
-            f"{str(out)!r} holds maps made with other settings: chunk_size is {found['chunk_size']} there, {asked} here; "
+            f"{str(out)!r} holds maps made with other settings: chunk_size is {found['chunk_size']} there, {asked} "
+            "here; "
             "choose another --out or delete it"
         )
 
@@ -123,7 +124,7 @@ def _input_shape(teacher: nn.Module) -> tuple[int, ...]:
 
 
 def _describe(
-    teacher: nn.Module,
+    teacher: Any,
     dataset: Any,
     options: IGOptions,
     engine: str,
@@ -181,7 +182,7 @@ def _describe(
     }
 
 
-def _preprocessing(teacher: nn.Module) -> dict[str, Any]:
+def _preprocessing(teacher: Any) -> dict[str, Any]:
     config = teacher.pretrained_cfg
     return {
         "input_size": list(_input_shape(teacher)),
@@ -191,7 +192,7 @@ def _preprocessing(teacher: nn.Module) -> dict[str, Any]:
     }
 
 
-def _num_classes(dataset: Any, teacher: nn.Module) -> int:
+def _num_classes(dataset: Any, teacher: Any) -> int:
     names = class_names(dataset)
     return len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
 
@@ -211,7 +212,7 @@ def finish_store(out: Path, manifest: dict[str, Any]) -> None:
     write_json(out / "provenance.json", provenance)
 
 
-def recompute_rows(store: MapStore, teacher: nn.Module, dataset: Any, count: int) -> tuple[int, float]:
+def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> tuple[int, float]:
     """Compute `count` evenly spread maps again.
 
     Returns:
@@ -224,7 +225,8 @@ def recompute_rows(store: MapStore, teacher: nn.Module, dataset: Any, count: int
     for name, made_with in _preprocessing(teacher).items():
         if store.provenance["teacher"][name] != made_with:
             raise InputError(
-                f"the maps were made with the teacher's {name} {store.provenance['teacher'][name]}, but this teacher has "
+                f"the maps were made with the teacher's {name} {store.provenance['teacher'][name]}, but this "
+                "teacher has "
                 f"{made_with}; give the same --teacher-mean, --teacher-std and --teacher-args"
             )
     device = PartialState(cpu=not torch.cuda.is_available()).device

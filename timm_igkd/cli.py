@@ -10,25 +10,23 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 import huggingface_hub.utils
 import yaml
 
+from timm_igkd.config import OneLineParser, read_value
 from timm_igkd.errors import InputError, RunError, UserError, nearest
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse whose errors are one line with the nearest option's name, not a usage dump."""
+class CommandParser(OneLineParser):
+    """A parser of commands, whose options must be written out."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def parse_known_and_check(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`; an unknown option is an error that offers the nearest name."""
@@ -45,7 +43,10 @@ def key_value(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
-    return key, yaml.safe_load(value)
+    try:
+        return key, read_value(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"the value of {text!r} is not YAML") from error
 
 
 def shard_argument(text: str) -> tuple[int, int]:
@@ -77,10 +78,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, role: str, required: bo
     group.add_argument(f"{prefix}checkpoint", dest=f"{role}_checkpoint", help=".safetensors or timm .pth.tar")
     group.add_argument(f"{prefix}mean", dest=f"{role}_mean", nargs=3, type=float, metavar=("R", "G", "B"))
     group.add_argument(f"{prefix}std", dest=f"{role}_std", nargs=3, type=float, metavar=("R", "G", "B"))
-    group.add_argument(f"{prefix}use-ema", dest=f"{role}_use_ema", action="store_true", help="EMA weights of a .pth.tar")
+    group.add_argument(
+        f"{prefix}use-ema", dest=f"{role}_use_ema", action="store_true", help="EMA weights of a .pth.tar"
+    )
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a dataset."""
     group = parser.add_argument_group("dataset")
     group.add_argument("--dataset", required=True, help="Hub id, folder of parquet or of class folders, or digits")
     group.add_argument("--split", required=True)
@@ -91,6 +95,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_from(args: argparse.Namespace, role: str) -> Any:
+    """Load the model that the options of `role` name."""
     from timm_igkd.model_loading import load_model
 
     values = vars(args)
@@ -106,6 +111,7 @@ def model_from(args: argparse.Namespace, role: str) -> Any:
 
 
 def dataset_from(args: argparse.Namespace) -> Any:
+    """Open the dataset that the options name."""
     from timm_igkd.data import load_labeled_images
 
     return load_labeled_images(
@@ -113,14 +119,14 @@ def dataset_from(args: argparse.Namespace) -> Any:
     )
 
 
-def build_parser() -> OneLineParser:
+def build_parser() -> CommandParser:
     """Return the parser of all commands."""
     from timm_igkd import commands
     from timm_igkd.version import __version__
 
-    parser = OneLineParser(prog="timm-igkd", description="Knowledge distillation with integrated gradients for timm.")
+    parser = CommandParser(prog="timm-igkd", description="Knowledge distillation with integrated gradients for timm.")
     parser.add_argument("--version", action="version", version=f"timm-igkd {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="command", parser_class=OneLineParser)
+    subparsers = parser.add_subparsers(required=True, metavar="command", parser_class=CommandParser)
     for name, (add_arguments, function) in commands.COMMANDS.items():
         summary = (function.__doc__ or "").splitlines()[0]
         command = subparsers.add_parser(name, help=summary, description=summary)
@@ -142,7 +148,9 @@ def run_reporting_errors(function: Callable[[], None], prog: str) -> int:
         if error.errno not in _DISK_ERRORS:
             raise
         where = f" {error.filename!r}" if error.filename else ""
-        return _report(prog, f"cannot write{where}: {error.strerror}; free space or choose another folder", RunError.exit_code)
+        return _report(
+            prog, f"cannot write{where}: {error.strerror}; free space or choose another folder", RunError.exit_code
+        )
     return 0
 
 
@@ -182,4 +190,5 @@ def entry() -> None:
 
 
 def folder_argument(text: str) -> Path:
+    """Parse a path; `~` is the home folder."""
     return Path(text).expanduser()

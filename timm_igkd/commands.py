@@ -90,14 +90,19 @@ def verify(args: argparse.Namespace) -> None:
     made_by = store.provenance["teacher"]
     teacher = cli.model_from(args, "teacher") if args.teacher else load_model(made_by["name"], role="teacher")
     if weights_hash(teacher) != made_by["weights_sha256"]:
-        raise InputError(f"the maps were made by another teacher than {args.teacher or made_by['name']!r}: weights differ")
+        raise InputError(
+            f"the maps were made by another teacher than {args.teacher or made_by['name']!r}: weights differ"
+        )
     worst, correlation = recompute_rows(store, teacher, dataset, args.recompute)
     if worst > 2 and correlation < 0.999:
         raise InputError(
-            f"{args.recompute} maps computed again differ by up to {worst} of 255 levels (2 allowed), least correlation "
+            f"{args.recompute} maps computed again differ by up to {worst} of 255 levels (2 allowed), least "
+            "correlation "
             f"{correlation:.4f} (0.999 needed); the store was made with other code or options: rebuild it"
         )
-    print(f"{args.recompute} maps computed again: largest difference {worst} of 255, least correlation {correlation:.5f}")
+    print(
+        f"{args.recompute} maps computed again: largest difference {worst} of 255, least correlation {correlation:.5f}"
+    )
 
 
 def _preview_arguments(parser: argparse.ArgumentParser) -> None:

@@ -238,16 +238,21 @@ def _convert_sequence(value: Any, annotation: Any) -> Any:
     return kind(_convert(part, argument) for part, argument in zip(value, arguments, strict=True))  # strict: ValueError
 
 
+def read_value(text: str) -> Any:
+    """Return the value of `key=value` on a command line, read as YAML; `none` is None."""
+    return None if text.lower() in _NONE_TEXTS else yaml.load(text, Loader=_Loader)
+
+
 def _convert_dict(value: Any, annotation: Any) -> dict[str, Any]:
     """Convert a mapping of YAML, or the words `key=value …` of a flag, whose values are YAML."""
     if isinstance(value, list):
         pairs = [part.partition("=") for part in value if isinstance(part, str)]
         if len(pairs) != len(value) or not all(key and equals for key, equals, _ in pairs):
             raise ValueError(value)
-        texts = {key: None if text.lower() in _NONE_TEXTS else text for key, _, text in pairs}
+        texts = {key: text for key, _, text in pairs}
         if len(texts) != len(pairs):
             raise ValueError(value)
-        value = {key: text if text is None else yaml.load(text, Loader=_Loader) for key, text in texts.items()}
+        value = {key: read_value(text) for key, text in texts.items()}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(value)
     item = (get_args(annotation) or (str, Any))[1]

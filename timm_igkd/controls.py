@@ -1,7 +1,7 @@
 """What an overlay's effect must be compared with: maps that are not the image's own, or no maps at all.
 
-Every control first finds the image's own row, so that wrong data is an error in the controls too; then it puts something
-else in the map's place. All go through the same exponent and min-max as real maps.
+Every control first finds the image's own row, so that wrong data is an error in the controls too; then it puts
+something else in the map's place. All go through the same exponent and min-max as real maps.
 """
 
 import functools

@@ -92,6 +92,7 @@ class LabeledImages(torch.utils.data.Dataset):
 
     @property
     def num_classes(self) -> int:
+        """Number of class names, or the largest label + 1."""
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     def subset(self, indices: Any) -> "LabeledImages":
@@ -152,7 +153,8 @@ def _load_rows(dataset: str, split: str, revision: str | None) -> datasets.Datas
     path = os.path.expanduser(dataset)
     if looks_local and not os.path.isdir(path):
         raise MissingFileError(
-            f"dataset folder {dataset!r} does not exist; give a Hub dataset id, a folder of parquet or of class folders, "
+            f"dataset folder {dataset!r} does not exist; give a Hub dataset id, a folder of parquet or of class "
+            "folders, "
             "or 'digits'"
         )
     try:
@@ -169,13 +171,17 @@ def _load_rows(dataset: str, split: str, revision: str | None) -> datasets.Datas
             "accept its terms, or set HF_TOKEN"
         ) from error
     except datasets.data_files.EmptyDatasetError as error:
-        raise InputError(f"folder {dataset!r} holds no data, expected parquet files or class folders of images") from error
+        raise InputError(
+            f"folder {dataset!r} holds no data, expected parquet files or class folders of images"
+        ) from error
     except hub_errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "unknown")
         text = "refused the token; log in again: hf auth login" if status in (401, 403) else "failed; try again later"
         raise RunError(f"the Hub's answer to dataset {dataset!r} (status {status}) {text}") from error
     except ConnectionError as error:
-        raise RunError(f"dataset {dataset!r} cannot be fetched: {_first_line(error)}; connect, or use a local folder") from error
+        raise RunError(
+            f"dataset {dataset!r} cannot be fetched: {_first_line(error)}; connect, or use a local folder"
+        ) from error
     except ValueError as error:
         raise InputError(f"split {split!r} of dataset {dataset!r}: {_first_line(error)}") from error
     except datasets.exceptions.DatasetGenerationError as error:
@@ -214,7 +220,9 @@ def _find_column(rows: datasets.Dataset, dataset: str, name: str | None, feature
     kind = rows.features[name]
     is_integer = isinstance(kind, datasets.Value) and "int" in kind.dtype
     if not isinstance(kind, feature) and not (feature is datasets.ClassLabel and is_integer):
-        raise InputError(f"column {name!r} of {dataset!r} is {kind}, expected {feature.__name__}; name another with {flag}")
+        raise InputError(
+            f"column {name!r} of {dataset!r} is {kind}, expected {feature.__name__}; name another with {flag}"
+        )
     return name
 
 
@@ -224,7 +232,9 @@ def _digits(split: str) -> LabeledImages:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise InputError("dataset 'digits' needs scikit-learn; install it with: pip install 'timm-igkd[demo]'") from error
+        raise InputError(
+            "dataset 'digits' needs scikit-learn; install it with: pip install 'timm-igkd[demo]'"
+        ) from error
     if split not in DIGITS_SPLITS:
         raise InputError(f"dataset 'digits' has no split {split!r}; expected one of {list(DIGITS_SPLITS)}")
     digits = load_digits()
@@ -271,7 +281,8 @@ def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
         raise InputError(f"{row_name(dataset, index)} cannot be read ({error}); repair or remove it") from error
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise InputTypeError(
-            f"{row_name(dataset, index)} is a {type(item).__name__}, expected (PIL image, label); open rows of Hugging Face "
+            f"{row_name(dataset, index)} is a {type(item).__name__}, expected (PIL image, label); open rows of "
+            "Hugging Face "
             "datasets with timm_igkd.load_labeled_images"
         )
     image, label = item[:2]
@@ -299,7 +310,7 @@ def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.
 
 
 def unwrapped(dataset: Any, index: int) -> tuple[Any, int]:
-    """Return the dataset within torch's Subset and ConcatDataset that holds item `index`, and the item's index there."""
+    """Return the dataset within torch's Subset and ConcatDataset that holds item `index`, and its index there."""
     while isinstance(dataset, torch.utils.data.Subset | torch.utils.data.ConcatDataset):
         if isinstance(dataset, torch.utils.data.Subset):
             dataset, index = dataset.dataset, int(dataset.indices[index])

@@ -1,7 +1,7 @@
 """The dataset wrapper: any dataset of (PIL image, label), its training images overlaid with their own maps.
 
-The map is blended into the untransformed image, which then goes through any transform; so the map follows every crop and
-flip with no special case.
+The map is blended into the untransformed image, which then goes through any transform; so the map follows every crop
+and flip with no special case.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,8 @@ class TwoViews(tuple):
     def shape(self) -> Any:
         """Asked for by timm's FastCollateMixup alone, which would mix only one of the views."""
         raise InputTypeError(
-            "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); use timm_igkd.mixup.TwoViewMixup "
+            "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); use "
+            "timm_igkd.mixup.TwoViewMixup "
             "after a plain collate, or teacher_view='same'"
         )
 
@@ -40,16 +41,16 @@ class IGOverlayDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: map-style dataset of (PIL image, label): timm's, torchvision's, LabeledImages, a Subset of one.
-        maps: the store of this dataset's maps; an image without a map is an error, not a skip. None: no overlay, for an arm
-            that shares everything else.
+        maps: the store of this dataset's maps; an image without a map is an error, not a skip. None: no overlay, for
+            an arm that shares everything else.
         overlay: probability and strength; default: the paper's where there are maps.
         teacher_view: "same": items are (student image, label), and a teacher in the loop sees the overlay too.
-            "clean": items are ((student image, teacher image), label), the teacher's without overlay under the same random
-            transform; random erasing belongs into the transform then, so that both views get the same.
+            "clean": items are ((student image, teacher image), label), the teacher's without overlay under the same
+            random transform; random erasing belongs into the transform then, so that both views get the same.
         overlay_source: "aligned", or a control (see controls.py).
-        seed: None: the transform draws from the worker's generators, as timm does, and the overlay from one of its own per
-            worker. A number: every draw comes from (seed, purpose, epoch, index), whatever the number of workers; call
-            `set_epoch` before each epoch then.
+        seed: None: the transform draws from the worker's generators, as timm does, and the overlay from one of its
+            own per worker. A number: every draw comes from (seed, purpose, epoch, index), whatever the number of
+            workers; call `set_epoch` before each epoch then.
         with_logits: items end with the teacher's stored logits of the clean image, [classes] float32.
 
     Attributes:
@@ -71,10 +72,13 @@ class IGOverlayDataset(torch.utils.data.Dataset):
             raise InputError(f"teacher_view must be 'clean' or 'same', got {teacher_view!r}")
         if overlay_source not in get_args(OverlaySource):
             hint = nearest(str(overlay_source), get_args(OverlaySource))
-            raise InputError(f"overlay_source must be one of {list(get_args(OverlaySource))}, got {overlay_source!r}{hint}")
+            raise InputError(
+                f"overlay_source must be one of {list(get_args(OverlaySource))}, got {overlay_source!r}{hint}"
+            )
         if getattr(first_part(dataset), "transform", None) is not None:
             raise InputError(
-                f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so set the transform on the "
+                f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so set the transform "
+                "on the "
                 "IGOverlayDataset instead"
             )
         self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
@@ -94,12 +98,14 @@ class IGOverlayDataset(torch.utils.data.Dataset):
 
     @property
     def maps(self) -> MapStore:
+        """The store; an InputError where there is none."""
         if self._maps is None:
             raise InputError("this dataset has no maps")
         return self._maps
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the dataset tells them."""
         return class_names(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,9 +168,14 @@ def check_views(loader: Any) -> None:
         InputError: timm's PrefetchLoader with random erasing, which erases each view elsewhere.
     """
     dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, IGOverlayDataset) and dataset.teacher_view == "clean" and getattr(loader, "random_erasing", None):
+    if (
+        isinstance(dataset, IGOverlayDataset)
+        and dataset.teacher_view == "clean"
+        and getattr(loader, "random_erasing", None)
+    ):
         raise InputError(
-            "random erasing in timm's prefetcher erases the two views differently; use create_loader(use_prefetcher=False) "
+            "random erasing in timm's prefetcher erases the two views differently; use "
+            "create_loader(use_prefetcher=False) "
             "with re_prob, or teacher_view='same'"
         )
 

@@ -5,6 +5,7 @@ batch norm receives which convolution's output. The folded copy is kept only if 
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -21,7 +22,7 @@ def _conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]
     pairs: list[tuple[str, str]] = []
     kept: list[Tensor] = []  # holds outputs alive, so that an id is never reused
 
-    def watch_conv(name: str):
+    def watch_conv(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
             kept.append(output)
@@ -29,7 +30,7 @@ def _conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]
 
         return hook
 
-    def watch_norm(name: str):
+    def watch_norm(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple) -> None:
             calls[name] = calls.get(name, 0) + 1
             if id(args[0]) in producer:
@@ -53,7 +54,7 @@ def _conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]
 
 
 def _after_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    """Return what is left of a batch norm once its scale and shift are folded: timm's drop and activation, or nothing."""
+    """Return what is left of a batch norm without its scale and shift: timm's drop and activation, or nothing."""
     if isinstance(norm, BatchNormAct2d):
         parts = [part for part in (norm.drop, norm.act) if not isinstance(part, nn.Identity)]
         return nn.Sequential(*parts) if len(parts) > 1 else (parts[0] if parts else nn.Identity())

@@ -10,8 +10,8 @@ _kept = False
 def keep_freed_memory() -> None:
     """Tell glibc not to return large freed blocks to the system, once per process; elsewhere nothing happens.
 
-    Tensors of a few MB are otherwise mapped and unmapped for each layer of each chunk: on two CPU cores that cost up to half
-    of the engine's throughput (CHANGELOG). The process keeps at most what one chunk needed.
+    Tensors of a few MB are otherwise mapped and unmapped for each layer of each chunk: on two CPU cores that cost up
+    to half of the engine's throughput (CHANGELOG). The process keeps at most what one chunk needed.
     """
     global _kept
     if _kept or not sys.platform.startswith("linux"):

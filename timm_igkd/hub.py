@@ -113,7 +113,7 @@ def hub_session(timeout_s: float) -> Iterator[None]:
 
     def with_timeout() -> Any:
         client = previous()
-        pass
+        client.timeout = timeout_s
         return client
 
     logger = logging.getLogger("huggingface_hub")

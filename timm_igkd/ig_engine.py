@@ -138,7 +138,7 @@ class FastEngine:
         return values, steps, torch.tensor([path.converged for path in paths])
 
     def _start_gradient(self, baseline: Tensor, target: int) -> Tensor:
-        """Return the gradient at a baseline that all images share, [3, H, W]; one per class, computed alone and kept."""
+        """Return the gradient at a shared baseline, [3, H, W]; one per class, computed alone and kept."""
         if target not in self._start_gradients:
             if sum(kept.numel() for kept in self._start_gradients.values()) > 1 << 26:  # 256 MiB
                 self._start_gradients.clear()

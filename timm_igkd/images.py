@@ -29,7 +29,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """
     if image.mode.startswith(_DEEP_MODES):
         raise InputError(
-            f"{name} has {image.mode} pixels (16 bits or more), expected 8-bit pixels; PIL's conversion would clip them: "
+            f"{name} has {image.mode} pixels (16 bits or more), expected 8-bit pixels; PIL's conversion would clip "
+            "them: "
             "rescale the file to 8 bits"
         )
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -91,6 +91,7 @@ def map_hash(levels: np.ndarray, scale: float) -> str:
 
 
 def encode_png(levels: np.ndarray) -> bytes:
+    """Return [H, W] uint8 levels as a greyscale PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(levels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -37,7 +37,9 @@ def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: fl
     powered = attribution.to(image.dtype) ** power
     low, high = powered.amin((-2, -1), keepdim=True), powered.amax((-2, -1), keepdim=True)
     span = high - low
-    scaled = torch.where(span > 0, (powered - low) / span.where(span > 0, torch.ones_like(span)), torch.zeros_like(span))
+    scaled = torch.where(
+        span > 0, (powered - low) / span.where(span > 0, torch.ones_like(span)), torch.zeros_like(span)
+    )
     return (1 - weight) * image + weight * scaled
 
 
@@ -79,7 +81,7 @@ class IGOverlay:
             raise InputError(f"a map must be an 8-bit greyscale image (mode 'L'), got mode {attribution.mode!r}")
         if attribution.size != image.size:
             attribution = attribution.resize(image.size, Image.Resampling.BILINEAR)
-        low, high = attribution.getextrema()
+        low, high = np.asarray(attribution.getextrema())
         map_share, image_share = _blend_tables(int(low), int(high), power, self.overlay_weight)
         overlay = map_share[np.asarray(attribution)]
         blended = image_share[np.asarray(image)]

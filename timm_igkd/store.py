@@ -45,7 +45,9 @@ class MapStore:
         try:
             rows = datasets.load_dataset("parquet", data_files=[str(shard) for shard in shards], split="train")
         except datasets.exceptions.DatasetGenerationError as error:
-            raise InputError(f"map store {str(path)!r} cannot be read ({error.__cause__}); a shard is corrupt") from error
+            raise InputError(
+                f"map store {str(path)!r} cannot be read ({error.__cause__}); a shard is corrupt"
+            ) from error
         self.rows = rows.cast_column("map", datasets.Image(decode=False))
         if len(self.rows) != self.provenance["n"]:
             raise InputError(f"map store {str(path)!r} has {len(self.rows)} rows, expected {self.provenance['n']}")
@@ -56,10 +58,12 @@ class MapStore:
 
     @property
     def signed(self) -> bool:
+        """Whether the maps have a sign (reduction "sum")."""
         return self.provenance["options"]["reduction"] == "sum"
 
     @property
     def has_logits(self) -> bool:
+        """Whether the teacher's logits are stored too."""
         return "logits" in self.rows.features
 
     def find(self, image: Image.Image, label: int, index: int | None, name: str) -> int:
@@ -87,7 +91,8 @@ class MapStore:
             return int(candidates[labels.index(label)])
         if self.provenance["options"]["target"] == "label":
             raise InputError(
-                f"{name} has label {label}, but its map was made for label {labels[0]}; rebuild the maps with these labels"
+                f"{name} has label {label}, but its map was made for label {labels[0]}; rebuild the maps with these "
+                "labels"
             )
         return int(candidates[0])
 
@@ -110,7 +115,8 @@ class MapStore:
             )
         return (
             f"{name} has no map: its pixels are in none of the {n} rows, which were made from {source['name']!r} split "
-            f"{source['split']!r} (pixels decoded by Pillow {self.provenance['versions']['pillow']}); build maps of this data "
+            f"{source['split']!r} (pixels decoded by Pillow {self.provenance['versions']['pillow']}); build maps of "
+            "this data "
             "with: timm-igkd maps"
         )
 
@@ -132,7 +138,9 @@ class MapStore:
     def require_logits(self) -> None:
         """Raise InputError unless the store holds the teacher's logits."""
         if not self.has_logits:
-            raise InputError(f"map store {str(self.path)!r} has no logits; rebuild it with --logits, or use a live teacher")
+            raise InputError(
+                f"map store {str(self.path)!r} has no logits; rebuild it with --logits, or use a live teacher"
+            )
 
     def logits(self, row: int) -> np.ndarray:
         """Return the teacher's stored logits for the clean image, [classes] float32."""
@@ -156,7 +164,8 @@ class MapStore:
             row, (image, label) = next(rows), read_item(dataset, index)
             if row["key"] != content_key(image):
                 raise InputError(
-                    f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other data, "
+                    f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other "
+                    "data, "
                     f"another order, or another image decoder than Pillow {self.provenance['versions']['pillow']}"
                 )
             if row["label"] != label:

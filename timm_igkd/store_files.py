@@ -1,9 +1,9 @@
 """The files of a map store: manifest first, shards renamed into place when whole, provenance last.
 
-    out/manifest.json                       every setting that changes a number; all processes and any resume read it
-    out/data/<split>-00000-of-00004.parquet a shard; exists only when complete
-    out/provenance.json                     written last: the store is complete
-    out/README.md                           dataset card
+out/manifest.json                       every setting that changes a number; all processes and any resume read it
+out/data/<split>-00000-of-00004.parquet a shard; exists only when complete
+out/provenance.json                     written last: the store is complete
+out/README.md                           dataset card
 """
 
 import json
@@ -38,10 +38,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write strict JSON atomically."""
     write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; an InputError names it where it is damaged."""
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -54,11 +56,13 @@ def default_shard_rows(n: int) -> int:
 
 
 def shard_path(out: Path, manifest: dict[str, Any], shard: int) -> Path:
+    """Return the file of one shard."""
     split = re.sub(r"[^A-Za-z0-9_]+", "_", manifest["dataset"]["split"]).strip("_") or "train"
     return out / "data" / f"{split}-{shard:05d}-of-{num_shards(manifest):05d}.parquet"
 
 
 def num_shards(manifest: dict[str, Any]) -> int:
+    """Return how many shards the store has when it is complete."""
     return -(-manifest["n"] // manifest["shard_rows"])
 
 
@@ -86,7 +90,9 @@ def open_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     for name in wanted:
         if name not in _NOT_SETTINGS and name not in ("chunk_size",) and found.get(name) != wanted[name]:
             detail = _difference(name, found.get(name), wanted[name])
-            raise InputError(f"{str(out)!r} holds maps made with other settings: {detail}; choose another --out or delete it")
+            raise InputError(
+                f"{str(out)!r} holds maps made with other settings: {detail}; choose another --out or delete it"
+            )
     return found
 
 
@@ -133,7 +139,9 @@ def check_shard(path: Path, manifest: dict[str, Any], shard: int) -> pa.Table:
     table = read_shard(path)
     expected = len(shard_rows(manifest, shard))
     if table.num_rows != expected:
-        raise InputError(f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again")
+        raise InputError(
+            f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again"
+        )
     cells, scales = table.column("map"), table.column("scale")
     for row, stored in enumerate(table.column("map_hash").to_pylist()):
         if not is_intact(cells[row]["bytes"].as_py(), scales[row].as_py(), stored):
@@ -150,13 +158,16 @@ def require_complete(out: Path) -> dict[str, Any]:
     if not out.is_dir():
         raise MissingFileError(f"map store {str(out)!r} does not exist; build it with: timm-igkd maps --out {out}")
     if not (out / "manifest.json").exists():
-        raise MissingFileError(f"{str(out)!r} is no map store (manifest.json is missing); build one with: timm-igkd maps")
+        raise MissingFileError(
+            f"{str(out)!r} is no map store (manifest.json is missing); build one with: timm-igkd maps"
+        )
     manifest = read_json(out / "manifest.json")
     missing = [shard for shard in range(num_shards(manifest)) if not shard_path(out, manifest, shard).exists()]
     if missing or not (out / "provenance.json").exists():
         done = num_shards(manifest) - len(missing)
         raise InputError(
-            f"map store {str(out)!r} is not complete ({done} of {num_shards(manifest)} shards); run the same `timm-igkd maps` "
+            f"map store {str(out)!r} is not complete ({done} of {num_shards(manifest)} shards); run the same "
+            "`timm-igkd maps` "
             "command again to finish it"
         )
     return read_json(out / "provenance.json")
