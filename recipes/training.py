@@ -18,6 +18,7 @@ import torch.utils.data
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -150,6 +151,7 @@ class Trainer:
         with tqdm(total=total, desc=self.label, unit="step", disable=hidden) as bar:
             for epoch in range(start, self.epochs):
                 row = self._train_epoch(epoch, bar)
+                self._average_norms()
                 row |= self._validate()
                 rows.append(row)
                 bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "val_top1") if row.get(name) != ""})
@@ -199,6 +201,13 @@ class Trainer:
             if self.accelerator.sync_gradients:
                 self.task.update_ema()
         return result, target
+
+    def _average_norms(self) -> None:
+        """Average the batch norms' statistics over the processes, which each gather their own."""
+        if self.accelerator.num_processes > 1:
+            for module in (self.task.trainable_module, getattr(self.task, "trainable_module_ema", None)):
+                if module is not None:
+                    distribute_bn(module, self.accelerator.num_processes, reduce=True)
 
     def _check_finite(self, total: Tensor, epoch: int) -> None:
         if not math.isfinite(float(total)):

@@ -160,22 +160,26 @@ def captum_by_groups(model: nn.Module, inputs: Tensor, targets: Tensor, n_steps:
     return torch.cat(parts)
 
 
-def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_steps: int) -> None:
+def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_steps: int, exact: int = 32) -> None:
+    """Check the limits on all images, and the distance to captum in float64 on the first `exact`, where it is slow.
+
+    With ReLUs, float32 rounding flips gates: single images differ by up to 1 / n_steps of a gradient, captum's own too.
+    """
     baselines = TeacherView(model).baseline(inputs, "mean", [])
-    values = (
-        attribute("fast", model, inputs, baselines, targets, n_steps=n_steps, chunk_size=16).values,
-        captum_by_groups(model, inputs, targets, n_steps),
-        captum_by_groups(copy.deepcopy(model).double(), inputs.double(), targets, n_steps),
-    )
-    ours, theirs, reference = (reduce_channels(result, "abs_sum") for result in values)
+    result = attribute("fast", model, inputs, baselines, targets, n_steps=n_steps, chunk_size=16)
+    ours = reduce_channels(result.values, "abs_sum")
+    theirs = reduce_channels(captum_by_groups(model, inputs, targets, n_steps), "abs_sum")
     differences = largest_differences(ours, theirs)
-    ours_to_exact, theirs_to_exact = largest_differences(ours, reference), largest_differences(theirs, reference)
-    assert len(differences) >= 32
+    doubles = copy.deepcopy(model).double(), inputs[:exact].double(), targets[:exact]
+    reference = reduce_channels(captum_by_groups(*doubles, n_steps), "abs_sum")
+    ours_to_exact = largest_differences(ours[:exact], reference)
+    theirs_to_exact = largest_differences(theirs[:exact], reference)
     print(
         f"fast-captum median {np.median(differences):.1e} worst {differences.max():.1e}; to float64: "
         f"median {np.median(ours_to_exact):.1e} vs {np.median(theirs_to_exact):.1e}, "
         f"worst {ours_to_exact.max():.1e} vs {theirs_to_exact.max():.1e}"
     )
+    assert len(differences) >= 32
     assert np.median(differences) <= 1e-3
     assert differences.max() <= 5e-3
     assert np.median(ours_to_exact) <= 1.5 * np.median(theirs_to_exact)
@@ -190,15 +194,14 @@ def test_engines_agree_on_32_images(name):
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize("n_steps", [10])
-def test_engines_agree_on_the_imagenet_mobilenet_and_real_images(shared, n_steps):
+def test_engines_agree_on_the_imagenet_mobilenet_and_real_images(shared):
     model = load_model(f"local-dir:{shared}/weights/mobilenetv2_100.coral_in1k")
     dataset = load_labeled_images(str(shared / "data" / "imagenette_small"), "validation")
     items, view = [read_item(dataset, index) for index in range(32)], TeacherView(model)
     classes = class_indices(model, dataset.class_names, 10)
     assert classes is not None
     targets = torch.tensor([classes[label] for _, label in items])
-    assert_engines_agree(model, torch.stack([view(image) for image, _ in items]), targets, n_steps)
+    assert_engines_agree(model, torch.stack([view(image) for image, _ in items]), targets, n_steps=25, exact=4)
 
 
 @pytest.mark.slow
@@ -214,7 +217,7 @@ def test_engines_agree_on_the_released_student_and_real_images(shared):
     dataset = load_labeled_images(str(shared / "data" / "cifar10"), "test")
     items, view = [read_item(dataset, index) for index in range(32)], TeacherView(model)
     targets = torch.tensor([label for _, label in items])
-    assert_engines_agree(model, torch.stack([view(image) for image, _ in items]), targets, n_steps=20)
+    assert_engines_agree(model, torch.stack([view(image) for image, _ in items]), targets, n_steps=50)
 
 
 # ---- folding

@@ -657,7 +657,7 @@ def out_of_memory_once(monkeypatch: pytest.MonkeyPatch, times: int, engine: type
 def test_out_of_memory_halves_the_chunk_and_is_recorded(
     command: Runner, tiny_images: ImageFactory, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = tiny_images(n=40)
+    images = tiny_images(n=80)
     argv = maps_of(images, teacher_folder, tmp_path / "maps", "--chunk-size", 16)
     chunks = out_of_memory_once(monkeypatch, 2)
     outcome = command(*argv)

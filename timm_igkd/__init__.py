@@ -1,6 +1,7 @@
 """timm-igkd: knowledge distillation with integrated gradients, as a timm plugin.
 
-Importing the package registers the models `mobilenetv2_cifar` and `igkd_truncated` with timm.
+Importing the package registers the models `mobilenetv2_cifar` and `igkd_truncated` and the augmentation `IGOverlay`
+(timm_ops.py) with timm.
 """
 
 from timm_igkd.attribution import IGOptions

@@ -12,6 +12,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.attribution import IGOptions
+from timm_igkd.chunk_pool import one_thread
 from timm_igkd.chunking import activation_chunk, images_per_batch
 from timm_igkd.data import class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
@@ -92,7 +93,8 @@ def compute_maps(
     manifest = open_manifest(out, {})
     builder = ShardBuilder(teacher, dataset, out, manifest, state.device)
     mine = range(shard[0], num_shards(manifest), shard[1])[state.process_index :: state.num_processes]
-    builder.build(list(mine), progress=progress and state.is_main_process)
+    with one_thread():  # the engine has its own threads; another number here could change last bits
+        builder.build(list(mine), progress=progress and state.is_main_process)
     state.wait_for_everyone()
     if any(not shard_path(out, manifest, index).exists() for index in range(num_shards(manifest))):
         return None

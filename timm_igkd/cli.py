@@ -17,7 +17,7 @@ import huggingface_hub.utils
 import yaml
 
 from timm_igkd.config import OneLineParser, read_value
-from timm_igkd.errors import InputError, RunError, UserError, nearest
+from timm_igkd.errors import InputError, RunError, UserError, message_of, nearest
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -141,7 +141,7 @@ def run_reporting_errors(function: Callable[[], None], prog: str) -> int:
     try:
         function()
     except UserError as error:
-        return _report(prog, str(error), error.exit_code)
+        return _report(prog, message_of(error), error.exit_code)
     except KeyboardInterrupt:
         return _report(prog, "interrupted; the same command again goes on from what is finished", 130)
     except OSError as error:

@@ -10,6 +10,7 @@ from timm_igkd import cli
 from timm_igkd.attribution import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.build import compute_maps, recompute_rows
 from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_student_arguments, push_student_command
+from timm_igkd.commands_run import run_arguments, run_command
 from timm_igkd.data import class_names, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import evaluate, write_metrics
@@ -171,4 +172,5 @@ COMMANDS: dict[str, Command] = {
     "evaluate": (_evaluate_arguments, evaluate_command),
     "push-maps": (push_maps_arguments, push_maps_command),
     "push-student": (push_student_arguments, push_student_command),
+    "run": (run_arguments, run_command),
 }

@@ -19,6 +19,7 @@ from timm_igkd.images import content_key
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global, uniforms
 from timm_igkd.store import MapStore
+from timm_igkd.timm_ops import take_overlay_out
 
 TeacherViewMode = Literal["clean", "same"]
 
@@ -54,7 +55,11 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         with_logits: items end with the teacher's stored logits of the clean image, [classes] float32.
 
     Attributes:
-        transform: applied to the overlaid image; `timm.data.create_loader` sets it.
+        transform: applied to the overlaid image; `timm.data.create_loader` sets it. Where it holds the op `IGOverlay`
+            (`tigkd` in a RandAugment string), the dataset takes the op out and overlays with the string's probability.
+        overlay_prob: the probability in force, of `overlay` or of the transform's string.
+
+    Other attributes (`classes`, `reader`, `filename`, …) are the wrapped dataset's.
     """
 
     def __init__(
@@ -89,12 +94,30 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         self.dataset, self._maps = dataset, maps
         self.teacher_view, self.overlay_source = teacher_view, overlay_source
         self.seed, self.with_logits = seed, with_logits
-        self.transform: Callable[[Image.Image], Any] | None = None
+        self.transform = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._coins: np.random.Generator | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "dataset":  # not yet there while an object is unpickled
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.dataset, name)
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Any] | None:
+        """The transform as it was assigned."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: Callable[[Image.Image], Any] | None) -> None:
+        applied, probability = take_overlay_out(transform)
+        if probability is not None and self._maps is None:
+            raise InputError("the transform's IGOverlay needs maps, got none; build them with: timm-igkd maps")
+        self._transform, self._applied = transform, applied
+        self.overlay_prob = self.overlay.overlay_prob if probability is None else probability
 
     @property
     def maps(self) -> MapStore:
@@ -123,7 +146,7 @@ class IGOverlayDataset(torch.utils.data.Dataset):
             coin, strength = self._coins.random(2)
         else:
             coin, strength = uniforms(self.seed, "overlay", int(self._epoch), index)
-        return coin < self.overlay.overlay_prob, self.overlay.power(strength)
+        return coin < self.overlay_prob, self.overlay.power(strength)
 
     def overlaid(self, image: Image.Image, label: int, index: int, power: float) -> Image.Image:
         """Return an image blended with its map, or with what the control puts in the map's place."""
@@ -150,7 +173,7 @@ class IGOverlayDataset(torch.utils.data.Dataset):
             return self._views(student, clean)
 
     def _views(self, student: Image.Image, clean: Image.Image | None) -> Any:
-        transform = self.transform or (lambda image: image)
+        transform = self._applied or (lambda image: image)
         if self.teacher_view == "same":
             return transform(student)
         if clean is None:

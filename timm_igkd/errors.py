@@ -4,6 +4,7 @@ Every error takes a single string, because a DataLoader worker's exception is re
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -29,6 +30,13 @@ class RunError(UserError, RuntimeError):
     """Valid input, but the run could not go on: disk, network, access, non-finite numbers (exit code 1)."""
 
     exit_code = 1
+
+
+def message_of(error: UserError) -> str:
+    """Return an error's own message; one of a DataLoader worker carries the worker's traceback before it."""
+    text = str(error)
+    raised = list(re.finditer(r"^timm_igkd\.errors\.\w+: ", text, re.MULTILINE))
+    return text[raised[-1].end() :].strip() if text.startswith("Caught ") and raised else text
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

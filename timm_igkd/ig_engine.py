@@ -4,7 +4,7 @@ Weights are frozen, batch norm is folded, the gradient is taken of the summed ta
 output per image and step), and (image, step) pairs of all images are packed so that every chunk is full.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from timm_igkd.activations import use_lean_relu6
 from timm_igkd.adaptive_path import AdaptivePath
 from timm_igkd.attribution import Attribution, IGOptions, selected_output
+from timm_igkd.chunk_pool import ChunkPool
 from timm_igkd.folding import fold_batch_norm
 from timm_igkd.heap import keep_freed_memory
 
@@ -32,6 +33,8 @@ class FastEngine:
         chunk_size: (image, step) pairs per forward and backward pass.
         input_shape: (3, H, W).
         device: where to compute.
+        workers: chunks computed at the same time on a CPU, each by one thread, so that the results do not depend on their
+            number; default: torch's number of threads.
     """
 
     def __init__(
@@ -41,10 +44,13 @@ class FastEngine:
         chunk_size: int,
         input_shape: tuple[int, ...],
         device: torch.device | str = "cpu",
+        workers: int | None = None,
     ):
         self.options, self.chunk_size, self.device = options, chunk_size, torch.device(device)
+        self._pool: ChunkPool | None = None
         if self.device.type == "cpu":
             keep_freed_memory()
+            self._pool = ChunkPool(workers or torch.get_num_threads())
         example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
         self.model, self.num_folded = fold_batch_norm(model.to("cpu"), example)
         self.model = use_lean_relu6(self.model).requires_grad_(False).eval()
@@ -55,13 +61,21 @@ class FastEngine:
         for start in range(0, pairs, self.chunk_size):
             yield slice(start, min(start + self.chunk_size, pairs))
 
-    @torch.no_grad()
+    def _map(self, function: Callable[[slice], Tensor], pairs: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (chunk, result) in order."""
+        if self._pool is not None:
+            yield from self._pool.map(function, self._chunks(pairs))
+        else:
+            yield from ((part, function(part)) for part in self._chunks(pairs))
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the teacher's outputs for [B, 3, H, W], computed in chunks."""
-        parts = [
-            self.model(inputs[part].contiguous(memory_format=torch.channels_last)) for part in self._chunks(len(inputs))
-        ]
-        return torch.cat(parts).float()
+
+        @torch.no_grad()
+        def outputs(part: slice) -> Tensor:
+            return self.model(inputs[part].contiguous(memory_format=torch.channels_last))
+
+        return torch.cat([result for _, result in self._map(outputs, len(inputs))]).float()
 
     def gradients(
         self, inputs: Tensor, baselines: Tensor, targets: Tensor, images: Tensor, nodes: Tensor
@@ -76,13 +90,15 @@ class FastEngine:
         difference = inputs - baselines
         baselines = baselines.expand_as(inputs)
         nodes = nodes.to(inputs).view(-1, 1, 1, 1)
-        for part in self._chunks(len(images)):
+
+        def gradient(part: slice) -> Tensor:
             index = images[part]
             points = torch.addcmul(baselines[index], nodes[part], difference[index])
             points = points.contiguous(memory_format=torch.channels_last).requires_grad_()
             output = selected_output(self.model(points), targets[index], self.options.output).sum()
-            (gradient,) = torch.autograd.grad(output, points)
-            yield part, gradient
+            return torch.autograd.grad(output, points)[0]
+
+        yield from self._map(gradient, len(images))
 
     def attribute(self, inputs: Tensor, baselines: Tensor, targets: Tensor, logits: Tensor) -> Attribution:
         """Attribute the target outputs of inputs [B, 3, H, W] along the paths from `baselines`.

@@ -20,7 +20,7 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.map_format import is_intact
 
 FORMAT_VERSION = 1
-_NOT_SETTINGS = ("versions", "out_of_memory_halvings")
+_NOT_SETTINGS = ("versions", "out_of_memory_halvings", "chunk_size")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -88,7 +88,7 @@ def open_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         return wanted
     found = read_json(path)
     for name in wanted:
-        if name not in _NOT_SETTINGS and name not in ("chunk_size",) and found.get(name) != wanted[name]:
+        if name not in _NOT_SETTINGS and found.get(name) != wanted[name]:
             detail = _difference(name, found.get(name), wanted[name])
             raise InputError(
                 f"{str(out)!r} holds maps made with other settings: {detail}; choose another --out or delete it"

@@ -1,0 +1,157 @@
+"""The command `timm-igkd run`: an unmodified timm training script, its training images overlaid.
+
+`timm.data.create_dataset` is replaced for the script: the dataset it asks for to train on comes wrapped in an
+`IGOverlayDataset`, every other one as timm makes it. A teacher inside the script (timm's --kd-model-name) sees the
+student's view, overlay included; the clean view needs the library (README).
+"""
+
+import argparse
+import functools
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import torch.utils.data
+from timm.data import dataset_factory
+
+from timm_igkd.controls import OverlaySource
+from timm_igkd.data import dataset_name, read_item, row_name
+from timm_igkd.dataset import IGOverlayDataset
+from timm_igkd.errors import InputError, UserError
+from timm_igkd.overlay import IGOverlay
+from timm_igkd.store import MapStore
+from timm_igkd.with_plugin import run_script
+
+STREAMED = ("wds", "tfds", "hfids")
+TRAIN_SPLITS = ("train", "training")  # timm's own synonyms
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of run."""
+    parser.add_argument("--maps", required=True, metavar="M", help="folder of a finished store, or user/name")
+    parser.add_argument(
+        "--overlay-prob",
+        type=float,
+        default=IGOverlay.overlay_prob,
+        help="share of the training images; a script's --aa rand-…-tigkd replaces it",
+    )
+    parser.add_argument("--overlay-weight", type=float, default=IGOverlay.overlay_weight)
+    parser.add_argument("--overlay-max-power", type=float, default=IGOverlay.max_power)
+    parser.add_argument("--overlay-source", choices=get_args(OverlaySource), default="aligned")
+    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT …", help="script and its arguments")
+
+
+def run_command(args: argparse.Namespace) -> None:
+    """Run an unmodified timm training script with its training images overlaid."""
+    script = args.script[1:] if args.script[:1] == ["--"] else args.script
+    overlay = IGOverlay(args.overlay_prob, args.overlay_weight, args.overlay_max_power)
+    maps = MapStore(args.maps)
+    wrapped: list[IGOverlayDataset] = []
+
+    def wrap(dataset: Any) -> IGOverlayDataset:
+        wrapped.append(overlaid(dataset, maps, overlay, args.overlay_source))
+        return wrapped[-1]
+
+    with training_datasets(wrap):
+        _run(script)
+    if not wrapped:
+        raise InputError(
+            f"{script[0]!r} ended without asking timm.data.create_dataset for a training dataset, so no image was "
+            "overlaid; call it with is_training=True, or use IGOverlayDataset in the script"
+        )
+
+
+def _run(script: Sequence[str]) -> None:
+    """Run the script; what it raises itself keeps its traceback, a successful SystemExit ends here."""
+    try:
+        run_script(script)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    except UserError:
+        raise
+    except OSError as error:  # the command would take it for a full disk of its own
+        traceback.print_exc()
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def overlaid(dataset: Any, maps: MapStore, overlay: IGOverlay, source: OverlaySource) -> IGOverlayDataset:
+    """Wrap the training dataset of a script; its first, middle and last image must have their maps.
+
+    Raises:
+        InputError: maps of other data, or of a part of it.
+    """
+    transform = getattr(dataset, "transform", None)
+    if transform is not None:
+        dataset.transform = None
+    training = IGOverlayDataset(dataset, maps, overlay, overlay_source=source)
+    training.transform = transform
+    if not len(training):
+        raise InputError(f"the training dataset {dataset_name(dataset)!r} has no images, expected at least one")
+    for index in sorted({0, len(training) // 2, len(training) - 1}):
+        maps.find(*read_item(dataset, index), index, row_name(dataset, index))
+    return training
+
+
+@contextmanager
+def training_datasets(wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Have `timm.data.create_dataset` pass every training dataset through `wrap`, wherever it was imported to.
+
+    A dataset is for training where the caller says `is_training=True`, or says nothing of it and asks for the split
+    "train" or "training".
+    """
+    original = dataset_factory.create_dataset
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def create_dataset(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        if not _for_training(given):
+            return original(*args, **kwargs)
+        _check_request(given)
+        dataset = original(*args, **kwargs)
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            raise _streamed(str(given["name"]))
+        return wrap(dataset)
+
+    holders = [module for module in list(sys.modules.values()) if _holds(module, original)]
+    for module in holders:
+        module.create_dataset = create_dataset  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in holders:
+            module.create_dataset = original  # type: ignore[attr-defined]
+
+
+def _holds(module: Any, function: Callable) -> bool:
+    return getattr(module, "__dict__", {}).get("create_dataset") is function
+
+
+def _for_training(given: dict[str, Any]) -> bool:
+    if "is_training" in given:
+        return bool(given["is_training"])
+    return str(given.get("split", "")).split("[")[0] in TRAIN_SPLITS
+
+
+def _check_request(given: dict[str, Any]) -> None:
+    """Refuse what cannot be overlaid before timm opens it."""
+    name = str(given.get("name") or "")
+    if name.partition("/")[0].lower() in STREAMED and "/" in name:
+        raise _streamed(name)
+    mode = given.get("input_img_mode", "RGB")
+    if mode != "RGB":
+        raise InputError(
+            f"overlays need RGB images, the script asks for {mode!r} (input_img_mode); train on 3 channels"
+        )
+
+
+def _streamed(name: str) -> InputError:
+    return InputError(
+        f"dataset {name!r} is streamed, overlays need images with an index; use hfds/, torch/ or an image folder"
+    )

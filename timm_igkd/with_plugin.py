@@ -1,0 +1,49 @@
+"""Run a script that knows nothing of timm_igkd with its models and augmentations registered.
+
+python -m timm_igkd.with_plugin validate.py --model local-dir:student --pretrained …
+"""
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from timm_igkd import cli
+from timm_igkd.errors import InputError, MissingFileError
+
+
+def run_script(arguments: Sequence[str]) -> None:
+    """Run a Python script as `python script.py …` would, in this process.
+
+    Args:
+        arguments: the script and its arguments, or "-m", a module and its arguments.
+
+    Raises:
+        InputError: nothing to run. MissingFileError: no such script. Whatever the script raises, SystemExit included.
+    """
+    module = arguments[0] == "-m" if arguments else False
+    if len(arguments) < 1 + module:
+        raise InputError("expected a script to run and its arguments, got none; end the command with: -- train.py …")
+    target = arguments[module]
+    if not module and not os.path.isfile(target):
+        raise MissingFileError(f"script {target!r} does not exist; give the path of a Python script after --")
+    argv, path = sys.argv, sys.path.copy()
+    sys.argv = list(arguments[module:])
+    sys.path.insert(0, os.getcwd() if module else os.path.dirname(os.path.abspath(target)))
+    try:
+        if module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(target, run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = argv, path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script that the arguments name; 2 where there is none."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    return cli.run_reporting_errors(lambda: run_script(arguments), "python -m timm_igkd.with_plugin")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
