@@ -30,7 +30,7 @@ from typing import Any
 
 VARIANTS = ("a", "b", "c", "d", "limit")
 TEACHERS = ("cifar", "mobilenetv2", "resnet50", "vit_small")
-SWEEP = {"cifar": (16, 32, 64, 128), "mobilenetv2": (8, 16, 32), "resnet50": (8, 16), "vit_small": (8, 16)}
+SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (8, 16), "vit_small": (8, 16)}
 SWEEP_IMAGES = {"cifar": 8, "mobilenetv2": 4, "resnet50": 4, "vit_small": 4}
 LIMIT_BATCHES = {
     "cifar": (8, 16, 32, 64),
@@ -45,7 +45,7 @@ TIMED = {
     "resnet50": {"a": 1, "b": 8, "c": 8, "d": 8, "limit": 0},
     "vit_small": {"a": 1, "b": 8, "c": 8, "d": 8, "limit": 0},
 }
-ACCURACY_IMAGES = {"cifar": 64, "mobilenetv2": 16}
+ACCURACY_IMAGES = {"cifar": 64, "mobilenetv2": 8}
 REFERENCE_STEPS = 1000
 
 

@@ -32,6 +32,7 @@ from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import write_metrics
 from timm_igkd.model_loading import class_indices, load_model, needs_plugin, save_model
+from timm_igkd.onnx_latency import onnx_metrics
 from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report import write_report
 from timm_igkd.report_sections import collect_disagreements
@@ -165,7 +166,7 @@ class Run:
         student, teacher = self._saved("student"), self._saved("teacher")
         indices = self._indices(teacher)
         result = evaluate(student, test, teacher=teacher, teacher_class_indices=indices, num_workers=config.workers)
-        metrics = result.metrics | {"needs_plugin": needs_plugin(student)}
+        metrics = result.metrics | {"needs_plugin": needs_plugin(student)} | onnx_metrics(student)
         write_metrics(self.folder / "metrics.json", metrics)
         names = test.class_names or tuple(str(label) for label in range(self.num_classes))
         write_predictions(self.folder / "predictions.npz", result, names, teacher_class_indices=indices)

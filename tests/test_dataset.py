@@ -242,6 +242,12 @@ def test_epochs_draw_other_coins_and_other_crops(noisy):
     assert torch.equal(images_of(dataset), first)
 
 
+def test_only_a_seeded_dataset_takes_the_epoch(noisy):
+    """timm's train.py tells the distributed sampler the epoch only where the dataset has no set_epoch."""
+    assert hasattr(wrap(noisy, NEVER, seed=0), "set_epoch")
+    assert not hasattr(wrap(noisy, NEVER, seed=None), "set_epoch")
+
+
 def test_runs_of_one_seed_repeat_and_two_differ(noisy):
     def run(seed: int) -> torch.Tensor:
         return images_of(wrap(noisy, ALWAYS, pipeline("RandAugment"), seed=seed))
@@ -346,6 +352,7 @@ def test_other_loaders_pass_the_check(noisy):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_view_batches_of_the_prefetcher_are_what_the_task_takes(noisy, workers):
     dataset = wrap(noisy, IGOverlay(overlay_prob=0.5), teacher_view="clean")
+    torch.manual_seed(0)
     loader = loader_of(dataset, num_workers=workers)
     images, labels = next(iter(loader))
     assert images.shape == (8, 3, 24, 24)

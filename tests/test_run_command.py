@@ -45,6 +45,8 @@ for split, is_training in (("train", True), ("validation", False)):
     np.save(f"{out}/{split}_labels.npy", np.array([dataset[i][1] for i in range(len(dataset))]))
 evaluated = dataset_factory.create_dataset(name, root=root or None, split="train", is_training=False)
 np.save(f"{out}/eval.npy", np.asarray(evaluated[0][0]))
+training = create_dataset(name, root=root or None, split="train", is_training=True)
+assert not hasattr(training, "set_epoch"), "timm's train.py would not tell the sampler the epoch"
 """
 
 
@@ -128,6 +130,13 @@ def test_hfds_is_overlaid(command, tiny_images, probe, tmp_path):
     assert command("run", "--maps", maps, "--overlay-prob", 1, "--", probe, name, "", tmp_path).code == 0
     assert overlaid_share(tmp_path, name, None) == 1
     assert np.array_equal(np.load(tmp_path / "validation.npy"), plain("validation", name, None))
+
+
+def test_an_hfds_image_without_a_map_is_named(command, tiny_images, folder, maps, probe, tmp_path):
+    name = f"hfds/{tiny_images(n=12, size=SIZE, seed=5, name='others')}"
+    outcome = command("run", "--maps", maps, "--", probe, name, "", tmp_path)
+    assert outcome.code == 2
+    assert f"image 0 of {name!r} has no map" in outcome.error
 
 
 def test_torchvision_dataset_is_overlaid(command, folder, probe, tmp_path):

@@ -1,7 +1,7 @@
 """Chunks computed side by side on a CPU, one thread each.
 
-How a library divides one convolution among threads can change its last bits. Dividing whole chunks cannot: the results are
-the same for any number of workers, and they are handed out in order.
+How a library divides one convolution among threads can change its last bits. Dividing whole chunks cannot: the results
+are the same for any number of workers, and they are handed out in order.
 """
 
 import itertools
@@ -44,17 +44,21 @@ class ChunkPool:
 
     def map(self, function: Callable[[slice], Tensor], parts: Iterable[slice]) -> Iterator[tuple[slice, Tensor]]:
         """Yield (part, function(part)) in the order of `parts`; at most two results per worker are held."""
-        if self._executor is None:
-            with one_thread():
+        with one_thread():  # the caller too, while it takes the results: idle threads of its own would spin
+            if self._executor is None:
                 yield from ((part, function(part)) for part in parts)
-            return
+            else:
+                yield from self._side_by_side(self._executor, function, iter(parts))
+
+    def _side_by_side(
+        self, executor: ThreadPoolExecutor, function: Callable[[slice], Tensor], parts: Iterator[slice]
+    ) -> Iterator[tuple[slice, Tensor]]:
         waiting: deque[tuple[slice, Future[Tensor]]] = deque()
-        remaining = iter(parts)
-        for part in itertools.islice(remaining, 2 * self.workers):
-            waiting.append((part, self._executor.submit(_compute, function, part)))
+        for part in itertools.islice(parts, 2 * self.workers):
+            waiting.append((part, executor.submit(_compute, function, part)))
         while waiting:
             part, future = waiting.popleft()
             result = future.result()
-            for following in itertools.islice(remaining, 1):
-                waiting.append((following, self._executor.submit(_compute, function, following)))
+            for following in itertools.islice(parts, 1):
+                waiting.append((following, executor.submit(_compute, function, following)))
             yield part, result

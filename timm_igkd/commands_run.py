@@ -117,6 +117,8 @@ def training_datasets(wrap: Callable[[Any], Any]) -> Iterator[None]:
         dataset = original(*args, **kwargs)
         if isinstance(dataset, torch.utils.data.IterableDataset):
             raise _streamed(str(given["name"]))
+        if given["name"] and not hasattr(dataset, "name"):
+            dataset.name = str(given["name"])  # for messages
         return wrap(dataset)
 
     holders = [module for module in list(sys.modules.values()) if _holds(module, original)]

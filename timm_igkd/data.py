@@ -336,7 +336,8 @@ def row_name(dataset: Any, index: int) -> str:
     file = ""
     if isinstance(dataset, timm.data.ImageDataset):
         with contextlib.suppress(NotImplementedError, AssertionError, KeyError, TypeError):
-            file = f" ({dataset.filename(index, basename=True)})"
+            name = dataset.filename(index, basename=True)
+            file = f" ({name})" if name else ""  # a row of hfds/ may have none
     return f"image {index}{file} of {dataset_name(dataset)!r}"
 
 

@@ -131,8 +131,17 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         """Names of the classes, where the dataset tells them."""
         return class_names(self.dataset)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch, through memory shared with persistent workers."""
+    @property
+    def set_epoch(self) -> Callable[[int], None]:
+        """Tell the epoch, through memory shared with persistent workers; only a dataset with a seed has this.
+
+        timm's train.py tells the epoch to the dataset, or else to the distributed sampler: never to both.
+        """
+        if self.seed is None:
+            raise AttributeError("a dataset without a seed has no epochs")
+        return self._set_epoch
+
+    def _set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class FastEngine:
         chunk_size: (image, step) pairs per forward and backward pass.
         input_shape: (3, H, W).
         device: where to compute.
-        workers: chunks computed at the same time on a CPU, each by one thread, so that the results do not depend on their
-            number; default: torch's number of threads.
+        workers: chunks computed at the same time on a CPU, each by one thread, so that the results do not depend on
+            their number; default: torch's number of threads.
     """
 
     def __init__(

@@ -18,6 +18,8 @@ from torch import nn
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.latency import LEAST_REPEATS, MOST_REPEATS
 
+_logger = logging.getLogger(__name__)
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -58,6 +60,17 @@ def onnx_latency(model: nn.Module, *, seconds: float = 1.0, threads: int | None 
         feed = {session.get_inputs()[0].name: image.numpy()}
         _check_output(torch.from_numpy(session.run(None, feed)[0]), model, image)
         return {"batch_1": _time(session, feed, seconds)}
+
+
+def onnx_metrics(model: nn.Module) -> dict[str, Any]:
+    """Return {"onnx_latency_ms": …} for metrics.json, or {} where packages are missing or the export fails (logged)."""
+    if missing_onnx_packages():
+        return {}
+    try:
+        return {"onnx_latency_ms": onnx_latency(model)}
+    except RunError as error:
+        _logger.warning("%s", error)
+        return {}
 
 
 def _export(model: nn.Module, image: torch.Tensor, path: str) -> None:

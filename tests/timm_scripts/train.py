@@ -145,7 +145,9 @@ def main():
 
     scheduler, num_epochs = create_scheduler_v2(optimizer, num_epochs=args.epochs, warmup_epochs=0)
     for epoch in range(num_epochs):
-        if args.distributed:
+        if hasattr(dataset_train, "set_epoch"):
+            dataset_train.set_epoch(epoch)
+        elif args.distributed and hasattr(loader_train.sampler, "set_epoch"):
             loader_train.sampler.set_epoch(epoch)
         train_metrics = train_one_epoch(task, loader_train, optimizer, args, mixup_fn)
         eval_metrics = validate(model, loader_eval, args)

@@ -1,0 +1,101 @@
+"""Accelerate's and Hugging Face's conventions: the launcher decides, the environment is respected and never set."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_lines import RECIPES, Runner, subprocess_environment, tiny_run, two_splits
+from tiny_parts import ImageList, noise_image, ramp, write_store
+
+from timm_igkd.store_files import read_json
+from train_config import TrainConfig
+
+ROOT = RECIPES.parent
+SOURCES = sorted([*(ROOT / "timm_igkd").glob("*.py"), *RECIPES.glob("*.py"), *(ROOT / "hub").glob("*.py")])
+LAUNCHER = {"mixed_precision", "num_processes", "num_machines", "fp16", "bf16", "amp", "dynamo_backend", "world_size"}
+
+
+def calls(*names: str) -> Iterator[tuple[Path, ast.Call]]:
+    """Yield (file, call) of every call of one of `names` in the package, the recipes and the Hub scripts."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                if name in names:
+                    yield path, node
+
+
+def test_no_setting_competes_with_the_launcher():
+    assert not LAUNCHER & {field.name for field in dataclasses.fields(TrainConfig)}
+    found = list(calls("Accelerator", "PartialState", "AcceleratorState"))
+    assert any(getattr(call.func, "id", "") == "Accelerator" for _, call in found)
+    given = {keyword.arg for _, call in found for keyword in call.keywords}
+    assert not LAUNCHER & given
+    assert None not in given  # ** could hide one
+
+
+def test_no_source_sets_precision_for_all():
+    names = ("set_default_dtype", "set_float32_matmul_precision", "init_process_group", "init_distributed_device")
+    assert [str(path) for path, _ in calls(*names)] == []
+
+
+def test_no_source_sets_the_environment():
+    setters = {"environ.setdefault", "environ.update", "environ.pop", "os.putenv", "os.unsetenv"}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign | ast.AugAssign | ast.Delete):
+                targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+                assert not any("environ" in ast.unparse(target) for target in targets), path
+            if isinstance(node, ast.Call):
+                assert not any(ast.unparse(node.func).endswith(setter) for setter in setters), path
+
+
+def test_precision_comes_from_the_launcher(recipe: Runner, tiny_images, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    outcome = recipe(*tiny_run(two_splits(tiny_images)))
+    assert outcome.code == 0, outcome.error
+    begun = [read_json(path) for path in (tmp_path / "runs" / "run" / ".stages").glob("*.json")]
+    assert "'mixed_precision': 'bf16'" in str(begun)
+
+
+CACHES = """
+import sys
+from timm_igkd import MapStore
+from timm_igkd.data import load_labeled_images
+print(len(MapStore(sys.argv[1])))
+try:
+    load_labeled_images("user/images", "train")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_caches_go_to_hf_home_and_offline_is_at_once(tmp_path):
+    images = ImageList([noise_image(seed) for seed in range(3)], [0, 1, 0])
+    maps = write_store(tmp_path / "maps", images, [ramp(index, 16, 16) for index in range(3)]).path
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = subprocess_environment(tmp_path / "hf", HOME=str(home), XDG_CACHE_HOME=str(home), HF_HUB_OFFLINE="1")
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        environment.pop(name)
+    done = subprocess.run(
+        [sys.executable, "-c", CACHES, str(maps)], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    count, error = done.stdout.splitlines()
+    assert count == "3"
+    assert error.startswith("RunError dataset 'user/images'")
+    assert list((tmp_path / "hf" / "datasets").iterdir())
+    assert [path for path in home.rglob("*") if "huggingface" in str(path)] == []
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT"])
+def test_no_source_reads_hugging_faces_variables_itself(name):
+    """huggingface_hub reads them; a second reader would disagree with it one day."""
+    reads = ("getenv", "get", "__getitem__")
+    for path, call in calls(*reads):
+        assert not any(isinstance(argument, ast.Constant) and argument.value == name for argument in call.args), path
