@@ -12,12 +12,12 @@ Cases (p = 0.1, --workers 2):
 
 Each arm is a process of its own. Both arms of a round follow each other, and who begins alternates; the ratio of a
 round is images per second with the overlay over images per second without, of the median epoch after the first.
-Median and 95 % interval (bootstrap over rounds) go to the JSON file with every single number. Memory is that of one more
-pair, outside the timed rounds: peak of the proportional set sizes of the process and its workers, Linux only.
+Median and 95 % interval (bootstrap over rounds) go to the JSON file with every single number. Memory is that of one
+more pair, outside the timed rounds: peak of the proportional set sizes of the process and its workers, Linux only.
 
 The model is small, so that the data path counts for more than in a real training. The images are made from noise at
-several scales; --data_dir takes a folder with train/<class>/ instead. Maps come from a random teacher, whose gradients are
-noisier, thus larger files, than those of a trained one.
+several scales; --data_dir takes a folder with train/<class>/ instead. Maps come from a random teacher, whose
+gradients are noisier, thus larger files, than those of a trained one.
 """
 
 import argparse
@@ -198,7 +198,10 @@ def main() -> None:
             args.out.write_text(text + "\n")
     for case in report["cases"]:
         ratio, (low, high) = case["throughput_ratio"]["median"], case["throughput_ratio"]["interval_95"]
-        print(f"{case['case']:<12} throughput x{ratio:.3f} [{low:.3f}, {high:.3f}], memory x{case.get('memory_ratio', 0):.3f}")
+        print(
+            f"{case['case']:<12} throughput x{ratio:.3f} [{low:.3f}, {high:.3f}], memory "
+            f"x{case.get('memory_ratio', 0):.3f}"
+        )
 
 
 if __name__ == "__main__":
