@@ -59,6 +59,7 @@ def test_teacher_and_student_of(family: str, tmp_path: Path):
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
     result = task.train()(*next(iter(loader)))
     result["loss"].backward()
+    nn.utils.clip_grad_norm_(student.parameters(), 1.0)  # batch norms over two images of one pixel have steep gradients
     optimizer.step()
     assert all(result[name].isfinite() for name in ("loss", "task_loss", "distill_loss", "attention_loss"))
     assert any(not torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
@@ -68,4 +69,6 @@ def test_teacher_and_student_of(family: str, tmp_path: Path):
     reloaded = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
     inputs = torch.randn(2, 3, size, size)
     with torch.no_grad():
-        assert torch.equal(reloaded(inputs), student(inputs))
+        expected = student(inputs)
+        assert expected.isfinite().all()
+        assert torch.equal(reloaded(inputs), expected)

@@ -19,7 +19,7 @@ import yaml
 from timm_igkd.config import OneLineParser, read_value
 from timm_igkd.errors import InputError, RunError, UserError, message_of, nearest
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
 
 
 class CommandParser(OneLineParser):
