@@ -31,7 +31,7 @@ from timm_igkd.config import parse_config, save_config
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import write_metrics
-from timm_igkd.model_loading import class_indices, load_model, needs_plugin, save_model
+from timm_igkd.model_loading import class_indices, load_model, needs_plugin, save_model, use_image_size
 from timm_igkd.onnx_latency import onnx_metrics
 from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report import write_report
@@ -242,11 +242,8 @@ class Run:
         )
 
     def _set_input_size(self, model: nn.Module) -> None:
-        """Train a model of random weights at the images' own size where it takes any size."""
-        config: Any = model.pretrained_cfg
         width, height = self.train.read(0)[0].size
-        if not config.get("fixed_input_size") and max(width, height) < config["input_size"][1]:
-            config.update(input_size=(3, height, width), crop_pct=1.0, test_input_size=None)
+        use_image_size(model, height, width)
 
     def _criterion(self) -> nn.Module | None:
         if self.config.mixup > 0 or self.config.cutmix > 0:

@@ -79,7 +79,7 @@ def parse_config(
     given = vars(flags)
     config_path = given.pop("config", None)
     values = {} if config_path is None else _read_file(Path(config_path), annotations, names)
-    values |= {name: _convert_named(_flag(name), text, annotations[name]) for name, text in given.items()}
+    values |= {name: convert_value(_flag(name), text, annotations[name]) for name, text in given.items()}
     for field in _fields(cls):
         if field.name not in values and _is_required(field):
             raise InputError(f"{_flag(field.name)} is required: {_type_name(annotations[field.name])}; see --help")
@@ -172,11 +172,11 @@ def _read_file(path: Path, annotations: Mapping[str, Any], names: Sequence[str])
             raise InputError(f"{path} has an unknown key {str(key)!r}{nearest(name, names)}")
         if name in values:
             raise InputError(f"{path} gives {name!r} twice, with a hyphen and with an underscore; remove one")
-        values[name] = _convert_named(f"{name} in {path}", value, annotations[name])
+        values[name] = convert_value(f"{name} in {path}", value, annotations[name])
     return values
 
 
-def _convert_named(name: str, value: Any, annotation: Any) -> Any:
+def convert_value(name: str, value: Any, annotation: Any) -> Any:
     """Convert a value; the error names it, the expected type and the value."""
     try:
         return _convert(value, annotation)

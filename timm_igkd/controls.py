@@ -5,16 +5,25 @@ something else in the map's place. All go through the same exponent and min-max 
 """
 
 import functools
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from PIL import Image
 
 from timm_igkd.errors import InputError
 from timm_igkd.random_streams import generator
-from timm_igkd.store import MapStore
 
 OverlaySource = Literal["aligned", "shuffled", "permuted", "noise", "blank", "sobel"]
+
+
+class OverlayMaps(Protocol):
+    """Maps by row, such as a MapStore."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def overlay_map(self, row: int) -> Image.Image:
+        """Return a row's map, 8-bit greyscale."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -28,7 +37,7 @@ def derangement(n: int, seed: int) -> np.ndarray:
     return shuffled
 
 
-def control_map(maps: MapStore, row: int, image: Image.Image, source: OverlaySource, seed: int) -> Image.Image:
+def control_map(maps: OverlayMaps, row: int, image: Image.Image, source: OverlaySource, seed: int) -> Image.Image:
     """Return the 8-bit greyscale map to overlay.
 
     Args:

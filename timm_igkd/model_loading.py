@@ -156,6 +156,16 @@ def _load_checkpoint(spec: str, file: Path, arguments: dict[str, Any], use_ema: 
     return model
 
 
+def use_image_size(model: nn.Module, height: int, width: int) -> None:
+    """Let a model of random weights read images at their own size, where they are smaller than its input size.
+
+    Models of a fixed input size keep theirs.
+    """
+    config = _cfg(model)
+    if not config.get("fixed_input_size") and max(width, height) < config["input_size"][1]:
+        config.update(input_size=(3, height, width), crop_pct=1.0, test_input_size=None)
+
+
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 

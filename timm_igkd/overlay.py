@@ -13,14 +13,15 @@ from torch import Tensor
 from timm_igkd.errors import InputError, check_range
 
 
-def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: float = 1.0) -> Tensor:
+def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: float | Tensor = 1.0) -> Tensor:
     """Blend an attribution map into an image; the reference for `IGOverlay`'s 8-bit path.
 
     Args:
         image: (*, 3, H, W) float RGB in [0, 1], before normalisation.
         attribution: (*, 1, H, W) in [0, 1], in the coordinates of `image`.
         weight: share of the map, in [0, 1]; 0 returns the image.
-        power: exponent of the map, before its min-max per image. A constant map becomes zeros, not NaN.
+        power: exponent of the map, before its min-max per image, one for all or (*, 1, 1, 1). A constant map becomes
+            zeros, not NaN.
 
     Returns:
         (*, 3, H, W) in [0, 1], dtype and device of `image`.

@@ -1,0 +1,193 @@
+"""Do aligned IG overlays help? A grid of cells and seeds: train, evaluate, one row each, then the report.
+
+    accelerate launch recipes/study.py --config recipes/configs/study_check.yaml     # two CPU cores, under an hour
+    accelerate launch --mixed_precision bf16 recipes/study.py --config recipes/configs/study_primary.yaml --parallel 4
+    accelerate launch recipes/study.py --config recipes/configs/study_primary.yaml --merge rows_of_another_machine
+
+Runs go seed by seed over all cells, so that wherever time ends the cells are balanced. A run whose row is there is
+skipped, one that was killed is repeated. Several of these commands may work on one study at the same time: a run that
+another process has begun is left to it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from study_report import write_report
+from tqdm.auto import tqdm
+
+from study_config import Cell, StudyConfig
+from study_data import StudyData, exclusive
+from study_evaluation import RunEvaluator
+from study_rows import StudyRows
+from study_training import RunTrainer
+from timm_igkd.cli import run_reporting_errors
+from timm_igkd.config import parse_config
+from timm_igkd.environment import environment
+from timm_igkd.errors import InputError, RunError
+from timm_igkd.latency import describe_hardware
+from timm_igkd.model_loading import save_model
+
+
+class Study:
+    """One study on one machine.
+
+    Args:
+        config: its settings.
+    """
+
+    def __init__(self, config: StudyConfig):
+        self.config = config
+        self.rows = StudyRows(config.output_dir)
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        if self.accelerator.num_processes > 1:
+            raise InputError(
+                f"a run of the study is one process, the launcher started {self.accelerator.num_processes}; use "
+                "--num_processes 1 and give --parallel N to the study"
+            )
+        self.device = self.accelerator.device
+        self.data = StudyData(config, self.device)
+        self.evaluator = RunEvaluator(config, self.data)
+
+    def runs(self) -> Iterator[tuple[str, Cell, int]]:
+        """Yield all planned runs, seed by seed."""
+        for seed in self.config.seed_range:
+            for name, cell in self.config.cells.items():
+                yield name, cell, seed
+
+    def missing(self) -> list[tuple[str, Cell, int]]:
+        """Return the planned runs without a row."""
+        there = self.rows.run_keys()
+        return [
+            (name, cell, seed) for name, cell, seed in self.runs() if (self.config.run_hash(cell), seed) not in there
+        ]
+
+    def run_missing(self) -> None:
+        """Run what is missing, in this process."""
+        if not self.missing():
+            return
+        self.data.prepare()
+        with tqdm(list(self.runs()), desc=self.config.name, unit="run", disable=None) as bar:
+            for name, cell, seed in bar:
+                key = (self.config.run_hash(cell), seed)
+                with exclusive(Path(self.config.work_dir) / "runs" / f"{key[0]}-{seed}.lock", wait=False) as is_mine:
+                    if is_mine and key not in self.rows.run_keys():
+                        bar.set_postfix_str(f"{name}, seed {seed}")
+                        self._run(name, cell, seed)
+
+    def _run(self, name: str, cell: Cell, seed: int) -> None:
+        started = time.perf_counter()
+        row = self._identity(name, cell, seed)
+        data = self.data.training_images(cell, seed)
+        student = self.data.create_student(cell, seed)
+        teacher = self.data.teacher
+        trained = RunTrainer(cell, seed, data, student, teacher, self.accelerator, self.config.compile).fit()
+        metrics, predictions = self.evaluator.evaluate(trained.student)
+        row |= {
+            "train_images_per_s": round(trained.images_per_s, 1),
+            "train_loss": trained.loss,
+            "n_train": len(data),
+            "epochs": cell.epochs,
+        }
+        row |= {key: json.dumps(value) if isinstance(value, dict) else value for key, value in metrics.items()}
+        if cell.save:
+            save_model(trained.student.half(), self.rows.folder / "students" / f"{row['config_hash']}-{seed}")
+        row["wall_time_s"] = round(time.perf_counter() - started, 2)
+        self.rows.add(row, predictions.numpy(), self.data.test.images.labels.cpu().numpy())
+
+    def _identity(self, name: str, cell: Cell, seed: int) -> dict[str, Any]:
+        versions = environment()
+        kept = ("timm_igkd", "python", "torch", "timm", "captum", "torch_threads")
+        return {
+            "study": self.config.name,
+            "cell": name,
+            "config_hash": self.config.run_hash(cell),
+            "seed": seed,
+            "commit": commit(),
+            "hardware": describe_hardware(self.device),
+            "device": self.device.type,
+            "versions": json.dumps(
+                {key: versions[key] for key in kept} | {"precision": self.accelerator.mixed_precision}
+            ),
+            "settings": json.dumps(self.config.settings(cell)),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data_hash": self.data.data_hash,
+            "teacher_hash": self.data.teacher_hash,
+        }
+
+
+def commit() -> str:
+    """Return the commit of this checkout, with "+" where files were changed since; "unknown" outside of one."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def run_in_parallel(config: StudyConfig, argv: list[str], rows: StudyRows) -> None:
+    """Run the same command in several processes, which share the runs among them, and show the progress of all.
+
+    Raises:
+        RunError: one of them failed; the others are stopped, what they finished is kept.
+    """
+    command = [sys.executable, __file__, *argv, "--parallel=1", "--report=false", "--latency=false", "--merge"]
+    threads = max(1, (os.cpu_count() or 1) // config.parallel)
+    workers = [
+        subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}) for _ in range(config.parallel)
+    ]
+    planned = {(config.run_hash(cell), seed) for cell in config.cells.values() for seed in config.seed_range}
+    try:
+        with tqdm(total=len(planned), desc=config.name, unit="run", disable=None) as bar:
+            while any(worker.poll() is None for worker in workers):
+                if any(worker.poll() for worker in workers):
+                    raise RunError("a process of the study failed, see above; the same command goes on from its rows")
+                bar.update(len(planned & rows.run_keys()) - bar.n)
+                time.sleep(2)
+        if any(worker.returncode for worker in workers):
+            raise RunError("a process of the study failed, see above; the same command goes on from its rows")
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the study; bad input is one line and exit code 2."""
+    arguments = sys.argv[1:] if argv is None else argv
+
+    def run() -> None:
+        config = parse_config(StudyConfig, arguments, description=__doc__)
+        study = Study(config)
+        for folder in config.merge:
+            print(f"merged {study.rows.merge(folder)} runs of {folder}")
+        if config.parallel > 1 and study.missing():
+            study.data.prepare()
+            run_in_parallel(config, list(arguments), study.rows)
+        else:
+            study.run_missing()
+        if config.report:
+            folder = Path(config.output_dir)
+            write_report([config], folder / "RESULTS.md", folder / "index.html")
+            print(f"report: {folder / 'index.html'}")
+
+    return run_reporting_errors(run, "study")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,266 @@
+"""What the runs of a study share: teacher, maps, training images on the device, test images and their corruptions."""
+
+import contextlib
+import copy
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from PIL import Image
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from study_config import Cell, StudyConfig
+from timm_igkd import MapStore, compute_maps, load_labeled_images, truncate
+from timm_igkd.controls import derangement
+from timm_igkd.corruptions import corrupt
+from timm_igkd.data import read_item
+from timm_igkd.device_images import DeviceImages, StoredMaps, derange_logits, load_images, stratified_indices
+from timm_igkd.errors import InputError
+from timm_igkd.model_loading import class_indices, load_model, use_image_size, weights_hash
+from timm_igkd.random_streams import derive_seed, seeded
+
+VALIDATION_SHARE = 0.1
+_PREDICT_BATCH = 1000
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock that ends with the process, however it ends; without `wait`, yield whether it was free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Images to evaluate on, and what the teacher makes of them.
+
+    Attributes:
+        images: [N, 3, H, W] uint8 and labels, on the device.
+        teacher_logits: [N, classes] float32, or None without a teacher.
+    """
+
+    images: DeviceImages
+    teacher_logits: Tensor | None
+
+
+class StudyData:
+    """Data and teacher of one study on one device; each part is read when a run first needs it.
+
+    Args:
+        config: of the study.
+        device: where images and models are kept.
+    """
+
+    def __init__(self, config: StudyConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.work = Path(config.work_dir)
+        self._corrupted: dict[tuple[str, int], Tensor] = {}
+        self._training: dict[tuple[Any, ...], DeviceImages] = {}
+
+    # ---- models ----
+
+    @cached_property
+    def teacher(self) -> nn.Module | None:
+        """The trained teacher on the device, or None."""
+        model = self._create_teacher(pretrained=True)
+        return None if model is None else model.to(self.device).eval()
+
+    def _create_teacher(self, pretrained: bool) -> nn.Module | None:
+        config = self.config
+        if config.teacher is None:
+            return None
+        return load_model(
+            config.teacher,
+            model_args=config.teacher_args,
+            checkpoint=config.teacher_checkpoint if pretrained else None,
+            mean=config.teacher_mean,
+            std=config.teacher_std,
+            role="teacher",
+            pretrained=pretrained,
+        )
+
+    def create_student(self, cell: Cell, seed: int) -> nn.Module:
+        """Return a student of random weights that only (cell's architecture, seed) decide."""
+        with seeded(derive_seed(seed, "init student")):
+            if cell.student is not None:
+                student = load_model(
+                    cell.student, pretrained=False, model_args=cell.student_args, num_classes=self.train.num_classes
+                )
+                use_image_size(student, *self._train_images.images.shape[-2:])
+                return student
+            architecture = self._create_teacher(pretrained=False)
+            assert architecture is not None  # the config was checked
+            return truncate(architecture, cell.drop, num_classes=self.train.num_classes)
+
+    @cached_property
+    def teacher_hash(self) -> str | None:
+        """Short hash of the teacher's weights."""
+        return None if self.teacher is None else weights_hash(self.teacher)[:12]
+
+    # ---- training images ----
+
+    @cached_property
+    def train(self) -> Any:
+        """The training split as a dataset of PIL images."""
+        return self._split(self.config.train_split, self.config.train_limit)
+
+    def _split(self, split: str, limit: int | None) -> Any:
+        images = load_labeled_images(self.config.dataset, split, revision=self.config.revision)
+        return images.subset(range(min(limit, len(images)))) if limit else images
+
+    @cached_property
+    def _train_images(self) -> DeviceImages:
+        return load_images(self.train)
+
+    @cached_property
+    def _held_out(self) -> Tensor:
+        """Rows of the training split that hyperparameters are chosen by, the same for all seeds."""
+        return stratified_indices(self._train_images.labels, VALIDATION_SHARE, seed=0)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Hash of all training and test pixels and labels."""
+        digest = xxhash.xxh3_64()
+        for part in (self._train_images, self.test.images.to("cpu")):
+            digest.update(part.images.numpy().tobytes())
+            digest.update(part.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def prepare(self) -> None:
+        """Build the maps that the study's cells read; other processes of the study wait."""
+        cells = self.config.cells.values()
+        with exclusive(self.work / "prepare.lock"):
+            if any(
+                cell.needs_stored_logits or (cell.needs_maps and cell.overlay_source != "random_teacher")
+                for cell in cells
+            ):
+                self._maps("maps")
+            if any(cell.needs_maps and cell.overlay_source == "random_teacher" for cell in cells):
+                self._maps("maps_random_teacher")
+        self._check_classes()
+
+    def _maps(self, name: str) -> MapStore:
+        """Return a store, built where it is missing or unfinished."""
+        teacher = self.teacher
+        if name == "maps_random_teacher":
+            with seeded(derive_seed(0, "random teacher")):
+                teacher = self._create_teacher(pretrained=False)
+        assert teacher is not None
+        store = compute_maps(
+            copy.deepcopy(teacher),
+            self.train,
+            self.work / name,
+            options=self.config.ig_options(),
+            logits=True,
+            teacher_name=self.config.teacher,
+        )
+        assert store is not None  # one process builds all shards
+        return store
+
+    def _check_classes(self) -> None:
+        if self.teacher is not None and class_indices(self.teacher, self.train.class_names, self.train.num_classes):
+            raise InputError(
+                f"the teacher's classes must be the dataset's {self.train.num_classes}, in their order; "
+                f"give a teacher of {self.config.dataset}"
+            )
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredMaps]:
+        return {}
+
+    def _stored_maps(self, name: str) -> StoredMaps:
+        if name not in self._stored:
+            self._stored[name] = StoredMaps(self._maps(name), self.train, self._train_images)
+        return self._stored[name]
+
+    def training_images(self, cell: Cell, seed: int) -> DeviceImages:
+        """Return what one run trains on, on the device."""
+        source = cell.overlay_source if cell.needs_maps else None
+        key = (source, cell.logits if cell.needs_stored_logits else None, cell.subset_fraction, seed)
+        if key not in self._training:
+            self._training = {key: self._assemble(cell, seed)}  # only the last: a study goes seed by seed
+        return self._training[key]
+
+    def _assemble(self, cell: Cell, seed: int) -> DeviceImages:
+        data = self._train_images
+        if cell.needs_maps:
+            name = "maps_random_teacher" if cell.overlay_source == "random_teacher" else "maps"
+            data = replace(data, maps=self._stored_maps(name).maps(cell.control, seed))
+        if cell.needs_stored_logits:
+            data = replace(data, logits=self._stored_maps("maps").logits())
+            if cell.logits == "shuffled":
+                others = derangement(len(data), derive_seed(seed, "logits"))
+                data = derange_logits(data, torch.from_numpy(others))
+        kept = torch.arange(len(data))
+        if self.config.evaluate_on == "validation":
+            kept = kept[~torch.isin(kept, self._held_out)]
+        if cell.subset_fraction < 1:
+            kept = kept[stratified_indices(data.labels[kept], cell.subset_fraction, seed)]
+        return data.subset(kept).to(self.device)
+
+    # ---- images to evaluate on ----
+
+    @cached_property
+    def test(self) -> Evaluated:
+        """The test split, or the validation images cut from the training split."""
+        if self.config.evaluate_on == "validation":
+            return self._evaluated(self._train_images.subset(self._held_out))
+        return self._evaluated(load_images(self._split(self.config.test_split, self.config.test_limit)))
+
+    @cached_property
+    def transfer(self) -> Evaluated | None:
+        """Other images of the same classes, resized to the training images' size; None where there are none."""
+        if self.config.transfer_dataset is None:
+            return None
+        dataset = load_labeled_images(self.config.transfer_dataset, self.config.transfer_split)
+        size = tuple(self._train_images.images.shape[:1:-1])
+        pixels, labels = [], []
+        for index in range(len(dataset)):
+            image, label = read_item(dataset, index)
+            pixels.append(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
+            labels.append(label)
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        return self._evaluated(DeviceImages(images, torch.tensor(labels)))
+
+    def _evaluated(self, images: DeviceImages) -> Evaluated:
+        images = images.to(self.device)
+        logits = None if self.teacher is None else predict(self.teacher, images.images)
+        return Evaluated(images, logits)
+
+    def corrupted(self, kind: str, severity: int) -> Tensor:
+        """Return the first test images under a corruption, [n, 3, H, W] uint8; the same for every run."""
+        if (kind, severity) not in self._corrupted:
+            clean = self.test.images.images[: self.config.corruption_images]
+            self._corrupted[kind, severity] = corrupt(clean, kind, severity)
+        return self._corrupted[kind, severity]
+
+
+def normalized(model: nn.Module, images: Tensor) -> Tensor:
+    """Return uint8 images [N, 3, H, W] as a model expects them, float32."""
+    config = resolve_model_data_config(model)
+    mean, std = (torch.tensor(config[name], device=images.device).view(1, 3, 1, 1) for name in ("mean", "std"))
+    return (images.float() / 255 - mean) / std
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return a model's logits for uint8 images [N, 3, H, W] on its device, [N, classes] float32, in eval mode."""
+    training = model.training
+    model.eval()
+    batch = _PREDICT_BATCH if images.device.type == "cuda" else 100
+    logits = torch.cat([model(normalized(model, part)).float() for part in images.split(batch)])
+    model.train(training)
+    return logits

@@ -1,0 +1,121 @@
+"""All metrics of one run: clean, corrupted and foreign test images, calibration, agreement, IG similarity, cost."""
+
+import copy
+from typing import Any
+
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+from study_config import StudyConfig
+from study_data import Evaluated, StudyData, normalized, predict
+from timm_igkd.attribution import IGOptions, reduce_channels
+from timm_igkd.chunking import activation_chunk
+from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
+from timm_igkd.evaluation import classification_metrics, teacher_agreement
+from timm_igkd.ig_engine import FastEngine
+from timm_igkd.latency import time_model
+from timm_igkd.model_loading import count_macs, count_parameters
+
+_SIMILARITY_STEPS = 32
+_LATENCY_SECONDS = 0.3
+
+
+class RunEvaluator:
+    """Evaluates students of one study; what depends on the teacher alone is computed once.
+
+    Args:
+        config: which evaluations are asked for.
+        data: images and teacher.
+    """
+
+    def __init__(self, config: StudyConfig, data: StudyData):
+        self.config, self.data = config, data
+        self._teacher_maps: Tensor | None = None
+
+    def evaluate(self, student: nn.Module) -> tuple[dict[str, Any], Tensor]:
+        """Return the metrics of a row and the predicted class of every test image, [n] int64 on the CPU.
+
+        Args:
+            student: in any mode, on the data's device.
+        """
+        test = self.data.test
+        logits = predict(student, test.images.images)
+        metrics: dict[str, Any] = {"n_test": len(test.images)}
+        metrics |= classification_metrics(logits.cpu(), test.images.labels.cpu())
+        metrics |= self._against_teacher(logits, test)
+        metrics |= self._cost(student)
+        metrics |= self._corruptions(student)
+        metrics |= self._transfer(student)
+        metrics |= self._similarity(student)
+        return metrics, logits.argmax(1).cpu()
+
+    def _against_teacher(self, logits: Tensor, test: Evaluated) -> dict[str, Any]:
+        if test.teacher_logits is None:
+            return {}
+        hits = test.teacher_logits.argmax(1) == test.images.labels
+        found = teacher_agreement(logits.cpu(), test.teacher_logits.cpu())
+        return found | {"teacher_top1": 100 * hits.double().mean().item()}
+
+    def _cost(self, student: nn.Module) -> dict[str, Any]:
+        parameters = count_parameters(student)
+        found: dict[str, Any] = {"num_parameters": parameters, "macs": count_macs(student)}
+        if self.data.teacher is not None:
+            found["compression"] = count_parameters(self.data.teacher) / parameters
+        if self.config.latency:
+            size = get_model_input_config(student)["input_size"]
+            times = time_model(student.eval(), size, self.data.device, seconds=_LATENCY_SECONDS)
+            found |= {f"latency_ms_{batch}": times[f"batch_{batch}"]["median"] for batch in (1, 64)}
+        return found
+
+    def _corruptions(self, student: nn.Module) -> dict[str, Any]:
+        count = min(self.config.corruption_images, len(self.data.test.images))
+        if count == 0:
+            return {}
+        labels, found = self.data.test.images.labels[:count], {}
+        for kind in CORRUPTIONS:
+            for severity in SEVERITIES:
+                hits = predict(student, self.data.corrupted(kind, severity)).argmax(1) == labels
+                found[f"corruption/{kind}/{severity}"] = 100 * hits.double().mean().item()
+        return {"corruption_top1": sum(found.values()) / len(found), "corruption_n": count} | found
+
+    def _transfer(self, student: nn.Module) -> dict[str, Any]:
+        """Accuracy on other images of the same classes, over all classes of the student."""
+        if self.data.transfer is None:
+            return {}
+        images, names = self.data.transfer.images, self.data.train.class_names
+        hits = (predict(student, images.images).argmax(1) == images.labels).double().cpu()
+        labels = images.labels.cpu()
+        per_class = {int(label): 100 * hits[labels == label].mean().item() for label in labels.unique()}
+        return {
+            "transfer_top1": 100 * hits.mean().item(),
+            "transfer_balanced_top1": sum(per_class.values()) / len(per_class),
+            "transfer_n": len(labels),
+            "transfer_per_class": {names[label] if names else str(label): top1 for label, top1 in per_class.items()},
+        }
+
+    def _similarity(self, student: nn.Module) -> dict[str, Any]:
+        """Mean correlation of the student's and the teacher's IG maps of the true class, image by image."""
+        if self.data.teacher is None or self.config.ig_images == 0:
+            return {}
+        if self._teacher_maps is None:
+            self._teacher_maps = self._maps(self.data.teacher)
+        correlations = map_correlation(self._maps(student), self._teacher_maps)
+        return {"ig_correlation": correlations.mean().item(), "ig_correlation_n": len(correlations)}
+
+    def _maps(self, model: nn.Module) -> Tensor:
+        images = self.data.test.images.subset(torch.arange(min(self.config.ig_images, len(self.data.test.images))))
+        inputs, device = normalized(model, images.images), self.data.device
+        shape = tuple(inputs.shape[1:])
+        chunk = activation_chunk(model, shape, device)
+        engine = FastEngine(copy.deepcopy(model).eval(), IGOptions(n_steps=_SIMILARITY_STEPS), chunk, shape, device)
+        attribution = engine.attribute(inputs, torch.zeros_like(inputs[:1]), images.labels, engine.forward(inputs))
+        return reduce_channels(attribution.values, "abs_sum").cpu()
+
+
+def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Return the Pearson correlation of each pair of maps [N, H, W], [N] float64; 0 where one is constant."""
+    first, second = (values.flatten(1).double() for values in (maps, others))
+    first, second = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
+    norms = first.norm(dim=1) * second.norm(dim=1)
+    return torch.where(norms > 0, (first * second).sum(1) / norms.clamp_min(1e-300), torch.zeros_like(norms))

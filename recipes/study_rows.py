@@ -1,0 +1,156 @@
+"""The rows of a study: one CSV line per run, predictions beside it; several processes and machines add to them.
+
+<output_dir>/results.csv                              one row per run, in the order they were finished
+<output_dir>/predictions/<config_hash>-<seed>.npy     predicted class of every test image, [n] uint8
+<output_dir>/predictions/labels.npy                   their labels, [n] uint8
+"""
+
+import csv
+import fcntl
+import io
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.store_files import write_atomic
+
+RunKey = tuple[str, int]
+
+CORRUPTION_COLUMNS = [f"corruption/{kind}/{severity}" for kind in CORRUPTIONS for severity in SEVERITIES]
+COLUMNS = [
+    *"study cell config_hash seed commit hardware device versions settings started wall_time_s".split(),
+    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss".split(),
+    *"n_test top1 top5 loss ece agreement teacher_kl teacher_top1".split(),
+    *"num_parameters macs compression latency_ms_1 latency_ms_64".split(),
+    *"corruption_top1 corruption_n".split(),
+    *CORRUPTION_COLUMNS,
+    *"transfer_top1 transfer_balanced_top1 transfer_n transfer_per_class".split(),
+    *"ig_correlation ig_correlation_n".split(),
+]
+
+
+class StudyRows:
+    """The CSV of one study's output folder.
+
+    Args:
+        folder: created where it is missing.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.path = self.folder / "results.csv"
+
+    def read(self) -> list[dict[str, str]]:
+        """Return all rows as text, empty where a metric was not measured.
+
+        Raises:
+            InputError: a file with other columns, or a run that is there twice.
+        """
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise InputError(f"{self.path} lacks column {missing[0]!r}; it is no study's results of this version")
+        for key, count in Counter(key_of(row) for row in rows).items():
+            if count > 1:
+                raise InputError(f"{self.path} has run {key[0]} seed {key[1]} {count} times; remove the others")
+        return rows
+
+    def run_keys(self) -> set[RunKey]:
+        """Return (config hash, seed) of all runs that are there."""
+        return {key_of(row) for row in self.read()}
+
+    def add(self, row: dict[str, Any], predictions: np.ndarray, labels: np.ndarray) -> bool:
+        """Add a run with its predictions, atomically; a run that is there already is left as it is.
+
+        Returns:
+            Whether it was added.
+
+        Raises:
+            InputError: the row's data or teacher are not those of the rows there.
+        """
+        unknown = row.keys() - set(COLUMNS)
+        assert not unknown, unknown
+        text = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
+        with self._locked():
+            rows = self.read()
+            if key_of(text) in {key_of(other) for other in rows}:
+                return False
+            for other in rows:
+                _check_same_data(self.path, other, text)
+            self._write_predictions(key_of(text), predictions, labels)
+            self._write([*rows, text])
+        return True
+
+    def merge(self, other: str | Path) -> int:
+        """Take the runs of another output folder that are not here yet; return how many.
+
+        Raises:
+            MissingFileError: no results there. InputError: they are of other data.
+        """
+        source = StudyRows(other)
+        if not source.path.exists():
+            raise MissingFileError(f"no results to merge: {str(source.path)!r} does not exist")
+        taken = 0
+        for row in source.read():
+            taken += self.add(row, source.predictions(key_of(row)), source.labels())
+        return taken
+
+    def predictions(self, key: RunKey) -> np.ndarray:
+        """Return a run's predicted classes, [n] uint8 (uint16 beyond 256 classes)."""
+        return self._load(f"{key[0]}-{key[1]}.npy")
+
+    def labels(self) -> np.ndarray:
+        """Return the labels of the images that all runs predicted, [n] uint8 (uint16)."""
+        return self._load("labels.npy")
+
+    def _load(self, name: str) -> np.ndarray:
+        path = self.folder / "predictions" / name
+        if not path.exists():
+            raise MissingFileError(f"{str(path)!r} does not exist; its row in {self.path} needs it: restore it")
+        return np.load(path, allow_pickle=False)
+
+    def _write_predictions(self, key: RunKey, predictions: np.ndarray, labels: np.ndarray) -> None:
+        dtype = np.uint8 if labels.max() < 256 else np.uint16
+        for name, values in ((f"{key[0]}-{key[1]}", predictions), ("labels", labels)):
+            buffer = io.BytesIO()
+            np.save(buffer, np.asarray(values).astype(dtype), allow_pickle=False)
+            write_atomic(self.folder / "predictions" / f"{name}.npy", buffer.getvalue())
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes of this machine from writing between our reading and writing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def key_of(row: dict[str, Any]) -> RunKey:
+    """Return (config hash, seed) of a row."""
+    return str(row["config_hash"]), int(row["seed"])
+
+
+def _check_same_data(path: Path, row: dict[str, str], new: dict[str, str]) -> None:
+    for name, what in (("data_hash", "images"), ("teacher_hash", "teacher")):
+        if row[name] and new[name] and row[name] != new[name]:
+            raise InputError(
+                f"{path} holds runs with other {what} ({name} {row[name]}, this run's is {new[name]}); give another "
+                "output_dir"
+            )

@@ -1,0 +1,158 @@
+"""One run of a study: a student trained from random weights on batches that are made on the device."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.data import resolve_model_data_config
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from study_config import Cell
+from timm_igkd import IGDistillationTask, IGOverlay
+from timm_igkd.device_images import DeviceImages
+from timm_igkd.device_loader import Batch, DeviceAugmentation, DeviceLoader
+from timm_igkd.errors import RunError
+from timm_igkd.random_streams import derive_seed, seed_global
+
+_BATCHES_AT_ONCE = {"cuda": 16, "cpu": 4}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained student, its last epoch's mean loss, and the speed of its training."""
+
+    student: nn.Module
+    loss: float
+    images_per_s: float
+
+
+def create_loader(cell: Cell, seed: int, data: DeviceImages, task: IGDistillationTask) -> DeviceLoader:
+    """Return the training batches of a run."""
+    student = task.get_eval_model()
+    config = resolve_model_data_config(student)
+    augmentation = DeviceAugmentation(
+        overlay=IGOverlay(cell.overlay_prob, cell.overlay_weight, cell.overlay_max_power),
+        padding=cell.padding,
+        hflip=cell.hflip,
+        cutout=cell.cutout,
+        mean=config["mean"],
+        std=config["std"],
+        teacher_view="clean" if task.two_view_batches else "same",
+    )
+    return DeviceLoader(data, augmentation, cell.batch_size, seed, _BATCHES_AT_ONCE.get(data.labels.device.type, 1))
+
+
+def create_task(cell: Cell, student: nn.Module, teacher: nn.Module | None) -> IGDistillationTask:
+    """Return the task of an arm; its teacher is in the loop only where the cell asks for it."""
+    return IGDistillationTask(
+        student,
+        teacher if cell.needs_live_teacher else None,
+        nn.CrossEntropyLoss(label_smoothing=cell.smoothing),
+        loss_type=cell.loss_type,
+        distill_loss_weight=cell.distill_loss_weight,
+        temperature=cell.temperature,
+        attention_loss_weight=cell.attention_loss_weight,
+        teacher_view=cell.teacher_view if cell.needs_maps else "same",
+        verbose=False,
+    )
+
+
+class RunTrainer:
+    """Trains one student of one cell and seed.
+
+    Args:
+        cell: the recipe.
+        seed: of order, augmentation and dropout; the student comes initialised.
+        data: on the accelerator's device.
+        student: with random weights.
+        teacher: on the device, or None.
+        accelerator: of one process; it decides precision.
+        compile_mode: of torch.compile, or "none".
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        seed: int,
+        data: DeviceImages,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        accelerator: Accelerator,
+        compile_mode: str = "none",
+    ):
+        self.cell, self.seed, self.accelerator, self.compiled = cell, seed, accelerator, compile_mode != "none"
+        student.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student = student
+        self.task = create_task(cell, student, teacher)
+        self.loader = create_loader(cell, seed, data, self.task)
+        optimizer = create_optimizer_v2(
+            self.task.trainable_module,
+            opt=cell.opt,
+            lr=cell.lr,
+            weight_decay=cell.weight_decay,
+            momentum=cell.momentum,
+        )
+        if self.compiled:
+            self.task.compile(mode=compile_mode)
+        self.scheduler = self._create_scheduler(optimizer)
+        self.optimizer: Any = accelerator.prepare(optimizer)
+
+    def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        if self.cell.sched == "none":
+            return None
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=self.cell.sched,
+            num_epochs=self.cell.epochs,
+            warmup_epochs=min(self.cell.warmup_epochs, self.cell.epochs - 1),
+            warmup_lr=self.cell.lr / 100,
+            min_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=len(self.loader),
+        )
+        return scheduler
+
+    def fit(self, progress: bool = True) -> Trained:
+        """Train all epochs.
+
+        Raises:
+            RunError: the loss is no longer finite.
+        """
+        torch.manual_seed(derive_seed(self.seed, "training"))  # dropout, on every device
+        seed_global(derive_seed(self.seed, "training"))
+        started, loss = time.perf_counter(), math.nan
+        bar = tqdm(range(self.cell.epochs), desc="epochs", leave=False, disable=None if progress else True)
+        for epoch in bar:
+            loss = self._train_epoch(epoch)
+            if not math.isfinite(loss):
+                raise RunError(f"the loss became NaN or infinite in epoch {epoch}; lower lr ({self.cell.lr:g})")
+            bar.set_postfix(loss=f"{loss:.4f}")
+        seconds = time.perf_counter() - started
+        images = self.cell.epochs * len(self.loader) * self.cell.batch_size
+        return Trained(self.student, loss, images / seconds)
+
+    def _train_epoch(self, epoch: int) -> float:
+        """Train one epoch and return its mean loss; the accelerator is waited for once, here."""
+        self.task.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        for step, batch in enumerate(self.loader.epoch(epoch)):
+            if self.scheduler is not None:
+                self.scheduler.step_update(epoch * len(self.loader) + step)
+            total += self._step(batch)
+        return float(total) / len(self.loader)
+
+    def _step(self, batch: Batch) -> Tensor:
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()
+        with self.accelerator.autocast():
+            result = self.task(batch.student, batch.labels, teacher_input=batch.teacher, teacher_logits=batch.logits)
+        self.accelerator.backward(result["loss"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return result["loss"].detach()

@@ -1,0 +1,146 @@
+"""A data set of small images that fits into the memory of a device, with each image's map and teacher logits.
+
+Decoded and checked once; device_loader.py makes training batches of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from timm_igkd.controls import OverlaySource, control_map
+from timm_igkd.data import dataset_name, read_item, row_name
+from timm_igkd.errors import InputError
+from timm_igkd.random_streams import generator
+from timm_igkd.store import MapStore
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """Images of one size, with what belongs to each.
+
+    Attributes:
+        images: [N, 3, H, W] uint8 RGB.
+        labels: [N] int64.
+        maps: [N, 1, H, W] uint8 maps to overlay, or None.
+        logits: [N, classes] float32, the teacher's for each clean image, or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    maps: Tensor | None = None
+    logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "DeviceImages":
+        """Return the images at `indices`, [n] int64, in that order."""
+        index = indices.to(self.labels.device)
+        return DeviceImages(*(None if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> "DeviceImages":
+        """Return the same on another device."""
+        return DeviceImages(*(None if part is None else part.to(device) for part in self._parts()))  # type: ignore[arg-type]
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.images, self.labels, self.maps, self.logits
+
+
+def load_images(dataset: Any) -> DeviceImages:
+    """Decode all images of a map-style dataset of (PIL image, label).
+
+    Raises:
+        InputError: images of several sizes, which cannot share a tensor.
+    """
+    if len(dataset) == 0:
+        raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
+    pixels: np.ndarray | None = None
+    labels = torch.empty(len(dataset), dtype=torch.int64)
+    for index in range(len(dataset)):
+        image, label = read_item(dataset, index)
+        if pixels is None:
+            pixels = np.empty((len(dataset), image.height, image.width, 3), dtype=np.uint8)
+        if (image.height, image.width) != pixels.shape[1:3]:
+            raise InputError(
+                f"{row_name(dataset, index)} is {image.width}x{image.height}, the first image is "
+                f"{pixels.shape[2]}x{pixels.shape[1]}; the fast path holds images of one size: resize them, or use "
+                "IGOverlayDataset with a loader"
+            )
+        pixels[index], labels[index] = np.asarray(image), label
+    return DeviceImages(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
+
+
+class StoredMaps:
+    """A store decoded into memory, each image of a dataset checked against its own row once.
+
+    Args:
+        store: maps of the dataset.
+        dataset: map-style dataset of (PIL image, label).
+        images: the same dataset's images, as `load_images` returns them.
+
+    Raises:
+        InputError: an image without a map of its own.
+    """
+
+    def __init__(self, store: MapStore, dataset: Any, images: DeviceImages):
+        self._pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._maps = [store.overlay_map(row) for row in range(len(store))]
+        self._rows = [
+            store.find(Image.fromarray(pixels), int(label), index, row_name(dataset, index))
+            for index, (pixels, label) in enumerate(zip(self._pixels, images.labels, strict=True))
+        ]
+        self._logits = store.has_logits
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def overlay_map(self, row: int) -> Image.Image:
+        """Return a row's map, as `MapStore.overlay_map` does."""
+        return self._maps[row]
+
+    def maps(self, source: OverlaySource, seed: int) -> Tensor:
+        """Return what each image is overlaid with, [N, 1, H, W] uint8 (see controls.py)."""
+        height, width = self._pixels.shape[1:3]
+        found = np.empty((len(self._rows), height, width), dtype=np.uint8)
+        for index, row in enumerate(self._rows):
+            levels = control_map(self, row, Image.fromarray(self._pixels[index]), source, seed)
+            if levels.size != (width, height):
+                levels = levels.resize((width, height), Image.Resampling.BILINEAR)
+            found[index] = np.asarray(levels)
+        return torch.from_numpy(found)[:, None]
+
+    def logits(self) -> Tensor:
+        """Return the teacher's logits of each clean image, [N, classes] float32."""
+        self._store.require_logits()
+        table = np.asarray(self._store.rows.with_format("numpy")["logits"][:], dtype=np.float32)
+        return torch.from_numpy(table[self._rows])
+
+
+def stratified_indices(labels: Tensor | Sequence[int], fraction: float, seed: int) -> Tensor:
+    """Return the sorted indices of a random share of every class, [n] int64.
+
+    Args:
+        labels: [N] int64.
+        fraction: in (0, 1]; 1 returns all.
+        seed: of the choice.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {fraction:g}")
+    table, kept = np.asarray(labels), []
+    for label in np.unique(table):
+        rows = np.flatnonzero(table == label)
+        kept.append(generator(seed, "subset", int(label)).permutation(rows)[: round(fraction * len(rows))])
+    return torch.from_numpy(np.sort(np.concatenate(kept)))
+
+
+def derange_logits(data: DeviceImages, rows: Tensor) -> DeviceImages:
+    """Return the images with the logits of the images at `rows`, [N] int64."""
+    if data.logits is None:
+        raise InputError("shuffled logits need stored logits, got none; build the maps with --logits")
+    return replace(data, logits=data.logits[rows.to(data.logits.device)])

@@ -1,0 +1,199 @@
+"""Training batches made on the device: overlaid, cropped and flipped in batches, both views at once.
+
+The same arms as `IGOverlayDataset` behind a loader, in the same order: overlay in source coordinates, then the crop and
+flip that student and teacher share, then normalisation. Draws come from streams of their own, one number per (seed,
+purpose, epoch, image), so that arms of one seed share order, crops and coins.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from timm_igkd.dataset import TeacherViewMode
+from timm_igkd.device_images import DeviceImages
+from timm_igkd.errors import InputError, check_range
+from timm_igkd.overlay import IGOverlay, blend_map
+from timm_igkd.random_streams import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch on the device.
+
+    Attributes:
+        student: [B, 3, H, W] float32, normalised. teacher: the same images' other view, or None.
+        labels: [B] int64.
+        logits: [B, classes] stored teacher logits, or None.
+    """
+
+    student: Tensor
+    teacher: Tensor | None
+    labels: Tensor
+    logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class DeviceAugmentation:
+    """What happens to a batch on the device.
+
+    Attributes:
+        overlay: probability and strength of the overlay.
+        padding: pixels of black around the image before a crop of its own size, at a random place; 0: no crop.
+        hflip: probability of a horizontal flip.
+        cutout: side in pixels of a square set to the mean colour at a random place, in both views; 0: none
+            (DeVries and Taylor, arXiv 1708.04552).
+        mean: of the normalisation. std: of the normalisation.
+        teacher_view: "clean": the teacher's view has the same crop, flip and square, without the overlay. "same": there
+            is one view.
+    """
+
+    overlay: IGOverlay
+    padding: int = 0
+    hflip: float = 0.0
+    cutout: int = 0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    teacher_view: TeacherViewMode = "same"
+
+    def __post_init__(self) -> None:
+        check_range("padding", self.padding, 0)
+        check_range("hflip", self.hflip, 0, 1)
+        check_range("cutout", self.cutout, 0)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one epoch, one row per image of the dataset; all on the device.
+
+    Attributes:
+        overlaid: [N] bool. power: [N] float32, the map's exponent.
+        shift: [N, 2] int64, row and column of the crop. flipped: [N] bool.
+        square: [N, 2] int64, centre of the cutout.
+    """
+
+    overlaid: Tensor
+    power: Tensor
+    shift: Tensor
+    flipped: Tensor
+    square: Tensor
+
+    def at(self, index: Tensor) -> "Draws":
+        """Return the draws of the images at `index`."""
+        return Draws(
+            self.overlaid[index], self.power[index], self.shift[index], self.flipped[index], self.square[index]
+        )
+
+
+class DeviceLoader:
+    """Training batches of a dataset that lies on the device.
+
+    Args:
+        data: images, and maps where the overlay's probability is above 0.
+        augmentation: what is done to them.
+        batch_size: images per batch; the last images of an epoch that fill no batch are left out.
+        seed: order, coins, crops, flips and squares all derive from it, in streams of their own.
+        batches_at_once: batches that are augmented together; it changes speed and memory, no number.
+
+    Raises:
+        InputError: fewer images than a batch, or an overlay without maps.
+    """
+
+    def __init__(
+        self, data: DeviceImages, augmentation: DeviceAugmentation, batch_size: int, seed: int, batches_at_once: int = 1
+    ):
+        check_range("batch_size", batch_size, 1)
+        if len(data) < batch_size:
+            raise InputError(f"a batch needs {batch_size} images, the dataset has {len(data)}; lower batch_size")
+        if augmentation.overlay.overlay_prob > 0 and data.maps is None:
+            raise InputError("overlays need maps, got none; build them with: timm-igkd maps")
+        self.data, self.augmentation, self.batch_size, self.seed = data, augmentation, batch_size, seed
+        self.batches_at_once = batches_at_once
+        self.device = data.labels.device
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+            for values in (augmentation.mean, augmentation.std)
+        )
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        draws = self.draws(epoch)
+        order = torch.from_numpy(generator(self.seed, "order", epoch).permutation(len(self.data)))
+        for batches in (
+            order[: len(self) * self.batch_size].to(self.device).split(self.batch_size * self.batches_at_once)
+        ):
+            student, teacher = self.views(batches, draws.at(batches))
+            for start in range(0, len(batches), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                index = batches[part]
+                yield Batch(
+                    student[part],
+                    None if teacher is None else teacher[part],
+                    self.data.labels[index],
+                    None if self.data.logits is None else self.data.logits[index],
+                )
+
+    def draws(self, epoch: int) -> Draws:
+        """Return the random numbers of one epoch."""
+        n, settings = len(self.data), self.augmentation
+
+        def stream(purpose: str) -> np.random.Generator:
+            return generator(self.seed, purpose, epoch)
+
+        coins, strengths = stream("overlay").random((2, n))
+        powers = np.exp(strengths * np.log(settings.overlay.max_power))
+        drawn = Draws(
+            torch.from_numpy(coins < settings.overlay.overlay_prob),
+            torch.from_numpy(powers.astype(np.float32)),
+            torch.from_numpy(stream("crop").integers(0, 2 * settings.padding + 1, (n, 2))),
+            torch.from_numpy(stream("flip").random(n) < settings.hflip),
+            torch.from_numpy(stream("cutout").integers(0, self.data.images.shape[-2:], (n, 2))),
+        )
+        return Draws(*(getattr(drawn, name).to(self.device) for name in Draws.__dataclass_fields__))
+
+    def views(self, index: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Return the student's and the teacher's views of the images at `index`, [B, 3, H, W] float32 each.
+
+        Args:
+            index: [B] int64. draws: theirs.
+        """
+        clean = self.data.images[index].float() / 255
+        student = self._overlaid(clean, index, draws) if self.augmentation.overlay.overlay_prob > 0 else clean
+        transformed = self._transformed(student, draws)
+        if self.augmentation.teacher_view == "same":
+            return transformed, None
+        return transformed, transformed if student is clean else self._transformed(clean, draws)
+
+    def _overlaid(self, clean: Tensor, index: Tensor, draws: Draws) -> Tensor:
+        """Blend the maps of the images whose coin fell so, rounded to 8 bits as an image file would be."""
+        assert self.data.maps is not None
+        chosen = draws.overlaid.nonzero().squeeze(1)
+        maps, power = self.data.maps[index[chosen]].float() / 255, draws.power[chosen].view(-1, 1, 1, 1)
+        blended = blend_map(clean[chosen], maps, self.augmentation.overlay.overlay_weight, power)
+        return clean.index_copy(0, chosen, (blended * 255 + 0.5).floor_() / 255)
+
+    def _transformed(self, images: Tensor, draws: Draws) -> Tensor:
+        padding, (height, width) = self.augmentation.padding, images.shape[-2:]
+        rows = draws.shift[:, :1] + torch.arange(height, device=self.device)
+        columns = torch.arange(width, device=self.device).expand(len(images), width)
+        columns = draws.shift[:, 1:] + torch.where(draws.flipped[:, None], columns.flip(1), columns)
+        padded = F.pad(images, (padding,) * 4) if padding else images
+        which = torch.arange(len(images), device=self.device)[:, None, None]
+        cropped = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        normalized = (cropped - self.mean) / self.std
+        return self._cut_out(normalized, draws) if self.augmentation.cutout else normalized
+
+    def _cut_out(self, images: Tensor, draws: Draws) -> Tensor:
+        """Set a square to 0, the mean colour; part of it may lie outside the image."""
+        half = self.augmentation.cutout / 2
+        near = [
+            (torch.arange(side, device=self.device) - draws.square[:, axis : axis + 1] + 0.5).abs() <= half
+            for axis, side in enumerate(images.shape[-2:])
+        ]
+        return images.masked_fill((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
