@@ -34,7 +34,7 @@ _CONTRAST: Table = ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05))
 _BRIGHTNESS: Table = ((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5))
 _FOG: Table = ((0.2, 0.5, 0.75, 1.0, 1.5), (1.5, 2.0, 2.5, 2.5, 3.0))
 _FOG_DECAY: Table = ((3.0, 3.0, 2.5, 2.0, 1.75), (2.0, 2.0, 1.7, 1.5, 1.4))
-_SHIFT: Table = ((1 / 16, 2 / 16, 3 / 16, 4 / 16, 5 / 16),) * 2
+_SHIFT: Table = ((2 / 32, 4 / 32, 5 / 32, 6 / 32, 8 / 32),) * 2
 
 Streams = Iterator[np.random.Generator]
 Corruption = Callable[[Tensor, int, Streams], Tensor]
