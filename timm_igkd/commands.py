@@ -1,6 +1,7 @@
 """What each command of `timm-igkd` does; cli.py parses and reports."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -141,6 +142,15 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=cli.folder_argument, help="metrics.json to write")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument(
+        "--corruptions",
+        nargs="?",
+        type=int,
+        const=sys.maxsize,
+        default=0,
+        metavar="N",
+        help="measure robustness to 8 kinds of corruption at 5 severities, on N images each; without N on all",
+    )
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -158,10 +168,12 @@ def evaluate_command(args: argparse.Namespace) -> None:
         teacher_class_indices=class_indices(teacher, names, num_classes) if teacher is not None else None,
         batch_size=args.batch_size,
         num_workers=args.workers,
+        corruptions=args.corruptions,
     )
     write_metrics(args.out, result.metrics)
-    metrics = result.metrics
-    print(f"{args.out}: top1 {metrics['top1']:.2f} % of {metrics['n']} images, loss {metrics['loss']:.4f}")
+    metrics, robustness = result.metrics, result.metrics.get("robustness")
+    corrupted = f", corrupted {robustness['top1']:.2f} % (n = {robustness['n']} each)" if robustness else ""
+    print(f"{args.out}: top1 {metrics['top1']:.2f} % of {metrics['n']} images, loss {metrics['loss']:.4f}{corrupted}")
 
 
 Command = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]

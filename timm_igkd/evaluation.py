@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from timm_igkd.calibration import expected_calibration_error
-from timm_igkd.data import class_names, dataset_name, read_item
+from timm_igkd.contender import Contender, create_contender, shared_transforms
+from timm_igkd.data import dataset_name, read_item
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.latency import describe_hardware, time_model
 from timm_igkd.model_loading import count_macs, count_parameters
+from timm_igkd.robustness import measure_robustness
 from timm_igkd.store_files import write_atomic
 
 
@@ -36,37 +37,6 @@ class Evaluation:
     logits: Tensor
     labels: Tensor
     teacher_logits: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Contender:
-    """One model under evaluation with its own preprocessing and the model's index of each dataset class."""
-
-    role: str
-    model: nn.Module
-    class_indices: Tensor | None
-    data_config: dict[str, Any]
-
-    def head(self, logits: Tensor) -> Tensor:
-        """Return the columns of the dataset's classes, in the dataset's order."""
-        return logits if self.class_indices is None else logits[:, self.class_indices]
-
-    def check_batch(self, logits: Tensor, labels: Tensor, start: int) -> None:
-        """Raise unless the logits of the images from number `start` on are finite and every label is a class."""
-        num_classes = logits.shape[1] if self.class_indices is None else len(self.class_indices)
-        outside = ((labels < 0) | (labels >= num_classes)).nonzero()
-        if len(outside):
-            i = int(outside[0])
-            raise InputError(
-                f"label of image {start + i} must be in 0..{num_classes - 1}, the classes of the {self.role}, got "
-                f"{int(labels[i])}; use a model of this dataset, or map the dataset's classes with class_indices"
-            )
-        if not logits.isfinite().all():
-            i = int((~logits.isfinite()).any(dim=1).nonzero()[0])
-            raise RunError(
-                f"the {self.role} gives non-finite logits for image {start + i}; its weights are damaged, or it needs "
-                "float32"
-            )
 
 
 class _Views(Dataset[tuple[list[Tensor], int]]):
@@ -111,6 +81,7 @@ def evaluate(
     num_workers: int = 0,
     device: str | torch.device = "cpu",
     measure_latency: bool = True,
+    corruptions: int = 0,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate `model` on all of `dataset`, each model under its own timm evaluation transform.
@@ -126,20 +97,24 @@ def evaluate(
         num_workers: worker processes that decode and transform.
         device: where the models run.
         measure_latency: time both models, for about a second per batch size.
+        corruptions: images per kind and severity of corruption for `robustness` (see `measure_robustness`), evenly
+            spread over the dataset and at most all of it; 0 leaves it out.
         progress: show a progress bar where standard error is a terminal.
 
     Returns:
         Metrics, logits and labels.
 
     Raises:
-        InputError: empty dataset, or labels outside the model's classes.
+        InputError: empty dataset, labels outside the model's classes, or negative `corruptions`.
         RunError: non-finite logits.
     """
     if len(dataset) == 0:
         raise InputError("the dataset to evaluate on has no image; name another split")
-    contenders = [_contender("model", model, class_indices, dataset)]
+    if corruptions < 0:
+        raise InputError(f"corruptions must be a number of images, at least 0, got {corruptions}")
+    contenders = [create_contender("model", model, class_indices, dataset)]
     if teacher is not None:
-        contenders.append(_contender("teacher", teacher, teacher_class_indices, dataset))
+        contenders.append(create_contender("teacher", teacher, teacher_class_indices, dataset))
     device = torch.device(device)
     with _eval_mode([c.model for c in contenders], device):
         all_logits, labels = _predict(contenders, dataset, batch_size, num_workers, device, progress)
@@ -147,6 +122,10 @@ def evaluate(
             _measure(c, logits, labels, device, measure_latency)
             for c, logits in zip(contenders, all_logits, strict=True)
         ]
+        if corruptions:
+            limit = min(corruptions, len(dataset))
+            found = measure_robustness(contenders, dataset, limit, batch_size, num_workers, device, progress)
+            results = [result | {"robustness": r} for result, r in zip(results, found, strict=True)]
     where = {"n": len(labels), "dataset": dataset_name(dataset), "split": getattr(dataset, "split", None)}
     metrics = results[0] | where
     if teacher is None:
@@ -157,35 +136,9 @@ def evaluate(
     return Evaluation(metrics, all_logits[0], labels, all_logits[1])
 
 
-def _contender(role: str, model: nn.Module, indices: Sequence[int] | None, dataset: Any) -> _Contender:
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
-    if not getattr(model, "pretrained_cfg", None):
-        raise InputError(
-            f"the {role} must carry its preprocessing as timm models do, found no pretrained_cfg; set "
-            "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
-        )
-    names, num_classes = class_names(dataset), getattr(model, "num_classes", None)
-    if indices is not None and names is not None and len(indices) != len(names):
-        raise InputError(
-            f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"
-        )
-    if indices is not None and num_classes and not all(0 <= i < num_classes for i in indices):
-        raise InputError(
-            f"class_indices of the {role} must be in 0..{num_classes - 1}, got {min(indices)}..{max(indices)}"
-        )
-    if indices is None and names is not None and num_classes and len(names) != num_classes:
-        raise InputError(
-            f"the {role} has {num_classes} classes and the dataset {len(names)}; use a model of this dataset, or "
-            "map the dataset's classes with class_indices"
-        )
-    wanted = None if indices is None else torch.tensor(list(indices), dtype=torch.int64)
-    return _Contender(role, model, wanted, resolve_data_config({}, model=model))
-
-
 @torch.inference_mode()
 def _predict(
-    contenders: Sequence[_Contender],
+    contenders: Sequence[Contender],
     dataset: Any,
     batch_size: int,
     num_workers: int,
@@ -193,38 +146,48 @@ def _predict(
     progress: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """Return the logits of every contender and the labels, reading and decoding each image once."""
-    configs: list[dict[str, Any]] = []
-    for contender in contenders:
-        if contender.data_config not in configs:
-            configs.append(contender.data_config)
-    views = _Views(dataset, [create_transform(**config, is_training=False) for config in configs])
-    loader = DataLoader(views, batch_size, num_workers=num_workers, shuffle=False)
+    transforms, positions = shared_transforms(contenders)
+    loader = DataLoader(_Views(dataset, transforms), batch_size, num_workers=num_workers, shuffle=False)
     collected: list[list[Tensor]] = [[] for _ in contenders]
     collected_labels: list[Tensor] = []
     start = 0
     for images, labels in tqdm(loader, desc="evaluate", unit="batch", disable=None if progress else True):
-        for contender, logits in zip(contenders, collected, strict=True):
-            view = images[configs.index(contender.data_config)]
-            logits.append(contender.model(view.to(device)).float().cpu())
+        for contender, position, logits in zip(contenders, positions, collected, strict=True):
+            logits.append(contender.model(images[position].to(device)).float().cpu())
             contender.check_batch(logits[-1], labels, start)
         collected_labels.append(labels)
         start += len(labels)
     return [torch.cat(logits) for logits in collected], torch.cat(collected_labels)
 
 
-def _measure(
-    contender: _Contender, logits: Tensor, labels: Tensor, device: torch.device, measure_latency: bool
-) -> dict[str, Any]:
-    """Return the metrics of one model by itself."""
-    model, indices = contender.model, contender.class_indices
-    targets = labels if indices is None else indices[labels]
+def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return accuracy, loss and calibration of a classifier's answers.
+
+    Args:
+        logits: (N, C) floating, N > 0.
+        targets: (N,) int64 in 0 to C - 1, on the device of `logits`.
+
+    Returns:
+        top1 and top5 (percent; of equal logits the lower class comes first), loss (cross-entropy in nats) and ece
+        (in [0, 1]).
+    """
     log_probabilities = logits.double().log_softmax(dim=1)
     rank = _rank(logits, targets)
-    metrics: dict[str, Any] = {
+    return {
         "top1": 100 * (rank < 1).double().mean().item(),
         "top5": 100 * (rank < min(5, logits.shape[1])).double().mean().item(),
         "loss": -log_probabilities.gather(1, targets[:, None]).mean().item(),
-        "ece": expected_calibration_error(log_probabilities.exp(), targets),
+        "ece": expected_calibration_error(log_probabilities.exp().cpu(), targets.cpu()),
+    }
+
+
+def _measure(
+    contender: Contender, logits: Tensor, labels: Tensor, device: torch.device, measure_latency: bool
+) -> dict[str, Any]:
+    """Return the metrics of one model by itself."""
+    model = contender.model
+    metrics: dict[str, Any] = classification_metrics(logits, contender.targets(labels))
+    metrics |= {
         "num_parameters": count_parameters(model),
         "macs": count_macs(model),
         "size_mb": sum(
@@ -232,7 +195,7 @@ def _measure(
         )
         / 1e6,
     }
-    if indices is not None:
+    if contender.class_indices is not None:
         metrics["top1_subset"] = 100 * (_rank(contender.head(logits), labels) < 1).double().mean().item()
     if measure_latency:
         metrics["latency_ms"] = time_model(model, contender.data_config["input_size"], device)
@@ -243,11 +206,11 @@ def _measure(
 def _rank(logits: Tensor, targets: Tensor) -> Tensor:
     """Return how many classes come before the target; of equal logits the lower class comes first."""
     target = logits.gather(1, targets[:, None])
-    tied_before = (logits == target) & (torch.arange(logits.shape[1]) < targets[:, None])
+    tied_before = (logits == target) & (torch.arange(logits.shape[1], device=logits.device) < targets[:, None])
     return ((logits > target) | tied_before).sum(dim=1)
 
 
-def _compare(contenders: Sequence[_Contender], all_logits: Sequence[Tensor]) -> dict[str, float]:
+def _compare(contenders: Sequence[Contender], all_logits: Sequence[Tensor]) -> dict[str, float]:
     """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's."""
     student, teacher = all_logits
     indices = [c.class_indices for c in contenders]
@@ -261,9 +224,21 @@ def _compare(contenders: Sequence[_Contender], all_logits: Sequence[Tensor]) -> 
             f"teacher and student must share their classes, found {teacher.shape[1]} and {student.shape[1]}; map the "
             "dataset's classes with class_indices and teacher_class_indices"
         )
-    log_p, log_q = (logits.double().log_softmax(dim=1) for logits in (teacher, student))
+    return teacher_agreement(student, teacher)
+
+
+def teacher_agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
+    """Return how far a student answers as its teacher does.
+
+    Args:
+        student_logits: (N, C) over the same classes as `teacher_logits`, (N, C).
+
+    Returns:
+        `agreement`: percent of equal answers; `teacher_kl`: mean KL(teacher || student) in nats.
+    """
+    log_p, log_q = (logits.double().log_softmax(dim=1) for logits in (teacher_logits, student_logits))
     return {
-        "agreement": 100 * (student.argmax(1) == teacher.argmax(1)).double().mean().item(),
+        "agreement": 100 * (student_logits.argmax(1) == teacher_logits.argmax(1)).double().mean().item(),
         "teacher_kl": (log_p.exp() * (log_p - log_q)).sum(dim=1).mean().item(),
     }
 

@@ -1,0 +1,94 @@
+"""A model under evaluation: with its own preprocessing, and its own index of each class of the dataset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from timm_igkd.data import class_names
+from timm_igkd.errors import InputError, RunError
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model under evaluation with its own preprocessing and the model's index of each dataset class."""
+
+    role: str
+    model: nn.Module
+    class_indices: Tensor | None
+    data_config: dict[str, Any]
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Return the model's class of each of the dataset's labels."""
+        return labels if self.class_indices is None else self.class_indices[labels]
+
+    def head(self, logits: Tensor) -> Tensor:
+        """Return the columns of the dataset's classes, in the dataset's order."""
+        return logits if self.class_indices is None else logits[:, self.class_indices]
+
+    def check_batch(self, logits: Tensor, labels: Tensor, start: int) -> None:
+        """Raise unless the logits of the images from number `start` on are finite and every label is a class."""
+        num_classes = logits.shape[1] if self.class_indices is None else len(self.class_indices)
+        outside = ((labels < 0) | (labels >= num_classes)).nonzero()
+        if len(outside):
+            i = int(outside[0])
+            raise InputError(
+                f"label of image {start + i} must be in 0..{num_classes - 1}, the classes of the {self.role}, got "
+                f"{int(labels[i])}; use a model of this dataset, or map the dataset's classes with class_indices"
+            )
+        if not logits.isfinite().all():
+            i = int((~logits.isfinite()).any(dim=1).nonzero()[0])
+            raise RunError(
+                f"the {self.role} gives non-finite logits for image {start + i}; its weights are damaged, or it needs "
+                "float32"
+            )
+
+
+def create_contender(role: str, model: nn.Module, indices: Sequence[int] | None, dataset: Any) -> Contender:
+    """Return a model with its preprocessing and classes.
+
+    Args:
+        role: what errors call it.
+        model: a timm classifier; the wrapper of DataParallel or DDP is taken off.
+        indices: the model's index of each dataset class; None where they are the model's classes in order.
+        dataset: what it is evaluated on.
+
+    Raises:
+        InputError: no preprocessing, or the dataset's classes are not the model's.
+    """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    if not getattr(model, "pretrained_cfg", None):
+        raise InputError(
+            f"the {role} must carry its preprocessing as timm models do, found no pretrained_cfg; set "
+            "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
+        )
+    names, num_classes = class_names(dataset), getattr(model, "num_classes", None)
+    if indices is not None and names is not None and len(indices) != len(names):
+        raise InputError(
+            f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"
+        )
+    if indices is not None and num_classes and not all(0 <= i < num_classes for i in indices):
+        raise InputError(
+            f"class_indices of the {role} must be in 0..{num_classes - 1}, got {min(indices)}..{max(indices)}"
+        )
+    if indices is None and names is not None and num_classes and len(names) != num_classes:
+        raise InputError(
+            f"the {role} has {num_classes} classes and the dataset {len(names)}; use a model of this dataset, or "
+            "map the dataset's classes with class_indices"
+        )
+    wanted = None if indices is None else torch.tensor(list(indices), dtype=torch.int64)
+    return Contender(role, model, wanted, resolve_data_config({}, model=model))
+
+
+def shared_transforms(contenders: Sequence[Contender]) -> tuple[list[Any], list[int]]:
+    """Return timm's evaluation transforms without repeats, and which of them each contender takes."""
+    configs: list[dict[str, Any]] = []
+    for contender in contenders:
+        if contender.data_config not in configs:
+            configs.append(contender.data_config)
+    transforms = [create_transform(**config, is_training=False) for config in configs]
+    return transforms, [configs.index(contender.data_config) for contender in contenders]

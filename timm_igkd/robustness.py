@@ -1,0 +1,92 @@
+"""Accuracy under corruption: every kind at every severity, on the image as it is decoded, before any transform."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from timm_igkd.contender import Contender, shared_transforms
+from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from timm_igkd.data import read_item
+from timm_igkd.errors import RunError
+
+_SETTINGS = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
+
+
+class _CorruptedViews(Dataset[tuple[list[Tensor], int]]):
+    """Images evenly spread over a dataset; of each all corruptions, (K, 3, h, w) under each of several transforms."""
+
+    def __init__(self, dataset: Any, limit: int, transforms: Sequence[Any]) -> None:
+        self.dataset = dataset
+        self.limit = limit
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def __getitem__(self, position: int) -> tuple[list[Tensor], int]:
+        index = position * len(self.dataset) // self.limit
+        image, label = read_item(self.dataset, index)
+        pixels = F.pil_to_tensor(image)[None]
+        views = [_to_pil(corrupt(pixels, kind, severity, start=index)[0]) for kind, severity in _SETTINGS]
+        return [torch.stack([transform(view) for view in views]) for transform in self.transforms], label
+
+
+def _to_pil(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+@torch.inference_mode()
+def measure_robustness(
+    contenders: Sequence[Contender],
+    dataset: Any,
+    limit: int,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Return the accuracy of models in eval mode on `device` under every corruption (seed 0).
+
+    Args:
+        contenders: the models; each image is read and corrupted once for all.
+        dataset: map-style dataset of (PIL RGB image, label), labels checked.
+        limit: images per corruption, evenly spread over the dataset, in 1 to its length.
+        batch_size: images per forward pass.
+        num_workers: worker processes that corrupt and transform.
+        device: where the models are.
+        progress: show a progress bar where standard error is a terminal.
+
+    Returns:
+        For each model `top1` (percent, the mean over kinds and severities), `n` (images per corruption) and `kinds`:
+        of each kind of `CORRUPTIONS` top1 at severities 1 to 5.
+
+    Raises:
+        RunError: non-finite logits.
+    """
+    transforms, positions = shared_transforms(contenders)
+    views = _CorruptedViews(dataset, limit, transforms)
+    loader = DataLoader(views, max(1, batch_size // len(_SETTINGS)), num_workers=num_workers, shuffle=False)
+    correct = torch.zeros((len(contenders), len(_SETTINGS)), dtype=torch.int64)
+    for images, labels in tqdm(loader, desc="corruptions", unit="batch", disable=None if progress else True):
+        for count, position, contender in zip(correct, positions, contenders, strict=True):
+            batches = images[position].flatten(0, 1).split(batch_size)
+            logits = torch.cat([contender.model(batch.to(device)).float().cpu() for batch in batches])
+            if not logits.isfinite().all():
+                raise RunError(
+                    f"the {contender.role} gives non-finite logits for a corrupted image; its weights are damaged, or "
+                    "it needs float32"
+                )
+            count += (logits.argmax(dim=1).view(len(labels), -1) == contender.targets(labels)[:, None]).sum(dim=0)
+    return [_summary(row, limit) for row in (100 * correct.double() / limit)]
+
+
+def _summary(top1: Tensor, limit: int) -> dict[str, Any]:
+    by_kind = top1.view(len(CORRUPTIONS), len(SEVERITIES))
+    return {"top1": top1.mean().item(), "n": limit, "kinds": dict(zip(CORRUPTIONS, by_kind.tolist(), strict=True))}
