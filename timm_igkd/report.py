@@ -86,6 +86,11 @@ def write_report(
     return path
 
 
+def page_style() -> str:
+    """Return the style sheet of report pages; colours are the CSS variables that figures are drawn in."""
+    return Path(__file__).with_name("report.css").read_text(encoding="utf-8").strip()
+
+
 def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[Disagreement]) -> dict[str, Any]:
     """Read the run and return everything the template shows."""
     config = read_mapping(run_dir / "config.yaml")
@@ -97,6 +102,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
     teacher_history = read_history(teacher_csv) if teacher_csv.exists() else None
     predictions = read_predictions(run_dir / "predictions.npz")
     return {
+        "style": page_style(),
         "run_name": str(config.get("name") or run_dir.resolve().name),
         "summary": tables.summary_sentence(metrics),
         "highlights": _highlights(metrics),

@@ -14,13 +14,13 @@ from timm_igkd.errors import InputError
 from timm_igkd.run_files import History
 
 # Drawn in these colours, then replaced by the page's CSS variables, so that one drawing serves light and dark mode.
-_ROLES = {"ink": "#010203", "muted": "#010204", "line": "#010205", "student": "#010206", "teacher": "#010207"}
+ROLES = {"ink": "#010203", "muted": "#010204", "line": "#010205", "student": "#010206", "teacher": "#010207"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "timm-igkd",
     "font.size": 9,
-    "axes.edgecolor": _ROLES["line"],
-    "axes.labelcolor": _ROLES["muted"],
+    "axes.edgecolor": ROLES["line"],
+    "axes.labelcolor": ROLES["muted"],
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
@@ -28,20 +28,20 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
-    "grid.color": _ROLES["line"],
+    "grid.color": ROLES["line"],
     "grid.linewidth": 0.6,
-    "xtick.color": _ROLES["line"],
-    "ytick.color": _ROLES["line"],
-    "xtick.labelcolor": _ROLES["muted"],
-    "ytick.labelcolor": _ROLES["muted"],
+    "xtick.color": ROLES["line"],
+    "ytick.color": ROLES["line"],
+    "xtick.labelcolor": ROLES["muted"],
+    "ytick.labelcolor": ROLES["muted"],
     "ytick.major.size": 0,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "legend.labelcolor": _ROLES["ink"],
+    "legend.labelcolor": ROLES["ink"],
     "legend.handlelength": 1.8,
-    "text.color": _ROLES["ink"],
+    "text.color": ROLES["ink"],
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
@@ -57,8 +57,17 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def _render_svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
-    """Draw into a figure of `size` inches and return SVG to place in HTML; `name` keeps the ids of a page apart."""
+def render_svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
+    """Draw into a figure and return SVG to place in HTML, in the colours of the page.
+
+    Args:
+        name: keeps the ids of a page apart.
+        size: width and height in inches.
+        draw: gets the figure; it draws in the colours of `ROLES`.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
     require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
@@ -81,7 +90,7 @@ def _render_svg(name: str, size: tuple[float, float], draw: Callable[[Any], None
     svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
     svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    for role, colour in _ROLES.items():
+    for role, colour in ROLES.items():
         svg = svg.replace(colour, f"var(--{role})")
     return svg.strip()
 
@@ -104,13 +113,13 @@ def _draw_lines(
             axes.plot(
                 *series,
                 style,
-                color=_ROLES[role],
+                color=ROLES[role],
                 label=legend,
                 marker="o" if len(series[0]) == 1 else "",
                 markersize=4,
                 linewidth=1.1 if faint else 1.6,
             )
-    axes.set_title(label, loc="left", fontsize=9.5, color=_ROLES["ink"], pad=8)
+    axes.set_title(label, loc="left", fontsize=9.5, color=ROLES["ink"], pad=8)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="best")
@@ -163,7 +172,7 @@ def learning_curves(student: History, teacher: History | None) -> list[tuple[str
         ends = "; ".join(
             f"{legend}: {series[1][0]:.4g} to {series[1][-1]:.4g}" for series, legend, _, _ in present if series
         )
-        figures.append((_render_svg(name, (3.5, 2.7), draw), f"{title} by epoch, first to last. {ends}."))
+        figures.append((render_svg(name, (3.5, 2.7), draw), f"{title} by epoch, first to last. {ends}."))
     return figures
 
 
@@ -175,21 +184,21 @@ def reliability_diagram(name: str, role: str, bins: ReliabilityBins) -> str:
         filled = bins.counts > 0
         width = 1 / len(bins.counts)
         left = bins.edges[:-1][filled]
-        upper.plot([0, 1], [0, 1], "--", color=_ROLES["muted"], linewidth=0.9)
-        upper.bar(left, bins.accuracy[filled], width * 0.86, align="edge", color=_ROLES[role], alpha=0.35)
+        upper.plot([0, 1], [0, 1], "--", color=ROLES["muted"], linewidth=0.9)
+        upper.bar(left, bins.accuracy[filled], width * 0.86, align="edge", color=ROLES[role], alpha=0.35)
         upper.plot(
             bins.confidence[filled],
             bins.accuracy[filled],
             "o",
-            color=_ROLES[role],
+            color=ROLES[role],
             markersize=4,
             label="mean of the bin",
         )
         upper.set(ylim=(0, 1.04), xlim=(0, 1), ylabel="accuracy")
-        lower.bar(left, bins.counts[filled] / bins.counts.sum(), width * 0.86, align="edge", color=_ROLES[role])
+        lower.bar(left, bins.counts[filled] / bins.counts.sum(), width * 0.86, align="edge", color=ROLES[role])
         lower.set(ylim=(0, 1), xlabel="confidence", ylabel="share")
 
-    return _render_svg(name, (3.6, 3.4), draw)
+    return render_svg(name, (3.6, 3.4), draw)
 
 
 def data_uri(image: Image.Image) -> str:
