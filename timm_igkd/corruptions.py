@@ -8,11 +8,13 @@ antialiased bilinear filter, not a box; `fog` sums octaves of smooth noise, not 
 is ours: diagonal, by the same share of the sides at every size, black where nothing was.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -56,7 +58,15 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 def _jpeg(images: Tensor, severity: int, streams: Streams) -> Tensor:
     quality = round(_strength(_QUALITY, severity, images))
-    return F.jpeg(images.cpu().contiguous(), quality).to(images.device)  # one encoder for all devices
+    decoded = [_through_jpeg(image, quality) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+
+def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """Return (H, W, 3) uint8 pixels as PIL saves and reads them; torchvision's own codec is deprecated since 0.29."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
 
 
 def _gaussian_noise(images: Tensor, severity: int, streams: Streams) -> Tensor:
@@ -156,7 +166,7 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0, *, start: i
     """
     if kind not in CORRUPTIONS:
         raise InputError(f"kind must be one of {', '.join(CORRUPTIONS)}, got {kind!r}{nearest(str(kind), CORRUPTIONS)}")
-    if severity not in SEVERITIES:
+    if not isinstance(severity, int) or severity not in SEVERITIES:
         raise InputError(f"severity must be one of 1, 2, 3, 4, 5, got {severity!r}")
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
