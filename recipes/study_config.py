@@ -169,7 +169,6 @@ class StudyConfig:
     seeds: int = field(default=3, metadata={"help": "runs of every cell"})
     base: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of all cells"})
     cells: dict[str, Any] = field(default_factory=dict, metadata={"help": "name: settings"})
-    grid: dict[str, Any] = field(default_factory=dict, metadata={"help": "setting: list; every cell with each"})
     contrasts: tuple[Any, ...] = field(default=(), metadata={"help": "pairs [a, b] of cells, named in advance"})
     outcomes: tuple[str, ...] = field(default=("top1", "corruption_top1"), metadata={"help": "primary first"})
 
@@ -202,18 +201,20 @@ class StudyConfig:
         self.ig_options()
 
     def _expand(self) -> dict[str, Cell]:
-        """Return the cells; with a grid, each cell once per combination, named after it."""
+        """Return the cells; one with a grid (setting: list) becomes one per combination, named after it."""
         if not self.cells:
             raise InputError(f"study {self.name!r} has no cells; add some under cells:")
-        for name, values in self.grid.items():
-            if not isinstance(values, list) or not values:
-                raise InputError(f"grid {name} must be a list of values, got {values!r}")
         cells: dict[str, Cell] = {}
         for name, given in self.cells.items():
-            for values in itertools.product(*self.grid.values()):
-                chosen = dict(zip(self.grid, values, strict=True))
+            settings = dict(given or {})
+            grid = settings.pop("grid", {})
+            for key, values in grid.items():
+                if not isinstance(values, list) or not values:
+                    raise InputError(f"cell {name!r}: grid {key} must be a list of values, got {values!r}")
+            for values in itertools.product(*grid.values()):
+                chosen = dict(zip(grid, values, strict=True))
                 label = ", ".join([name, *(f"{key} {value}" for key, value in chosen.items())])
-                cells[label] = create_cell(label, self.base | chosen | dict(given or {}))
+                cells[label] = create_cell(label, self.base | settings | chosen)
         return cells
 
     def _checked_contrasts(self) -> tuple[tuple[str, str], ...]:

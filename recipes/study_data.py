@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import fcntl
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from timm_igkd.device_images import DeviceImages, StoredMaps, derange_logits, lo
 from timm_igkd.errors import InputError
 from timm_igkd.model_loading import class_indices, load_model, use_image_size, weights_hash
 from timm_igkd.random_streams import derive_seed, seeded
+from timm_igkd.store_files import write_atomic
 
 VALIDATION_SHARE = 0.1
 _PREDICT_BATCH = 1000
@@ -150,7 +152,8 @@ class StudyData:
                 self._maps("maps")
             if any(cell.needs_maps and cell.overlay_source == "random_teacher" for cell in cells):
                 self._maps("maps_random_teacher")
-        self._check_classes()
+            self._check_classes()
+            _ = self.test, self.transfer  # the teacher's logits are kept for all processes
 
     def _maps(self, name: str) -> MapStore:
         """Return a store, built where it is missing or unfinished."""
@@ -237,8 +240,18 @@ class StudyData:
 
     def _evaluated(self, images: DeviceImages) -> Evaluated:
         images = images.to(self.device)
-        logits = None if self.teacher is None else predict(self.teacher, images.images)
-        return Evaluated(images, logits)
+        return Evaluated(images, None if self.teacher is None else self._teacher_logits(images.images))
+
+    def _teacher_logits(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits, computed once for all processes of the study."""
+        assert self.teacher is not None
+        content = xxhash.xxh3_64_hexdigest(images.cpu().numpy().tobytes())
+        path = self.work / "teacher_logits" / f"{self.teacher_hash}-{content}.npy"
+        if not path.exists():
+            buffer = io.BytesIO()
+            np.save(buffer, predict(self.teacher, images).cpu().numpy())
+            write_atomic(path, buffer.getvalue())
+        return torch.from_numpy(np.load(path)).to(self.device)
 
     def corrupted(self, kind: str, severity: int) -> Tensor:
         """Return the first test images under a corruption, [n, 3, H, W] uint8; the same for every run."""

@@ -24,7 +24,7 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.model_loading import load_model, save_model
 from train_config import TrainConfig
 
-CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
+CONFIGS = sorted(set((RECIPES / "configs").glob("*.yaml")) - set((RECIPES / "configs").glob("study_*.yaml")))
 
 
 def weights(run: Path, name: str = "student") -> dict[str, Tensor]:
