@@ -164,13 +164,35 @@ def test_card_without_a_run_tells_what_the_model_tells():
     assert "Parameters" in card
 
 
-def test_robustness_is_told_only_where_it_was_measured(run):
+ROBUSTNESS = {
+    "top1": 63.25,
+    "n": 1000,
+    "kinds": {"jpeg": [80.0, 75.0, 72.5, 70.0, 60.0], "gaussian_noise": [75.0, 65.0, 55.0, 45.0, 35.0]},
+}
+
+
+def test_card_tells_robustness_by_corruption_and_severity(run):
     facts = read_run(run)
-    assert "## Robustness" not in model_card(plain_student(), "user/x", facts)
-    measured = RunFacts(config=facts.config, metrics=facts.metrics | {"robustness": {"jpeg": {"top1": 71.25}}})
-    card = model_card(plain_student(), "user/x", measured)
-    assert table_row(card, "jpeg.top1") == "| jpeg.top1 | 71.25 |"
-    assert "was not measured" not in card.replace("were not measured", "")
+    card = model_card(
+        plain_student(), "user/x", RunFacts(config=facts.config, metrics=facts.metrics | {"robustness": ROBUSTNESS})
+    )
+    assert "corruption: **63.2 %**, n = 1,000 images" in card
+    assert "each of 2\nkinds" in card
+    assert table_row(card, "jpeg") == "| jpeg | 80.0 | 75.0 | 72.5 | 70.0 | 60.0 | 71.5 |"
+    assert table_row(card, "gaussian noise") == "| gaussian noise | 75.0 | 65.0 | 55.0 | 45.0 | 35.0 | 55.0 |"
+    assert "Robustness to noise, blur, compression or shifted data was not measured" not in card
+
+
+def test_card_tells_the_teachers_robustness_beside_it(run):
+    facts = read_run(run)
+    teacher = facts.metrics["teacher"] | {"robustness": ROBUSTNESS | {"top1": 70.04}}
+    metrics = facts.metrics | {"robustness": ROBUSTNESS, "teacher": teacher}
+    assert "**63.2 %** (teacher 70.0 %), n =" in model_card(plain_student(), "user/x", RunFacts(metrics=metrics))
+
+
+def test_card_says_that_robustness_was_not_measured(card):
+    assert "## Robustness" not in card
+    assert "Robustness to noise, blur, compression or shifted data was not measured" in card
 
 
 def test_hostile_names_break_neither_metadata_nor_tables(run):

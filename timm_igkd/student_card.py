@@ -1,5 +1,6 @@
 """The model card of a student, from what its run folder holds."""
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ from timm_igkd.report_tables import (
     ABSENT,
     NARROW,
     Row,
-    flat_rows,
     large,
     plain,
     result_rows,
@@ -101,7 +101,9 @@ def model_card(
         sizes=size_rows(metrics or {"num_parameters": count_parameters(model), "macs": count_macs(model)})
         + _onnx_rows(metrics),
         hardware=hardware,
-        robustness=flat_rows(metrics.get("robustness") or {}),
+        robustness=metrics.get("robustness"),
+        teacher_robustness=(metrics.get("teacher") or {}).get("robustness"),
+        robustness_rows=_robustness_rows(metrics.get("robustness") or {}),
         settings=_settings(run.config),
         ig_options=_ig_options(run),
         overlaid=(run.config.get("overlay_prob") or 0) > 0,
@@ -156,6 +158,14 @@ def _onnx_rows(metrics: Mapping[str, Any]) -> list[Row]:
         Row(name, ABSENT, f"{measured[key]['median']:.3g}{NARROW}ms (p90 {measured[key]['p90']:.3g})", "")
         for key, name in names.items()
         if key in measured
+    ]
+
+
+def _robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
+    """Return, for each kind of corruption, its name, top-1 at each severity and their mean."""
+    return [
+        [kind.replace("_", " "), *(f"{value:.1f}" for value in (*top1, statistics.fmean(top1)))]
+        for kind, top1 in (robustness.get("kinds") or {}).items()
     ]
 
 
