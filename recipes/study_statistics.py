@@ -207,7 +207,10 @@ def paired_power(sd: float, n: int, difference: float = 0.4, alpha: float = 0.05
     """Return the power of the two-sided paired t test to see a true `difference`, at the observed sd of differences."""
     if not sd > 0 or n < 2:
         return NAN
-    return float(TTestPower().power(difference / sd, n, alpha))
+    found = TTestPower().power(difference / sd, n, alpha)
+    if math.isnan(found):  # a large effect: scipy has no value for the far tail, which adds nothing
+        found = TTestPower().power(abs(difference) / sd, n, alpha / 2, alternative="larger")
+    return float(found)
 
 
 def seeds_needed(sd: float, difference: float = 0.4, power: float = 0.8, alpha: float = 0.05) -> float:

@@ -14,7 +14,14 @@ from timm_igkd.errors import InputError
 from timm_igkd.run_files import History
 
 # Drawn in these colours, then replaced by the page's CSS variables, so that one drawing serves light and dark mode.
-ROLES = {"ink": "#010203", "muted": "#010204", "line": "#010205", "student": "#010206", "teacher": "#010207"}
+ROLES = {
+    "ink": "#010203",
+    "muted": "#010204",
+    "line": "#010205",
+    "student": "#010206",
+    "teacher": "#010207",
+    "page": "#010208",
+}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "timm-igkd",

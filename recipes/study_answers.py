@@ -1,0 +1,149 @@
+"""What a study says in plain words, computed from its contrasts; an effect is claimed only where the plan allows it."""
+
+import math
+
+from study_config import Cell
+from study_paper import ABLATION, ABLATION_DROP, arm_name, paper_results
+from study_results import ALPHA, Contrast, StudyResults
+from study_tables import number, probability, signed, span
+from timm_igkd.report_tables import NARROW
+
+Answer = tuple[str, list[str]]  # a question, and sentences
+
+QUESTIONS = {
+    "top1": "Does the overlay help clean accuracy?",
+    "corruption_top1": "Does it help robustness to corruption?",
+    "transfer_balanced_top1": "Does it help on foreign images of the same classes?",
+}
+_ADVANTAGE = {"top1": "clean accuracy", "corruption_top1": "accuracy under corruption"}
+_ADVANTAGE["transfer_balanced_top1"] = "balanced transfer accuracy"
+NO_CONCLUSION = "This study checks the machinery: no conclusion is drawn from its numbers."
+
+
+def answers(results: StudyResults) -> list[Answer]:
+    """Return the study's questions with what its numbers say; a check of the machinery answers nothing."""
+    if results.config.purpose == "check":
+        return [("What follows from the numbers?", [NO_CONCLUSION])]
+    found = [answer for column, question in QUESTIONS.items() if (answer := _overlay(results, column, question))]
+    found += [answer for answer in (_alignment(results), _paper(results)) if answer]
+    return found or [("What follows from the numbers?", ["No contrast was named in advance, so nothing is claimed."])]
+
+
+def has_overlay(cell: Cell) -> bool:
+    """Say whether images are overlaid with the maps of the trained teacher, each with its own."""
+    return cell.overlay_prob > 0 and cell.overlay_source == "aligned"
+
+
+def _overlay(results: StudyResults, column: str, question: str) -> Answer | None:
+    sentences = [
+        verdict(results, contrast, column)
+        for contrast in results.contrasts(column)
+        if has_overlay(results.cell(contrast.a)) and results.cell(contrast.b).overlay_prob == 0
+    ]
+    if not any(sentences):
+        return None
+    return question, [sentence for sentence in sentences if sentence]
+
+
+def _alignment(results: StudyResults) -> Answer | None:
+    sentences = []
+    for column in QUESTIONS:
+        for contrast in results.contrasts(column):
+            control = results.cell(contrast.b)
+            is_control = control.overlay_prob > 0 and control.overlay_source != "aligned"
+            if has_overlay(results.cell(contrast.a)) and is_control and column in results.config.outcomes:
+                sentences.append(verdict(results, contrast, column))
+    sentences = [sentence for sentence in sentences if sentence]
+    return ("Does it matter that the maps are aligned with their images?", sentences) if sentences else None
+
+
+def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
+    """Return what one contrast says, with interval and n; empty where no seed is common.
+
+    "primary" studies claim an effect where Holm's p is below 0.05; others, and outcomes that were not named in advance,
+    never.
+    """
+    found, what = contrast.comparison, _ADVANTAGE.get(column, column)
+    if found.n == 0:
+        return ""
+    if math.isnan(found.p):
+        return (
+            f"{contrast.name}, {what}: {signed(found.difference)} points (n = {found.n}); "
+            "too few runs, or runs without spread, for an interval."
+        )
+    numbers = (
+        f"{signed(found.difference)} points (95{NARROW}% interval {span(found.low, found.high, sign=True)}, "
+        f"n = {found.n} seeds, Holm-adjusted p {_equals(contrast.holm_p)})"
+    )
+    if results.config.purpose != "primary" or column not in results.config.outcomes:
+        why = "exploratory" if results.config.purpose != "primary" else "not named in advance"
+        return f"{contrast.name}, {what}: {numbers}; {why}, so nothing is claimed."
+    if contrast.is_significant:
+        word = "higher" if found.difference > 0 else "lower"
+        return f"For this teacher, {contrast.a} has {word} {what} than {contrast.b}: {numbers}."
+    return f"For this teacher, no difference in {what} is shown between {contrast.a} and {contrast.b}: {numbers}."
+
+
+def _equals(p: float) -> str:
+    text = probability(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _paper(results: StudyResults) -> Answer | None:
+    """Compare the paper's difference of KD&IG and KD at 4.12x with every pair of ours that repeats its settings."""
+    if results.config.purpose == "check":
+        return None
+    repeated = [
+        name
+        for name in results.cells
+        if results.cell(name).drop == ABLATION_DROP
+        and paper_results(results.config, results.cell(name), results.constant(name, "num_parameters"))
+    ]
+    reference = [name for name in repeated if arm_name(results.cell(name)) == "KD"]
+    theirs = ABLATION["KD&IG"].mean - ABLATION["KD"].mean
+    sentences = []
+    for name in repeated:
+        for kd in reference:
+            if arm_name(results.cell(name)) == "KD&IG" and results.cell(name).logits == results.cell(kd).logits:
+                sentences.append(_beside_paper(results, name, kd, theirs))
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        return None
+    first = (
+        f"At 4.12× the paper reports {number(ABLATION['KD&IG'].mean)}{NARROW}% for KD&IG and "
+        f"{number(ABLATION['KD'].mean)}{NARROW}% for KD, "
+        f"a difference of {signed(theirs)} points (its Welch p .037, paired p .069; ten runs each). "
+        f"Its headline of {number(ABLATION['KD&IG'].best)} against {number(ABLATION['Student'].best)} compares "
+        "the best of ten runs."
+    )
+    return "What of the paper holds?", [first, *sentences]
+
+
+def _beside_paper(results: StudyResults, name: str, kd: str, theirs: float) -> str:
+    found = results.compare(name, kd, "top1")
+    if math.isnan(found.p):
+        return ""
+    low, high = found.low, found.high
+    place = "lies inside" if low <= theirs <= high else "lies outside"
+    zero = "contains" if low <= 0 <= high else "excludes"
+    return (
+        f"Ours, {name} − {kd}: {signed(found.difference)} points (95{NARROW}% interval {span(low, high, sign=True)}, "
+        f"n = {found.n}; not adjusted). The paper's {signed(theirs)} {place} our interval, which {zero} 0."
+    )
+
+
+def lead(studies: list[StudyResults]) -> str:
+    """Return the page's first sentences: how much was run, and what the primary study says."""
+    done = sum(len(results.rows) for results in studies)
+    planned = sum(results.num_planned for results in studies)
+    text = f"{done} of {planned} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
+    primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
+    if not primary:
+        return f"{text} No primary study has been run: nothing is claimed."
+    tested = [contrast for results in primary for contrast in results.contrasts(results.config.outcomes[0])]
+    shown = [contrast for contrast in tested if contrast.is_significant]
+    outcome = _ADVANTAGE.get(primary[0].config.outcomes[0], primary[0].config.outcomes[0])
+    return (
+        f"{text} In {outcome}, {len(shown) or 'none'} of {len(tested)} contrasts named in advance "
+        f"show{'s' if len(shown) == 1 else ''} a difference at a Holm-adjusted level of {ALPHA:g}, for this teacher."
+    )

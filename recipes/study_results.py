@@ -1,0 +1,237 @@
+"""What a study has measured: rows that belong to its cells, their summaries and contrasts; every reported number."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from study_config import Cell, StudyConfig
+from study_resampling import compare_subsets, summarize_subsets, two_level_bootstrap
+from study_rows import StudyRows
+from study_statistics import (
+    NAN,
+    Comparison,
+    Interval,
+    Summary,
+    compare_paired,
+    holm,
+    pair_by_seed,
+    paired_power,
+    seeds_needed,
+    summarize,
+)
+from timm_igkd.errors import InputError
+
+ALPHA = 0.05
+TIES = 0.1  # points by which accuracy can differ between two ways to break ties of low-precision logits
+DIFFERENCE = 0.4  # points: what the paper found between KD&IG and KD; power is told for it
+
+
+class Outcome(NamedTuple):
+    """A column of results.csv as the report shows it."""
+
+    column: str
+    title: str
+    short: str
+    unit: str
+    digits: int
+
+
+OUTCOMES = {
+    outcome.column: outcome
+    for outcome in (
+        Outcome("top1", "Clean accuracy", "Clean", "%", 2),
+        Outcome("corruption_top1", "Accuracy under corruption", "Corrupted", "%", 2),
+        Outcome("transfer_balanced_top1", "Transfer accuracy, balanced", "Transfer, balanced", "%", 2),
+        Outcome("transfer_top1", "Transfer accuracy", "Transfer", "%", 2),
+        Outcome("top5", "Clean top-5 accuracy", "Top-5", "%", 2),
+        Outcome("loss", "Cross-entropy", "Cross-entropy", "nats", 3),
+        Outcome("ece", "Calibration error (ECE)", "ECE", "", 3),
+        Outcome("agreement", "Same answer as the teacher", "Teacher agreement", "%", 2),
+        Outcome("teacher_kl", "KL divergence from the teacher", "Teacher KL", "nats", 3),
+        Outcome("ig_correlation", "Correlation of IG maps with the teacher's", "IG similarity", "", 3),
+    )
+}
+
+
+def outcome_of(column: str) -> Outcome:
+    """Return how a column is shown; an unknown one is shown under its own name."""
+    return OUTCOMES.get(column, Outcome(column, column, column, "", 3))
+
+
+class Contrast(NamedTuple):
+    """Cell a minus cell b in one outcome; Holm's p is over the contrasts named in advance, for this outcome alone."""
+
+    a: str
+    b: str
+    comparison: Comparison
+    holm_p: float
+    power: float
+    needed: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.a} − {self.b}"
+
+    @property
+    def is_significant(self) -> bool:
+        return self.holm_p < ALPHA
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """Rows of a study's output folder, held against its config.
+
+    A run belongs to the cell whose settings hash to its config_hash, whatever the cell was called when it ran.
+
+    Attributes:
+        runs: cell -> seed -> row (text), planned seeds only.
+        left_out: rows of other settings, or of seeds outside the plan.
+    """
+
+    config: StudyConfig
+    runs: Mapping[str, Mapping[int, Mapping[str, str]]]
+    left_out: int
+
+    @classmethod
+    def read(cls, config: StudyConfig) -> "StudyResults":
+        """Read what is there; no file means no run yet.
+
+        Raises:
+            InputError: a CSV of another form.
+        """
+        rows = StudyRows(config.output_dir).read()
+        hashes = {name: config.run_hash(cell) for name, cell in config.cells.items()}
+        planned = [row for row in rows if int(row["seed"]) in config.seed_range]
+        runs = {
+            name: {int(row["seed"]): row for row in planned if row["config_hash"] == run_hash}
+            for name, run_hash in hashes.items()
+        }
+        used = [row for row in planned if row["config_hash"] in hashes.values()]
+        return cls(config, runs, len(rows) - len(used))
+
+    @property
+    def cells(self) -> list[str]:
+        """Cells with at least one run, in the order of the config."""
+        return [name for name, runs in self.runs.items() if runs]
+
+    @property
+    def rows(self) -> list[Mapping[str, str]]:
+        """All rows that belong to the study, cell by cell, seed by seed."""
+        return [runs[seed] for runs in self.runs.values() for seed in sorted(runs)]
+
+    @property
+    def missing(self) -> list[tuple[str, int]]:
+        """Planned runs without a row, as (cell, seed)."""
+        return [(name, seed) for name, runs in self.runs.items() for seed in self.config.seed_range if seed not in runs]
+
+    @property
+    def num_planned(self) -> int:
+        return len(self.config.cells) * len(self.config.seed_range)
+
+    def cell(self, name: str) -> Cell:
+        """Return the settings of a cell."""
+        return self.config.cells[name]
+
+    def values(self, cell: str, column: str) -> dict[int, float]:
+        """Return seed -> number of one column, measured runs only."""
+        texts = {seed: row.get(column, "") for seed, row in sorted(self.runs[cell].items())}
+        return {seed: _number(column, text) for seed, text in texts.items() if text != ""}
+
+    def constant(self, cell: str, column: str) -> float:
+        """Return the value of a column that does not depend on the seed, e.g. parameters; NaN: not measured."""
+        return next(iter(self.values(cell, column).values()), NAN)
+
+    def is_measured(self, column: str) -> bool:
+        """Say whether any run has a number in the column."""
+        return any(self.values(cell, column) for cell in self.cells)
+
+    def sizes(self, cell: str) -> tuple[int, int]:
+        """Return how many images the runs of a cell were tested on and trained on."""
+        return round(self.constant(cell, "n_test")), round(self.constant(cell, "n_train"))
+
+    def is_resampled(self, cell: str) -> bool:
+        """Say whether the runs of a cell are Monte Carlo subsets of one training set."""
+        return self.cell(cell).subset_fraction < 1
+
+    def summary(self, cell: str, column: str) -> Summary:
+        """Return mean, sd and interval of a cell; Monte Carlo runs get the corrected variance."""
+        values = np.array(list(self.values(cell, column).values()))
+        return summarize_subsets(values, *self.sizes(cell)) if self.is_resampled(cell) else summarize(values)
+
+    def compare(self, a: str, b: str, column: str) -> Comparison:
+        """Compare two cells on their common seeds."""
+        _, first, second = pair_by_seed(self.values(a, column), self.values(b, column))
+        if self.is_resampled(a) and self.is_resampled(b):
+            return compare_subsets(first, second, *self.sizes(a))
+        return compare_paired(first, second)
+
+    def differences(self, a: str, b: str, column: str) -> np.ndarray:
+        """Return a - b on common seeds, [n] float64."""
+        _, first, second = pair_by_seed(self.values(a, column), self.values(b, column))
+        return first - second
+
+    @cached_property
+    def _contrasts(self) -> dict[str, list[Contrast]]:
+        return {}
+
+    def contrasts(self, column: str) -> list[Contrast]:
+        """Return the contrasts named in advance in one outcome, with Holm's p over all of them."""
+        if column not in self._contrasts:
+            found = [self.compare(a, b, column) for a, b in self.config.contrasts]
+            adjusted = holm(np.array([comparison.p for comparison in found]))
+            self._contrasts[column] = [
+                self._contrast(a, b, comparison, float(p))
+                for (a, b), comparison, p in zip(self.config.contrasts, found, adjusted, strict=True)
+            ]
+        return self._contrasts[column]
+
+    def _contrast(self, a: str, b: str, comparison: Comparison, holm_p: float) -> Contrast:
+        if self.is_resampled(a) and self.is_resampled(b):  # the power of the paired test is not that of the corrected
+            return Contrast(a, b, comparison, holm_p, NAN, NAN)
+        power = paired_power(comparison.sd, comparison.n, DIFFERENCE, ALPHA)
+        return Contrast(a, b, comparison, holm_p, power, seeds_needed(comparison.sd, DIFFERENCE, alpha=ALPHA))
+
+    def bootstrap(self, a: str, b: str) -> Interval | None:
+        """Return a - b of clean accuracy with the interval over seeds and test images, or None without common seeds.
+
+        Raises:
+            MissingFileError: predictions of a run are not beside its row.
+            InputError: predictions that do not give the accuracy of their row.
+        """
+        seeds = sorted(self.values(a, "top1").keys() & self.values(b, "top1").keys())
+        if len(seeds) < 2:
+            return None
+        return two_level_bootstrap(self._correct(a, seeds), self._correct(b, seeds))
+
+    def _correct(self, cell: str, seeds: list[int]) -> np.ndarray:
+        """Return [seeds, images] bool from the predictions, checked against the rows."""
+        store, run_hash = StudyRows(self.config.output_dir), self.config.run_hash(self.cell(cell))
+        labels, top1 = store.labels(), self.values(cell, "top1")
+        correct = []
+        for seed in seeds:
+            predicted = store.predictions((run_hash, seed))
+            if predicted.shape != labels.shape:
+                raise InputError(
+                    f"predictions {run_hash}-{seed}.npy have shape {predicted.shape}, expected that of labels.npy, "
+                    f"{labels.shape}; restore them or delete the run's row and repeat it"
+                )
+            correct.append(predicted == labels)
+            found = 100 * correct[-1].mean()
+            if abs(found - top1[seed]) > TIES:
+                raise InputError(
+                    f"predictions {run_hash}-{seed}.npy give {found:.3f} % top-1, their row says {top1[seed]:.3f} %; "
+                    "restore them or delete the row and repeat the run"
+                )
+        return np.stack(correct)
+
+
+def _number(column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(
+            f"column {column!r} of results.csv must hold numbers, found {text!r}; repair the row"
+        ) from error

@@ -1,0 +1,249 @@
+"""Tables of the study's report, as text that both templates lay out."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from study_paper import PaperResult, paper_results
+from study_results import DIFFERENCE, OUTCOMES, Contrast, StudyResults, outcome_of
+from study_statistics import CONFIDENCE, Interval, Summary
+from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
+from timm_igkd.report_tables import DASH, MINUS, NARROW, count
+
+CELL_COLUMNS = ("top1", "corruption_top1", "transfer_balanced_top1", "ece", "agreement", "ig_correlation")
+
+
+class Entry(NamedTuple):
+    """A cell of a table: its number, and what stands smaller below or behind it."""
+
+    main: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with row headings; `columns` does not count theirs."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Entry]]]
+    note: str = ""
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Return a number with a real minus sign, or a dash for NaN."""
+    if not math.isfinite(value):
+        return DASH if math.isnan(value) else "∞"
+    return f"{_without_minus_zero(value, digits):.{digits}f}".replace("-", MINUS)
+
+
+def _without_minus_zero(value: float, digits: int) -> float:
+    return round(value, digits) + 0.0
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a difference with its sign."""
+    if math.isnan(value):
+        return DASH
+    return f"{_without_minus_zero(value, digits):+.{digits}f}".replace("-", MINUS)
+
+
+def span(low: float, high: float, digits: int = 2, sign: bool = False) -> str:
+    """Return an interval in words, or nothing where it is undefined."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    show = signed if sign else number
+    return f"{show(low, digits)} to {show(high, digits)}"
+
+
+def probability(p: float) -> str:
+    """Return a p value to three decimals."""
+    return DASH if math.isnan(p) else "<0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def _summary_entry(summary: Summary, digits: int, n_runs: int) -> Entry:
+    parts = []
+    if summary.n > 1:
+        parts.append(f"sd {number(summary.sd, digits)}")
+    parts.append(span(summary.low, summary.high, digits))
+    if not math.isnan(summary.bca_low):
+        parts.append(f"BCa {span(summary.bca_low, summary.bca_high, digits)}")
+    if summary.n not in (n_runs, 0):
+        parts.append(f"n {summary.n}")
+    return Entry(number(summary.mean, digits), "; ".join(part for part in parts if part))
+
+
+def cells_table(results: StudyResults) -> Table:
+    """Return mean, sd and interval of every cell in every outcome that was measured, with its size."""
+    shown = [OUTCOMES[column] for column in CELL_COLUMNS if results.is_measured(column)]
+    rows = []
+    for name in results.cells:
+        n_runs = len(results.runs[name])
+        entries = [Entry(str(n_runs))]
+        entries += [_summary_entry(results.summary(name, item.column), item.digits, n_runs) for item in shown]
+        parameters, compression = results.constant(name, "num_parameters"), results.constant(name, "compression")
+        entries.append(Entry(DASH if math.isnan(parameters) else count(parameters)))
+        entries.append(Entry(DASH if math.isnan(compression) else f"{compression:.2f}×"))
+        rows.append((name, entries))
+    columns = ["Runs", *(f"{item.short}{', ' + item.unit if item.unit else ''}" for item in shown)]
+    columns += ["Parameters", "Compression"]
+    note = f"Means over seeds with their standard deviation and 95{NARROW}% t interval"
+    if any(results.is_resampled(name) for name in results.cells):
+        n_test, n_train = results.sizes(next(name for name in results.cells if results.is_resampled(name)))
+        note += (
+            "; runs on random subsets share images, so their variance of the mean is (1/J + n_test/n_train) sd² "
+            f"(Nadeau and Bengio), n_test/n_train = {count(n_test)}/{count(n_train)}"
+        )
+    elif any(len(runs) >= 20 for runs in results.runs.values()):
+        note += "; from 20 seeds also the BCa bootstrap interval"
+    return Table("Cells", columns, rows, note + ". No interval where a cell has one run or runs that do not differ.")
+
+
+def contrast_table(results: StudyResults, column: str) -> Table | None:
+    """Return the contrasts named in advance in one outcome, or None where none was measured."""
+    contrasts = results.contrasts(column)
+    if not any(contrast.comparison.n for contrast in contrasts):
+        return None
+    outcome, with_images = outcome_of(column), column == "top1"
+    columns = ["Common seeds", "Difference, points", "Paired p", "Holm p", "Welch p", "Effect size d_z"]
+    columns += ["Over seeds and test images"] if with_images else []
+    columns += [f"Power at {DIFFERENCE:g} points"]
+    rows = []
+    for contrast in contrasts:
+        interval = results.bootstrap(contrast.a, contrast.b) if with_images else None
+        rows.append((contrast.name, _contrast_entries(contrast, interval, with_images)))
+    role = _role_of(results, column)
+    return Table(
+        f"{outcome.title}{f' ({role})' if role else ''}: contrasts",
+        columns,
+        rows,
+        contrast_note(results) if column == results.config.outcomes[0] else "",
+    )
+
+
+def contrast_note(results: StudyResults) -> str:
+    """Return how the numbers of the contrast tables are made."""
+    family = len(results.config.contrasts)
+    if any(results.is_resampled(a) for a, _ in results.config.contrasts):
+        test = "Corrected resampled t test (Nadeau and Bengio) on the differences over common subsets"
+    else:
+        test = "Paired t test on common seeds"
+    return (
+        f"{test}, with its 95{NARROW}% interval, not adjusted; Holm over the {family} "
+        f"contrast{'s' if family != 1 else ''} named in advance, for each outcome by itself. Welch's test ignores the "
+        "pairing. d_z: mean over standard deviation of the differences, Hedges-corrected, its interval from the "
+        "noncentral t. "
+        "Over seeds and test images: two-level bootstrap interval, too narrow with few seeds. "
+        "Power of the paired test at the observed standard deviation of the differences."
+    )
+
+
+def _role_of(results: StudyResults, column: str) -> str:
+    named = results.config.outcomes
+    if column not in named:
+        return "not named in advance"
+    return {0: "primary outcome", 1: "key secondary outcome"}.get(named.index(column), "")
+
+
+def _contrast_entries(contrast: Contrast, interval: Interval | None, with_images: bool) -> list[Entry]:
+    found = contrast.comparison
+    entries = [
+        Entry(str(found.n)),
+        Entry(signed(found.difference), span(found.low, found.high, sign=True)),
+        Entry(probability(found.p)),
+        Entry(probability(contrast.holm_p)),
+        Entry(probability(found.welch_p), span(found.welch_low, found.welch_high, sign=True)),
+        Entry(number(found.effect), span(found.effect_low, found.effect_high)),
+    ]
+    if with_images:
+        entries.append(Entry(DASH if interval is None else span(interval.low, interval.high, sign=True) or DASH))
+    power = DASH if math.isnan(contrast.power) else f"{100 * contrast.power:.0f}{NARROW}%"
+    needed = "" if math.isnan(contrast.needed) else f"80{NARROW}% needs n = {_seeds(contrast.needed)}"
+    return [*entries, Entry(power, needed)]
+
+
+def _seeds(needed: float) -> str:
+    return "over 100,000" if math.isinf(needed) else count(needed)
+
+
+def corruption_table(results: StudyResults) -> Table | None:
+    """Return every cell's mean accuracy by kind of corruption over the severities, or None where none was measured."""
+    names = [name for name in results.cells if results.values(name, "corruption_top1")]
+    if not names:
+        return None
+    rows = [
+        (name, [Entry(number(float(np.mean(list(by_kind(results, name, kind).values()))), 1)) for kind in CORRUPTIONS])
+        for name in names
+    ]
+    n = count(results.constant(names[0], "corruption_n"))
+    columns = [kind.replace("_", " ") for kind in CORRUPTIONS]
+    note = f"Top-1 in % on {n} test images, mean over {len(SEVERITIES)} severities and all seeds."
+    return Table("Accuracy by corruption", columns, rows, note)
+
+
+def by_kind(results: StudyResults, cell: str, kind: str) -> dict[int, float]:
+    """Return seed -> accuracy under one kind of corruption, mean over its severities."""
+    levels = [results.values(cell, f"corruption/{kind}/{severity}") for severity in SEVERITIES]
+    seeds = set.intersection(*(set(level) for level in levels))
+    return {seed: float(np.mean([level[seed] for level in levels])) for seed in sorted(seeds)}
+
+
+def transfer_table(results: StudyResults) -> Table | None:
+    """Return every cell's mean accuracy on the foreign images by class, or None where it was not measured."""
+    found: dict[str, dict[str, float]] = {}
+    for name in results.cells:
+        runs = [
+            json.loads(row["transfer_per_class"]) for row in results.runs[name].values() if row["transfer_per_class"]
+        ]
+        if runs:
+            found[name] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+    if not found:
+        return None
+    columns = list(next(iter(found.values())))
+    rows = [
+        (name, [Entry(number(classes.get(key, math.nan), 1)) for key in columns]) for name, classes in found.items()
+    ]
+    n = count(results.constant(next(iter(found)), "transfer_n"))
+    return Table("Transfer by class", columns, rows, f"Top-1 in % on {n} foreign images, mean over seeds.")
+
+
+def paper_table(results: StudyResults) -> Table | None:
+    """Return our cells beside the paper's numbers, or None where no cell repeats its settings."""
+    rows = []
+    for name in results.cells:
+        ours = results.summary(name, "top1")
+        for source, paper in paper_results(
+            results.config, results.cell(name), results.constant(name, "num_parameters")
+        ):
+            n = Entry(str(ours.n))
+            rows.append((f"{name} ({source})", [_summary_entry(ours, 2, ours.n), n, *_paper_entries(ours, paper)]))
+    if not rows:
+        return None
+    columns = ["Ours, %", "Runs", "Paper, %", "Runs", "Ours − paper", "Welch p"]
+    note = (
+        "Clean top-1. The paper's code trained with maps and logits of other images, and its ablation and "
+        "its compression table disagree by up to a point on the same arms."
+    )
+    return Table("Beside the paper's numbers", columns, rows, note)
+
+
+def _paper_entries(ours: Summary, paper: PaperResult) -> list[Entry]:
+    if paper.sd is None:
+        return [Entry(number(paper.mean)), Entry(str(paper.n)), Entry(signed(ours.mean - paper.mean)), Entry(DASH)]
+    interval = stats.t.interval(CONFIDENCE, paper.n - 1, loc=paper.mean, scale=paper.sd / math.sqrt(paper.n))
+    p = math.nan
+    if ours.sd > 0:
+        p = stats.ttest_ind_from_stats(
+            ours.mean, ours.sd, ours.n, paper.mean, paper.sd, paper.n, equal_var=False
+        ).pvalue
+    return [
+        Entry(number(paper.mean), f"sd {paper.sd:g}; {span(*interval)}"),
+        Entry(str(paper.n)),
+        Entry(signed(ours.mean - paper.mean)),
+        Entry(probability(p)),
+    ]

@@ -1,0 +1,128 @@
+"""Synthetic studies for the tests of the report: rows with known effects, written by the study's own StudyRows."""
+
+import csv
+import json
+
+import numpy as np
+
+from study_config import StudyConfig
+from study_paper import PARAMETERS, TEACHER_PARAMETERS
+from study_rows import StudyRows
+from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
+
+KD = {"distill_loss_weight": 0.01}
+IG = {"overlay_prob": 0.1}
+PRIMARY_CELLS = {
+    "KD": KD,
+    "KD&IG aligned": KD | IG,
+    "KD&IG shuffled": KD | IG | {"overlay_source": "shuffled"},
+    "KD&IG permuted": KD | IG | {"overlay_source": "permuted"},
+    "KD&IG blank": KD | IG | {"overlay_source": "blank"},
+}
+PRIMARY_CONTRASTS = tuple(("KD&IG aligned", other) for other in PRIMARY_CELLS if other != "KD&IG aligned")
+
+
+def primary_study(folder, seeds=12, **settings):
+    """Return the config of a primary study at 4.12x."""
+    given = {
+        "name": "primary",
+        "title": "Primary",
+        "purpose": "primary",
+        "question": "Do aligned overlays help?",
+        "cells": PRIMARY_CELLS,
+        "base": {"drop": 5},
+        "contrasts": PRIMARY_CONTRASTS,
+    }
+    given |= {"dataset": "data/cifar10", "teacher": "mobilenetv2_cifar", "seeds": seeds, "output_dir": str(folder)}
+    return StudyConfig(**(given | settings))
+
+
+def add_rows(config, gains=None, robustness=None, seed_sd=0.3, n_images=400, skip=(), measured=True, base=91.6):
+    """Write a row for every planned run.
+
+    Args:
+        config: the study.
+        gains: cell -> points of clean accuracy above `base`.
+        robustness: cell -> points of accuracy under corruption above 70.
+        seed_sd: standard deviation of a run; half of its variance is shared by the cells of a seed.
+        n_images: test images.
+        skip: (cell, seed) of runs that are missing.
+        measured: with corruption, transfer and similarity.
+        base: accuracy of a cell without gain, or cell -> accuracy.
+    """
+    rows = StudyRows(config.output_dir)
+    labels = np.arange(n_images) % 10
+    for seed in config.seed_range:
+        shared = np.random.default_rng(1000 + seed).normal(0, seed_sd / 2**0.5)
+        for index, (name, cell) in enumerate(config.cells.items()):
+            if (name, seed) in skip:
+                continue
+            generator = np.random.default_rng((seed, index))
+            level = (base[name] if isinstance(base, dict) else base) + (gains or {}).get(name, 0.0)
+            wanted = level + shared + generator.normal(0, seed_sd / 2**0.5)
+            wrong = generator.permutation(n_images)[round(n_images * wanted / 100) :]
+            predicted = labels.copy()
+            predicted[wrong] = (predicted[wrong] + 1) % 10
+            row = _row(config, name, cell, seed) | {"n_test": n_images, "top1": 100 * np.mean(predicted == labels)}
+            if measured:
+                row |= _extras(generator, 70 + 2 * shared + (robustness or {}).get(name, 0.0))
+            rows.add(row, predicted, labels)
+    return rows
+
+
+def _row(config, name, cell, seed):
+    parameters = PARAMETERS.get(cell.drop, 100_000)
+    return {
+        "study": config.name,
+        "cell": name,
+        "config_hash": config.run_hash(cell),
+        "seed": seed,
+        "commit": "abc1234",
+        "hardware": "one test machine",
+        "device": "cpu",
+        "versions": json.dumps({"torch": "2.14", "timm": "1.0.31"}),
+        "settings": "{}",
+        "wall_time_s": 60.0,
+        "n_train": round(50_000 * cell.subset_fraction),
+        "epochs": cell.epochs,
+        "data_hash": "d1",
+        "teacher_hash": "t1",
+        "ece": 0.04 + 0.001 * seed,
+        "teacher_top1": 94.0,
+        "agreement": 90.0 + 0.1 * seed,
+        "num_parameters": parameters,
+        "compression": TEACHER_PARAMETERS / parameters,
+    }
+
+
+def _extras(generator, level):
+    kinds = dict(zip(CORRUPTIONS, (1, -9, -4, 2, 3, 12, 0, 8), strict=True))
+    corrupted = {
+        f"corruption/{kind}/{severity}": level + shift - 4 * (severity - 3) + generator.normal(0, 0.5)
+        for kind, shift in kinds.items()
+        for severity in SEVERITIES
+    }
+    per_class = {"cat": 50 + generator.normal(), "dog": 60 + generator.normal()}
+    return {
+        "corruption_top1": sum(corrupted.values()) / len(corrupted),
+        "corruption_n": 500,
+        "transfer_top1": 56.0,
+        "transfer_balanced_top1": sum(per_class.values()) / 2,
+        "transfer_n": 300,
+        "transfer_per_class": json.dumps(per_class),
+        "ig_correlation": 0.4 + 0.01 * generator.normal(),
+        "ig_correlation_n": 64,
+    } | corrupted
+
+
+def edit_rows(folder, change):
+    """Rewrite results.csv with `change(row)` applied to every row."""
+    path = folder / "results.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        change(row)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
