@@ -138,6 +138,12 @@ def test_pixelate_gives_blocks_of_one_colour():
     assert distance(corrupted, image) > 0
 
 
+def test_pixelate_averages_what_a_block_covers():
+    stripes = torch.zeros((1, 3, 224, 224), dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    assert distance(corrupt(stripes, "pixelate", 5), torch.tensor(127.5)) < 5
+
+
 def test_contrast_moves_pixels_towards_the_mean_grey():
     image = pictures(1)
     corrupted = corrupt(image, "contrast", 5).float()
