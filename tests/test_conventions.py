@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from command_lines import RECIPES, Runner, subprocess_environment, tiny_run, two_splits
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
@@ -55,15 +56,20 @@ def test_no_source_sets_the_environment():
 
 
 def test_precision_comes_from_the_launcher(recipe: Runner, tiny_images, monkeypatch):
+    """Forward passes only: torch 2.14's bfloat16 weight gradients are garbage now and then on CPUs without it."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    found: list[str] = []
-    fit = training.Trainer.fit
-    monkeypatch.setattr(
-        training.Trainer, "fit", lambda self: (found.append(self.accelerator.mixed_precision), fit(self))[1]
-    )
+    found: list[tuple[str, torch.dtype]] = []
+
+    def forward(self: training.Trainer) -> None:
+        with self.accelerator.autocast():
+            output = self.task.trainable_module(torch.zeros(2, 3, 16, 16))
+        found.append((self.accelerator.mixed_precision, output.dtype))
+
+    monkeypatch.setattr(training.Trainer, "fit", forward)
+    monkeypatch.setattr("train_igkd.write_report", lambda *args, **kwargs: None)  # nothing was trained
     outcome = recipe(*tiny_run(two_splits(tiny_images)))
     assert outcome.code == 0, outcome.error
-    assert found == ["bf16", "bf16"]  # teacher and student
+    assert found == [("bf16", torch.bfloat16)] * 2  # teacher and student
 
 
 CACHES = """
