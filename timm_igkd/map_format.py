@@ -97,9 +97,14 @@ def encode_png(levels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def open_png(data: bytes) -> Image.Image:
+    """Return a stored map as an 8-bit greyscale image."""
+    return Image.open(io.BytesIO(data), formats=("PNG",))
+
+
 def decode_png(data: bytes) -> np.ndarray:
     """Return the levels of a stored map, [H, W] uint8."""
-    return np.asarray(Image.open(io.BytesIO(data)))
+    return np.asarray(open_png(data))
 
 
 def is_intact(data: bytes, scale: float, stored_hash: str) -> bool:

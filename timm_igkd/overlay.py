@@ -12,6 +12,8 @@ from torch import Tensor
 
 from timm_igkd.errors import InputError, check_range
 
+_BLOCK_ROWS = 32  # of a photograph: what is blended at a time stays in the processor's cache
+
 
 def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: float | Tensor = 1.0) -> Tensor:
     """Blend an attribution map into an image; the reference for `IGOverlay`'s 8-bit path.
@@ -83,25 +85,43 @@ class IGOverlay:
         if attribution.size != image.size:
             attribution = attribution.resize(image.size, Image.Resampling.BILINEAR)
         low, high = np.asarray(attribution.getextrema())
-        map_share, image_share = _blend_tables(int(low), int(high), power, self.overlay_weight)
-        overlay = map_share[np.asarray(attribution)]
-        blended = image_share[np.asarray(image)]
-        blended += overlay[..., None]
-        return Image.fromarray((blended >> 8).astype(np.uint8))
+        map_table = _map_table(int(low), int(high), power, self.overlay_weight)
+        levels, pixels = np.asarray(attribution), np.asarray(image)
+        blended = np.empty_like(pixels)
+        for start in range(0, len(pixels), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            blended[rows] = _blend_levels(pixels[rows], map_table.take(levels[rows]), self.overlay_weight)
+        return Image.fromarray(blended)
 
 
-def _blend_tables(low: int, high: int, power: float, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return what each map level and each image level adds to the blend, in 1/256 levels, [256] uint16 each."""
+def _blend_levels(pixels: np.ndarray, overlay: np.ndarray, weight: float) -> np.ndarray:
+    """Return the blend of [h, w, 3] uint8 pixels and what the map adds, [h, w] uint16; uint16 below 256."""
+    total = np.empty(pixels.shape, np.uint16)
+    for channel in range(3):  # several times faster than broadcasting over three interleaved channels
+        total[..., channel] = overlay
+    total += _image_levels(pixels, weight)
+    total >>= 8
+    return total
+
+
+def _map_table(low: int, high: int, power: float, weight: float) -> np.ndarray:
+    """Return what each map level adds to the blend, in 1/256 levels, with the half level that rounds, [256] uint16."""
     if high > low:  # in units of `high`, whose power is 1 and cannot underflow; the min-max cancels the unit
         powered = (np.arange(256).clip(max=high) / high) ** power
         scaled = (powered - powered[low]) / (1 - powered[low])
     else:
         scaled = np.zeros(256)
-    map_share = np.round(np.clip(scaled, 0, 1) * (weight * 255 * 256)).astype(np.uint16)
-    return map_share, _image_table(weight)
+    share = np.round(np.clip(scaled, 0, 1) * (weight * 255 * 256)).astype(np.uint16)
+    return share + np.uint16(128)  # 65,280 + 128 still fits 16 bits
+
+
+def _image_levels(pixels: np.ndarray, weight: float) -> np.ndarray:
+    """Return what each pixel adds to the blend, in 1/256 levels, uint16; a product where the table is one (0.5 is)."""
+    table, factor = _image_table(weight)
+    return table.take(pixels) if factor is None else np.multiply(pixels, factor, dtype=np.uint16)
 
 
 @functools.lru_cache(maxsize=8)
-def _image_table(weight: float) -> np.ndarray:
-    # 128 of 256 rounds the sum to the nearest level; 65,280 + 128 still fits 16 bits
-    return np.round(np.arange(256) * ((1 - weight) * 256) + 128).astype(np.uint16)
+def _image_table(weight: float) -> tuple[np.ndarray, np.uint16 | None]:
+    table = np.round(np.arange(256) * ((1 - weight) * 256)).astype(np.uint16)
+    return table, table[1] if np.array_equal(table, np.arange(256) * int(table[1])) else None

@@ -13,7 +13,7 @@ from timm_igkd.errors import InputError
 from timm_igkd.hub import TIMEOUT_S, Pushed
 from timm_igkd.hub_maps import fetch_maps, push_maps, repository_of
 from timm_igkd.images import content_key
-from timm_igkd.map_format import decode_png, is_intact, rectify
+from timm_igkd.map_format import decode_png, is_intact, open_png, rectify
 from timm_igkd.store_files import check_shard, num_shards, read_shard, require_complete, shard_path
 
 
@@ -80,13 +80,13 @@ class MapStore:
         """
         key = content_key(image)
         if index is not None and index < len(self.rows):
-            row = self.rows[int(index)]
-            if row["key"] == key and row["label"] == label:
-                return int(index)
+            position = int(index)
+            if (self._cell("key", position), self._cell("label", position)) == (key, label):
+                return position
         candidates = self._candidates(key)
         if not len(candidates):
             raise InputError(self._missing(name))
-        labels = [self.rows[int(row)]["label"] for row in candidates]
+        labels = [self._cell("label", int(row)) for row in candidates]
         if label in labels:
             return int(candidates[labels.index(label)])
         if self.provenance["options"]["target"] == "label":
@@ -105,6 +105,10 @@ class MapStore:
         encoded = np.bytes_(key)
         return order[np.searchsorted(keys, encoded, "left") : np.searchsorted(keys, encoded, "right")]
 
+    def _cell(self, column: str, row: int) -> Any:
+        """Return one value straight from Arrow; `rows[row]` formats the whole row, which takes many times as long."""
+        return self.rows.data.column(column)[row].as_py()
+
     def _missing(self, name: str) -> str:
         source = self.provenance["dataset"]
         n, total = self.provenance["n"], source["num_images"]
@@ -122,11 +126,11 @@ class MapStore:
 
     def levels(self, row: int) -> np.ndarray:
         """Return a stored map as it is, [H, W] uint8 (see `map_format.quantize`)."""
-        return decode_png(self.rows[row]["map"]["bytes"])
+        return decode_png(self._cell("map", row)["bytes"])
 
     def overlay_map(self, row: int) -> Image.Image:
         """Return a map in the form the overlay takes: 8-bit greyscale, a signed map rectified."""
-        image = Image.fromarray(self.levels(row))
+        image = open_png(self._cell("map", row)["bytes"])
         return rectify(image) if self.signed else image
 
     def float_map(self, row: int) -> np.ndarray:
