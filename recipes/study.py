@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from study_report import write_report
 from tqdm.auto import tqdm
 
 from study_config import Cell, StudyConfig
 from study_data import StudyData, exclusive
 from study_evaluation import RunEvaluator
+from study_report import write_report
 from study_rows import StudyRows
 from study_training import RunTrainer
 from timm_igkd.cli import run_reporting_errors
@@ -90,7 +90,7 @@ class Study:
         student = self.data.create_student(cell, seed)
         teacher = self.data.teacher
         trained = RunTrainer(cell, seed, data, student, teacher, self.accelerator, self.config.compile).fit()
-        metrics, predictions = self.evaluator.evaluate(trained.student)
+        metrics, predictions = self.evaluator.evaluate(trained.student, cell)
         row |= {
             "train_images_per_s": round(trained.images_per_s, 1),
             "train_loss": trained.loss,
@@ -146,7 +146,7 @@ def run_in_parallel(config: StudyConfig, argv: list[str], rows: StudyRows) -> No
     Raises:
         RunError: one of them failed; the others are stopped, what they finished is kept.
     """
-    command = [sys.executable, __file__, *argv, "--parallel=1", "--report=false", "--latency=false", "--merge"]
+    command = [sys.executable, __file__, *argv, "--parallel=1", "--report=false", "--merge"]
     threads = max(1, (os.cpu_count() or 1) // config.parallel)
     workers = [
         subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}) for _ in range(config.parallel)

@@ -174,7 +174,7 @@ class StudyConfig:
 
     corruption_images: int = field(default=0, metadata={"help": "test images per corruption; 0: none"})
     ig_images: int = field(default=0, metadata={"help": "test images whose IG maps are compared; 0: none"})
-    latency: bool = field(default=True, metadata={"help": "measure it (no longer meaningful with --parallel)"})
+    latency: bool = field(default=True, metadata={"help": "measure it, once per architecture"})
 
     parallel: int = field(default=1, metadata={"help": "runs at once, each a process"})
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = field(

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import fcntl
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ import torch
 import xxhash
 from PIL import Image
 from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from study_config import Cell, StudyConfig
@@ -24,11 +26,13 @@ from timm_igkd.corruptions import corrupt
 from timm_igkd.data import read_item
 from timm_igkd.device_images import DeviceImages, StoredMaps, derange_logits, load_images, stratified_indices
 from timm_igkd.errors import InputError
+from timm_igkd.latency import time_model
 from timm_igkd.model_loading import class_indices, load_model, use_image_size, weights_hash
 from timm_igkd.random_streams import derive_seed, seeded
-from timm_igkd.store_files import write_atomic
+from timm_igkd.store_files import read_json, write_atomic, write_json
 
 VALIDATION_SHARE = 0.1
+LATENCY_SECONDS = 0.5
 _PREDICT_BATCH = 1000
 
 
@@ -154,6 +158,8 @@ class StudyData:
                 self._maps("maps_random_teacher")
             self._check_classes()
             _ = self.test, self.transfer  # the teacher's logits are kept for all processes
+            for cell in cells if self.config.latency else ():
+                self.latency_ms(cell)
 
     def _maps(self, name: str) -> MapStore:
         """Return a store, built where it is missing or unfinished."""
@@ -252,6 +258,19 @@ class StudyData:
             np.save(buffer, predict(self.teacher, images).cpu().numpy())
             write_atomic(path, buffer.getvalue())
         return torch.from_numpy(np.load(path)).to(self.device)
+
+    def latency_ms(self, cell: Cell) -> dict[str, float]:
+        """Return a student's median latency at batch 1 and 64, measured once per architecture, before runs go abreast."""
+        path, key = self.work / "latency.json", json.dumps([cell.student, cell.student_args, cell.drop])
+        with exclusive(self.work / "latency.lock"):
+            known = read_json(path) if path.exists() else {}
+            if key not in known:
+                model = self.create_student(cell, 0).to(self.device).eval()
+                size = get_model_input_config(model)["input_size"]
+                times = time_model(model, size, self.device, seconds=LATENCY_SECONDS)
+                known[key] = {f"latency_ms_{batch}": times[f"batch_{batch}"]["median"] for batch in (1, 64)}
+                write_json(path, known)
+        return known[key]
 
     def corrupted(self, kind: str, severity: int) -> Tensor:
         """Return the first test images under a corruption, [n, 3, H, W] uint8; the same for every run."""

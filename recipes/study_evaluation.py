@@ -4,21 +4,18 @@ import copy
 from typing import Any
 
 import torch
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from study_config import StudyConfig
+from study_config import Cell, StudyConfig
 from study_data import Evaluated, StudyData, normalized, predict
 from timm_igkd.attribution import IGOptions, reduce_channels
 from timm_igkd.chunking import activation_chunk
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.evaluation import classification_metrics, teacher_agreement
 from timm_igkd.ig_engine import FastEngine
-from timm_igkd.latency import time_model
 from timm_igkd.model_loading import count_macs, count_parameters
 
 _SIMILARITY_STEPS = 32
-_LATENCY_SECONDS = 0.3
 
 
 class RunEvaluator:
@@ -33,18 +30,18 @@ class RunEvaluator:
         self.config, self.data = config, data
         self._teacher_maps: Tensor | None = None
 
-    def evaluate(self, student: nn.Module) -> tuple[dict[str, Any], Tensor]:
+    def evaluate(self, student: nn.Module, cell: Cell) -> tuple[dict[str, Any], Tensor]:
         """Return the metrics of a row and the predicted class of every test image, [n] int64 on the CPU.
 
         Args:
-            student: in any mode, on the data's device.
+            student: in any mode, on the data's device. cell: what it was trained by.
         """
         test = self.data.test
         logits = predict(student, test.images.images)
         metrics: dict[str, Any] = {"n_test": len(test.images)}
         metrics |= classification_metrics(logits.cpu(), test.images.labels.cpu())
         metrics |= self._against_teacher(logits, test)
-        metrics |= self._cost(student)
+        metrics |= self._cost(student, cell)
         metrics |= self._corruptions(student)
         metrics |= self._transfer(student)
         metrics |= self._similarity(student)
@@ -57,16 +54,12 @@ class RunEvaluator:
         found = teacher_agreement(logits.cpu(), test.teacher_logits.cpu())
         return found | {"teacher_top1": 100 * hits.double().mean().item()}
 
-    def _cost(self, student: nn.Module) -> dict[str, Any]:
+    def _cost(self, student: nn.Module, cell: Cell) -> dict[str, Any]:
         parameters = count_parameters(student)
         found: dict[str, Any] = {"num_parameters": parameters, "macs": count_macs(student)}
         if self.data.teacher is not None:
             found["compression"] = count_parameters(self.data.teacher) / parameters
-        if self.config.latency:
-            size = get_model_input_config(student)["input_size"]
-            times = time_model(student.eval(), size, self.data.device, seconds=_LATENCY_SECONDS)
-            found |= {f"latency_ms_{batch}": times[f"batch_{batch}"]["median"] for batch in (1, 64)}
-        return found
+        return found | (self.data.latency_ms(cell) if self.config.latency else {})
 
     def _corruptions(self, student: nn.Module) -> dict[str, Any]:
         count = min(self.config.corruption_images, len(self.data.test.images))
