@@ -1,0 +1,452 @@
+"""The study end to end in seconds: cells and seeds to rows, skipped, shared, merged; its settings and their errors."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from command_lines import RECIPES, Outcome, run_in_process, two_splits
+from conftest import ImageFactory
+
+import study
+import study_data
+import study_evaluation
+from study_config import Cell, StudyConfig, create_cell, load_study
+from study_data import StudyData
+from study_evaluation import map_correlation
+from study_rows import StudyRows, key_of
+from timm_igkd.config import parse_config
+from timm_igkd.corruptions import CORRUPTIONS
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.model_loading import load_model, weights_hash
+
+CONFIGS = sorted((RECIPES / "configs").glob("study_*.yaml"))
+STUDENT = {"student": "test_resnet", "epochs": 1, "batch_size": 4, "protocol": "light"}
+ARMS = {
+    "Student": {},
+    "KD": {"distill_loss_weight": 0.1},
+    "KD&IG": {"distill_loss_weight": 0.1, "overlay_prob": 0.5},
+}
+
+
+@pytest.fixture
+def settings(tiny_images: ImageFactory, teacher_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Return the settings of a study of seconds: 16 training and 8 test images of 2 classes, two seeds."""
+    return {
+        "name": "tiny",
+        "dataset": str(two_splits(tiny_images)),
+        "teacher": f"local-dir:{teacher_folder}",
+        "n_steps": 2,
+        "seeds": 2,
+        "base": STUDENT,
+        "cells": ARMS,
+        "latency": False,
+        "output_dir": str(tmp_path / "out"),
+        "work_dir": str(tmp_path / "work"),
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Return `run(settings, *flags)`: the study in process, its page left out."""
+    monkeypatch.setattr(study, "write_report", lambda *args, **kwargs: None)
+
+    def run(settings: dict[str, Any], *flags: object) -> Outcome:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return run_in_process(study.main, ["--config", path, *flags], capsys)
+
+    return run
+
+
+def rows_of(settings: dict[str, Any]) -> list[dict[str, str]]:
+    return StudyRows(settings["output_dir"]).read()
+
+
+def without_time(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    timed = ("started", "wall_time_s", "train_images_per_s")
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+# ---- runs ----
+
+
+def test_every_cell_and_seed_becomes_a_row_seed_by_seed(run, settings):
+    assert run(settings).code == 0
+    rows = rows_of(settings)
+    assert [(row["cell"], row["seed"]) for row in rows] == [(cell, seed) for seed in "01" for cell in ARMS]
+    assert len({row["config_hash"] for row in rows}) == 3
+    assert {row["n_test"] for row in rows} == {"8"}
+    assert len({row["teacher_hash"] for row in rows} | {""}) == 2
+    assert json.loads(rows[0]["settings"])["cell"]["student"] == "test_resnet"
+
+
+def test_predictions_beside_the_rows_give_their_accuracy(run, settings):
+    assert run(settings).code == 0
+    rows = StudyRows(settings["output_dir"])
+    labels = rows.labels()
+    assert labels.tolist() == [0, 1] * 4
+    for row in rows.read():
+        hits = rows.predictions(key_of(row)) == labels
+        assert 100 * hits.mean() == pytest.approx(float(row["top1"]))
+
+
+def test_rows_that_are_there_are_skipped_and_lost_ones_repeated(run, settings):
+    assert run(settings).code == 0
+    path = Path(settings["output_dir"]) / "results.csv"
+    lines, before = path.read_text().splitlines(keepends=True), rows_of(settings)
+    path.write_text("".join(lines[:3] + lines[4:]))
+    assert run(settings).code == 0
+    after = rows_of(settings)
+    assert after[:2] + after[2:5] == before[:2] + before[3:]
+    assert without_time(after[5:]) == without_time(before[2:3])
+
+
+def test_arms_of_one_seed_start_from_the_same_weights(settings, tmp_path):
+    config = StudyConfig(**settings)
+    data = StudyData(config, torch.device("cpu"))
+    first, same, other = (
+        weights_hash(data.create_student(config.cells[cell], seed))
+        for cell, seed in [("Student", 0), ("KD&IG", 0), ("KD", 1)]
+    )
+    assert first == same
+    assert first != other
+
+
+def test_a_run_another_process_has_begun_is_left_to_it(run, settings):
+    config = StudyConfig(**settings)
+    name = f"{config.run_hash(config.cells['KD'])}-0.lock"
+    with study.exclusive(Path(settings["work_dir"]) / "runs" / name):
+        assert run(settings).code == 0
+        assert ("KD", "0") not in [(row["cell"], row["seed"]) for row in rows_of(settings)]
+    assert run(settings).code == 0
+    assert len(rows_of(settings)) == 6
+
+
+def test_all_evaluations_that_are_asked_for_are_in_the_row(run, settings, monkeypatch):
+    monkeypatch.setattr(study_data, "LATENCY_SECONDS", 0.0)
+    extra = {"corruption_images": 4, "ig_images": 2, "transfer_dataset": settings["dataset"], "latency": True}
+    assert run(settings | extra | {"seeds": 1, "cells": {"KD": ARMS["KD"]}}).code == 0
+    (row,) = rows_of(settings)
+    assert "" not in row.values()
+    kinds = [float(row[f"corruption/{kind}/{severity}"]) for kind in CORRUPTIONS for severity in range(1, 6)]
+    assert float(row["corruption_top1"]) == pytest.approx(np.mean(kinds))
+    assert row["corruption_n"] == "4"
+    assert row["transfer_top1"] == row["top1"]  # the same images
+    assert json.loads(row["transfer_per_class"]).keys() == {"class_0", "class_1"}
+    assert -1 <= float(row["ig_correlation"]) <= 1
+
+
+def test_what_is_not_asked_for_is_empty(run, settings):
+    assert run(settings | {"seeds": 1}).code == 0
+    for row in rows_of(settings):
+        assert row["corruption_top1"] == row["transfer_top1"] == row["ig_correlation"] == row["latency_ms_1"] == ""
+
+
+def test_a_study_without_teacher_trains_and_saves_one(run, settings):
+    cell = {"student": "test_resnet", "protocol": "light", "epochs": 1, "batch_size": 4, "save": True}
+    given = settings | {"teacher": None, "base": {}, "cells": {"teacher": cell}, "seeds": 1}
+    assert run(given).code == 0
+    (row,) = rows_of(settings)
+    assert row["teacher_hash"] == row["agreement"] == ""
+    folder = Path(settings["output_dir"]) / "students" / f"{row['config_hash']}-0"
+    model = load_model(f"local-dir:{folder}")
+    data = StudyData(StudyConfig(**given), torch.device("cpu"))
+    top1 = (
+        100 * (study_evaluation.predict(model, data.test.images.images).argmax(1) == data.test.images.labels).double()
+    )
+    assert abs(float(top1.mean()) - float(row["top1"])) <= 100 / 8  # float16 may turn one of the eight
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"overlay_prob": 0.5, "overlay_source": "random_teacher"},
+        {"overlay_prob": 0.5, "overlay_source": "shuffled", "distill_loss_weight": 0.1, "logits": "shuffled"},
+        {"overlay_prob": 0.5, "attention_loss_weight": 0.8, "logits": "live"},
+        {"distill_loss_weight": 0.5, "logits": "live", "teacher_view": "same", "cutout": 4, "smoothing": 0.1},
+        {"student": None, "drop": 1, "distill_loss_weight": 0.1, "subset_fraction": 0.5, "batch_size": 2},
+    ],
+)
+def test_every_kind_of_cell_runs(run, settings, cell):
+    assert run(settings | {"cells": {"cell": cell}, "seeds": 1}).code == 0
+    (row,) = rows_of(settings)
+    assert int(row["n_train"]) == (8 if "subset_fraction" in cell else 16)
+
+
+def test_random_teachers_maps_are_not_the_teachers(settings):
+    config = StudyConfig(
+        **settings
+        | {"cells": {name: {"overlay_prob": 0.5, "overlay_source": name} for name in ("aligned", "random_teacher")}}
+    )
+    data = StudyData(config, torch.device("cpu"))
+    data.prepare()
+    own, random = (data.training_images(cell, 0).maps for cell in config.cells.values())
+    assert not torch.equal(own, random)
+
+
+def test_shuffled_logits_are_those_of_other_images(settings):
+    cells = {name: {"distill_loss_weight": 0.1, "logits": name} for name in ("aligned", "shuffled")}
+    config = StudyConfig(**settings | {"cells": cells})
+    data = StudyData(config, torch.device("cpu"))
+    own, other = (data.training_images(cell, 0).logits for cell in config.cells.values())
+    assert torch.equal(own.sort(0).values, other.sort(0).values)
+    assert not (own == other).all(1).any()
+
+
+def test_validation_images_are_cut_from_training_and_the_test_split_is_not_read(settings, monkeypatch):
+    config = StudyConfig(**settings | {"evaluate_on": "validation", "train_limit": None, "test_split": "no such split"})
+    data = StudyData(config, torch.device("cpu"))
+    held_out, kept = data.test.images.images, data.training_images(config.cells["Student"], 0).images
+    assert len(held_out) + len(kept) == 16
+    assert len(held_out) == 2
+    assert not any(torch.equal(image, other) for image in held_out for other in kept)
+
+
+def test_rows_of_another_machine_are_merged_once(run, settings, tmp_path):
+    assert run(settings | {"seeds": 1}).code == 0
+    elsewhere = settings | {"output_dir": str(tmp_path / "elsewhere"), "first_seed": 1, "seeds": 1}
+    assert run(elsewhere).code == 0
+    outcome = run(settings, "--merge", elsewhere["output_dir"])
+    assert outcome.code == 0
+    assert "merged 3 runs" in outcome.output
+    assert len(rows_of(settings)) == 6
+    assert "merged 0 runs" in run(settings, "--merge", elsewhere["output_dir"]).output
+
+
+def test_rows_of_other_images_are_refused(run, settings, tiny_images, tmp_path):
+    assert run(settings | {"seeds": 1}).code == 0
+    other = two_splits(tiny_images, seed=5, name="other")
+    given = settings | {"dataset": str(other), "work_dir": str(tmp_path / "work2")}
+    outcome = run(given)
+    assert outcome.code == 2
+    assert "holds runs with other images" in outcome.error
+
+
+@pytest.mark.slow
+def test_parallel_processes_give_the_rows_of_one(run, settings, tmp_path):
+    assert run(settings).code == 0
+    expected = {key_of(row): row for row in without_time(rows_of(settings))}
+    parallel = settings | {"output_dir": str(tmp_path / "parallel")}
+    path = tmp_path / "parallel.yaml"
+    path.write_text(yaml.safe_dump(parallel, sort_keys=False))
+    command = [sys.executable, str(RECIPES / "study.py"), "--config", str(path), "--parallel", "2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = {key_of(row): row for row in without_time(rows_of(parallel))}
+    assert found.keys() == expected.keys()
+    for key, row in found.items():
+        assert row["top1"] == expected[key]["top1"]
+    assert (tmp_path / "parallel" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_killed_study_goes_on_to_the_same_rows(run, settings, tmp_path):
+    settings = settings | {"seeds": 4}
+    killed = settings | {"output_dir": str(tmp_path / "killed"), "work_dir": str(tmp_path / "killed_work")}
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(killed, sort_keys=False))
+    command = [sys.executable, str(RECIPES / "study.py"), "--config", str(path), "--report=false"]
+    rows = StudyRows(killed["output_dir"])
+    for _ in range(3):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        before = len(rows.read())
+        while process.poll() is None and len(rows.read()) < before + 2:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 2 <= len(rows.read()) < 12
+    assert run(killed).code == 0
+    assert run(settings).code == 0
+    assert without_time(rows_of(killed)) == without_time(rows_of(settings))
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_published_configs_load_and_their_students_can_be_built(path: Path):
+    config = load_study(path)
+    assert path.stem == f"study_{config.name}"
+    assert str(path.relative_to(RECIPES.parent)) in path.read_text()  # the command in its header
+    for student, arguments in {(cell.student, json.dumps(cell.student_args)) for cell in config.cells.values()}:
+        if student is not None:
+            model = timm.create_model(student, num_classes=10, **json.loads(arguments)).eval()
+            assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_primary_family_is_that_of_its_plan():
+    config = load_study(RECIPES / "configs" / "study_primary.yaml")
+    assert config.purpose == "primary"
+    assert config.seeds >= 12
+    assert config.outcomes == ("top1", "corruption_top1")
+    assert [b for a, b in config.contrasts if a == "KD&IG aligned"] == [
+        "KD", "KD&IG shuffled", "KD&IG permuted", "KD&IG blank"
+    ]  # fmt: skip
+    for cell in config.cells.values():
+        assert (cell.drop, cell.epochs, cell.opt, cell.lr, cell.batch_size, cell.sched) == (
+            5,
+            100,
+            "adam",
+            1e-3,
+            64,
+            "none",
+        )
+        assert (cell.weight_decay, cell.padding, cell.hflip, cell.logits) == (0, 4, 0.5, "aligned")
+
+
+def test_arms_of_the_hyperparameter_study_have_as_many_trials():
+    config = load_study(RECIPES / "configs" / "study_hyperparameters.yaml")
+    arms = [name.split(",")[0] for name in config.cells]
+    assert {arms.count(arm) for arm in arms} == {12}
+    assert config.evaluate_on == "validation"
+
+
+def test_grid_makes_a_cell_of_every_combination():
+    config = StudyConfig(
+        name="x",
+        teacher="test_resnet",
+        cells={"KD": {"distill_loss_weight": 0.1, "grid": {"drop": [1, 2], "lr": [1e-3, 1e-2]}}},
+    )
+    assert list(config.cells) == [
+        "KD, drop 1, lr 0.001",
+        "KD, drop 1, lr 0.01",
+        "KD, drop 2, lr 0.001",
+        "KD, drop 2, lr 0.01",
+    ]
+    assert config.cells["KD, drop 2, lr 0.01"].drop == 2
+
+
+def test_hash_follows_what_changes_numbers_and_nothing_else():
+    config = StudyConfig(name="x", teacher="test_resnet", cells=ARMS, base=STUDENT)
+    elsewhere = StudyConfig(name="x", dataset="/other/place", teacher="resnet18", cells=ARMS, base=STUDENT, parallel=4)
+    limited = StudyConfig(name="x", teacher="test_resnet", cells=ARMS, base=STUDENT, train_limit=5)
+    cell = config.cells["KD"]
+    assert config.run_hash(cell) == elsewhere.run_hash(cell)
+    assert config.run_hash(cell) != limited.run_hash(cell)
+    assert config.run_hash(cell) != config.run_hash(config.cells["Student"])
+
+
+def test_cell_settings_win_over_the_protocols():
+    cell = create_cell("c", {"protocol": "modern", "student": "resnet18", "lr": "1e-2"})
+    assert (cell.opt, cell.lr, cell.logits, cell.cutout) == ("sgd", 0.01, "live", 8)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({}, "has no cells"),
+        ({"a": {"overlay_porb": 0.1}}, "cell 'a' has an unknown setting 'overlay_porb' .did you mean 'overlay_prob'"),
+        ({"a": {"overlay_prob": 2}}, "cell 'a': overlay_prob must be in"),
+        ({"a": {"protocol": "papr"}}, "cell 'a': protocol must be one of"),
+        ({"a": {"overlay_source": "alined"}}, "cell 'a': overlay_source must be .* 'aligned'"),
+        ({"a": {"opt": "adm"}}, "cell 'a': unknown optimiser 'adm'"),
+        ({"a": {"loss_type": "kll"}}, "cell 'a': unknown loss_type 'kll'"),
+        ({"a": {"attention_loss_weight": 1}}, "cell 'a': attention transfer needs the teacher in the loop"),
+        ({"a": {"temperature": 0}}, "cell 'a': temperature must be above 0"),
+        ({"a": {"subset_fraction": 0}}, "cell 'a': .*subset_fraction in"),
+        ({"a": {"grid": {"drop": 3}}}, "cell 'a': grid drop must be a list"),
+        ({"a": {"epochs": 0}}, "cell 'a': epochs must be in"),
+    ],
+)
+def test_wrong_cells_are_named(cells, message):
+    with pytest.raises(InputError, match=message):
+        StudyConfig(name="x", teacher="test_resnet", cells=cells)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"name": "a/b"}, "name is a part of folder names"),
+        ({"seeds": 0}, "seeds must be in"),
+        ({"contrasts": [["KD", "Sutdent"]]}, "names an unknown cell .did you mean 'Student'"),
+        ({"contrasts": [["KD"]]}, "contrasts are pairs of cells"),
+        ({"teacher": None}, "cell 'KD' needs a teacher"),
+        ({"n_steps": 0}, "n_steps must be in"),
+    ],
+)
+def test_wrong_studies_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        StudyConfig(**{"name": "x", "teacher": "test_resnet", "cells": ARMS, "base": STUDENT} | flags)
+
+
+def test_teacher_of_other_classes_is_refused(run, settings, tmp_path):
+    from tiny_parts import tiny_teacher
+
+    from timm_igkd.model_loading import save_model
+
+    save_model(tiny_teacher(classes=3, size=16), tmp_path / "three")
+    outcome = run(settings | {"teacher": f"local-dir:{tmp_path / 'three'}"})
+    assert outcome.code == 2
+    assert not Path(settings["output_dir"], "results.csv").exists()
+
+
+def test_several_processes_of_the_launcher_are_refused(run, settings, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda self: 2))
+    outcome = run(settings)
+    assert outcome.code == 2
+    assert "--num_processes 1 and give --parallel N" in outcome.error
+
+
+def test_parse_config_reads_a_study(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\nteacher: test_resnet\ncells:\n  KD: {distill_loss_weight: 1e-2}\n")
+    config = parse_config(StudyConfig, ["--config", str(path), "--seeds", "7"])
+    assert config.cells["KD"] == Cell(**{**create_cell("KD", {}).__dict__, "distill_loss_weight": 0.01})
+    assert config.seed_range == range(7)
+
+
+# ---- rows ----
+
+
+def test_a_damaged_csv_is_refused(tmp_path):
+    (tmp_path / "results.csv").write_text("cell,seed\nKD,0\n")
+    with pytest.raises(InputError, match="lacks column 'study'"):
+        StudyRows(tmp_path).read()
+
+
+def test_a_run_that_is_there_twice_is_refused(run, settings):
+    assert run(settings | {"seeds": 1}).code == 0
+    path = Path(settings["output_dir"]) / "results.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1]]))
+    with pytest.raises(InputError, match="2 times; remove the others"):
+        rows_of(settings)
+
+
+def test_missing_rows_and_predictions_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match="no results to merge"):
+        StudyRows(tmp_path / "here").merge(tmp_path / "there")
+    with pytest.raises(MissingFileError, match="predictions"):
+        StudyRows(tmp_path).predictions(("abc", 0))
+
+
+def test_rows_are_plain_csv(run, settings):
+    assert run(settings | {"seeds": 1}).code == 0
+    with open(Path(settings["output_dir"]) / "results.csv", newline="") as file:
+        assert [row["cell"] for row in csv.DictReader(file)] == list(ARMS)
+
+
+# ---- metrics ----
+
+
+def test_map_correlation_is_pearsons_and_0_for_constant_maps():
+    maps = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    others = torch.stack([2 * maps[0] + 1, torch.rand(4, 5), torch.zeros(4, 5)])
+    found = map_correlation(maps, others)
+    assert found[0] == pytest.approx(1)
+    assert found[1] == pytest.approx(np.corrcoef(maps[1].flatten(), others[1].flatten())[0, 1], abs=1e-6)
+    assert found[2] == 0
