@@ -260,7 +260,7 @@ class StudyData:
         return torch.from_numpy(np.load(path)).to(self.device)
 
     def latency_ms(self, cell: Cell) -> dict[str, float]:
-        """Return a student's median latency at batch 1 and 64, measured once per architecture, before runs go abreast."""
+        """Return an architecture's median latency at batch 1 and 64, measured once, before runs go side by side."""
         path, key = self.work / "latency.json", json.dumps([cell.student, cell.student_args, cell.drop])
         with exclusive(self.work / "latency.lock"):
             known = read_json(path) if path.exists() else {}

@@ -34,9 +34,10 @@ class RunEvaluator:
         """Return the metrics of a row and the predicted class of every test image, [n] int64 on the CPU.
 
         Args:
-            student: in any mode, on the data's device. cell: what it was trained by.
+            student: on the data's device; left in eval mode. cell: what it was trained by.
         """
         test = self.data.test
+        student.eval()
         logits = predict(student, test.images.images)
         metrics: dict[str, Any] = {"n_test": len(test.images)}
         metrics |= classification_metrics(logits.cpu(), test.images.labels.cpu())
