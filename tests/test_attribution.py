@@ -1,6 +1,7 @@
 """Integrated gradients: laws that hold for any correct engine, and the agreement of ours with captum's."""
 
 import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from timm_igkd.attribution import (
     selected_output,
 )
 from timm_igkd.build import compute_maps
-from timm_igkd.data import load_labeled_images, read_item
+from timm_igkd.chunk_pool import ChunkPool
+from timm_igkd.data import load_labeled_images
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.folding import fold_batch_norm
 from timm_igkd.ig_engine import FastEngine
+from timm_igkd.items import read_item
 from timm_igkd.map_format import quantize
 from timm_igkd.model_loading import class_indices, load_model, weights_hash
 
@@ -126,6 +129,38 @@ def test_chunks_do_not_change_the_result(chunk_size):
     whole = attribute("fast", model, inputs, baselines, targets, chunk_size=7, n_steps=5)
     found = attribute("fast", model, inputs, baselines, targets, chunk_size=chunk_size, n_steps=5)
     torch.testing.assert_close(found.values, whole.values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_steps", [6, "auto"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv2_050", "test_vit"])
+def test_workers_change_no_bit(name, n_steps):
+    model = tiny_teacher(name, classes=4, size=48)
+    inputs, targets = images_in(model, 5), torch.tensor([3, 0, 0, 1, 2])
+    baselines = TeacherView(model).baseline(inputs, "mean", [])
+    found = []
+    for workers in (1, 2, 3):
+        engine = FastEngine(model, IGOptions(n_steps=n_steps), 4, (3, 48, 48), workers=workers)
+        found.append(engine.attribute(inputs, baselines, targets, engine.forward(inputs)))
+    for other in found[1:]:
+        assert torch.equal(other.values, found[0].values)
+        assert torch.equal(other.logits, found[0].logits)
+        assert torch.equal(other.n_steps, found[0].n_steps)
+
+
+def test_chunks_in_flight_are_bounded_whatever_their_number():
+    started, lock = [0], threading.Lock()
+
+    def compute(part: slice) -> Tensor:
+        with lock:
+            started[0] += 1
+        return torch.tensor(part.start)
+
+    pool, taken = ChunkPool(2), 0
+    for part, result in pool.map(compute, (slice(start, start + 1) for start in range(100))):
+        assert int(result) == part.start == taken
+        taken += 1
+        assert started[0] <= taken + 2 * pool.workers
+    assert taken == 100
 
 
 def test_an_image_does_not_depend_on_its_batch():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from torch import nn
 
 from timm_igkd.attribution import IGOptions, TeacherView
 from timm_igkd.build import compute_maps, recompute_rows
-from timm_igkd.data import load_labeled_images, read_item
+from timm_igkd.data import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.images import content_key
+from timm_igkd.items import read_item
 from timm_igkd.map_format import MapRow, decode_png, encode_png, map_hash, quantize, rectify, to_table
 from timm_igkd.model_loading import save_model
 from timm_igkd.store import MapStore
@@ -382,7 +384,7 @@ def test_resume_keeps_finished_shards(copied, teacher, images, built):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "altered map", "lost row"])
-def test_resume_rebuilds_a_damaged_shard(copied, teacher, images, built, damage):
+def test_resume_rebuilds_a_damaged_shard_and_names_it(copied, teacher, images, built, damage, capsys):
     path = shards_of(copied)[1]
     data = bytearray(path.read_bytes())
     if damage == "altered map":
@@ -394,6 +396,8 @@ def test_resume_rebuilds_a_damaged_shard(copied, teacher, images, built, damage)
         path.write_bytes({"cut": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
     build(teacher, images, copied, logits=True)
     assert files_of(copied) == files_of(built.path)
+    printed = capsys.readouterr()
+    assert re.search(rf"rebuilding: .*{path.name}", printed.out + printed.err)
 
 
 def test_what_a_kill_leaves_is_no_shard_and_goes_away(copied, teacher, images, built):
@@ -416,6 +420,8 @@ def test_corrupt_image_is_named_and_finished_shards_stay(teacher, tiny_images, t
     assert not (tmp_path / "maps" / "provenance.json").exists()
     bad.write_bytes(good)
     assert len(build(teacher, dataset, tmp_path / "maps")) == 10
+    build(teacher, dataset, tmp_path / "uninterrupted")
+    assert files_of(tmp_path / "maps") == files_of(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ student's view, overlay included; the clean view needs the library (README).
 
 import argparse
 import functools
+import gc
 import inspect
 import sys
 import traceback
@@ -18,9 +19,9 @@ import torch.utils.data
 from timm.data import dataset_factory
 
 from timm_igkd.controls import OverlaySource
-from timm_igkd.data import dataset_name, read_item, row_name
 from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.errors import InputError, UserError
+from timm_igkd.items import dataset_name, read_item, row_name
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.store import MapStore
 from timm_igkd.with_plugin import run_script
@@ -55,6 +56,7 @@ def run_command(args: argparse.Namespace) -> None:
         wrapped.append(overlaid(dataset, maps, overlay, args.overlay_source))
         return wrapped[-1]
 
+    gc.freeze()  # what is imported stays: a forked worker's collections then leave these pages shared
     with training_datasets(wrap):
         _run(script)
     if not wrapped:

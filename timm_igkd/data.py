@@ -3,7 +3,6 @@
 Every image is decoded as timm does it (images.py) and named in every error. Nothing is ever skipped or replaced.
 """
 
-import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -18,8 +17,8 @@ import torch.utils.data
 from huggingface_hub import errors as hub_errors
 from PIL import Image
 
-from timm_igkd.errors import InputError, InputTypeError, MissingFileError, RunError, nearest
-from timm_igkd.images import decode_image, to_rgb
+from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
+from timm_igkd.images import decode_image
 
 DIGITS_SPLITS = ("train", "validation", "test")
 TIMM_PREFIXES = ("torch/", "hfds/", "folder/")
@@ -260,100 +259,3 @@ def _timm_dataset(name: str, split: str, data_dir: str | None) -> Any:
         return timm.data.create_dataset(name, root=data_dir, split=split)
     except (AssertionError, ImportError, TypeError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"timm dataset {name!r} split {split!r} under {data_dir!r}: {_first_line(error)}") from error
-
-
-def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
-    """Read one (8-bit RGB PIL image, label) of any map-style dataset, before its transform where it is known.
-
-    timm's ImageDataset is read through its reader, because the dataset itself replaces an unreadable image by the next.
-
-    Raises:
-        InputTypeError: the dataset gives something else than a PIL image. InputError: the image cannot be read.
-    """
-    dataset, index = unwrapped(dataset, index)
-    if isinstance(dataset, LabeledImages):
-        return dataset.read(index)
-    try:
-        if isinstance(dataset, timm.data.ImageDataset):
-            return _read_timm_item(dataset, index)
-        item = dataset[index]
-    except OSError as error:
-        raise InputError(f"{row_name(dataset, index)} cannot be read ({error}); repair or remove it") from error
-    if not isinstance(item, tuple | list) or len(item) < 2:
-        raise InputTypeError(
-            f"{row_name(dataset, index)} is a {type(item).__name__}, expected (PIL image, label); open rows of "
-            "Hugging Face "
-            "datasets with timm_igkd.load_labeled_images"
-        )
-    image, label = item[:2]
-    if not isinstance(image, Image.Image):
-        raise InputTypeError(
-            f"{row_name(dataset, index)} is a {type(image).__name__}, expected a PIL image; wrap the dataset before a "
-            "transform is set on it"
-        )
-    return to_rgb(image, row_name(dataset, index)), int(label)
-
-
-def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.Image, int]:
-    """Read an item of timm's dataset, with its label as the dataset gives it (-1 where there is none)."""
-    file, target, *_ = dataset.reader[index]
-    label = -1 if target is None else target
-    if target is not None and dataset.target_transform is not None:
-        label = dataset.target_transform(target)
-    name = row_name(dataset, index)
-    if isinstance(file, Image.Image):
-        return to_rgb(file, name), int(label)
-    if isinstance(file, bytes):
-        return decode_image(file, name), int(label)
-    with file:
-        return decode_image(file.read(), name), int(label)
-
-
-def unwrapped(dataset: Any, index: int) -> tuple[Any, int]:
-    """Return the dataset within torch's Subset and ConcatDataset that holds item `index`, and its index there."""
-    while isinstance(dataset, torch.utils.data.Subset | torch.utils.data.ConcatDataset):
-        if isinstance(dataset, torch.utils.data.Subset):
-            dataset, index = dataset.dataset, int(dataset.indices[index])
-        else:
-            part = int(np.searchsorted(dataset.cumulative_sizes, index, side="right"))
-            start = dataset.cumulative_sizes[part - 1] if part else 0
-            dataset, index = dataset.datasets[part], index - start
-    return dataset, index
-
-
-def first_part(dataset: Any) -> Any:
-    """Return the first dataset within torch's Subset and ConcatDataset."""
-    while isinstance(dataset, torch.utils.data.Subset | torch.utils.data.ConcatDataset):
-        dataset = dataset.dataset if isinstance(dataset, torch.utils.data.Subset) else dataset.datasets[0]
-    return dataset
-
-
-def row_name(dataset: Any, index: int) -> str:
-    """Return how messages name row `index` of any dataset."""
-    dataset, index = unwrapped(dataset, index)
-    if isinstance(dataset, LabeledImages):
-        return dataset.row_name(index)
-    file = ""
-    if isinstance(dataset, timm.data.ImageDataset):
-        with contextlib.suppress(NotImplementedError, AssertionError, KeyError, TypeError):
-            name = dataset.filename(index, basename=True)
-            file = f" ({name})" if name else ""  # a row of hfds/ may have none
-    return f"image {index}{file} of {dataset_name(dataset)!r}"
-
-
-def dataset_name(dataset: Any) -> str:
-    """Return the dataset's `name`, its root folder, or its class."""
-    dataset = first_part(dataset)
-    reader = getattr(dataset, "reader", dataset)
-    return str(getattr(dataset, "name", None) or getattr(reader, "root", None) or type(dataset).__name__)
-
-
-def class_names(dataset: Any) -> tuple[str, ...] | None:
-    """Return the dataset's class names in label order, or None where it does not tell them."""
-    dataset = first_part(dataset)
-    if isinstance(dataset, LabeledImages):
-        return dataset.class_names
-    if getattr(dataset, "classes", None):
-        return tuple(str(name) for name in dataset.classes)
-    class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    return tuple(sorted(class_to_idx, key=class_to_idx.get)) if class_to_idx else None

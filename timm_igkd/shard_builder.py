@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from timm_igkd.data import read_item, row_name
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.images import content_key
+from timm_igkd.items import read_item, row_name
 from timm_igkd.map_format import MapRow, to_table
 from timm_igkd.map_rows import Items, RowMaker
 from timm_igkd.store_files import check_shard, read_json, shard_path, shard_rows, write_json, write_shard
