@@ -1,6 +1,7 @@
 """What a study says in plain words, computed from its contrasts; an effect is claimed only where the plan allows it."""
 
 import math
+from dataclasses import replace
 
 from study_config import Cell
 from study_paper import ABLATION, ABLATION_DROP, arm_name, paper_results
@@ -26,19 +27,38 @@ def answers(results: StudyResults) -> list[Answer]:
         return [("What follows from the numbers?", [NO_CONCLUSION])]
     found = [answer for column, question in QUESTIONS.items() if (answer := _overlay(results, column, question))]
     found += [answer for answer in (_alignment(results), _paper(results)) if answer]
-    return found or [("What follows from the numbers?", ["No contrast was named in advance, so nothing is claimed."])]
+    return found or [
+        (
+            "What follows from the numbers?",
+            ["No contrast named in advance answers a question by itself, so nothing is claimed."],
+        )
+    ]
 
 
-def has_overlay(cell: Cell) -> bool:
-    """Say whether images are overlaid with the maps of the trained teacher, each with its own."""
+def _has_aligned_overlay(cell: Cell) -> bool:
     return cell.overlay_prob > 0 and cell.overlay_source == "aligned"
+
+
+def is_overlay_against_none(a: Cell, b: Cell) -> bool:
+    """Say whether a overlays images with their own maps, b overlays none, and nothing else differs."""
+    without = replace(a, overlay_prob=0.0, overlay_source=b.overlay_source, save=b.save)
+    return _has_aligned_overlay(a) and without == b
+
+
+def is_aligned_against_control(a: Cell, b: Cell) -> bool:
+    """Say whether a overlays images with their own maps, b with others as often, and nothing else differs."""
+    return (
+        _has_aligned_overlay(a)
+        and b.overlay_source != "aligned"
+        and replace(a, overlay_source=b.overlay_source, save=b.save) == b
+    )
 
 
 def _overlay(results: StudyResults, column: str, question: str) -> Answer | None:
     sentences = [
         verdict(results, contrast, column)
         for contrast in results.contrasts(column)
-        if has_overlay(results.cell(contrast.a)) and results.cell(contrast.b).overlay_prob == 0
+        if is_overlay_against_none(results.cell(contrast.a), results.cell(contrast.b))
     ]
     if not any(sentences):
         return None
@@ -46,15 +66,24 @@ def _overlay(results: StudyResults, column: str, question: str) -> Answer | None
 
 
 def _alignment(results: StudyResults) -> Answer | None:
-    sentences = []
+    found, counts = [], []
     for column in QUESTIONS:
-        for contrast in results.contrasts(column):
-            control = results.cell(contrast.b)
-            is_control = control.overlay_prob > 0 and control.overlay_source != "aligned"
-            if has_overlay(results.cell(contrast.a)) and is_control and column in results.config.outcomes:
-                sentences.append(verdict(results, contrast, column))
-    sentences = [sentence for sentence in sentences if sentence]
-    return ("Does it matter that the maps are aligned with their images?", sentences) if sentences else None
+        if column not in results.config.outcomes:
+            continue
+        against = [
+            contrast
+            for contrast in results.contrasts(column)
+            if is_aligned_against_control(results.cell(contrast.a), results.cell(contrast.b)) and contrast.comparison.n
+        ]
+        found += [verdict(results, contrast, column) for contrast in against]
+        higher = sum(contrast.is_significant and contrast.comparison.difference > 0 for contrast in against)
+        if against:
+            counts.append(f"{_ADVANTAGE[column]} over {higher} of {len(against)} controls")
+    if not found:
+        return None
+    if results.config.purpose == "primary":
+        found.insert(0, f"For this teacher, aligned maps are shown to have higher {'; '.join(counts)}.")
+    return "Does it matter that the maps are aligned with their images?", found
 
 
 def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from study_paper import COMPRESSION, PARAMETERS, TEACHER_PARAMETERS, arm_name, paper_results
+from study_paper import COMPRESSION, arm_name, paper_results
 from study_results import StudyResults
 from timm_igkd.report_figures import ROLES, render_svg
 
 Figure = tuple[str, str]  # SVG, and what it shows in words
+
+_HOLLOW = {"markerfacecolor": "none", "linestyle": "none", "markersize": 7}
 
 
 def colour(results: StudyResults, cell: str) -> str:
@@ -39,33 +41,44 @@ def compression(results: StudyResults, name: str) -> Figure | None:
     if not arms:
         return None
     styles = dict(zip(arms, _styles(results, arms), strict=True))
-    is_paper = any(
-        paper_results(results.config, results.cell(cell), results.constant(cell, "num_parameters"))
-        for cells in arms.values()
-        for cell in cells
-    )
+    papers = {arm: found for arm, cells in arms.items() if (found := _paper_means(results, cells))}
+    ticks = sorted({results.constant(cell, "compression") for cells in arms.values() for cell in cells})
+    reference, *others = arms
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-        reference = next(iter(arms))
+        figure.get_layout_engine().set(h_pad=0.12)
+        grid = figure.add_gridspec(2 if others else 1, max(1, len(others)))
+        levels = figure.add_subplot(grid[0, :])
         for arm, cells in arms.items():
-            _draw_levels(left, results, cells, styles[arm], arm)
-            if arm != reference:
-                _draw_gaps(right, results, cells, arms[reference], styles[arm])
-        if is_paper:
-            _draw_paper(left, right, results, arms, styles)
-        right.axhline(0, color=ROLES["ink"], linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-        left.set_title("Clean accuracy, %", loc="left", fontsize=9.5, pad=8)
-        right.set_title(f"Difference from {reference}, points", loc="left", fontsize=9.5, pad=8)
-        ticks = sorted({results.constant(cell, "compression") for cells in arms.values() for cell in cells})
-        for axes in (left, right):
-            _compression_axis(axes, ticks)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            _draw_levels(levels, results, cells, styles[arm], arm)
+        for arm, means in papers.items():
+            levels.plot(list(means), list(means.values()), **styles[arm] | _HOLLOW, label=f"{arm}, paper")
+        levels.set_title("Clean accuracy, %", loc="left", fontsize=9.5, pad=8)
+        levels.legend(loc="lower left", ncols=2)
+        _compression_axis(levels, ticks)
+        first = None
+        for column, arm in enumerate(others):
+            first = axes = figure.add_subplot(grid[1, column], sharey=first)
+            _draw_gaps(axes, results, arms[arm], arms[reference], styles[arm])
+            both = [size for size in papers.get(arm, {}) if size in papers.get(reference, {})]
+            axes.plot(both, [papers[arm][size] - papers[reference][size] for size in both], **styles[arm] | _HOLLOW)
+            axes.set_title(f"{arm} − {reference}, points", loc="left", fontsize=9.5, pad=8)
+            _compression_axis(axes, ticks[:: -(-len(ticks) * len(others) // 10)])
 
-    words = "Clean accuracy against compression, with 95 % intervals" + (
-        ", the paper's means hollow." if is_paper else "."
-    )
-    return render_svg(f"{name}-compression", (8.4, 4.2), draw), words
+    words = "Clean accuracy against compression. Small dots: seeds; bars: 95 % intervals"
+    words += "; hollow: the paper's means, one run each." if papers else "."
+    return render_svg(f"{name}-compression", (8.8, 6.2 if others else 3.4), draw), words
+
+
+def _paper_means(results: StudyResults, cells: Sequence[str]) -> dict[float, float]:
+    """Return compression -> the paper's mean of the cells that repeat its runs."""
+    found = {}
+    for cell in cells:
+        settings, parameters = results.cell(cell), results.constant(cell, "num_parameters")
+        paper = COMPRESSION.get((arm_name(settings), settings.drop))
+        if paper is not None and paper_results(results.config, settings, parameters):
+            found[results.constant(cell, "compression")] = paper.mean
+    return found
 
 
 def _styles(results: StudyResults, arms: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -83,8 +96,7 @@ def _draw_levels(axes: Any, results: StudyResults, cells: Sequence[str], style: 
     found = [results.summary(cell, "top1") for cell in cells]
     x = [results.constant(cell, "compression") for cell in cells]
     for cell, size in zip(cells, x, strict=True):
-        values = list(results.values(cell, "top1").values())
-        axes.plot([size] * len(values), values, "o", color=style["color"], markersize=2, alpha=0.4, markeredgewidth=0)
+        _draw_seeds(axes, size, list(results.values(cell, "top1").values()), style)
     axes.vlines(x, [s.low for s in found], [s.high for s in found], color=style["color"], linewidth=2)
     axes.plot(x, [s.mean for s in found], **style, markersize=4.5, linewidth=1.1, label=label)
 
@@ -95,28 +107,18 @@ def _draw_gaps(
     others = {results.cell(cell).drop: cell for cell in reference}
     pairs = [(cell, others[results.cell(cell).drop]) for cell in cells if results.cell(cell).drop in others]
     found = [results.compare(a, b, "top1") for a, b in pairs]
-    shift = {"o": 1.0, "s": 1.05, "D": 0.95, "^": 1.1}.get(style["marker"], 0.9)
-    x = [
-        results.constant(a, "compression") * shift * (1.03 if style["color"] == ROLES["teacher"] else 0.98)
-        for a, _ in pairs
-    ]
-    axes.vlines(x, [c.low for c in found], [c.high for c in found], color=style["color"], linewidth=2)
-    axes.plot(x, [c.difference for c in found], **style, markersize=4.5, linewidth=0.8)
+    x = [results.constant(a, "compression") for a, _ in pairs]
+    for (a, b), size in zip(pairs, x, strict=True):
+        _draw_seeds(axes, size, list(results.differences(a, b, "top1")), style)
+    axes.axhline(0, color=ROLES["ink"], linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+    axes.vlines(x, [c.low for c in found], [c.high for c in found], color=style["color"], linewidth=2.4)
+    axes.plot(x, [c.difference for c in found], **style, markersize=4.5, linestyle="none")
 
 
-def _draw_paper(
-    left: Any, right: Any, results: StudyResults, arms: dict[str, list[str]], styles: dict[str, Any]
-) -> None:
-    """Add the paper's means of the arms that are ours too, hollow and without a line."""
-    for arm, cells in arms.items():
-        paper_arm = arm_name(results.cell(cells[0]))
-        drops = [drop for drop in PARAMETERS if (paper_arm, drop) in COMPRESSION]
-        x = [TEACHER_PARAMETERS / PARAMETERS[drop] for drop in drops]
-        hollow = styles[arm] | {"markerfacecolor": "none", "linestyle": "none", "markersize": 6, "alpha": 0.8}
-        left.plot(x, [COMPRESSION[paper_arm, drop].mean for drop in drops], **hollow, label=f"{arm}, paper")
-        base = arm_name(results.cell(next(iter(arms.values()))[0]))
-        if arm != next(iter(arms)) and drops:
-            right.plot(x, [COMPRESSION[paper_arm, d].mean - COMPRESSION[base, d].mean for d in drops], **hollow)
+def _draw_seeds(axes: Any, size: float, values: list[float], style: dict[str, Any]) -> None:
+    """Draw the seeds a little to the right of their cell, which its bar would cover."""
+    place = [size * 1.06] * len(values)
+    axes.plot(place, values, "o", color=style["color"], markersize=2.2, alpha=0.45, markeredgewidth=0)
 
 
 def _compression_axis(axes: Any, ticks: Sequence[float]) -> None:
@@ -125,5 +127,5 @@ def _compression_axis(axes: Any, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(ticks, [f"{tick:.3g}" if tick < 100 else f"{tick:.0f}" for tick in ticks])
-    axes.set_xlabel("times fewer parameters than the teacher")
+    axes.set_xticks(ticks, [f"{tick:.3g}×" if tick < 100 else f"{tick:.0f}×" for tick in ticks])
+    axes.set_xlabel("fewer parameters than the teacher")

@@ -85,6 +85,16 @@ def _tidy(markdown: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
 
 
+def _purpose(results: StudyResults) -> str:
+    """Return what a study is for, and of an unfinished primary one that its numbers are interim."""
+    text = PURPOSES[results.config.purpose]
+    if results.config.purpose == "primary" and results.rows and results.missing:
+        text += (
+            f" Interim: {len(results.rows)} of {results.num_planned} runs; it stops for time only, never for a result."
+        )
+    return text
+
+
 def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
     """Return everything the templates show of one study."""
     config = results.config
@@ -92,7 +102,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
     section = {
         "slug": f"study-{slug}",
         "title": config.title or config.name,
-        "purpose": PURPOSES[config.purpose],
+        "purpose": _purpose(results),
         "question": config.question,
         "planned": results.num_planned,
         "command": f"accelerate launch recipes/study.py --config {path}",

@@ -127,7 +127,7 @@ def compare_paired(a: np.ndarray, b: np.ndarray) -> Comparison:
     paired = stats.ttest_rel(a, b)
     low, high = paired.confidence_interval(CONFIDENCE)
     welch_p, welch_low, welch_high = NAN, NAN, NAN
-    if _has_spread(a) or _has_spread(b):
+    if _has_spread(a) and _has_spread(b):
         welch = stats.ttest_ind(a, b, equal_var=False)
         welch_p, (welch_low, welch_high) = float(welch.pvalue), map(float, welch.confidence_interval(CONFIDENCE))
     return Comparison(

@@ -1,4 +1,4 @@
-"""Synthetic studies for the tests of the report: rows with known effects, written by the study's own StudyRows."""
+"""Synthetic studies for the tests of the report: rows with known effects, in the files that StudyRows reads."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import numpy as np
 
 from study_config import StudyConfig
 from study_paper import PARAMETERS, TEACHER_PARAMETERS
-from study_rows import StudyRows
+from study_rows import COLUMNS, StudyRows
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 
 KD = {"distill_loss_weight": 0.01}
@@ -50,8 +50,12 @@ def add_rows(config, gains=None, robustness=None, seed_sd=0.3, n_images=400, ski
         measured: with corruption, transfer and similarity.
         base: accuracy of a cell without gain, or cell -> accuracy.
     """
-    rows = StudyRows(config.output_dir)
-    labels = np.arange(n_images) % 10
+    store = StudyRows(config.output_dir)
+    folder = store.folder / "predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = (np.arange(n_images) % 10).astype(np.uint8)
+    np.save(folder / "labels.npy", labels)
+    rows = []
     for seed in config.seed_range:
         shared = np.random.default_rng(1000 + seed).normal(0, seed_sd / 2**0.5)
         for index, (name, cell) in enumerate(config.cells.items()):
@@ -66,8 +70,18 @@ def add_rows(config, gains=None, robustness=None, seed_sd=0.3, n_images=400, ski
             row = _row(config, name, cell, seed) | {"n_test": n_images, "top1": 100 * np.mean(predicted == labels)}
             if measured:
                 row |= _extras(generator, 70 + 2 * shared + (robustness or {}).get(name, 0.0))
-            rows.add(row, predicted, labels)
-    return rows
+            rows.append(row)
+            np.save(folder / f"{row['config_hash']}-{seed}.npy", predicted)
+    write_rows(store.path, rows)
+    return store
+
+
+def write_rows(path, rows):
+    """Write results.csv; what a row lacks was not measured."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _row(config, name, cell, seed):
@@ -122,7 +136,4 @@ def edit_rows(folder, change):
         rows = list(csv.DictReader(file))
     for row in rows:
         change(row)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)

@@ -4,15 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+from statsmodels.stats.power import TTestIndPower, TTestPower
+from statsmodels.stats.weightstats import DescrStatsW
 
-stats = pytest.importorskip("scipy.stats")
-pytest.importorskip("statsmodels")
-
-from statsmodels.stats.power import TTestIndPower, TTestPower  # noqa: E402
-from statsmodels.stats.weightstats import DescrStatsW  # noqa: E402
-
-from study_resampling import compare_subsets, summarize_subsets, two_level_bootstrap  # noqa: E402
-from study_statistics import (  # noqa: E402
+from study_resampling import compare_subsets, summarize_subsets, two_level_bootstrap
+from study_statistics import (
     compare_paired,
     effect_size,
     holm,
@@ -22,7 +19,7 @@ from study_statistics import (  # noqa: E402
     seeds_needed,
     summarize,
 )
-from timm_igkd.errors import InputError  # noqa: E402
+from timm_igkd.errors import InputError
 
 # Student's sleep data (Biometrika 1908): additional hours of sleep of ten patients under two drugs.
 DRUG_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
