@@ -7,7 +7,7 @@ import numpy as np
 
 from study_compression import Figure, colour, compression
 from study_results import Outcome, StudyResults, outcome_of
-from study_statistics import compare_paired, normality
+from study_statistics import normality
 from study_tables import by_kind, number, probability, signed
 from timm_igkd.corruptions import CORRUPTIONS
 from timm_igkd.report_figures import ROLES, render_svg
@@ -169,9 +169,7 @@ def corruptions(results: StudyResults, name: str) -> Figure | None:
 
 
 def _kind_difference(results: StudyResults, a: str, b: str, kind: str) -> Any:
-    first, second = by_kind(results, a, kind), by_kind(results, b, kind)
-    seeds = sorted(first.keys() & second.keys())
-    return compare_paired(np.array([first[seed] for seed in seeds]), np.array([second[seed] for seed in seeds]))
+    return results.compare_runs(a, b, by_kind(results, a, kind), by_kind(results, b, kind))
 
 
 def quantiles(results: StudyResults, name: str) -> Figure | None:

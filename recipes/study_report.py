@@ -127,8 +127,12 @@ def main(argv: list[str] | None = None) -> int:
     """Write recipes/RESULTS.md and recipes/RESULTS.html; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", metavar="YAML", help="the studies, in the order of the report")
-    parser.add_argument("--markdown", default=str(_HERE / "RESULTS.md"), help="file to write (default: %(default)s)")
-    parser.add_argument("--html", default=str(_HERE / "RESULTS.html"), help="page to write (default: %(default)s)")
+    parser.add_argument(
+        "--markdown", default=str(_HERE / "RESULTS.md"), help="file to write (default: RESULTS.md beside this script)"
+    )
+    parser.add_argument(
+        "--html", default=str(_HERE / "RESULTS.html"), help="page to write (default: RESULTS.html beside this script)"
+    )
     arguments = parser.parse_args(argv)
 
     def run() -> None:

@@ -162,8 +162,12 @@ class StudyResults:
         return summarize_subsets(values, *self.sizes(cell)) if self.is_resampled(cell) else summarize(values)
 
     def compare(self, a: str, b: str, column: str) -> Comparison:
-        """Compare two cells on their common seeds."""
-        _, first, second = pair_by_seed(self.values(a, column), self.values(b, column))
+        """Compare two cells in one column on their common seeds."""
+        return self.compare_runs(a, b, self.values(a, column), self.values(b, column))
+
+    def compare_runs(self, a: str, b: str, of_a: Mapping[int, float], of_b: Mapping[int, float]) -> Comparison:
+        """Compare two cells in any number of their runs, seed -> value, on common seeds."""
+        _, first, second = pair_by_seed(of_a, of_b)
         if self.is_resampled(a) and self.is_resampled(b):
             return compare_subsets(first, second, *self.sizes(a))
         return compare_paired(first, second)
@@ -195,14 +199,16 @@ class StudyResults:
         return Contrast(a, b, comparison, holm_p, power, seeds_needed(comparison.sd, DIFFERENCE, alpha=ALPHA))
 
     def bootstrap(self, a: str, b: str) -> Interval | None:
-        """Return a - b of clean accuracy with the interval over seeds and test images, or None without common seeds.
+        """Return a - b of clean accuracy with the interval over seeds and test images.
+
+        None where there are no two common seeds, and for Monte Carlo subsets, which are no independent draws.
 
         Raises:
             MissingFileError: predictions of a run are not beside its row.
             InputError: predictions that do not give the accuracy of their row.
         """
         seeds = sorted(self.values(a, "top1").keys() & self.values(b, "top1").keys())
-        if len(seeds) < 2:
+        if len(seeds) < 2 or self.is_resampled(a) or self.is_resampled(b):
             return None
         return two_level_bootstrap(self._correct(a, seeds), self._correct(b, seeds))
 

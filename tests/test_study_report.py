@@ -156,6 +156,7 @@ def test_monte_carlo_runs_are_no_independent_samples(tmp_path):
     assert results.summary("KD", "top1").high == pytest.approx(values.mean() + half)
     contrast = results.contrasts("top1")[0]
     assert np.isnan([contrast.comparison.welch_p, contrast.comparison.effect, contrast.power]).all()
+    assert results.bootstrap(ALIGNED, "KD") is None
     assert "1,000/40,000" in cells_table(results).note
     assert "Corrected resampled t test" in contrast_table(results, "top1").note
 
