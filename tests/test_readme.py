@@ -1,0 +1,146 @@
+"""Every code block of the README runs as written, in a folder with small stand-ins for what it names."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import HUB_TOKEN
+from hub_parts import code_blocks, make_run, plugin_student
+from hub_server import HubServer, running_hub
+from timm.data import ImageNetInfo
+from tiny_parts import ImageList, noise_image, ramp, write_store
+
+from timm_igkd.store_card import dataset_card
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+TEACHER = "timm/resnet50.a1_in1k"
+N = 8  # images of each split, in as many of ImageNet's classes
+TRAIN_COMMAND = "accelerate launch"
+SHRUNK = " --epochs 1 --batch_size 4 --max_steps_per_epoch 1 --max_steps 9 --test_limit 4"
+CHECKS = {  # of what a python block leaves, by a word in it
+    "local-dir:": "assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)",
+    "IGOverlayDataset": "assert student.conv1.weight.grad.abs().sum() > 0 and teacher.conv1.weight.grad is None",
+}
+
+
+def title(block: tuple[str, str]) -> str:
+    return " ".join(block[1].split()[:3])
+
+
+def stand_in_images() -> ImageList:
+    return ImageList([noise_image(seed, 40, 40) for seed in range(N)], list(range(N)), "user/images")
+
+
+def write_images(folder: Path) -> None:
+    """Write N images with ImageNet's classes, the same as every split."""
+    images = stand_in_images()
+    label = datasets.ClassLabel(names=list(ImageNetInfo().label_names()))
+    columns: dict[str, Any] = {"image": images.images, "label": images.labels}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), "label": label}))
+    for split in ("train", "validation", "test"):
+        rows.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """Yield a Hub that holds the images and a teacher of random weights under the README's names."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
+    torch.manual_seed(0)
+    weights = safetensors.torch.save(timm.create_model("resnet50").state_dict())
+    with running_hub() as server:
+        server.tokens[HUB_TOKEN] = "user"
+        server.add("user/images", "datasets").commit({f"data/{p.name}": p.read_bytes() for p in folder.iterdir()})
+        server.add(TEACHER).commit({"model.safetensors": weights})
+        yield server
+    assert server.problems == []
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """Return a folder as a reader's who has come to any block: a finished demo, maps, a timm script, images."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    shutil.copy(ROOT / "tests" / "timm_scripts" / "train.py", tmp_path)
+    images = stand_in_images()
+    write_store(tmp_path / "maps", images, [ramp(index, 40, 40) for index in range(N)])
+    provenance = write_store(tmp_path / "demo_maps", images, [ramp(index, 40, 40) for index in range(N)]).path
+    make_run(tmp_path / "runs" / "demo", plugin_student(), provenance)
+    (tmp_path / "path" / "or" / "hub-id").mkdir(parents=True)
+    write_images(tmp_path / "path" / "or" / "hub-id")
+    return tmp_path
+
+
+def run(command: list[str], hub: HubServer, folder: Path) -> str:
+    """Run a command in `folder` with an empty Hugging Face home; it must succeed without a traceback."""
+    env = hub.environment(folder / "home", HUB_TOKEN) | {"HOME": str(folder / "home"), "MPLBACKEND": "Agg"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert HUB_TOKEN not in done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_block_is_python_or_bash():
+    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+    assert len(BLOCKS) == README.count("```") / 2
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r"^make ([\w-]+)", "\n".join(text for _, text in BLOCKS), flags=re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+@pytest.mark.slow
+@pytest.mark.hub
+@pytest.mark.parametrize("block", [b for b in BLOCKS if not b[1].startswith("make ")], ids=title)
+def test_block_runs_as_written(block: tuple[str, str], hub: HubServer, workspace: Path):
+    language, text = block
+    if language == "python":
+        (check,) = [code for word, code in CHECKS.items() if word in text]
+        run([sys.executable, "-c", f"{text}\nimport torch\n{check}\n"], hub, workspace)
+        return
+    if "--out maps" in text:
+        shutil.rmtree(workspace / "maps")
+    if TRAIN_COMMAND in text:
+        text = text.rstrip() + SHRUNK
+    run(["bash", "-euo", "pipefail", "-c", text], hub, workspace)
+    for command, left in LEFT.items():
+        if command in text:
+            assert (workspace / left).exists() if isinstance(left, str) else left[1] in hub.repo(*left[0]).files
+
+
+LEFT: dict[str, Any] = {  # what a command leaves: a file, or a file in a repository of the Hub
+    TRAIN_COMMAND: "runs/mine/report/index.html",
+    "timm-igkd maps": "maps/provenance.json",
+    "timm-igkd preview": "grid.png",
+    "push-maps": (("user/maps", "datasets"), "provenance.json"),
+    "push-student": (("user/student", "models"), "model.safetensors"),
+}
+
+
+@pytest.mark.slow
+def test_card_of_a_local_store_runs_as_written(hub: HubServer, workspace: Path):
+    """The cards on the Hub: test_hub_student.py and test_hub_maps.py run what they say in fresh processes."""
+    images = stand_in_images()
+    store = write_store(workspace / "path" / "of" / "this" / "folder", images, [ramp(i, 40, 40) for i in range(N)])
+    statistics = {"mean_steps": 1.0, "converged": N, "abs_delta_median": 0.0, "abs_delta_p90": 0.0, "constant_maps": 0}
+    provenance = store.provenance | {"keys_hash": "0", "statistics": statistics}
+    provenance["dataset"] |= {"revision": None}
+    provenance["teacher"] |= {"architecture": "none", "input_size": [3, 40, 40], "mean": [0] * 3, "std": [1] * 3}
+    (code,) = code_blocks(dataset_card(provenance))
+    assert run([sys.executable, "-c", code], hub, workspace) == f"{N} (40, 40)\n"
