@@ -15,9 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from timm_igkd.errors import RunError
 
 
-def _conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Return (convolution, batch norm) names where one feeds the other directly, each called once."""
-    producer: dict[int, str] = {}
+def conv_followers(model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, str]]:
+    """Return (convolution, module of `kinds`) names where one feeds the other directly, each called once."""
+    producer: dict[int, tuple[str, int]] = {}
     calls: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
     kept: list[Tensor] = []  # holds outputs alive, so that an id is never reused
@@ -26,15 +26,16 @@ def _conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
             kept.append(output)
-            producer[id(output)] = name
+            producer[id(output)] = name, output._version  # ResNets add to it in place
 
         return hook
 
-    def watch_norm(name: str) -> Callable[..., None]:
+    def watch_follower(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(args[0]) in producer:
-                pairs.append((producer[id(args[0])], name))
+            conv, version = producer.get(id(args[0]), ("", 0))
+            if conv and args[0]._version == version:
+                pairs.append((conv, name))
 
         return hook
 
@@ -42,15 +43,15 @@ def _conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_hook(watch_conv(name)))
-        elif isinstance(module, nn.BatchNorm2d):
-            handles.append(module.register_forward_pre_hook(watch_norm(name)))
+        elif isinstance(module, kinds):
+            handles.append(module.register_forward_pre_hook(watch_follower(name)))
     try:
         with torch.no_grad():
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+    return [(conv, follower) for conv, follower in pairs if calls[conv] == calls[follower] == 1]
 
 
 def _after_norm(norm: nn.BatchNorm2d) -> nn.Module:
@@ -72,7 +73,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor, tolerance: float = 1e-3) 
             for example) an unfolded copy is returned, with 0.
     """
     folded = copy.deepcopy(model)
-    pairs = _conv_norm_pairs(folded, example)
+    pairs = conv_followers(folded, example, (nn.BatchNorm2d,))
     modules = dict(folded.named_modules())
     for conv_name, norm_name in pairs:
         conv, norm = modules[conv_name], modules[norm_name]

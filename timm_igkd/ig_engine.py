@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from timm_igkd.activations import use_lean_relu6
 from timm_igkd.adaptive_path import AdaptivePath
 from timm_igkd.attribution import Attribution, IGOptions, selected_output
-from timm_igkd.chunk_pool import ChunkPool
+from timm_igkd.chunk_pool import ChunkPool, one_thread
 from timm_igkd.folding import fold_batch_norm
+from timm_igkd.frozen_conv import freeze_convolutions
 from timm_igkd.heap import keep_freed_memory
 
 
@@ -55,6 +56,9 @@ class FastEngine:
         self.model, self.num_folded = fold_batch_norm(model.to("cpu"), example)
         self.model = use_lean_relu6(self.model).requires_grad_(False).eval()
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":
+            with one_thread():
+                self.model = freeze_convolutions(self.model, example)
         self._start_gradients: dict[int, Tensor] = {}
 
     def _chunks(self, pairs: int) -> Iterator[slice]:
