@@ -8,7 +8,7 @@ from torch import Tensor, nn
 _CPU_ACTIVATIONS = 300e6  # bytes of one chunk's activations; beyond it the caches no longer help (CHANGELOG)
 _CPU_SMALLEST, _CPU_LARGEST = 8, 128
 _CUDA_SHARE = 0.25  # of the device's memory
-_PATH_BYTES = 192e6  # gradients kept for the images of one batch
+_PATH_BYTES = 384e6  # gradients kept for the images of one batch
 _TYPICAL_NODES = 24
 
 
