@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from timm_igkd.model_loading import save_model
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10
+MAP_KILLS, TRAINING_KILLS = 20, 10
 LIMIT_S = 180
 RECIPE = str(RECIPES / "train_igkd.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -68,10 +70,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def maps_job(tiny_images: ImageFactory, tmp_path: Path) -> list[object]:
-    """Return the arguments of a build of 40 shards that takes some seconds; a net whose bits follow the thread
+    """Return the arguments of a build of 100 shards that takes some seconds; a net whose bits follow the thread
     count."""
     save_model(tiny_teacher("mobilenetv2_cifar", size=32), tmp_path / "teacher")
-    images = tiny_images(n=320, size=32)
+    images = tiny_images(n=800, size=32)
     fixed = ["--split", "train", "--n-steps", 4, "--shard-size", 8, "--logits", "--chunk-size", 16]
     return ["maps", "--teacher", f"local-dir:{tmp_path / 'teacher'}", "--dataset", images, *fixed, "--out"]
 
@@ -87,13 +89,54 @@ def test_store_of_a_killed_build_has_the_bytes_of_an_uninterrupted_one(maps_job:
         return len(list(out.glob("data/[!.]*.parquet")))
 
     random, done = np.random.default_rng(0), []
-    for _ in range(KILLS):
+    for _ in range(MAP_KILLS):
         assert kill_in_work([*command, out], shards, random.uniform(0, 0.4))
         assert not (out / "provenance.json").exists()
         done.append(shards())
     print("shards after each kill:", done)
     run([*command, out])
     assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_store_of_a_build_that_filled_the_disk_has_the_bytes_of_an_uninterrupted_one(
+    maps_job: list[object], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=300k tmpfs {disk} 2>/dev/null") != 0:
+        pytest.skip("needs the right to mount a small tmpfs")
+    command = [sys.executable, "-m", "timm_igkd", *maps_job[:-1], "--limit", 160, "--out"]
+    try:
+        process = start([*command, disk / "maps"])
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 1
+        assert re.fullmatch("[^\n]*No space left on device[^\n]*", errors.strip().splitlines()[-1])
+        finished = list((disk / "maps").glob("data/[!.]*.parquet"))
+        assert 0 < len(finished) < 20
+        assert not (disk / "maps" / "provenance.json").exists()
+        kept = {path: path.stat().st_mtime_ns for path in finished}
+        assert os.system(f"mount -o remount,size=10m {disk}") == 0
+        run([*command, disk / "maps"])
+        assert {path: path.stat().st_mtime_ns for path in finished} == kept
+        run([*command, tmp_path / "whole"])
+        assert files_of(disk / "maps") == files_of(tmp_path / "whole")
+    finally:
+        os.system(f"umount {disk}")
+
+
+def test_machines_merged_after_kills_have_the_bytes_of_one(maps_job: list[object], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "timm_igkd", *maps_job[:-1], "--limit", 320, "--map-size", 16, "--out"]
+    folders = [tmp_path / f"machine{index}" for index in range(3)]
+    for index, folder in enumerate(folders):
+        argv = [*command, folder, "--shard", f"{index}/3"]
+        assert kill_in_work(argv, lambda folder=folder: len(list(folder.glob("data/[!.]*.parquet"))), 0.1)
+        run(argv)
+        assert not (folder / "provenance.json").exists()
+    for folder in folders[1:]:
+        shutil.copytree(folder / "data", folders[0] / "data", dirs_exist_ok=True)
+    run([*command, folders[0]])
+    run([*command, tmp_path / "whole"])
+    assert files_of(folders[0]) == files_of(tmp_path / "whole")
 
 
 def test_two_processes_build_the_store_of_one(maps_job: list[object], tmp_path: Path) -> None:
@@ -148,7 +191,7 @@ def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     run([*command, "whole"])
     print(f"\nuninterrupted run: {time.monotonic() - begin:.1f} s")
     folder, random, done = tmp_path / "killed", np.random.default_rng(1), []
-    for _ in range(KILLS):
+    for _ in range(TRAINING_KILLS):
         assert kill_in_work([*command, "killed", "--resume"], lambda: epochs_of(folder), random.uniform(0, 0.8))
         assert not (folder / "metrics.json").exists()
         done.append(epochs_of(folder))
