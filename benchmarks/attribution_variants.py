@@ -1,0 +1,180 @@
+"""One variant of benchmarks/attribution.py in a process of its own: reads a job as JSON, prints what it measured.
+
+    python benchmarks/attribution_variants.py '{"variant": "c", "teacher": "cifar", "images": 8, "shared": "../shared"}'
+
+Keys of a job: variant (a, b, c, d, limit, sweep, reference), teacher, images, shared (folder), and optionally chunk
+(captum's `internal_batch_size`), limit_pairs, keep (a file for maps and deltas), memory_gb (address space for a).
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from timm_igkd import load_labeled_images, load_model
+from timm_igkd.attribution import CaptumEngine, IGOptions, TeacherView
+from timm_igkd.chunk_pool import ChunkPool
+from timm_igkd.chunking import activation_chunk, images_per_batch
+from timm_igkd.ig_engine import FastEngine
+from timm_igkd.model_loading import class_indices
+
+SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}
+LIMIT_BATCHES = {
+    "cifar": (16, 32, 64),
+    "mobilenetv2": (4, 8, 16),
+    "resnet50": (2, 4, 8),
+    "vit_small": (2, 4, 8),
+}
+REFERENCE_STEPS = 1000
+
+
+def load_teacher(name: str, shared: Path) -> tuple[Any, Any]:
+    """Return (model, dataset) of one benchmark teacher."""
+    if name == "cifar":
+        model = load_model(
+            "mobilenetv2_cifar",
+            model_args={"drop_blocks": 5},
+            checkpoint=shared / "weights/paper_students/kd_92.29.safetensors",
+            mean=(0, 0, 0),
+            std=(1, 1, 1),
+        )
+        return model, load_labeled_images(str(shared / "data/cifar10"), "test")
+    dataset = load_labeled_images(str(shared / "data/imagenette_small"), "validation")
+    if name == "mobilenetv2":
+        return load_model(f"local-dir:{shared / 'weights/mobilenetv2_100.coral_in1k'}"), dataset
+    torch.manual_seed(0)
+    architecture = {"resnet50": "resnet50", "vit_small": "vit_small_patch16_224"}[name]
+    return timm.create_model(architecture, pretrained=False).eval(), dataset
+
+
+class Work:
+    """A teacher, its images, and the variants' measurements.
+
+    Args:
+        job: see the module's docstring.
+    """
+
+    def __init__(self, job: dict[str, Any]):
+        self.job = job
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, dataset = load_teacher(job["teacher"], Path(job["shared"]))
+        view, indices = TeacherView(self.model), class_indices(self.model, dataset.class_names, dataset.num_classes)
+        count = max(job["images"], 1)
+        items = [dataset.read(index * len(dataset) // count) for index in range(count)]
+        self.shape = (3, *view.size)
+        self.inputs = torch.stack([view(image) for image, _ in items]).to(self.device)
+        labels = [label if indices is None else indices[label] for _, label in items]
+        self.targets = torch.tensor(labels, device=self.device)
+        self.baselines = torch.zeros_like(self.inputs[:1])
+
+    def engine(self, n_steps: Any) -> FastEngine:
+        chunk = activation_chunk(self.model, self.shape, self.device)
+        return FastEngine(self.model, IGOptions(n_steps=n_steps), chunk, self.shape, self.device)
+
+    def captum(self, chunk: int | None) -> CaptumEngine:
+        return CaptumEngine(self.model.to(self.device), IGOptions(), chunk)
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def attribute(self, engine: Any, batch: int, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Attribute the images in batches; return maps [n, H, W], relative deltas [n] and seconds."""
+        maps, deltas = [], []
+        started = self.now()
+        for start in range(0, count or len(self.inputs), batch):
+            part = slice(start, start + batch)
+            inputs, targets = self.inputs[part], self.targets[part]
+            with torch.no_grad():
+                logits = engine.forward(inputs) if isinstance(engine, FastEngine) else engine.model(inputs)
+            result = engine.attribute(inputs, self.baselines, targets, logits)
+            maps.append(result.values.abs().sum(1).cpu())
+            delta = result.convergence_delta.to(self.device)
+            change = (result.values.sum((1, 2, 3)) - delta).abs()
+            deltas.append((delta.abs() / change.clamp_min(1e-12)).cpu())
+        return torch.cat(maps), torch.cat(deltas), self.now() - started
+
+    def measure(self) -> dict[str, Any]:
+        name, chunk, n = self.job["variant"], self.job.get("chunk"), len(self.inputs)
+        if name in ("reference", "sweep", "limit"):
+            return getattr(self, name)()
+        if name in "ab":
+            engine: Any = self.captum(chunk if name == "b" else None)
+            batch = min(8 if name == "a" else chunk, n)
+        else:
+            engine, batch = self.engine(50 if name == "c" else "auto"), images_per_batch(self.shape)
+        self.attribute(engine, min(batch, 2), count=1 if name == "a" else min(4, n))  # warm-up
+        maps, deltas, seconds = self.attribute(engine, batch)
+        if self.job.get("keep"):
+            torch.save({"maps": maps, "deltas": deltas}, self.job["keep"])
+        found = {"images_per_s": n / seconds, "n": n, "batch": min(batch, n)}
+        return found | ({"chunk": engine.chunk_size} if engine.chunk_size else {})
+
+    def sweep(self) -> dict[str, Any]:
+        """Time captum at several values of `internal_batch_size`."""
+        found = {}
+        for chunk in SWEEP[self.job["teacher"]]:
+            engine, count = self.captum(chunk), len(self.inputs)
+            self.attribute(engine, count, count=1)
+            found[chunk] = count / self.attribute(engine, count)[2]
+        return {"sweep": found, "chunk": max(found, key=found.__getitem__)}
+
+    def limit(self) -> dict[str, Any]:
+        """Time the engine's bare forward and input-gradient pass, its best batch and way of threading."""
+        engine, found = self.engine(50), {}
+        ways: dict[str, Callable[..., Any]] = {"threads in a layer": lambda step, parts: [step(None) for _ in parts]}
+        if self.device.type == "cpu":
+            pool = ChunkPool(torch.get_num_threads())
+            ways["chunks side by side"] = lambda step, parts: list(pool.map(step, parts))
+        for batch in LIMIT_BATCHES[self.job["teacher"]]:
+            points = self.inputs[:1].expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+
+            def step(_: Any, points: torch.Tensor = points) -> torch.Tensor:
+                leaf = points.detach().requires_grad_()
+                return torch.autograd.grad(engine.model(leaf)[:, 0].sum(), leaf)[0]
+
+            repeats = 2 * max(1, round(self.job["limit_pairs"] / batch / 2))
+            for way, run in ways.items():
+                run(step, [slice(0, 1)] * 2)
+                started = self.now()
+                run(step, [slice(0, 1)] * repeats)
+                found[f"{batch}, {way}"] = repeats * batch / (self.now() - started) / 50
+        best = max(found, key=found.__getitem__)
+        return {"images_per_s": found[best], "batch": best, "n": 0, "all": found}
+
+    def reference(self) -> dict[str, Any]:
+        """Keep maps of 1,000 midpoint steps."""
+        engine, n = self.engine(50), REFERENCE_STEPS
+        nodes = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        sums = torch.zeros_like(self.inputs, dtype=torch.float64)
+        for image in range(len(self.inputs)):
+            images = torch.full((n,), image, device=self.device)
+            for _, gradient in engine.gradients(self.inputs, self.baselines, self.targets, images, nodes):
+                sums[image] += gradient.sum(0)
+        torch.save({"maps": (self.inputs * (sums / n).float()).abs().sum(1).cpu()}, self.job["keep"])
+        return {"n": len(self.inputs)}
+
+
+def main() -> None:
+    """Measure one variant and print it as one line of JSON."""
+    job = json.loads(sys.argv[1])
+    if job.get("memory_gb"):
+        limit = int((job["memory_gb"] + 8) * 2**30)  # torch's libraries alone map several GB
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    work = Work(job)
+    found = work.measure() | {"device": str(work.device)}
+    found["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    if work.device.type == "cuda":
+        found["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
