@@ -23,12 +23,12 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from study_config import Cell, StudyConfig
-from study_data import StudyData, exclusive
-from study_evaluation import RunEvaluator
-from study_report import write_report
-from study_rows import StudyRows
-from study_training import RunTrainer
+from studies import require_report_packages
+from studies.config import Cell, StudyConfig
+from studies.data import StudyData, exclusive
+from studies.evaluation import RunEvaluator
+from studies.rows import StudyRows
+from studies.training import RunTrainer
 from timm_igkd.cli import run_reporting_errors
 from timm_igkd.config import parse_config
 from timm_igkd.environment import environment
@@ -167,12 +167,23 @@ def run_in_parallel(config: StudyConfig, argv: list[str], rows: StudyRows) -> No
             worker.wait()
 
 
+def write_page(config: StudyConfig) -> Path:
+    """Write RESULTS.md and index.html of one study beside its rows; return the page."""
+    from studies.report import write_report  # only here: its packages are an extra
+
+    folder = Path(config.output_dir)
+    write_report([config], folder / "RESULTS.md", folder / "index.html")
+    return folder / "index.html"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the study; bad input is one line and exit code 2."""
     arguments = sys.argv[1:] if argv is None else argv
 
     def run() -> None:
         config = parse_config(StudyConfig, arguments, description=__doc__)
+        if config.report:
+            require_report_packages()
         study = Study(config)
         for folder in config.merge:
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
@@ -182,9 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             study.run_missing()
         if config.report:
-            folder = Path(config.output_dir)
-            write_report([config], folder / "RESULTS.md", folder / "index.html")
-            print(f"report: {folder / 'index.html'}")
+            print(f"report: {write_page(config)}")
 
     return run_reporting_errors(run, "study")
 

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 
-from study_config import StudyConfig
-from study_paper import PARAMETERS, TEACHER_PARAMETERS
-from study_rows import COLUMNS, StudyRows
+from studies.config import StudyConfig
+from studies.paper import PARAMETERS, TEACHER_PARAMETERS
+from studies.rows import COLUMNS, StudyRows
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 
 KD = {"distill_loss_weight": 0.01}

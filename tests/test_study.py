@@ -20,12 +20,12 @@ from command_lines import RECIPES, Outcome, run_in_process, two_splits
 from conftest import ImageFactory
 
 import study
-import study_data
-import study_evaluation
-from study_config import Cell, StudyConfig, create_cell, load_study
-from study_data import StudyData
-from study_evaluation import map_correlation
-from study_rows import StudyRows, key_of
+from studies import data as study_data
+from studies import evaluation as study_evaluation
+from studies.config import Cell, StudyConfig, create_cell, load_study
+from studies.data import StudyData
+from studies.evaluation import map_correlation
+from studies.rows import StudyRows, key_of
 from timm_igkd.config import parse_config
 from timm_igkd.corruptions import CORRUPTIONS
 from timm_igkd.errors import InputError, MissingFileError
@@ -60,7 +60,7 @@ def settings(tiny_images: ImageFactory, teacher_folder: Path, tmp_path: Path) ->
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Return `run(settings, *flags)`: the study in process, its page left out."""
-    monkeypatch.setattr(study, "write_report", lambda *args, **kwargs: None)
+    monkeypatch.setattr(study, "write_page", lambda config: None)
 
     def run(settings: dict[str, Any], *flags: object) -> Outcome:
         path = tmp_path / "study.yaml"
@@ -68,6 +68,17 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.Monke
         return run_in_process(study.main, ["--config", path, *flags], capsys)
 
     return run
+
+
+class Affine(torch.nn.Module):
+    """weight * x + bias, a number per channel."""
+
+    def __init__(self, weight: list[float], bias: list[float]):
+        super().__init__()
+        self.weight, self.bias = (torch.nn.Parameter(torch.tensor(v).view(1, 3, 1, 1)) for v in (weight, bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x + self.bias
 
 
 def rows_of(settings: dict[str, Any]) -> list[dict[str, str]]:
@@ -272,6 +283,28 @@ def test_killed_study_goes_on_to_the_same_rows(run, settings, tmp_path):
     assert run(killed).code == 0
     assert run(settings).code == 0
     assert without_time(rows_of(killed)) == without_time(rows_of(settings))
+
+
+def test_missing_packages_of_the_report_are_named_before_any_run(run, settings, monkeypatch):
+    monkeypatch.setattr("studies.find_spec", lambda name: None if name == "statsmodels" else object())
+    outcome = run(settings)
+    assert outcome.code == 2
+    assert "the study's report needs statsmodels; install it with: pip install 'timm-igkd[study]'" in outcome.error
+    assert not Path(settings["output_dir"]).exists()
+
+
+def test_ig_maps_start_from_the_same_picture_whatever_the_normalisation(settings):
+    """A model that undoes another mean and std gives the same maps."""
+    config = StudyConfig(**settings | {"ig_images": 3})
+    data = StudyData(config, torch.device("cpu"))
+    evaluator = study_evaluation.RunEvaluator(config, data)
+    mean, std = data.teacher.pretrained_cfg["mean"], data.teacher.pretrained_cfg["std"]
+    other = torch.nn.Sequential(
+        Affine([1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]), data.teacher
+    )
+    other.pretrained_cfg = data.teacher.pretrained_cfg | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    found, expected = evaluator._maps(other), evaluator._maps(data.teacher)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 # ---- settings ----

@@ -11,15 +11,15 @@ import yaml
 from scipy import stats
 from study_parts import IG, KD, PRIMARY_CELLS, add_rows, edit_rows, primary_study
 
-from study_answers import NO_CONCLUSION, answers, lead
-from study_config import Cell
-from study_facts import facts
-from study_figures import FIGURES, corruptions, quantiles
-from study_paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
-from study_report import main, write_report
-from study_results import StudyResults
-from study_rows import StudyRows
-from study_tables import cells_table, contrast_table, corruption_table, number, paper_table, probability, signed
+from studies.answers import NO_CONCLUSION, answers, lead
+from studies.config import Cell
+from studies.facts import facts
+from studies.figures import FIGURES, corruptions, quantiles
+from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
+from studies.report import main, write_report
+from studies.results import StudyResults
+from studies.rows import StudyRows
+from studies.tables import cells_table, contrast_table, corruption_table, number, paper_table, probability, signed
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.mobilenetv2_cifar import mobilenetv2_cifar
 from timm_igkd.model_loading import count_parameters

@@ -8,8 +8,8 @@ from scipy import stats
 from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
-from study_resampling import compare_subsets, summarize_subsets, two_level_bootstrap
-from study_statistics import (
+from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
+from studies.statistics import (
     compare_paired,
     effect_size,
     holm,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from itertools import pairwise
 
-from study_results import StudyResults
+from studies.results import StudyResults
 from timm_igkd.report_tables import DASH, NARROW, count, duration, plain
 
 

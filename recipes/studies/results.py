@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from study_config import Cell, StudyConfig
-from study_resampling import compare_subsets, summarize_subsets, two_level_bootstrap
-from study_rows import StudyRows
-from study_statistics import (
+from studies.config import Cell, StudyConfig
+from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
+from studies.rows import StudyRows
+from studies.statistics import (
     NAN,
     Comparison,
     Interval,

@@ -19,7 +19,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from study_config import Cell, StudyConfig
+from studies.config import Cell, StudyConfig
 from timm_igkd import MapStore, compute_maps, load_labeled_images, truncate
 from timm_igkd.controls import derangement
 from timm_igkd.corruptions import corrupt

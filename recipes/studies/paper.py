@@ -5,7 +5,7 @@ Source: arXiv 2506.14440 and the authors' repository: nordlinglab/ModelCompressi
 
 from typing import NamedTuple
 
-from study_config import Cell, StudyConfig
+from studies.config import Cell, StudyConfig
 
 NUM_RUNS = 10  # of each arm of the ablation
 

@@ -13,7 +13,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from study_config import Cell
+from studies.config import Cell
 from timm_igkd import IGDistillationTask, IGOverlay
 from timm_igkd.device_images import DeviceImages
 from timm_igkd.device_loader import Batch, DeviceAugmentation, DeviceLoader

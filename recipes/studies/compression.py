@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from study_paper import COMPRESSION, arm_name, paper_results
-from study_results import StudyResults
+from studies.paper import COMPRESSION, arm_name, paper_results
+from studies.results import StudyResults
 from timm_igkd.report_figures import ROLES, render_svg
 
 Figure = tuple[str, str]  # SVG, and what it shows in words

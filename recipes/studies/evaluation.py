@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from study_config import Cell, StudyConfig
-from study_data import Evaluated, StudyData, normalized, predict
+from studies.config import Cell, StudyConfig
+from studies.data import Evaluated, StudyData, normalized, predict
 from timm_igkd.attribution import IGOptions, reduce_channels
 from timm_igkd.chunking import activation_chunk
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
@@ -98,12 +98,14 @@ class RunEvaluator:
         return {"ig_correlation": correlations.mean().item(), "ig_correlation_n": len(correlations)}
 
     def _maps(self, model: nn.Module) -> Tensor:
+        """IG maps from black, the same picture for all models; 0 after normalisation would be another for each."""
         images = self.data.test.images.subset(torch.arange(min(self.config.ig_images, len(self.data.test.images))))
         inputs, device = normalized(model, images.images), self.data.device
         shape = tuple(inputs.shape[1:])
         chunk = activation_chunk(model, shape, device)
         engine = FastEngine(copy.deepcopy(model).eval(), IGOptions(n_steps=_SIMILARITY_STEPS), chunk, shape, device)
-        attribution = engine.attribute(inputs, torch.zeros_like(inputs[:1]), images.labels, engine.forward(inputs))
+        black = normalized(model, torch.zeros_like(images.images[:1]))
+        attribution = engine.attribute(inputs, black, images.labels, engine.forward(inputs))
         return reduce_channels(attribution.values, "abs_sum").cpu()
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from study_statistics import CONFIDENCE, NAN, Comparison, Interval, Summary, compare_paired, summarize
+from studies.statistics import CONFIDENCE, NAN, Comparison, Interval, Summary, compare_paired, summarize
 from timm_igkd.errors import InputError
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from study_compression import Figure, colour, compression
-from study_results import Outcome, StudyResults, outcome_of
-from study_statistics import normality
-from study_tables import by_kind, number, probability, signed
+from studies.compression import Figure, colour, compression
+from studies.results import Outcome, StudyResults, outcome_of
+from studies.statistics import normality
+from studies.tables import by_kind, number, probability, signed
 from timm_igkd.corruptions import CORRUPTIONS
 from timm_igkd.report_figures import ROLES, render_svg
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from study_paper import PaperResult, paper_results
-from study_results import DIFFERENCE, OUTCOMES, Contrast, StudyResults, outcome_of
-from study_statistics import CONFIDENCE, Interval, Summary
+from studies.paper import PaperResult, paper_results
+from studies.results import DIFFERENCE, OUTCOMES, Contrast, StudyResults, outcome_of
+from studies.statistics import CONFIDENCE, Interval, Summary
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.report_tables import DASH, MINUS, NARROW, count
 
@@ -89,9 +89,12 @@ def cells_table(results: StudyResults) -> Table:
         parameters, compression = results.constant(name, "num_parameters"), results.constant(name, "compression")
         entries.append(Entry(DASH if math.isnan(parameters) else count(parameters)))
         entries.append(Entry(DASH if math.isnan(compression) else f"{compression:.2f}×"))
+        macs, latency = results.constant(name, "macs"), results.constant(name, "latency_ms_1")
+        entries.append(Entry(DASH if math.isnan(macs) else f"{macs / 1e6:.1f}{NARROW}M"))
+        entries.append(Entry(DASH if math.isnan(latency) else f"{latency:.2f}{NARROW}ms"))
         rows.append((name, entries))
     columns = ["Runs", *(f"{item.short}{', ' + item.unit if item.unit else ''}" for item in shown)]
-    columns += ["Parameters", "Compression"]
+    columns += ["Parameters", "Compression", "MACs", "Latency, one image"]
     note = f"Means over seeds with their standard deviation and 95{NARROW}% t interval"
     if any(results.is_resampled(name) for name in results.cells):
         n_test, n_train = results.sizes(next(name for name in results.cells if results.is_resampled(name)))

@@ -3,10 +3,10 @@
 import math
 from dataclasses import replace
 
-from study_config import Cell
-from study_paper import ABLATION, ABLATION_DROP, arm_name, paper_results
-from study_results import ALPHA, Contrast, StudyResults
-from study_tables import number, probability, signed, span
+from studies.config import Cell
+from studies.paper import ABLATION, ABLATION_DROP, arm_name, paper_results
+from studies.results import ALPHA, Contrast, StudyResults
+from studies.tables import number, probability, signed, span
 from timm_igkd.report_tables import NARROW
 
 Answer = tuple[str, list[str]]  # a question, and sentences

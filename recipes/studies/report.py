@@ -1,0 +1,118 @@
+"""The report of studies, from their rows alone: a Markdown file and one self-contained HTML page.
+
+Every number is computed from results.csv (and, for the two-level bootstrap, the predictions beside it); equal rows give
+equal files.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from studies.answers import answers, lead
+from studies.config import StudyConfig
+from studies.facts import facts
+from studies.figures import FIGURES
+from studies.results import StudyResults
+from studies.tables import cells_table, contrast_table, corruption_table, paper_table, transfer_table
+from timm_igkd.errors import InputError
+from timm_igkd.report import page_style
+from timm_igkd.report_figures import require_matplotlib
+from timm_igkd.store_files import write_atomic
+
+_HERE = Path(__file__).parent
+
+PURPOSES = {
+    "check": "A check: it tests the machinery on small numbers and draws no conclusion.",
+    "primary": "The primary study: contrasts, outcomes and number of seeds were named before its first run.",
+    "exploratory": "Exploratory: what it shows is a suggestion to be tested, no claim.",
+}
+
+
+def write_report(
+    configs: Sequence[StudyConfig],
+    results_md: str | Path,
+    html: str | Path,
+    paths: Sequence[str | Path] | None = None,
+) -> None:
+    """Write the report of studies, those that were not run included.
+
+    Args:
+        configs: the studies, in the order of the report.
+        results_md: Markdown file to write.
+        html: page to write, self-contained.
+        paths: the studies' YAML files, for their commands; default: recipes/configs/study_<name>.yaml.
+
+    Raises:
+        InputError: two studies of one name, rows or predictions that cannot be used, or matplotlib is missing.
+    """
+    require_matplotlib()
+    names = [config.name for config in configs]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"a report needs at least one study, each once, got {names or 'none'}")
+    studies = [StudyResults.read(config) for config in configs]
+    paths = paths or [f"recipes/configs/study_{name}.yaml" for name in names]
+    context = {
+        "lead": lead(studies),
+        "html": Path(html).name,
+        "studies": [_section(results, path) for results, path in zip(studies, paths, strict=True)],
+    }
+    page = _environment(autoescape=True).from_string(_template("report.html"))
+    text = _environment(autoescape=False).from_string(_template("report.md.j2"))
+    write_atomic(Path(html), page.render(context, style=page_style()).encode())
+    write_atomic(Path(results_md), _tidy(text.render(context)).encode())
+
+
+def _template(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _environment(autoescape: bool) -> Environment:
+    environment = Environment(autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
+    return environment
+
+
+def _tidy(markdown: str) -> str:
+    """Return Markdown without runs of empty lines."""
+    return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
+
+
+def _purpose(results: StudyResults) -> str:
+    """Return what a study is for, and of an unfinished primary one that its numbers are interim."""
+    text = PURPOSES[results.config.purpose]
+    if results.config.purpose == "primary" and results.rows and results.missing:
+        text += (
+            f" Interim: {len(results.rows)} of {results.num_planned} runs; it stops for time only, never for a result."
+        )
+    return text
+
+
+def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
+    """Return everything the templates show of one study."""
+    config = results.config
+    slug = re.sub(r"[^a-z0-9]+", "-", config.name.lower()).strip("-") or "study"
+    section = {
+        "slug": f"study-{slug}",
+        "title": config.title or config.name,
+        "purpose": _purpose(results),
+        "question": config.question,
+        "planned": results.num_planned,
+        "command": f"accelerate launch recipes/study.py --config {path}",
+        "has_rows": bool(results.rows),
+        "has_missing": bool(results.missing),
+    }
+    if not results.rows:
+        return section
+    columns = list(dict.fromkeys([*config.outcomes, "transfer_balanced_top1"])) if config.contrasts else []
+    tables = [contrast_table(results, column) for column in columns]
+    tables += [cells_table(results), corruption_table(results), transfer_table(results), paper_table(results)]
+    drawn = [(title, draw(results, slug)) for title, draw in FIGURES]
+    return section | {
+        "answers": answers(results),
+        "tables": [table for table in tables if table is not None],
+        "figures": [(title, *figure, title in ("All cells",)) for title, figure in drawn if figure is not None],
+        "facts": facts(results),
+    }
