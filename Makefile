@@ -11,7 +11,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(CORES))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow bench study lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(LAUNCH) recipes/train_igkd.py
@@ -24,6 +24,10 @@ test-slow: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-demo
 	$(BIN)/python benchmarks/attribution.py
+
+# CIFAR-10 and the released student are expected beside the repository, see the header of the configuration.
+study: $(VENV)/.installed-study
+	$(LAUNCH) recipes/study.py --config recipes/configs/study_check.yaml --parallel 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
