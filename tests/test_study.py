@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,17 @@ def test_parallel_processes_give_the_rows_of_one(run, settings, tmp_path):
     for key, row in found.items():
         assert row["top1"] == expected[key]["top1"]
     assert (tmp_path / "parallel" / "index.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_runs_learn_what_plain_ones_do(run, settings, tmp_path):
+    one = settings | {"cells": {"KD&IG": ARMS["KD&IG"]}, "seeds": 1}
+    assert run(one).code == 0
+    compiled = one | {"output_dir": str(tmp_path / "compiled")}
+    assert run(compiled, "--compile", "default").code == 0
+    losses = [float(rows_of(each)[0]["train_loss"]) for each in (one, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.slow
