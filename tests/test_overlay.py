@@ -35,6 +35,16 @@ def test_8_bit_path_is_within_one_level_of_the_formula(weight, power):
         assert np.abs(found - expected).max() <= 1
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 0.75, 1.0])
+def test_a_photograph_is_blended_block_by_block_as_in_one_piece(weight):
+    image, levels = noise_image(0, 61, 100), np.random.default_rng(1).integers(0, 256, (100, 61), dtype=np.uint8)
+    found = levels_of(IGOverlay(overlay_weight=weight).apply(image, Image.fromarray(levels), 1.4))
+    low, span = levels.min() / levels.max(), 1 - (levels.min() / levels.max()) ** 1.4
+    map_share = np.round(((levels / levels.max()) ** 1.4 - low**1.4) / span * (weight * 255 * 256)).astype(int)
+    image_share = np.round(levels_of(image) * ((1 - weight) * 256)).astype(int)
+    assert np.array_equal(found, (image_share + map_share[..., None] + 128) >> 8)
+
+
 def test_every_pair_of_levels_is_the_formula_rounded():
     levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 256, axis=1)
     image = Image.fromarray(np.repeat(levels.T[..., None], 3, axis=2))

@@ -270,3 +270,46 @@ def test_the_op_among_weighted_ones_is_refused(ramps):
     transform = rand_augment_transform("rand-m9", transforms={OP_NAME: 1.0, "Rotate": 3.0, "Invert": 1.0})
     with pytest.raises(InputError, match="IGOverlay in a RandAugment with weights is not supported"):
         wrap(ramps, None).transform = transform
+
+
+# ---- posterize at 0 bits
+
+POSTERIZING = ["rand-m10-n1-p1", "rand-m0-n1-p1-inc0", "rand-m10-n1-p1-tigkd", "augmix-m10-w1-d1", "v0r", "originalr"]
+
+
+def policy_of(text: str) -> Callable:
+    (policy,) = [
+        part
+        for part in pipeline(text).transforms
+        if isinstance(part, auto_augment.RandAugment | auto_augment.AugMixAugment | auto_augment.AutoAugment)
+    ]
+    return policy
+
+
+def posterizers(policy) -> list[auto_augment.AugmentOp]:
+    ops = policy.ops if hasattr(policy, "ops") else [op for ops in policy.policy for op in ops]
+    return [op for op in ops if op.name.startswith("Posterize")]
+
+
+@pytest.mark.parametrize("text", POSTERIZING)
+def test_policies_created_with_it_posterize_to_black(text):
+    image = noise_image(0, 32, 32)
+    with timm_ops.posterize_to_black():
+        ops = posterizers(policy_of(text))
+    assert ops
+    for op in ops:
+        op.prob, op.magnitude_std = 1.0, 0
+        op.magnitude = 0 if op.name == "Posterize" else 10
+        expected = np.asarray(image) if op.name == "PosterizeOriginal" else np.zeros((32, 32, 3))
+        assert np.array_equal(np.asarray(op(image)), expected)
+        op.magnitude = 5  # 2 bits, or 6 of the original policy's
+        mask = 0xFC if op.name == "PosterizeOriginal" else 0xC0
+        assert np.array_equal(np.asarray(op(image)), np.asarray(image) & mask)
+
+
+def test_timms_own_posterize_is_kept_outside():
+    before = dict(auto_augment.NAME_TO_OP)
+    with timm_ops.posterize_to_black():
+        assert before != auto_augment.NAME_TO_OP
+    assert before == auto_augment.NAME_TO_OP
+    assert all(op.aug_fn is auto_augment.posterize for op in posterizers(policy_of("rand-m9-inc1")))

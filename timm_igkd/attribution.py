@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients
 from PIL import Image
 from timm.models import get_model_input_config
 from torch import Tensor, nn
@@ -164,6 +163,8 @@ class CaptumEngine:
     def __init__(self, model: nn.Module, options: IGOptions, chunk_size: int | None = None):
         if options.n_steps == "auto":
             raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
+        from captum.attr import IntegratedGradients  # here, as it brings matplotlib: 26 MiB for who trains alone
+
         self.model, self.options, self.chunk_size = model, options, chunk_size
         self.integrated_gradients = IntegratedGradients(self._output)
 

@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from timm_igkd.errors import MissingFileError
 
 _PACKAGE = Path(__file__).parent
@@ -36,6 +34,8 @@ def render_card(template: str, **values: Any) -> str:
         template: file name under hub/templates.
         values: what it uses; a missing one is an error.
     """
+    from jinja2 import Environment, StrictUndefined  # here: who only trains does without
+
     environment = Environment(  # Markdown: nothing is escaped as HTML, `code` and `cell` keep text in its place
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

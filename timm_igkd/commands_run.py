@@ -24,6 +24,7 @@ from timm_igkd.errors import InputError, UserError
 from timm_igkd.items import dataset_name, read_item, row_name
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.store import MapStore
+from timm_igkd.timm_ops import posterize_to_black
 from timm_igkd.with_plugin import run_script
 
 STREAMED = ("wds", "tfds", "hfids")
@@ -57,7 +58,7 @@ def run_command(args: argparse.Namespace) -> None:
         return wrapped[-1]
 
     gc.freeze()  # what is imported stays: a forked worker's collections then leave these pages shared
-    with training_datasets(wrap):
+    with training_datasets(wrap), posterize_to_black():
         _run(script)
     if not wrapped:
         raise InputError(

@@ -9,7 +9,8 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -19,6 +20,7 @@ from timm_igkd.errors import InputError
 
 OP_NAME = "IGOverlay"
 SET_NAMES = ("igkd", "tigkd")  # of the section "tigkd", and as an argument written in full
+_POSTERIZE = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")
 _warned = False
 
 
@@ -55,6 +57,29 @@ def register() -> None:
 
     rand_augment_choices.names_igkd = True  # type: ignore[attr-defined]
     auto_augment.rand_augment_choices = rand_augment_choices
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
+    """Keep the highest bits of each channel as timm does; none of them, timm's range ends there, is black."""
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **kwargs)
+
+
+@contextmanager
+def posterize_to_black() -> Iterator[None]:
+    """Let policies of timm's that are created meanwhile posterize to 0 bits.
+
+    timm 1.0.31 keeps "4 down to 0" bits as the magnitude grows to 10, and its `mstd` reaches 10 in a few images of a
+    thousand; Pillow before 13 made such an image black, Pillow 13 raises "bits must be between or equal to 1 and 8".
+    Importing the package changes none of timm's ops: who builds the policy asks for this.
+    """
+    timms = {name: auto_augment.NAME_TO_OP[name] for name in _POSTERIZE}
+    auto_augment.NAME_TO_OP.update(dict.fromkeys(_POSTERIZE, posterize))
+    try:
+        yield
+    finally:
+        auto_augment.NAME_TO_OP.update(timms)
 
 
 def take_overlay_out(transform: Any) -> tuple[Any, float | None]:
