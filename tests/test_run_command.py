@@ -12,10 +12,10 @@ import pytest
 import timm
 import timm.data
 from command_lines import subprocess_environment
-from timm.data import dataset_factory
+from timm.data import auto_augment, dataset_factory
 from tiny_parts import ramp, write_store
 
-from timm_igkd import cli
+from timm_igkd import cli, timm_ops
 from timm_igkd.errors import InputError, message_of
 from timm_igkd.items import read_item
 
@@ -36,7 +36,7 @@ PROBE = """
 import sys
 import numpy as np
 from timm.data import create_dataset
-from timm.data import dataset_factory
+from timm.data import auto_augment, dataset_factory
 
 name, root, out = sys.argv[1:]
 for split, is_training in (("train", True), ("validation", False)):
@@ -274,6 +274,25 @@ def test_run_takes_timms_options(command, folder, maps, tmp_path, options):
     assert np.isfinite(
         float(train(command, folder, tmp_path / "out", *options, run=("--maps", maps))[-1]["train_loss"])
     )
+
+
+def test_augmentation_splits_overlay_by_the_option_and_warn_that_the_name_does_nothing(
+    command, folder, maps, tmp_path, monkeypatch
+):
+    """The splits are augmented after one crop of one image, where it is too late for an overlay of its own."""
+    monkeypatch.setattr(timm_ops, "_warned", False)
+    options = ["--aug-splits", "2", "--smoothing", "0", "--aa", "rand-m9-n8-p1-tigkd"]
+    with pytest.warns(UserWarning, match="IGOverlay changes nothing outside"):
+        none = train(command, folder, tmp_path / "none", *options, run=("--maps", maps, "--overlay-prob", 0))
+    all_of_them = train(command, folder, tmp_path / "all", *options, run=("--maps", maps, "--overlay-prob", 1))
+    assert none != all_of_them
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_magnitude_10_posterizes_to_black_instead_of_failing(command, folder, maps, tmp_path, workers):
+    options = ["--aa", "rand-m10-n8-p1-inc1", "--workers", workers]
+    assert train(command, folder, tmp_path / "out", *options, run=("--maps", maps))
+    assert auto_augment.NAME_TO_OP["PosterizeIncreasing"] is auto_augment.posterize
 
 
 def test_timms_own_distillation_runs(command, folder, maps, teacher_folder, tmp_path):
