@@ -2,6 +2,7 @@
 
     python benchmarks/run_overhead.py                                  # all cases; about an hour on two CPU cores
     python benchmarks/run_overhead.py --cases flip32 --rounds 2 --images 64 --epochs 2      # a try of a minute
+    python benchmarks/run_overhead.py --cases default32     # one case at a time: it joins the others in the JSON file
 
 Cases (p = 0.1, --workers 2):
     default224  timm's default training augmentation (random resized crop, flip, colour jitter) at 224 px, JPEG files
@@ -12,8 +13,10 @@ Cases (p = 0.1, --workers 2):
 
 Each arm is a process of its own. Both arms of a round follow each other, and who begins alternates; the ratio of a
 round is images per second with the overlay over images per second without, of the median epoch after the first.
-Median and 95 % interval (bootstrap over rounds) go to the JSON file with every single number. Memory is that of one
-more pair, outside the timed rounds: peak of the proportional set sizes of the process and its workers, Linux only.
+Median and 95 % interval (bootstrap over rounds) go to the JSON file with every single number. Memory comes from
+--memory_rounds more pairs, outside the timed rounds: peak of the proportional set sizes of the process and its workers,
+median of the pairs' ratios, Linux only. A case measured again replaces its earlier result; results of another machine
+or other versions are not joined.
 
 The model is small, so that the data path counts for more than in a real training. The images are made from noise at
 several scales; --data_dir takes a folder with train/<class>/ instead. Maps come from a random teacher, whose
@@ -162,16 +165,28 @@ def measure(case: str, folder: Path, paths: dict[str, Any], args: argparse.Names
         rounds.append({**rates, "first": order[0], "ratio": rates["overlay"] / rates["alone"]})
         print(f"{case} round {index}: {rates['alone']:.1f} alone, {rates['overlay']:.1f} with overlay", flush=True)
     result: dict[str, Any] = {"case": case, "throughput_ratio": summarize([r["ratio"] for r in rounds])}
-    if Path("/proc/self/smaps_rollup").exists():
-        memory = {arm: peak_memory_mib(arms[arm], output) for arm in arms}
-        result |= {"peak_memory_mib": memory, "memory_ratio": memory["overlay"] / memory["alone"]}
+    if args.memory_rounds and Path("/proc/self/smaps_rollup").exists():
+        memory = [{arm: peak_memory_mib(arms[arm], output) for arm in arms} for _ in range(args.memory_rounds)]
+        ratios = [pair["overlay"] / pair["alone"] for pair in memory]
+        result |= {"peak_memory_mib": memory, "memory_ratio": float(np.median(ratios))}
     return result | {"rounds": rounds, "commands": {arm: " ".join(command) for arm, command in arms.items()}}
+
+
+def earlier_cases(path: Path, environment: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the cases of a result file by name; results of another machine or other versions end the run."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found["environment"] != environment:
+        raise SystemExit(f"{path} was measured with other versions or on another machine; delete it or choose --out")
+    return {case["case"]: case for case in found["cases"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory_rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=512, help="at 224 px; 8 times as many at 32 px")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=32)
@@ -187,12 +202,14 @@ def main() -> None:
     from timm_igkd.environment import environment
 
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    report: dict[str, Any] = {"environment": environment(), "options": options, "cases": []}
+    here: dict[str, Any] = environment()
+    cases = earlier_cases(args.out, here)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         folder = Path(temporary)
         paths = {size: prepare(folder, size, args) for size in sorted({CASES[case][0] for case in args.cases})}
         for case in args.cases:
-            report["cases"].append(measure(case, folder, paths[CASES[case][0]], args))
+            cases[case] = measure(case, folder, paths[CASES[case][0]], args) | {"options": options}
+            report = {"environment": here, "cases": [cases[name] for name in CASES if name in cases]}
             text = json.dumps(report, indent=1).replace(str(folder), "TMP").replace(str(ROOT), ".")
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(text + "\n")

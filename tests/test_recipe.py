@@ -11,10 +11,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from accelerate import Accelerator
 from command_lines import RECIPES, Runner, tiny_run, two_splits
 from conftest import ImageFactory
 from torch import Tensor
 
+import stages
 import train_igkd
 import training
 from timm_igkd import IGDistillationTask, MapStore, evaluate, load_labeled_images
@@ -235,6 +237,52 @@ def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     assert not (folder / f"{label}_training").exists()
 
 
+def test_resume_goes_on_with_the_scale_of_the_fp16_gradients(
+    recipe: Runner,
+    images: Path,
+    trained_teacher: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """fp16 needs a GPU: here a scaler that doubles every two steps stands in an ordinary run."""
+    scales: list[float] = []
+
+    class WithScaler(Accelerator):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+
+    monkeypatch.setattr(train_igkd, "Accelerator", WithScaler)
+    real = training.Trainer._train_epoch
+
+    def train_epoch(self: training.Trainer, *args: Any) -> dict[str, Any]:
+        scales.append(self.accelerator.scaler.get_scale())
+        return real(self, *args)
+
+    monkeypatch.setattr(training.Trainer, "_train_epoch", train_epoch)
+    options = [*trained_teacher, "--epochs", 3, "--max-steps-per-epoch", 2]
+    with monkeypatch.context() as patch:
+        stop_after(patch, "student", 2)
+        assert recipe(*tiny_run(images, *options)).code == 1
+    outcome = recipe(*tiny_run(images, *options, "--resume"))
+    assert outcome.code == 0, outcome.error
+    assert scales == [8.0, 16.0, 32.0]
+
+
+def test_resume_with_other_cpu_threads_goes_on_and_says_so(
+    recipe: Runner, images: Path, trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*trained_teacher, "--epochs", 2]
+    with monkeypatch.context() as patch:
+        stop_after(patch, "student", 1)
+        assert recipe(*tiny_run(images, *options)).code == 1
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(stages.torch, "get_num_threads", lambda: threads + 1)
+    outcome = recipe(*tiny_run(images, *options, "--resume"))
+    assert outcome.code == 0, outcome.error
+    assert f"student: begun with {threads} CPU threads, goes on with {threads + 1}" in outcome.output
+
+
 def test_other_settings_for_a_half_trained_student_are_refused(
     recipe: Runner, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +294,13 @@ def test_other_settings_for_a_half_trained_student_are_refused(
     assert outcome.code == 2
     assert "epochs = 2" in outcome.error
     assert snapshot(tmp_path / "runs" / "run") == before
+
+
+def test_corruptions_are_measured_where_they_are_asked_for(
+    run: Callable[..., Path], trained_teacher: list[object]
+) -> None:
+    metrics = json.loads((run(*trained_teacher, "--corruptions", 2, report=True) / "metrics.json").read_text())
+    assert metrics["robustness"]["n"] == metrics["teacher"]["robustness"]["n"] == 2
 
 
 # ---- arms ----
