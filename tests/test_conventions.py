@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command_lines import RECIPES, Runner, subprocess_environment, tiny_run, two_splits
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
@@ -16,7 +18,7 @@ import training
 from train_config import TrainConfig
 
 ROOT = RECIPES.parent
-SOURCES = sorted([*(ROOT / "timm_igkd").glob("*.py"), *RECIPES.glob("*.py"), *(ROOT / "hub").glob("*.py")])
+SOURCES = sorted([*(ROOT / "timm_igkd").glob("*.py"), *RECIPES.rglob("*.py"), *(ROOT / "hub").glob("*.py")])
 LAUNCHER = {"mixed_precision", "num_processes", "num_machines", "fp16", "bf16", "amp", "dynamo_backend", "world_size"}
 
 
@@ -109,3 +111,53 @@ def test_no_source_reads_hugging_faces_variables_itself(name):
     reads = ("getenv", "get", "__getitem__")
     for path, call in calls(*reads):
         assert not any(isinstance(argument, ast.Constant) and argument.value == name for argument in call.args), path
+
+
+@pytest.mark.slow
+def test_file_of_accelerate_config_decides_precision_and_threads(tiny_images, tmp_path):
+    """As `accelerate config` writes it, under Hugging Face's home."""
+    file = tmp_path / "hf" / "accelerate" / "default_config.yaml"
+    file.parent.mkdir(parents=True)
+    settings = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "mixed_precision": "bf16"}
+    settings |= {"num_machines": 1, "num_processes": 1, "machine_rank": 0, "use_cpu": True}
+    file.write_text(yaml.safe_dump(settings | {"downcast_bf16": "no", "num_cpu_threads_per_process": 1}))
+    script = [str(RECIPES / "train_igkd.py"), "--output-dir", str(tmp_path / "runs")]
+    options = [str(option) for option in tiny_run(two_splits(tiny_images), "--trackers", "tensorboard")]
+    environment = subprocess_environment(tmp_path / "hf")
+    environment.pop("OMP_NUM_THREADS")
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", *script, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
+    assert (found["mixed_precision"], found["num_processes"], found["torch_threads"]) == ("bf16", 1, 1)
+    assert list((tmp_path / "runs" / "run").rglob("events.out.tfevents.*"))
+
+
+def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_images, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert recipe(*tiny_run(two_splits(tiny_images))).code == 0
+    found = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
+    assert (found["mixed_precision"], found["num_processes"]) == ("bf16", 1)
+
+
+TOKEN_OF_A_FILE = """
+import huggingface_hub
+from timm_igkd.hub import require_login
+require_login("user/name")
+print(huggingface_hub.get_token())
+"""
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_HOME"])
+def test_login_is_the_variables_or_that_of_the_home(tmp_path, place):
+    token = "hf_" + "abc" * 10
+    environment = subprocess_environment(tmp_path / "hf")
+    if place == "HF_TOKEN":
+        environment["HF_TOKEN"] = token
+    else:
+        (tmp_path / "hf").mkdir()
+        (tmp_path / "hf" / "token").write_text(token)
+    done = subprocess.run(
+        [sys.executable, "-c", TOKEN_OF_A_FILE], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.stdout.strip() == token, done.stderr

@@ -255,9 +255,16 @@ def test_card_edited_by_hand_is_kept_unless_told_otherwise(hub, store, other_sto
 @pytest.mark.parametrize(
     ("kind", "method", "path", "times"),
     [
+        ("503", "POST", "/api/repos/create", 2),
+        ("503", "POST", "/preupload/main", 2),
+        ("503", "POST", "/objects/batch", 2),
+        ("503", "PUT", "/storage/", 2),
         ("503", "POST", "/commit/main", 2),
         ("cut", "PUT", "/storage/", 2),
+        ("lost", "POST", "/api/repos/create", 1),
+        ("lost", "PUT", "/storage/", 1),
         ("lost", "POST", "/commit/main", 1),
+        ("stall", "PUT", "/storage/", 1),
         ("stall", "POST", "/commit/main", 1),
     ],
 )
@@ -279,6 +286,20 @@ def test_upload_that_is_always_cut_leaves_the_last_push_as_it_is(hub, store, oth
     assert "the connection to the Hub broke" in one_error_line(capfd)
     assert hub.repo(REPO, "datasets").head == before
     assert MapStore(REPO).rows["map_hash"] == store.rows["map_hash"]
+
+
+def test_server_that_always_stalls_is_one_line(hub, store, capfd):
+    hub.fault("stall", "POST", "/commit/main", times=1000, seconds=20)
+    assert push(store, "--timeout", "0.3") == 1
+    assert "gave no answer" in one_error_line(capfd)
+    assert set(published(hub)) == {".gitattributes"}
+
+
+def test_download_that_stalls_is_made_again_after_the_time_out(hub, store):
+    push_maps(store.path, REPO)
+    fault = hub.fault("stall", "GET", "/api/datasets/user/maps", seconds=20)
+    assert hub_maps.fetch_maps(REPO, timeout_s=0.5).is_dir()
+    assert fault.times == 0
 
 
 @pytest.mark.parametrize(("kind", "path"), [("503", "/api/datasets/user/maps"), ("cut", "/storage"), ("503", "/tree/")])

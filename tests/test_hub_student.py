@@ -3,6 +3,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -367,11 +368,15 @@ def test_stalled_commit_is_made_again_after_the_time_out(hub, plain_run):
     assert len(hub.repo(REPO).commits) == 2
 
 
-def test_stalled_upload_is_made_again_after_the_time_out(hub, plain_run, monkeypatch):
+@pytest.mark.parametrize(("method", "path"), [("GET", "/api/models/user/student$"), ("PUT", "/storage/")])
+def test_stall_anywhere_is_asked_again_after_the_time_out(hub, plain_run, monkeypatch, method, path):
     quick_client(monkeypatch)
-    hub.fault("stall", "PUT", "/storage/", seconds=20)
+    fault = hub.fault("stall", method, path, seconds=20)
+    begun = time.monotonic()
     push_student(plain_run, REPO, timeout_s=0.5)
+    assert fault.times == 0
     assert len(hub.repo(REPO).commits) == 2
+    assert time.monotonic() - begun < 20
 
 
 def test_server_that_always_stalls_is_one_line(hub, plain_run, capfd):
@@ -386,6 +391,25 @@ def test_server_that_always_answers_503_is_one_line(hub, plain_run, capfd):
     assert push(plain_run) == 1
     assert "in trouble (status 503)" in one_error_line(capfd)
     assert set(published(hub)) == {".gitattributes"}
+
+
+def test_student_loads_although_its_download_is_cut_twice(hub, plain_run, monkeypatch):
+    quick_client(monkeypatch)
+    push_student(plain_run, REPO)
+    fault = hub.fault("cut", "GET", "/storage/", times=2)
+    assert weights_hash(load_model(f"hf-hub:{REPO}")) == weights_hash(load_model(f"local-dir:{plain_run / 'student'}"))
+    assert fault.times == 0
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "config.json"), ("HEAD", "config.json"), ("GET", "/storage/")])
+def test_server_in_trouble_is_one_line_when_loading(hub, plain_run, monkeypatch, method, path):
+    quick_client(monkeypatch)
+    push_student(plain_run, REPO)
+    hub.fault("503", method, path, times=1000)
+    with pytest.raises(RunError, match=f"'hf-hub:{REPO}'") as raised:
+        load_model(f"hf-hub:{REPO}")
+    assert len(str(raised.value).splitlines()) == 1
+    assert HUB_TOKEN not in str(raised.value)
 
 
 def test_commit_on_a_branch_that_moved_is_prepared_again(hub, plain_run, monkeypatch):

@@ -27,6 +27,7 @@ from timm_igkd.hub_errors import ForeignRepositoryError, holds_token, with_retri
 from timm_igkd.version import __version__
 
 TIMEOUT_S = 60.0
+_TIMEOUT_KINDS = ("connect", "read", "write", "pool")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _NEUTRAL_SUFFIXES = (".md", ".txt", ".png", ".jpg", ".gitignore", ".gitattributes")
 
@@ -108,12 +109,18 @@ def require_login(repo_id: str) -> None:
 
 @contextmanager
 def hub_session(timeout_s: float) -> Iterator[None]:
-    """Give the Hub's client a time-out, which its uploads lack, and keep it quiet: we retry and report ourselves."""
+    """Give the Hub's client a time-out, which most of its requests lack, and keep it quiet: we retry and report."""
     previous = getattr(hub_http, "_GLOBAL_CLIENT_FACTORY", hub_http.default_client_factory)
+
+    def limit(request: Any) -> None:  # uploads take the client's time-out, questions say None themselves
+        given = request.extensions.get("timeout", {})
+        limits = {kind: timeout_s if given.get(kind) is None else given[kind] for kind in _TIMEOUT_KINDS}
+        request.extensions = {**request.extensions, "timeout": limits}
 
     def with_timeout() -> Any:
         client = previous()
-        client.timeout = timeout_s
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "request": [*hooks["request"], limit]}
         return client
 
     logger = logging.getLogger("huggingface_hub")
