@@ -183,6 +183,42 @@ def test_card_tells_robustness_by_corruption_and_severity(run):
     assert "Robustness to noise, blur, compression or shifted data was not measured" not in card
 
 
+def test_card_tells_robustness_once(run):
+    facts = read_run(run)
+    metrics = {"robustness": ROBUSTNESS, "teacher": facts.metrics["teacher"] | {"robustness": ROBUSTNESS}}
+    card = model_card(plain_student(), "user/x", RunFacts(metrics=facts.metrics | metrics))
+    assert card.count("jpeg") == card.count("gaussian noise") == 1
+    assert "under corruption" not in card[: card.index("## Robustness")]
+
+
+def test_card_of_a_control_does_not_speak_of_its_own_maps(run):
+    facts = read_run(run)
+    own = model_card(plain_student(), "user/x", facts)
+    assert "overlaid with the teacher's integrated-gradients map of it, with probability\n0.1." in own
+    control = RunFacts(
+        config=facts.config | {"overlay_source": "shuffled"}, metrics=facts.metrics, provenance=facts.provenance
+    )
+    card = model_card(plain_student(), "user/x", control)
+    assert "with the control `shuffled` overlaid on part of the training images" in card
+    assert "This is a control: with probability 0.1 each training image was overlaid with `shuffled`" in card
+
+
+def test_every_table_of_both_cards_is_whole(run, store):
+    """Rows have their header's number of cells, and no header is empty all over."""
+    facts = read_run(run)
+    full = RunFacts(
+        config=facts.config, metrics=facts.metrics | {"robustness": ROBUSTNESS}, provenance=facts.provenance
+    )
+    for card in (model_card(plain_student(), "user/x", full), dataset_card(store.provenance, "user/maps")):
+        tables = re.findall(r"(?m)(?:^\|.*\|\n)+", card)
+        assert len(tables) >= 2
+        for table in tables:
+            rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()]
+            assert len({len(row) for row in rows}) == 1
+            assert any(cell.strip() for cell in rows[0])
+            assert set("".join(rows[1])) == {"-"}
+
+
 def test_card_tells_the_teachers_robustness_beside_it(run):
     facts = read_run(run)
     teacher = facts.metrics["teacher"] | {"robustness": ROBUSTNESS | {"top1": 70.04}}

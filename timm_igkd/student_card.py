@@ -96,7 +96,7 @@ def model_card(
         dataset_name=public_name(dataset),
         metrics=metrics,
         has_teacher=bool(metrics.get("teacher")),
-        results=result_rows(metrics) if metrics else [],
+        results=result_rows(_without_robustness(metrics)) if metrics else [],
         seeds=seed_summary([m["top1"] for m in run.seed_metrics]) if run.seed_metrics else None,
         sizes=size_rows(metrics or {"num_parameters": count_parameters(model), "macs": count_macs(model)})
         + _onnx_rows(metrics),
@@ -107,6 +107,8 @@ def model_card(
         settings=_settings(run.config),
         ig_options=_ig_options(run),
         overlaid=(run.config.get("overlay_prob") or 0) > 0,
+        overlay_prob=plain(run.config.get("overlay_prob")),
+        overlay_source=run.config.get("overlay_source", "aligned"),
         maps_repo=maps_repo,
         citations=read_template("citations.bib").strip(),
         versions=", ".join(
@@ -126,7 +128,9 @@ def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> str:
     if dataset:
         text += f" on `{public_name(dataset)}`"
     if (run.config.get("overlay_prob") or 0) > 0:
-        text += ", with integrated-gradients maps of the teacher overlaid on part of the training images"
+        source = run.config.get("overlay_source", "aligned")
+        what = "integrated-gradients maps of the teacher" if source == "aligned" else f"the control `{source}`"
+        text += f", with {what} overlaid on part of the training images"
     return text + "."
 
 
@@ -159,6 +163,12 @@ def _onnx_rows(metrics: Mapping[str, Any]) -> list[Row]:
         for key, name in names.items()
         if key in measured
     ]
+
+
+def _without_robustness(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics without what has a section of its own on the card."""
+    rest = {name: value for name, value in metrics.items() if name != "robustness"}
+    return rest | {"teacher": _without_robustness(rest["teacher"])} if rest.get("teacher") else rest
 
 
 def _robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
