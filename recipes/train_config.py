@@ -38,6 +38,7 @@ class TrainConfig:
     test_split: str = _help("split that is read once, at the end", "test")
     train_limit: int | None = _help("only the first images of the training split", None)
     test_limit: int | None = _help("only the first images of the test split", None)
+    corruptions: int = _help("test images under each of 40 corruptions; 0: none", 0)
 
     teacher: str = _help("timm name, hf-hub:… or local-dir:…", "test_resnet")
     teacher_args: dict[str, Any] = _help("arguments of the teacher, k=v", {})
@@ -123,8 +124,8 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
         for name in (
-            "seed teacher_epochs workers warmup_epochs distill_loss_weight attention_loss_weight lr weight_decay "
-            "momentum min_lr color_jitter mixup cutmix"
+            "seed corruptions teacher_epochs workers warmup_epochs distill_loss_weight attention_loss_weight lr "
+            "weight_decay momentum min_lr color_jitter mixup cutmix"
         ).split():
             check_range(name, getattr(self, name), 0, sys.float_info.max)
         for name in ("hflip", "reprob", "smoothing", "validation_fraction", "scale_min", "model_ema_decay"):
@@ -196,4 +197,4 @@ STUDENT_FIELDS = tuple(
     "student student_args student_drop student_init overlay_prob overlay_weight overlay_max_power overlay_source "
     "teacher_view loss_type distill_loss_weight task_loss_weight temperature attention_loss_weight epochs".split()
 )
-EVALUATE_FIELDS = ("test_split", "test_limit")
+EVALUATE_FIELDS = ("test_split", "test_limit", "corruptions")

@@ -86,7 +86,8 @@ class Run:
         if pending and self.accelerator.is_main_process:
             self._remove_unfinished(pending)
             save_config(self.config, self.folder / "config.yaml")
-            write_json(self.folder / "environment.json", environment() | {"command": " ".join(sys.argv)})
+            launch = {"command": " ".join(sys.argv)} | self.stages.launch()
+            write_json(self.folder / "environment.json", environment() | launch)
         if pending and self.config.trackers:
             self.accelerator.init_trackers(self.config.name)
         self.stages.run()
@@ -164,7 +165,14 @@ class Run:
         config, test = self.config, load_split(self.config, self.config.test_split, self.config.test_limit)
         student, teacher = self._saved("student"), self._saved("teacher")
         indices = self._indices(teacher)
-        result = evaluate(student, test, teacher=teacher, teacher_class_indices=indices, num_workers=config.workers)
+        result = evaluate(
+            student,
+            test,
+            teacher=teacher,
+            teacher_class_indices=indices,
+            num_workers=config.workers,
+            corruptions=config.corruptions,
+        )
         metrics = result.metrics | {"needs_plugin": needs_plugin(student)} | onnx_metrics(student)
         write_metrics(self.folder / "metrics.json", metrics)
         names = test.class_names or tuple(str(label) for label in range(self.num_classes))

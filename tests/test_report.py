@@ -11,7 +11,15 @@ from PIL import Image
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.preview import Sample, heat_image, write_preview
 from timm_igkd.report import Disagreement, collect_disagreements, write_report
-from timm_igkd.report_tables import confused_pairs, confusion_matrix, ratio, summary_sentence, wilson_interval
+from timm_igkd.report_tables import (
+    confused_pairs,
+    confusion_matrix,
+    percent,
+    ratio,
+    result_rows,
+    summary_sentence,
+    wilson_interval,
+)
 
 pytest.importorskip("matplotlib")
 SECTIONS = ["setup", "results", "curves", "samples", "confusion", "calibration", "disagreement"]
@@ -67,6 +75,21 @@ def make_run(folder, num_classes, with_teacher=True, n=30):
     (folder / "student_history.csv").write_text(HISTORY)
     (folder / "teacher_history.csv").write_text(HISTORY.replace(",0.4,", ",,").replace(",0.2,", ",,"))
     return folder
+
+
+def test_accuracy_under_corruption_stands_beside_the_teachers():
+    def side(top1):
+        return {"top1": top1, "n": 500, "kinds": {"jpeg": [top1] * 5, "gaussian_noise": [top1 - 10] * 5}}
+
+    metrics = {"top1": 90.0, "top5": 99.0, "loss": 0.4, "ece": 0.02, "n": 1000, "robustness": side(70.0)}
+    alone = {row[0]: row for row in result_rows(metrics)}
+    assert alone["… gaussian noise"][2] == percent(60.0)
+    both = {row[0]: row for row in result_rows(metrics | {"teacher": metrics | {"robustness": side(72.0)}})}
+    (mean,) = (row for name, row in both.items() if name.startswith("Top-1 under corruption (mean; 500 images"))
+    assert tuple(mean[1:3]) == (percent(72.0), percent(70.0))
+    assert not any(
+        "corruption" in row[0] for row in result_rows({k: v for k, v in metrics.items() if k != "robustness"})
+    )
 
 
 def sample(label, size=(8, 8)):

@@ -110,11 +110,25 @@ def result_rows(metrics: Mapping[str, Any]) -> list[Row]:
         both = teacher.get(key)
         change = f"{metrics[key] - both:+.3f}".replace("-", MINUS) if both is not None else ABSENT
         rows.append(Row(name, ABSENT if both is None else f"{both:.3f}", f"{metrics[key]:.3f}", change))
+    rows += _robustness_rows(metrics, teacher)
     if "agreement" in metrics:
         rows.append(Row("Same answer as the teacher", "", percent(metrics["agreement"]), ""))
     if "teacher_kl" in metrics:
         rows.append(Row("KL divergence from the teacher", "", f"{metrics['teacher_kl']:.3f} nats", ""))
     return rows
+
+
+def _robustness_rows(metrics: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[Row]:
+    """Return accuracy under corruption, the mean and each kind's, where it was measured."""
+    measured, other = metrics.get("robustness"), teacher.get("robustness") or {}
+    if not measured:
+        return []
+    name = f"Top-1 under corruption (mean; {count(measured['n'])} images each)"
+    rows = [_compare_percent(name, "top1", other, measured)]
+    means = [
+        {kind: sum(top1) / len(top1) for kind, top1 in side.get("kinds", {}).items()} for side in (other, measured)
+    ]
+    return rows + [_compare_percent(f"… {kind.replace('_', ' ')}", kind, *means) for kind in measured["kinds"]]
 
 
 def _compare_percent(name: str, key: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Row:
