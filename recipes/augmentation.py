@@ -8,6 +8,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
 from timm_igkd.errors import InputError
+from timm_igkd.timm_ops import posterize_to_black
 from train_config import TrainConfig
 
 
@@ -21,8 +22,10 @@ def train_transform(config: TrainConfig, data_config: dict[str, Any]) -> Any:
     Raises:
         InputError: an auto-augment string timm cannot read.
     """
+    create = _resized_crop if config.train_crop == "rrc" else _whole_image
     try:
-        return _resized_crop(config, data_config) if config.train_crop == "rrc" else _whole_image(config, data_config)
+        with posterize_to_black():
+            return create(config, data_config)
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"aa must be a timm auto-augment string such as rand-m9-mstd0.5, got {config.aa!r}") from error
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from timm_igkd.errors import InputError
@@ -58,7 +59,7 @@ class Stages:
                 continue
             pending.append(stage)
             if begun.exists():
-                self._check_settings(stage, read_json(begun), self._settings(stage) | self._launch())
+                self._check_settings(stage, read_json(begun), self._settings(stage) | self.launch())
             if stage.partial is not None and stage.partial.exists() and not self.config.resume:
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was stopped half-way; add --resume to go on, or choose "
@@ -83,7 +84,9 @@ class Stages:
     def _run(self, stage: Stage) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_json(self._begun(stage), {"settings": self._settings(stage) | self._launch()})
+            self._note_threads(stage)
+            settings = self._settings(stage) | self.launch()
+            write_json(self._begun(stage), {"settings": settings, "torch_threads": torch.get_num_threads()})
         started = time.perf_counter()
         stage.function()
         self.accelerator.wait_for_everyone()
@@ -91,6 +94,16 @@ class Stages:
             seconds = round(time.perf_counter() - started, 2)
             write_json(self._marker(stage), {"settings": self._settings(stage), "wall_time_s": seconds})
             self.accelerator.print(f"{stage.name}: done in {seconds:.1f} s")
+
+    def _note_threads(self, stage: Stage) -> None:
+        """Say it where a stage goes on with other threads than it began with: no reason to refuse a smaller machine."""
+        begun = read_json(self._begun(stage)).get("torch_threads") if self._begun(stage).exists() else None
+        threads = torch.get_num_threads()
+        if begun not in (None, threads):
+            self.accelerator.print(
+                f"{stage.name}: begun with {begun} CPU threads, goes on with {threads}; the last bits of its result "
+                "can differ from those of a run that was never interrupted"
+            )
 
     def _marker(self, stage: Stage) -> Path:
         return self.run_dir / ".stages" / f"{stage.name}.json"
@@ -102,7 +115,7 @@ class Stages:
         values = asdict(self.config)
         return json.loads(json.dumps({name: values[name] for name in stage.fields}))
 
-    def _launch(self) -> dict[str, Any]:
+    def launch(self) -> dict[str, Any]:
         """Return what `accelerate launch` decides: a stage cannot go on with another batch size or precision."""
         return {"num_processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
 

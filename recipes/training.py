@@ -243,6 +243,8 @@ class Trainer:
         state |= self.task.get_checkpoint_state()
         if self.config.model_ema:
             state |= self.task.get_checkpoint_state(ema=True)
+        if self.accelerator.scaler is not None:  # mixed precision fp16
+            state["scaler"] = self.accelerator.scaler.state_dict()
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(self.checkpoint, buffer.getvalue())
@@ -256,6 +258,8 @@ class Trainer:
         if self.config.model_ema:
             self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         return state["epoch"], state["rows"]
 
 
