@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-_CPU_ACTIVATIONS = 300e6  # bytes of one chunk's activations; beyond it the caches no longer help (CHANGELOG)
+_CPU_ACTIVATIONS = 600e6  # bytes of one chunk's activations; beyond it the caches no longer help (CHANGELOG)
 _CPU_SMALLEST, _CPU_LARGEST = 8, 128
 _CUDA_SHARE = 0.25  # of the device's memory
 _PATH_BYTES = 384e6  # gradients kept for the images of one batch
