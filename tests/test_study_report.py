@@ -16,10 +16,11 @@ from studies.config import Cell
 from studies.facts import facts
 from studies.figures import FIGURES, corruptions, quantiles
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
-from studies.report import main, write_report
+from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows
 from studies.tables import cells_table, contrast_table, corruption_table, number, paper_table, probability, signed
+from study_report import main
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.mobilenetv2_cifar import mobilenetv2_cifar
 from timm_igkd.model_loading import count_parameters
