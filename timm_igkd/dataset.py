@@ -159,7 +159,7 @@ class IGOverlayDataset(torch.utils.data.Dataset):
 
     def overlaid(self, image: Image.Image, label: int, index: int, power: float) -> Image.Image:
         """Return an image blended with its map, or with what the control puts in the map's place."""
-        row = self.maps.find(image, label, index, row_name(self.dataset, index))
+        row = self.maps.find(image, label, index, lambda: row_name(self.dataset, index))
         levels = control_map(self.maps, row, image, self.overlay_source, self.seed or 0)
         return self.overlay.apply(image, levels, power)
 
@@ -169,7 +169,7 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         student = self.overlaid(image, label, index, power) if is_overlaid else image
         views = self._transformed(student, image if is_overlaid else None, index)
         if self.with_logits:
-            row = self.maps.find(image, label, index, row_name(self.dataset, index))
+            row = self.maps.find(image, label, index, lambda: row_name(self.dataset, index))
             return views, label, torch.from_numpy(self.maps.logits(row))
         return views, label
 

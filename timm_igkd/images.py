@@ -1,13 +1,22 @@
 """One image file: its pixels as timm decodes them, and the key that binds a map to them."""
 
 import io
+from collections.abc import Callable
 
 import xxhash
 from PIL import Image
 
 from timm_igkd.errors import InputError
 
+Name = str | Callable[[], str]
+"""How messages call an image; a function is asked only where there is a message."""
+
 _DEEP_MODES = ("I", "F")  # PIL squeezes 16-bit greyscale and float pixels into 8 bits by clipping them
+
+
+def text(name: Name) -> str:
+    """Return a name as text."""
+    return name if isinstance(name, str) else name()
 
 
 def content_key(image: Image.Image) -> str:
@@ -21,7 +30,7 @@ def content_key(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: Name) -> Image.Image:
     """Return `image` as 8-bit RGB, the way timm converts it.
 
     Raises:
@@ -29,14 +38,13 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """
     if image.mode.startswith(_DEEP_MODES):
         raise InputError(
-            f"{name} has {image.mode} pixels (16 bits or more), expected 8-bit pixels; PIL's conversion would clip "
-            "them: "
-            "rescale the file to 8 bits"
+            f"{text(name)} has {image.mode} pixels (16 bits or more), expected 8-bit pixels; PIL's conversion would "
+            "clip them: rescale the file to 8 bits"
         )
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: Name) -> Image.Image:
     """Decode an image file's bytes to 8-bit RGB without EXIF rotation.
 
     Raises:
@@ -49,4 +57,4 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error and more on corrupt files
-        raise InputError(f"{name} cannot be decoded as an image ({error}); repair or remove the file") from error
+        raise InputError(f"{text(name)} cannot be decoded as an image ({error}); repair or remove the file") from error

@@ -54,13 +54,12 @@ def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.
     label = -1 if target is None else target
     if target is not None and dataset.target_transform is not None:
         label = dataset.target_transform(target)
-    name = row_name(dataset, index)
     if isinstance(file, Image.Image):
-        return to_rgb(file, name), int(label)
+        return to_rgb(file, lambda: row_name(dataset, index)), int(label)
     if isinstance(file, bytes):
-        return decode_image(file, name), int(label)
+        return decode_image(file, lambda: row_name(dataset, index)), int(label)
     with file:
-        return decode_image(file.read(), name), int(label)
+        return decode_image(file.read(), lambda: row_name(dataset, index)), int(label)
 
 
 def unwrapped(dataset: Any, index: int) -> tuple[Any, int]:

@@ -4,14 +4,16 @@ import functools
 import math
 import sys
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from timm_igkd.errors import InputError, check_range
 
+_LEVELS = np.arange(256)
 _BLOCK_ROWS = 32  # of a photograph: what is blended at a time stays in the processor's cache
 
 
@@ -84,8 +86,10 @@ class IGOverlay:
             raise InputError(f"a map must be an 8-bit greyscale image (mode 'L'), got mode {attribution.mode!r}")
         if attribution.size != image.size:
             attribution = attribution.resize(image.size, Image.Resampling.BILINEAR)
-        low, high = np.asarray(attribution.getextrema())
-        map_table = _map_table(int(low), int(high), power, self.overlay_weight)
+        low, high = cast(tuple[int, int], attribution.getextrema())
+        map_table = _map_table(low, high, power, self.overlay_weight)
+        if self.overlay_weight == 0.5:
+            return _blend_halves(image, attribution, map_table)
         levels, pixels = np.asarray(attribution), np.asarray(image)
         blended = np.empty_like(pixels)
         for start in range(0, len(pixels), _BLOCK_ROWS):
@@ -94,34 +98,37 @@ class IGOverlay:
         return Image.fromarray(blended)
 
 
+def _blend_halves(image: Image.Image, attribution: Image.Image, map_table: np.ndarray) -> Image.Image:
+    """Return what `_blend_levels` does for a weight of 0.5, by a fraction of the work.
+
+    The image adds 128 v of 256 to a level and the map m, so that (128 v + m + 128) >> 8 = (v + (m >> 7) + 1) >> 1.
+    """
+    inverse = attribution.point((256 - (map_table >> 7)).tolist()).convert("RGB")  # 255 - (m >> 7)
+    return ImageChops.subtract(image, inverse, 2.0, 128)
+
+
 def _blend_levels(pixels: np.ndarray, overlay: np.ndarray, weight: float) -> np.ndarray:
     """Return the blend of [h, w, 3] uint8 pixels and what the map adds, [h, w] uint16; uint16 below 256."""
     total = np.empty(pixels.shape, np.uint16)
     for channel in range(3):  # several times faster than broadcasting over three interleaved channels
         total[..., channel] = overlay
-    total += _image_levels(pixels, weight)
+    total += _image_table(weight).take(pixels)
     total >>= 8
     return total
 
 
 def _map_table(low: int, high: int, power: float, weight: float) -> np.ndarray:
     """Return what each map level adds to the blend, in 1/256 levels, with the half level that rounds, [256] uint16."""
+    table = np.full(256, 128, np.uint16)  # 65,280 + 128 still fits 16 bits
     if high > low:  # in units of `high`, whose power is 1 and cannot underflow; the min-max cancels the unit
-        powered = (np.arange(256).clip(max=high) / high) ** power
-        scaled = (powered - powered[low]) / (1 - powered[low])
-    else:
-        scaled = np.zeros(256)
-    share = np.round(np.clip(scaled, 0, 1) * (weight * 255 * 256)).astype(np.uint16)
-    return share + np.uint16(128)  # 65,280 + 128 still fits 16 bits
-
-
-def _image_levels(pixels: np.ndarray, weight: float) -> np.ndarray:
-    """Return what each pixel adds to the blend, in 1/256 levels, uint16; a product where the table is one (0.5 is)."""
-    table, factor = _image_table(weight)
-    return table.take(pixels) if factor is None else np.multiply(pixels, factor, dtype=np.uint16)
+        powered = (_LEVELS[low : high + 1] / high) ** power
+        table[low : high + 1] += np.round((powered - powered[0]) / (1 - powered[0]) * (weight * 255 * 256)).astype(
+            np.uint16
+        )
+    return table
 
 
 @functools.lru_cache(maxsize=8)
-def _image_table(weight: float) -> tuple[np.ndarray, np.uint16 | None]:
-    table = np.round(np.arange(256) * ((1 - weight) * 256)).astype(np.uint16)
-    return table, table[1] if np.array_equal(table, np.arange(256) * int(table[1])) else None
+def _image_table(weight: float) -> np.ndarray:
+    """Return what each image level adds to the blend, in 1/256 levels, [256] uint16."""
+    return np.round(np.arange(256) * ((1 - weight) * 256)).astype(np.uint16)

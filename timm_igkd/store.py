@@ -11,7 +11,7 @@ from PIL import Image
 from timm_igkd.errors import InputError
 from timm_igkd.hub import TIMEOUT_S, Pushed
 from timm_igkd.hub_maps import fetch_maps, push_maps, repository_of
-from timm_igkd.images import content_key
+from timm_igkd.images import Name, content_key, text
 from timm_igkd.items import read_item, row_name
 from timm_igkd.map_format import decode_png, is_intact, open_png, rectify
 from timm_igkd.store_files import check_shard, num_shards, read_shard, require_complete, shard_path
@@ -66,7 +66,7 @@ class MapStore:
         """Whether the teacher's logits are stored too."""
         return "logits" in self.rows.features
 
-    def find(self, image: Image.Image, label: int, index: int | None, name: str) -> int:
+    def find(self, image: Image.Image, label: int, index: int | None, name: Name) -> int:
         """Return the row that belongs to an image.
 
         Args:
@@ -85,14 +85,14 @@ class MapStore:
                 return position
         candidates = self._candidates(key)
         if not len(candidates):
-            raise InputError(self._missing(name))
+            raise InputError(self._missing(text(name)))
         labels = [self._cell("label", int(row)) for row in candidates]
         if label in labels:
             return int(candidates[labels.index(label)])
         if self.provenance["options"]["target"] == "label":
             raise InputError(
-                f"{name} has label {label}, but its map was made for label {labels[0]}; rebuild the maps with these "
-                "labels"
+                f"{text(name)} has label {label}, but its map was made for label {labels[0]}; rebuild the maps with "
+                "these labels"
             )
         return int(candidates[0])
 
