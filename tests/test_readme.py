@@ -18,9 +18,9 @@ from conftest import HUB_TOKEN
 from hub_parts import code_blocks, make_run, plugin_student
 from hub_server import HubServer, running_hub
 from timm.data import ImageNetInfo
-from tiny_parts import ImageList, noise_image, ramp, write_store
+from tiny_parts import ImageList, noise_image, tiny_teacher
 
-from timm_igkd.store_card import dataset_card
+from timm_igkd import IGOptions, compute_maps
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,15 +68,20 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     assert server.problems == []
 
 
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    teacher, folder = tiny_teacher(classes=N), tmp_path_factory.mktemp("maps")
+    compute_maps(teacher, stand_in_images(), folder, options=IGOptions(n_steps=2), progress=False)
+    return folder
+
+
 @pytest.fixture
-def workspace(tmp_path: Path) -> Path:
+def workspace(tmp_path: Path, maps: Path) -> Path:
     """Return a folder as a reader's who has come to any block: a finished demo, maps, a timm script, images."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     shutil.copy(ROOT / "tests" / "timm_scripts" / "train.py", tmp_path)
-    images = stand_in_images()
-    write_store(tmp_path / "maps", images, [ramp(index, 40, 40) for index in range(N)])
-    provenance = write_store(tmp_path / "demo_maps", images, [ramp(index, 40, 40) for index in range(N)]).path
-    make_run(tmp_path / "runs" / "demo", plugin_student(), provenance)
+    shutil.copytree(maps, tmp_path / "maps")
+    make_run(tmp_path / "runs" / "demo", plugin_student(), maps)
     (tmp_path / "path" / "or" / "hub-id").mkdir(parents=True)
     write_images(tmp_path / "path" / "or" / "hub-id")
     return tmp_path
@@ -136,11 +141,7 @@ LEFT: dict[str, Any] = {  # what a command leaves: a file, or a file in a reposi
 @pytest.mark.slow
 def test_card_of_a_local_store_runs_as_written(hub: HubServer, workspace: Path):
     """The cards on the Hub: test_hub_student.py and test_hub_maps.py run what they say in fresh processes."""
-    images = stand_in_images()
-    store = write_store(workspace / "path" / "of" / "this" / "folder", images, [ramp(i, 40, 40) for i in range(N)])
-    statistics = {"mean_steps": 1.0, "converged": N, "abs_delta_median": 0.0, "abs_delta_p90": 0.0, "constant_maps": 0}
-    provenance = store.provenance | {"keys_hash": "0", "statistics": statistics}
-    provenance["dataset"] |= {"revision": None}
-    provenance["teacher"] |= {"architecture": "none", "input_size": [3, 40, 40], "mean": [0] * 3, "std": [1] * 3}
-    (code,) = code_blocks(dataset_card(provenance))
-    assert run([sys.executable, "-c", code], hub, workspace) == f"{N} (40, 40)\n"
+    folder = workspace / "path" / "of" / "this" / "folder"
+    shutil.copytree(workspace / "maps", folder)
+    (code,) = code_blocks((folder / "README.md").read_text(encoding="utf-8"))
+    assert run([sys.executable, "-c", code], hub, workspace) == f"{N} (32, 32)\n"
