@@ -29,12 +29,12 @@ from studies.data import StudyData, exclusive
 from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
 from studies.training import RunTrainer
-from timm_igkd.cli import run_reporting_errors
 from timm_igkd.config import parse_config
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.latency import describe_hardware
 from timm_igkd.model_loading import save_model
+from timm_igkd.reporting import run_reporting_errors
 
 
 class Study:

@@ -24,7 +24,6 @@ from augmentation import train_transform
 from splits import cut_validation, load_split
 from stages import Stage, Stages
 from timm_igkd import IGDistillationTask, IGOverlay, IGOverlayDataset, MapStore, compute_maps, evaluate, truncate
-from timm_igkd.cli import run_reporting_errors
 from timm_igkd.commands import overlay_samples
 from timm_igkd.config import parse_config, save_config
 from timm_igkd.environment import environment
@@ -35,6 +34,7 @@ from timm_igkd.onnx_latency import onnx_metrics
 from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report import write_report
 from timm_igkd.report_sections import collect_disagreements
+from timm_igkd.reporting import run_reporting_errors
 from timm_igkd.run_files import write_predictions
 from timm_igkd.store_files import read_json, write_json
 from train_config import EVALUATE_FIELDS, MAPS_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, TRAINING_FIELDS, TrainConfig

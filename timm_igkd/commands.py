@@ -1,4 +1,4 @@
-"""What each command of `timm-igkd` does; cli.py parses and reports."""
+"""What each command of `timm-igkd` does; cli.py parses, reporting.py reports."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
-from timm_igkd import cli
+from timm_igkd import arguments
 from timm_igkd.attribution import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.build import compute_maps, recompute_rows
 from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_student_arguments, push_student_command
@@ -23,12 +23,12 @@ from timm_igkd.store import MapStore
 
 def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     default = IGOptions()
-    cli.add_model_arguments(parser, "teacher")
-    cli.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=cli.folder_argument, help="folder of the store")
+    arguments.add_model_arguments(parser, "teacher")
+    arguments.add_dataset_arguments(parser)
+    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
     parser.add_argument("--limit", type=int, help="only the first images")
     parser.add_argument("--engine", choices=("captum", "fast"), default="fast")
-    parser.add_argument("--n-steps", type=cli.steps_argument, default=default.n_steps, metavar="N|auto")
+    parser.add_argument("--n-steps", type=arguments.steps_argument, default=default.n_steps, metavar="N|auto")
     parser.add_argument("--max-steps", type=int, default=default.max_steps, help="most steps of an image with auto")
     parser.add_argument("--tolerance", type=float, default=default.tolerance, help="least map correlation with auto")
     parser.add_argument("--baseline", choices=get_args(Baseline), default=default.baseline)
@@ -36,7 +36,9 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", choices=get_args(Output), default=default.output)
     parser.add_argument("--reduction", choices=get_args(Reduction), default=default.reduction)
     parser.add_argument("--map-size", type=int, help="side of the stored maps; default: the teacher's input size")
-    parser.add_argument("--shard", type=cli.shard_argument, default=(0, 1), metavar="i/n", help="part for this machine")
+    parser.add_argument(
+        "--shard", type=arguments.shard_argument, default=(0, 1), metavar="i/n", help="part for this machine"
+    )
     parser.add_argument("--shard-size", type=int, help="rows per shard")
     parser.add_argument("--chunk-size", type=int, help="(image, step) pairs per pass")
     parser.add_argument("--logits", action="store_true", help="store the teacher's logits too")
@@ -46,9 +48,9 @@ def maps(args: argparse.Namespace) -> None:
     """Compute a teacher's integrated-gradients maps of a dataset."""
     names = ("n_steps", "max_steps", "tolerance", "baseline", "target", "output", "reduction")
     options = IGOptions(**{name: getattr(args, name) for name in names})
-    dataset = cli.dataset_from(args)
+    dataset = arguments.dataset_from(args)
     store = compute_maps(
-        cli.model_from(args, "teacher"),
+        arguments.model_from(args, "teacher"),
         dataset,
         args.out,
         options=options,
@@ -75,14 +77,14 @@ def maps(args: argparse.Namespace) -> None:
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maps", required=True, help="folder of a store")
-    cli.add_dataset_arguments(parser)
-    cli.add_model_arguments(parser, "teacher", required=False)
+    arguments.add_dataset_arguments(parser)
+    arguments.add_model_arguments(parser, "teacher", required=False)
     parser.add_argument("--recompute", type=int, metavar="N", help="compute N maps again with --teacher and compare")
 
 
 def verify(args: argparse.Namespace) -> None:
     """Check that every map belongs to its image and was not altered."""
-    store, dataset = MapStore(args.maps), cli.dataset_from(args)
+    store, dataset = MapStore(args.maps), arguments.dataset_from(args)
     store.verify(dataset, progress=lambda rows: tqdm(rows, unit="img", desc="verify", disable=None))
     n, total = len(store), store.provenance["dataset"]["num_images"]
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
@@ -90,7 +92,7 @@ def verify(args: argparse.Namespace) -> None:
     if args.recompute is None:
         return
     made_by = store.provenance["teacher"]
-    teacher = cli.model_from(args, "teacher") if args.teacher else load_model(made_by["name"], role="teacher")
+    teacher = arguments.model_from(args, "teacher") if args.teacher else load_model(made_by["name"], role="teacher")
     if weights_hash(teacher) != made_by["weights_sha256"]:
         raise InputError(
             f"the maps were made by another teacher than {args.teacher or made_by['name']!r}: weights differ"
@@ -109,8 +111,8 @@ def verify(args: argparse.Namespace) -> None:
 
 def _preview_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maps", required=True, help="folder of a store")
-    cli.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=cli.folder_argument, help="PNG file")
+    arguments.add_dataset_arguments(parser)
+    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="PNG file")
     parser.add_argument("--count", type=int, default=16, help="images shown, evenly spread")
 
 
@@ -131,15 +133,15 @@ def preview(args: argparse.Namespace) -> None:
     """Draw images beside their maps and overlays."""
     if args.count < 1:
         raise InputError(f"--count must be at least 1, got {args.count}")
-    write_preview(args.out, overlay_samples(MapStore(args.maps), cli.dataset_from(args), args.count))
+    write_preview(args.out, overlay_samples(MapStore(args.maps), arguments.dataset_from(args), args.count))
     print(args.out)
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_model_arguments(parser, "model")
-    cli.add_model_arguments(parser, "teacher", required=False)
-    cli.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=cli.folder_argument, help="metrics.json to write")
+    arguments.add_model_arguments(parser, "model")
+    arguments.add_model_arguments(parser, "teacher", required=False)
+    arguments.add_dataset_arguments(parser)
+    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="metrics.json to write")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument(
@@ -155,9 +157,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a model on a split: accuracy, calibration, size, latency."""
-    dataset = cli.dataset_from(args)
-    model = cli.model_from(args, "model")
-    teacher = cli.model_from(args, "teacher") if args.teacher else None
+    dataset = arguments.dataset_from(args)
+    model = arguments.model_from(args, "model")
+    teacher = arguments.model_from(args, "teacher") if args.teacher else None
     names = class_names(dataset)
     num_classes = getattr(dataset, "num_classes", None) or len(names or ()) or model.num_classes
     result = evaluate(

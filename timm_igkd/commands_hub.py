@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from timm_igkd import cli
+from timm_igkd import arguments
 from timm_igkd.hub import TIMEOUT_S, Pushed
 from timm_igkd.hub_maps import push_maps
 from timm_igkd.hub_student import push_student
@@ -24,7 +24,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def push_maps_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of push-maps."""
-    parser.add_argument("dir", metavar="DIR", type=cli.folder_argument, help="folder of a finished store")
+    parser.add_argument("dir", metavar="DIR", type=arguments.folder_argument, help="folder of a finished store")
     _add_common_arguments(parser)
 
 
@@ -38,7 +38,9 @@ def push_maps_command(args: argparse.Namespace) -> None:
 
 def push_student_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of push-student."""
-    parser.add_argument("dir", metavar="DIR", type=cli.folder_argument, help="a run folder, or a timm model folder")
+    parser.add_argument(
+        "dir", metavar="DIR", type=arguments.folder_argument, help="a run folder, or a timm model folder"
+    )
     _add_common_arguments(parser)
     parser.add_argument("--maps-repo", metavar="USER/NAME", help="the teacher's maps on the Hub, linked from the card")
     parser.add_argument(

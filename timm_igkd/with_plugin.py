@@ -8,8 +8,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from timm_igkd import cli
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.reporting import run_reporting_errors
 
 
 def run_script(arguments: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def run_script(arguments: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script that the arguments name; 2 where there is none."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    return cli.run_reporting_errors(lambda: run_script(arguments), "python -m timm_igkd.with_plugin")
+    return run_reporting_errors(lambda: run_script(arguments), "python -m timm_igkd.with_plugin")
 
 
 if __name__ == "__main__":
