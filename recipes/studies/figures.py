@@ -76,7 +76,8 @@ def _connect_seeds(axes: Any, values: Sequence[dict[int, float]]) -> None:
 
 
 def _draw_cell(axes: Any, row: int, values: list[float], summary: Any, shade: str) -> None:
-    axes.plot(values, [row] * len(values), "o", color=shade, markersize=3.6, alpha=0.45, markeredgewidth=0, zorder=2)
+    edge = {"markeredgecolor": ROLES["page"], "markeredgewidth": 0.6}  # seeds stay visible on their interval
+    axes.plot(values, [row] * len(values), "o", color=shade, markersize=4, zorder=4.5, **edge)
     if not values:
         return
     axes.plot([summary.low, summary.high], [row, row], color=shade, zorder=3, **_INTERVAL)
