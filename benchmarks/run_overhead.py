@@ -172,6 +172,12 @@ def measure(case: str, folder: Path, paths: dict[str, Any], args: argparse.Names
     return result | {"rounds": rounds, "commands": {arm: " ".join(command) for arm, command in arms.items()}}
 
 
+def commit() -> str | None:
+    """Return the commit of the checkout, with a + where files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
 def earlier_cases(path: Path, environment: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the cases of a result file by name; results of another machine or other versions end the run."""
     if not path.exists():
@@ -201,14 +207,16 @@ def main() -> None:
 
     from timm_igkd.environment import environment
 
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    options = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "out"
+    }
     here: dict[str, Any] = environment()
     cases = earlier_cases(args.out, here)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         folder = Path(temporary)
         paths = {size: prepare(folder, size, args) for size in sorted({CASES[case][0] for case in args.cases})}
         for case in args.cases:
-            cases[case] = measure(case, folder, paths[CASES[case][0]], args) | {"options": options}
+            cases[case] = measure(case, folder, paths[CASES[case][0]], args) | {"options": options, "commit": commit()}
             report = {"environment": here, "cases": [cases[name] for name in CASES if name in cases]}
             text = json.dumps(report, indent=1).replace(str(folder), "TMP").replace(str(ROOT), ".")
             args.out.parent.mkdir(parents=True, exist_ok=True)
