@@ -168,14 +168,15 @@ class StudyData:
             with seeded(derive_seed(0, "random teacher")):
                 teacher = self._create_teacher(pretrained=False)
         assert teacher is not None
-        store = compute_maps(
-            copy.deepcopy(teacher),
-            self.train,
-            self.work / name,
-            options=self.config.ig_options(),
-            logits=True,
-            teacher_name=self.config.teacher,
-        )
+        with exclusive(self.work / f"{name}.lock"):  # a build tidies its folder, so one process at a time
+            store = compute_maps(
+                copy.deepcopy(teacher),
+                self.train,
+                self.work / name,
+                options=self.config.ig_options(),
+                logits=True,
+                teacher_name=self.config.teacher,
+            )
         assert store is not None  # one process builds all shards
         return store
 
