@@ -114,12 +114,15 @@ def test_no_source_reads_hugging_faces_variables_itself(name):
 
 
 @pytest.mark.slow
-def test_file_of_accelerate_config_decides_the_precision(tiny_images, tmp_path):
-    """As `accelerate config` leaves it under Hugging Face's home; the launcher is given nothing else."""
+def test_file_of_accelerate_config_decides_the_precision(recipe: Runner, tiny_images, tmp_path):
+    """As `accelerate config` leaves it under Hugging Face's home; only the page is left to do, see above."""
+    images = two_splits(tiny_images)
+    assert recipe(*tiny_run(images)).code == 0
+    (tmp_path / "runs" / "run" / ".stages" / "report.json").unlink()
     file = tmp_path / "hf" / "accelerate" / "default_config.yaml"
     assert write_basic_config(mixed_precision="bf16", save_location=str(file))
     script = [str(RECIPES / "train_igkd.py"), "--output-dir", str(tmp_path / "runs")]
-    options = [str(option) for option in tiny_run(two_splits(tiny_images), "--trackers", "tensorboard")]
+    options = [str(option) for option in tiny_run(images, "--trackers", "tensorboard")]
     command = [str(Path(sys.executable).with_name("accelerate")), "launch", *script, *options]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=subprocess_environment(tmp_path / "hf")
