@@ -1,15 +1,17 @@
 """Labelled images from anywhere: Hub datasets, parquet and class folders, scikit-learn's digits, timm and torchvision.
 
 Every image is decoded as timm does it (images.py) and named in every error. Nothing is ever skipped or replaced.
+`datasets` is imported by the functions that read with it: a training process that does not is spared 50 MiB.
 """
 
 import io
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import timm.data
 import torch
@@ -19,6 +21,9 @@ from PIL import Image
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
 from timm_igkd.images import decode_image
+
+if TYPE_CHECKING:
+    import datasets
 
 DIGITS_SPLITS = ("train", "validation", "test")
 TIMM_PREFIXES = ("torch/", "hfds/", "folder/")
@@ -39,7 +44,7 @@ class LabeledImages(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        rows: "datasets.Dataset",
         name: str,
         split: str,
         image_column: str = "image",
@@ -125,6 +130,8 @@ def load_labeled_images(
     Raises:
         MissingFileError: no such folder. InputError: wrong split or column, corrupt data. RunError: Hub not reachable.
     """
+    import datasets
+
     if dataset == "digits":
         return _digits(split)
     if dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset):
@@ -147,7 +154,9 @@ def load_labeled_images(
     )
 
 
-def _load_rows(dataset: str, split: str, revision: str | None) -> datasets.Dataset:
+def _load_rows(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
+    import datasets
+
     looks_local = dataset.startswith(("/", "./", "../", "~", ".")) or os.path.exists(dataset)
     path = os.path.expanduser(dataset)
     if looks_local and not os.path.isdir(path):
@@ -163,7 +172,8 @@ def _load_rows(dataset: str, split: str, revision: str | None) -> datasets.Datas
             if split not in splits:
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
             return splits[split]
-        return datasets.load_dataset(path, split=split, revision=revision)
+        with _bars_on_a_terminal_only():
+            return datasets.load_dataset(path, split=split, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise RunError(
             f"dataset {dataset!r} is missing on the Hub or gated for this login ({_first_line(error)}); check the id, "
@@ -190,6 +200,21 @@ def _load_rows(dataset: str, split: str, revision: str | None) -> datasets.Datas
         raise InputError(f"dataset {dataset!r} cannot be read ({_first_line(cause)}); a file is corrupt") from error
 
 
+@contextmanager
+def _bars_on_a_terminal_only() -> Iterator[None]:
+    """Show no progress bars of `datasets` where nobody watches."""
+    import datasets
+
+    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()
+
+
 def _saved_to_disk(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
 
@@ -198,7 +223,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _resolved_revision(rows: datasets.Dataset) -> str | None:
+def _resolved_revision(rows: "datasets.Dataset") -> str | None:
     """Return the commit a Hub dataset was read at, from the addresses datasets recorded."""
     for source in rows.info.download_checksums or ():
         _, found, commit = source.partition("@")
@@ -207,7 +232,9 @@ def _resolved_revision(rows: datasets.Dataset) -> str | None:
     return None
 
 
-def _find_column(rows: datasets.Dataset, dataset: str, name: str | None, feature: type, flag: str) -> str:
+def _find_column(rows: "datasets.Dataset", dataset: str, name: str | None, feature: type, flag: str) -> str:
+    import datasets
+
     columns = list(rows.features)
     if name is None:
         found = [column for column, kind in rows.features.items() if isinstance(kind, feature)]
@@ -227,6 +254,8 @@ def _find_column(rows: datasets.Dataset, dataset: str, name: str | None, feature
 
 def _digits(split: str) -> LabeledImages:
     """scikit-learn's 1,797 digits, 8x8 enlarged to 32x32 RGB; stratified with seed 0 into 1,257 / 180 / 360."""
+    import datasets
+
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

@@ -117,9 +117,7 @@ class StoredMaps:
 
     def logits(self) -> Tensor:
         """Return the teacher's logits of each clean image, [N, classes] float32."""
-        self._store.require_logits()
-        table = np.asarray(self._store.rows.with_format("numpy")["logits"][:], dtype=np.float32)
-        return torch.from_numpy(table[self._rows])
+        return torch.from_numpy(np.stack([self._store.logits(row) for row in self._rows]))
 
 
 def stratified_indices(labels: Tensor | Sequence[int], fraction: float, seed: int) -> Tensor:

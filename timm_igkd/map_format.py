@@ -3,14 +3,17 @@
 import io
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
 from PIL import Image
 
 from timm_igkd.errors import RunError
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class MapRow:
     logits: np.ndarray | None = None
 
 
-def features(with_logits: bool) -> datasets.Features:
+def features(with_logits: bool) -> "datasets.Features":
     """Return the columns of a store; the Hub's viewer shows `map` as an image."""
+    import datasets  # here alone: see arrow_cache.py
+
     columns = {
         "key": datasets.Value("string"),
         "label": datasets.Value("int64"),

@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Callable
 
-import datasets
 import huggingface_hub.utils
 
 from timm_igkd.errors import RunError, UserError, message_of
@@ -37,7 +36,6 @@ def _quiet_libraries() -> None:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one warning per retry
-        datasets.disable_progress_bars()
         huggingface_hub.utils.disable_progress_bars()
 
 

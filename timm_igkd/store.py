@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
+from timm_igkd.arrow_cache import arrow_file, mapped_table
 from timm_igkd.errors import InputError
 from timm_igkd.hub import TIMEOUT_S, Pushed
 from timm_igkd.hub_maps import fetch_maps, push_maps, repository_of
@@ -15,6 +15,9 @@ from timm_igkd.images import Name, content_key, text
 from timm_igkd.items import read_item, row_name
 from timm_igkd.map_format import decode_png, is_intact, open_png, rectify
 from timm_igkd.store_files import check_shard, num_shards, read_shard, require_complete, shard_path
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class MapStore:
@@ -28,7 +31,6 @@ class MapStore:
     Attributes:
         path: the folder; for a store on the Hub, its place in the cache.
         provenance: teacher, dataset, options, versions and statistics (see store_files.py).
-        rows: the memory-mapped Hugging Face dataset, one row per image.
 
     Raises:
         MissingFileError: no store there. InputError: not finished, or corrupt. RunError: the Hub has none, refuses, or
@@ -42,19 +44,27 @@ class MapStore:
         self.path = Path(path) if repository is None else fetch_maps(*repository)
         self.provenance: dict[str, Any] = require_complete(self.path)
         shards = [shard_path(self.path, self.provenance, shard) for shard in range(num_shards(self.provenance))]
-        try:
-            rows = datasets.load_dataset("parquet", data_files=[str(shard) for shard in shards], split="train")
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise InputError(
-                f"map store {str(path)!r} cannot be read ({error.__cause__}); a shard is corrupt"
-            ) from error
-        self.rows = rows.cast_column("map", datasets.Image(decode=False))
-        if len(self.rows) != self.provenance["n"]:
-            raise InputError(f"map store {str(path)!r} has {len(self.rows)} rows, expected {self.provenance['n']}")
+        self._file = arrow_file(shards)
+        self._table = mapped_table(self._file)
+        if len(self) != self.provenance["n"]:
+            raise InputError(f"map store {str(path)!r} has {len(self)} rows, expected {self.provenance['n']}")
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._table.num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _table=mapped_table(state["_file"]))
+
+    @property
+    def rows(self) -> "datasets.Dataset":
+        """The memory-mapped Hugging Face dataset, one row per image; opened by each call."""
+        import datasets  # here alone: see arrow_cache.py
+
+        return datasets.Dataset.from_file(str(self._file)).cast_column("map", datasets.Image(decode=False))
 
     @property
     def signed(self) -> bool:
@@ -64,7 +74,7 @@ class MapStore:
     @property
     def has_logits(self) -> bool:
         """Whether the teacher's logits are stored too."""
-        return "logits" in self.rows.features
+        return "logits" in self._table.column_names
 
     def find(self, image: Image.Image, label: int, index: int | None, name: Name) -> int:
         """Return the row that belongs to an image.
@@ -79,7 +89,7 @@ class MapStore:
             InputError: the image has no row, or its row was made for another label.
         """
         key = content_key(image)
-        if index is not None and index < len(self.rows):
+        if index is not None and index < len(self):
             position = int(index)
             if (self._cell("key", position), self._cell("label", position)) == (key, label):
                 return position
@@ -98,7 +108,8 @@ class MapStore:
 
     def _candidates(self, key: str) -> np.ndarray:
         if self._sorted is None:
-            keys = np.asarray(self.rows.with_format("numpy")["key"][:], dtype="S32")
+            shards = self._table.column("key").iterchunks()
+            keys = np.concatenate([np.asarray(keys.to_pylist(), dtype="S32") for keys in shards])
             order = np.argsort(keys, kind="stable")
             self._sorted = keys[order], order
         keys, order = self._sorted
@@ -106,8 +117,7 @@ class MapStore:
         return order[np.searchsorted(keys, encoded, "left") : np.searchsorted(keys, encoded, "right")]
 
     def _cell(self, column: str, row: int) -> Any:
-        """Return one value straight from Arrow; `rows[row]` formats the whole row, which takes many times as long."""
-        return self.rows.data.column(column)[row].as_py()
+        return self._table.column(column)[row].as_py()
 
     def _missing(self, name: str) -> str:
         source = self.provenance["dataset"]
@@ -135,9 +145,8 @@ class MapStore:
 
     def float_map(self, row: int) -> np.ndarray:
         """Return a map in units of the integrated output, [H, W] float32, to 1/255 (signed: 1/127) of its scale."""
-        cell = self.rows[row]
-        levels = decode_png(cell["map"]["bytes"]).astype(np.float32)
-        return (levels - 128) * (cell["scale"] / 127) if self.signed else levels * (cell["scale"] / 255)
+        levels, scale = self.levels(row).astype(np.float32), self._cell("scale", row)
+        return (levels - 128) * (scale / 127) if self.signed else levels * (scale / 255)
 
     def require_logits(self) -> None:
         """Raise InputError unless the store holds the teacher's logits."""
@@ -149,7 +158,7 @@ class MapStore:
     def logits(self, row: int) -> np.ndarray:
         """Return the teacher's stored logits for the clean image, [classes] float32."""
         self.require_logits()
-        return np.asarray(self.rows[row]["logits"], dtype=np.float32)
+        return np.asarray(self._cell("logits", row), dtype=np.float32)
 
     def push_to_hub(
         self, repo_id: str, private: bool = False, *, overwrite_card: bool = False, timeout_s: float = TIMEOUT_S
@@ -164,7 +173,7 @@ class MapStore:
             InputError: the first row that fails is named.
         """
         total, rows = self.provenance["dataset"]["num_images"], self._file_rows()
-        for index in progress(range(min(len(self.rows), len(dataset)))):
+        for index in progress(range(min(len(self), len(dataset)))):
             row, (image, label) = next(rows), read_item(dataset, index)
             if row["key"] != content_key(image):
                 raise InputError(
@@ -186,7 +195,7 @@ class MapStore:
             pass
 
     def _file_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows as the files hold them now; `rows` may come from a cache made before a file was altered."""
+        """Yield the rows as the shards hold them now, whatever the cache holds."""
         for shard in range(num_shards(self.provenance)):
             path = shard_path(self.path, self.provenance, shard)
             for batch in read_shard(path, checksums=False).to_batches(max_chunksize=64):

@@ -1,0 +1,93 @@
+"""The memory-mapped rows of a store: what they hold, when they are written again, what they keep out of a process."""
+
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from tiny_parts import ImageList, noise_image, ramp, write_store
+
+from timm_igkd.arrow_cache import arrow_file, mapped_table
+from timm_igkd.errors import InputError
+from timm_igkd.store import MapStore
+
+N, SHARD = 7, 3
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> MapStore:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    images = ImageList([noise_image(index) for index in range(N)], [index % 2 for index in range(N)])
+    return write_store(tmp_path / "maps", images, [ramp(index, 16, 16) for index in range(N)], shard_size=SHARD)
+
+
+def shards_of(store: MapStore) -> list[Path]:
+    return sorted((store.path / "data").glob("*.parquet"))
+
+
+def cached(store: MapStore) -> list[Path]:
+    return sorted((store.path.parent / "cache").rglob("*.arrow"))
+
+
+def test_table_holds_the_rows_of_all_shards_in_order(store):
+    wanted = datasets.load_dataset("parquet", data_files=[str(path) for path in shards_of(store)], split="train")
+    table = mapped_table(arrow_file(shards_of(store)))
+    assert table.num_rows == N
+    for column in ("key", "label", "map_hash", "scale", "n_steps", "converged"):
+        assert table.column(column).to_pylist() == wanted[column][:]
+    for row in range(N):
+        assert np.array_equal(store.levels(row), ramp(row, 16, 16))
+
+
+def test_shards_are_converted_once(store):
+    (first,) = cached(store)
+    changed = first.stat().st_mtime_ns
+    MapStore(store.path)
+    assert [path.stat().st_mtime_ns for path in cached(store)] == [changed]
+
+
+def test_shard_written_again_is_converted_again(store):
+    path = shards_of(store)[1]
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+    assert MapStore(store.path).rows[:] == store.rows[:]
+    assert len(cached(store)) == 2
+
+
+def test_pickle_carries_no_rows(store):
+    data = pickle.dumps(store)
+    assert len(data) < 5000
+    assert pickle.loads(data).find(noise_image(4), 0, None, "an image") == 4
+
+
+def test_rows_are_a_dataset_with_undecoded_maps(store):
+    rows = store.rows
+    assert isinstance(rows, datasets.Dataset)
+    assert rows.features["map"] == datasets.Image(decode=False)
+    assert rows[2]["map"]["bytes"].startswith(b"\x89PNG")
+
+
+def test_cut_shard_is_named_and_leaves_no_cache(store):
+    path = shards_of(store)[2]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=f"shard {re.escape(repr(str(path)))} is corrupt"):
+        MapStore(store.path)
+    assert len(cached(store)) == 1
+    assert not list(cached(store)[0].parent.glob(".*"))
+
+
+def test_training_process_imports_no_datasets_nor_pandas(store):
+    """`timm-igkd run` has a budget of 10 % of a small training's memory; these two would take most of it."""
+    program = (
+        "import sys, pickle, timm_igkd\n"
+        f"maps = pickle.loads(pickle.dumps(timm_igkd.MapStore({str(store.path)!r})))\n"
+        "maps.overlay_map(0)\n"
+        "print([name for name in ('datasets', 'pandas', 'captum') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,55 @@
+"""A store's rows as one memory-mapped Arrow table, without importing `datasets` into a training process.
+
+Parquet has to be decoded, Arrow can be mapped: the shards are converted once, into an Arrow stream file beside the
+caches of `datasets` (HF_DATASETS_CACHE), which `datasets.Dataset.from_file` opens as well. Every worker and process
+maps the same file. `datasets` itself, with pandas behind it, would cost each training process some 50 MiB.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+from huggingface_hub import constants
+
+from timm_igkd.store_files import read_shard
+
+
+def arrow_file(shards: Sequence[Path]) -> Path:
+    """Return the Arrow stream file with the rows of these shards, written where it is not there yet.
+
+    A shard that was written again (another size or time of change) makes another file.
+
+    Raises:
+        InputError: a shard is cut or altered. OSError: the cache cannot be written.
+    """
+    states = [(str(path.resolve()), (state := path.stat()).st_size, state.st_mtime_ns) for path in shards]
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / "timm_igkd"
+    path = cache / f"{xxhash.xxh3_128_hexdigest(repr(states).encode())}.arrow"
+    if not path.exists():
+        _convert(shards, path)
+    return path
+
+
+def mapped_table(path: Path) -> pa.Table:
+    """Return an Arrow stream file as a table whose values stay on disk until they are read."""
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def _convert(shards: Sequence[Path], path: Path) -> None:
+    """Write the rows of all shards as one Arrow stream file; one shard at a time is in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            first = read_shard(shards[0])
+            with pa.ipc.new_stream(file, first.schema) as writer:
+                writer.write_table(first)
+                for shard in shards[1:]:
+                    writer.write_table(read_shard(shard))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
