@@ -6,11 +6,13 @@ Keys of a job: variant (a, b, c, d, limit, sweep, reference), teacher, images, s
 (captum's `internal_batch_size`), limit_pairs, keep (a file for maps and deltas), memory_gb (address space for a).
 """
 
+import contextlib
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import torch
 
 from timm_igkd import load_labeled_images, load_model
 from timm_igkd.attribution import CaptumEngine, IGOptions, TeacherView
+from timm_igkd.chunk_gradient import Kernel
 from timm_igkd.chunk_pool import ChunkPool
-from timm_igkd.chunking import activation_chunk, images_per_batch
+from timm_igkd.chunking import images_per_batch
 from timm_igkd.ig_engine import FastEngine
+from timm_igkd.kernel_choice import computation
 from timm_igkd.model_loading import class_indices
 
 SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}
@@ -31,7 +35,9 @@ LIMIT_BATCHES = {
     "resnet50": (2, 4, 8),
     "vit_small": (2, 4, 8),
 }
+CUDA_BATCHES = (16, 64, 256, 1024)
 REFERENCE_STEPS = 1000
+PLANNED_IMAGES = 50_000  # of the build for which a CUDA device's kernel is chosen
 
 
 def load_teacher(name: str, shared: Path) -> tuple[Any, Any]:
@@ -64,6 +70,7 @@ class Work:
         self.job = job
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, dataset = load_teacher(job["teacher"], Path(job["shared"]))
+        self.dataset = dataset
         view, indices = TeacherView(self.model), class_indices(self.model, dataset.class_names, dataset.num_classes)
         count = max(job["images"], 1)
         items = [dataset.read(index * len(dataset) // count) for index in range(count)]
@@ -73,9 +80,15 @@ class Work:
         self.targets = torch.tensor(labels, device=self.device)
         self.baselines = torch.zeros_like(self.inputs[:1])
 
-    def engine(self, n_steps: Any) -> FastEngine:
-        chunk = activation_chunk(self.model, self.shape, self.device)
-        return FastEngine(self.model, IGOptions(n_steps=n_steps), chunk, self.shape, self.device)
+    def engine(self, n_steps: Any, eager: bool = False) -> FastEngine:
+        """Return the engine as a build of PLANNED_IMAGES would set it up on this device, or in eager float32."""
+        options = IGOptions(n_steps=n_steps)
+        if eager:
+            return FastEngine(self.model, options, min(SWEEP[self.job["teacher"]]), self.shape, self.device)
+        manifest = {"options": options.to_dict(), "engine": "fast", "n": PLANNED_IMAGES}
+        plan = computation(self.model, self.dataset, manifest, self.device, None)
+        kernel = Kernel(plan["dtype"], plan.get("compiled", False))
+        return FastEngine(self.model, options, plan["chunk_size"], self.shape, self.device, kernel=kernel)
 
     def captum(self, chunk: int | None) -> CaptumEngine:
         return CaptumEngine(self.model.to(self.device), IGOptions(), chunk)
@@ -109,31 +122,34 @@ class Work:
             engine: Any = self.captum(chunk if name == "b" else None)
             batch = min(8 if name == "a" else chunk, n)
         else:
-            engine, batch = self.engine(50 if name == "c" else "auto"), images_per_batch(self.shape)
+            engine, batch = self.engine(50 if name == "c" else "auto"), images_per_batch(self.shape, self.device)
         self.attribute(engine, min(batch, 2), count=1 if name == "a" else min(4, n))  # warm-up
         maps, deltas, seconds = self.attribute(engine, batch)
         if self.job.get("keep"):
             torch.save({"maps": maps, "deltas": deltas}, self.job["keep"])
         found = {"images_per_s": n / seconds, "n": n, "batch": min(batch, n)}
+        if isinstance(engine, FastEngine) and engine.kernel != Kernel():
+            found["kernel"] = asdict(engine.kernel)
         return found | ({"chunk": engine.chunk_size} if engine.chunk_size else {})
 
     def sweep(self) -> dict[str, Any]:
         """Time captum at several values of `internal_batch_size`."""
         found = {}
-        for chunk in SWEEP[self.job["teacher"]]:
+        for chunk in SWEEP[self.job["teacher"]] if self.device.type == "cpu" else CUDA_BATCHES:
             engine, count = self.captum(chunk), len(self.inputs)
-            self.attribute(engine, count, count=1)
-            found[chunk] = count / self.attribute(engine, count)[2]
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                self.attribute(engine, count, count=1)
+                found[chunk] = count / self.attribute(engine, count)[2]
         return {"sweep": found, "chunk": max(found, key=found.__getitem__)}
 
     def limit(self) -> dict[str, Any]:
         """Time the engine's bare forward and input-gradient pass, its best batch and way of threading."""
-        engine, found = self.engine(50), {}
+        engine, found = self.engine(50, eager=True), {}
         ways: dict[str, Callable[..., Any]] = {"threads in a layer": lambda step, parts: [step(None) for _ in parts]}
         if self.device.type == "cpu":
             pool = ChunkPool(torch.get_num_threads())
             ways["chunks side by side"] = lambda step, parts: list(pool.map(step, parts))
-        for batch in LIMIT_BATCHES[self.job["teacher"]]:
+        for batch in LIMIT_BATCHES[self.job["teacher"]] if self.device.type == "cpu" else CUDA_BATCHES:
             points = self.inputs[:1].expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
 
             def step(_: Any, points: torch.Tensor = points) -> torch.Tensor:
@@ -142,16 +158,17 @@ class Work:
 
             repeats = 2 * max(1, round(self.job["limit_pairs"] / batch / 2))
             for way, run in ways.items():
-                run(step, [slice(0, 1)] * 2)
-                started = self.now()
-                run(step, [slice(0, 1)] * repeats)
-                found[f"{batch}, {way}"] = repeats * batch / (self.now() - started) / 50
+                with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                    run(step, [slice(0, 1)] * 2)
+                    started = self.now()
+                    run(step, [slice(0, 1)] * repeats)
+                    found[f"{batch}, {way}"] = repeats * batch / (self.now() - started) / 50
         best = max(found, key=found.__getitem__)
         return {"images_per_s": found[best], "batch": best, "n": 0, "all": found}
 
     def reference(self) -> dict[str, Any]:
         """Keep maps of 1,000 midpoint steps."""
-        engine, n = self.engine(50), REFERENCE_STEPS
+        engine, n = self.engine(50, eager=True), REFERENCE_STEPS
         nodes = (torch.arange(n, dtype=torch.float64) + 0.5) / n
         sums = torch.zeros_like(self.inputs, dtype=torch.float64)
         for image in range(len(self.inputs)):

@@ -17,11 +17,11 @@ import torch
 import torch.utils.data
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from schedule import create_scheduler
 from timm_igkd import IGDistillationTask
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.mixup import TwoViewMixup
@@ -116,19 +116,15 @@ class Trainer:
 
     def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         # not prepared: a prepared scheduler would step once per process
-        if self.config.sched == "none":
-            return None
-        scheduler, _ = create_scheduler_v2(
+        return create_scheduler(
             optimizer,
-            sched=self.config.sched,
-            num_epochs=self.epochs,
-            warmup_epochs=min(self.config.warmup_epochs, self.epochs - 1),
-            warmup_lr=self.config.lr / 100,
-            min_lr=self.config.min_lr,
-            step_on_epochs=False,
+            self.config.sched,
+            lr=self.config.lr,
+            epochs=self.epochs,
             updates_per_epoch=self.updates_per_epoch,
+            warmup_epochs=self.config.warmup_epochs,
+            min_lr=self.config.min_lr,
         )
-        return scheduler
 
     def _create_mixup(self) -> TwoViewMixup | None:
         config = self.config

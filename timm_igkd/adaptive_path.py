@@ -7,12 +7,11 @@ intervals with the largest error are halved. The same numbers, summed, predict t
 limit, and the image stops when that reaches the tolerance.
 """
 
-import itertools
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from timm_igkd.attribution import Reduction, reduce_channels
+from timm_igkd.attribution import IGOptions, Reduction, reduce_channels
 
 FIRST_INTERVALS = 8
 # The mean square error of an interval in units of (width * jump)^2. A single jump anywhere in it gives 1/12; nearby
@@ -20,72 +19,129 @@ FIRST_INTERVALS = 8
 ERROR_SHARE = 1 / 5
 
 
-class AdaptivePath:
-    """The nodes of one image's path.
+def squared_jump(low: Tensor, high: Tensor, reduction: Reduction) -> Tensor:
+    """Return the squared jump from contributions `low` to `high`, [P, 3, H, W] each: [P]."""
+    jump = high - low
+    if reduction != "abs_sum":
+        jump = jump.sum(1)
+    return jump.square().flatten(1).sum(1)
+
+
+class AdaptivePaths:
+    """The paths of B images, refined together: one answer of the device per round, whatever B is.
 
     Args:
-        tolerance: correlation of the map with its limit at which to stop, in (0, 1).
-        max_steps: most gradients to spend.
-        reduction: of the map whose error counts.
+        difference: [B, 3, H, W], x - baseline.
+        options: tolerance, max_steps and the reduction of the map whose error counts.
+        start: [B, 3, H, W], the gradients at the baselines where they are known already, or None.
+
+    Attributes:
+        attribution: [B, 3, H, W], the trapezoid sum over the nodes so far.
+        n_steps: [B] gradients spent; one known at the start is not counted.
+        converged: [B] whether the predicted correlation has reached the tolerance.
     """
 
-    def __init__(self, tolerance: float, max_steps: int, reduction: Reduction):
-        self.tolerance, self.max_steps, self.reduction = tolerance, max_steps, reduction
-        self.contributions: dict[float, Tensor] = {}
-        self.errors: dict[tuple[float, float], float] = {}
-        self.n_steps = 0
-        self.converged = self.done = False
-        self._split: list[tuple[float, float]] = []
+    def __init__(self, difference: Tensor, options: IGOptions, start: Tensor | None = None):
+        self.options, self.difference = options, difference
+        batch, capacity = len(difference), options.max_steps + 1
+        self.attribution = torch.zeros_like(difference, memory_format=torch.contiguous_format)
+        self.n_steps = np.zeros(batch, dtype=np.int64)
+        self.converged = np.zeros(batch, dtype=bool)
+        self._kept: list[list[Tensor]] = [[] for _ in range(batch)]  # contributions by number of the node
+        if start is not None:
+            for image, contribution in enumerate(difference * start):
+                self._kept[image].append(contribution)
+        # Intervals [B, capacity]: ends, numbers of the nodes there, error; unused ones have the error -1.
+        self._ends = np.zeros((2, batch, capacity))
+        self._nodes = np.zeros((2, batch, capacity), dtype=np.int64)
+        self._errors = np.full((batch, capacity), -1.0)
+        self._found: list[Tensor] = []  # squared jumps of the halves of each split, [2, P] per chunk
+        self._images, self._columns = self._grid(first_node=0 if start is None else 1)
+        self._is_grid = True
 
-    def add(self, node: float, contribution: Tensor, counts: bool = True) -> None:
-        """Keep `(x - baseline) * gradient` at a node, [3, H, W]; `counts` is False where the gradient was known."""
-        self.contributions[node] = contribution
-        self.n_steps += counts
+    def _grid(self, first_node: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (image, node) numbers of the equal intervals every path begins with."""
+        self._first = min(FIRST_INTERVALS, max(1, self.options.max_steps - 1))
+        nodes = np.arange(first_node, self._first + 1)
+        batch = len(self.difference)
+        return np.repeat(np.arange(batch), len(nodes)), np.tile(nodes, batch)
 
-    def wanted(self) -> list[float]:
-        """Return the nodes to compute next; none when the image is done."""
-        if self.done:
-            return []
-        first = min(FIRST_INTERVALS, max(1, self.max_steps - 1))
-        if not self.errors:
-            missing = [i / first for i in range(first + 1) if i / first not in self.contributions]
-            if missing:
-                return missing
-            for i in range(first):
-                self._measure(i / first, (i + 1) / first)
+    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return images [P] int64 and positions [P] in [0, 1] whose gradients are to be added now; P = 0: all done."""
+        if self._is_grid:
+            return self._images, self._columns / self._first
+        low, high = self._ends[:, self._images, self._columns]
+        return self._images, (low + high) / 2
+
+    def add(self, part: slice, gradients: Tensor) -> None:
+        """Take the gradients [part, 3, H, W] of a part of what is wanted; the parts come in order."""
+        images = self._images[part]
+        rows = torch.from_numpy(images).to(gradients.device)
+        contributions = (self.difference[rows] * gradients).contiguous()
+        if not self._is_grid:
+            ends = self._nodes[:, images, self._columns[part]]
+            low, high = (torch.stack([self._kept[i][n] for i, n in zip(images, side, strict=True)]) for side in ends)
+            reduction = self.options.reduction
+            jumps = squared_jump(low, contributions, reduction), squared_jump(contributions, high, reduction)
+            self._found.append(torch.stack(jumps))
+            width = self._ends[1, images, self._columns[part]] - self._ends[0, images, self._columns[part]]
+            quarter = torch.from_numpy(width / 4).to(contributions).view(-1, 1, 1, 1)
+            self.attribution.index_add_(0, rows, (2 * contributions - low - high) * quarter)
+        for image, contribution in zip(images, contributions, strict=True):
+            self._kept[image].append(contribution)
+
+    def refine(self) -> None:
+        """Measure what was added and choose the intervals to halve next."""
+        np.add.at(self.n_steps, self._images, 1)
+        if self._is_grid:
+            self._measure_grid()
         else:
-            for low, high in self._split:
-                del self.errors[low, high]
-                self._measure(low, (low + high) / 2)
-                self._measure((low + high) / 2, high)
-        self.converged = self.estimated_correlation() >= self.tolerance
-        budget = min(max(2, len(self.errors) // 4), self.max_steps - self.n_steps)
-        self.done = self.converged or budget <= 0
-        if self.done:
-            return []
-        self._split = sorted(self.errors, key=lambda interval: (-self.errors[interval], interval))[:budget]
-        return [(low + high) / 2 for low, high in self._split]
+            self._halve(torch.cat(self._found, dim=1))
+        self._found, self._is_grid = [], False
+        self._choose()
 
-    def _measure(self, low: float, high: float) -> None:
-        jump = self.contributions[high] - self.contributions[low]
-        if self.reduction != "abs_sum":
-            jump = jump.sum(0)
-        self.errors[low, high] = (high - low) ** 2 * float(jump.square().sum())
+    def _measure_grid(self) -> None:
+        first, width = self._first, 1 / self._first
+        jumps = []
+        for image, kept in enumerate(self._kept):
+            nodes = torch.stack(kept)
+            weights = torch.full((first + 1, 1, 1, 1), width, dtype=nodes.dtype, device=nodes.device)
+            weights[[0, -1]] /= 2
+            self.attribution[image] = (nodes * weights).sum(0)
+            jumps.append(squared_jump(nodes[:-1], nodes[1:], self.options.reduction))
+        self._errors[:, :first] = width**2 * torch.stack(jumps).double().cpu().numpy()
+        grid = np.arange(first + 1)
+        self._nodes[:, :, :first] = np.stack([grid[:-1], grid[1:]])[:, None]
+        self._ends[:, :, :first] = self._nodes[:, :, :first] * width
 
-    def attribution(self) -> Tensor:
-        """Return the trapezoid sum over all nodes, [3, H, W]."""
-        nodes = sorted(self.contributions)
-        widths = [high - low for low, high in itertools.pairwise(nodes)]
-        total = torch.zeros_like(self.contributions[nodes[0]])
-        for node, left, right in zip(nodes, [0.0, *widths], [*widths, 0.0], strict=True):
-            total.add_(self.contributions[node], alpha=(left + right) / 2)
-        return total
+    def _halve(self, jumps: Tensor) -> None:
+        """Put the two halves of every split in place of the interval; `jumps` are theirs, [2, P] squared."""
+        images, columns = self._images, self._columns
+        (low, high), (_, last) = self._ends[:, images, columns], self._nodes[:, images, columns]
+        rank = np.arange(len(images)) - np.searchsorted(images, images)  # among the splits of the same image
+        middle, used = (low + high) / 2, (self._errors >= 0).sum(1)
+        node = np.array([len(kept) for kept in self._kept])[images] - np.bincount(images)[images] + rank
+        new = used[images] + rank
+        self._ends[0, images, new], self._ends[1, images, new] = middle, high
+        self._nodes[0, images, new], self._nodes[1, images, new] = node, last
+        self._ends[1, images, columns], self._nodes[1, images, columns] = middle, node
+        errors = jumps.double().cpu().numpy() * ((high - low) / 2) ** 2
+        self._errors[images, columns], self._errors[images, new] = errors
 
-    def estimated_correlation(self) -> float:
-        """Return the predicted correlation of the map with its limit, in [0, 1]; 1 for a map without any error."""
-        error = ERROR_SHARE * sum(self.errors.values())
-        if error == 0:
-            return 1.0
-        attribution = reduce_channels(self.attribution()[None], self.reduction)
-        signal = float((attribution - attribution.mean()).square().sum())
-        return float((signal / (signal + error)) ** 0.5)
+    def _choose(self) -> None:
+        """Stop the images that are done; of each of the others, choose the intervals of largest error."""
+        self.converged = self.estimated_correlation() >= self.options.tolerance
+        used = (self._errors >= 0).sum(1)
+        budget = np.minimum(np.minimum(np.maximum(2, used // 4), used), self.options.max_steps - self.n_steps)
+        budget[self.converged] = 0
+        order = np.argsort(-self._errors, axis=1, kind="stable")
+        self._images, ranks = np.nonzero(np.arange(order.shape[1]) < budget[:, None])
+        self._columns = order[self._images, ranks]
+
+    def estimated_correlation(self) -> np.ndarray:
+        """Return the predicted correlation of each map with its limit, [B] in [0, 1]; 1 for a map without error."""
+        error = ERROR_SHARE * self._errors.clip(min=0).sum(1)
+        maps = reduce_channels(self.attribution, self.options.reduction).flatten(1)
+        signal = (maps - maps.mean(1, keepdim=True)).square().sum(1).double().cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            return np.where(error == 0, 1.0, np.sqrt(signal / (signal + error)))

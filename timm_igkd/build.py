@@ -13,10 +13,10 @@ from torch import nn
 
 from timm_igkd.attribution import IGOptions
 from timm_igkd.chunk_pool import one_thread
-from timm_igkd.chunking import activation_chunk, images_per_batch
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.items import class_names, dataset_name
+from timm_igkd.kernel_choice import computation
 from timm_igkd.map_rows import RowMaker
 from timm_igkd.model_loading import class_indices, weights_hash
 from timm_igkd.shard_builder import ShardBuilder
@@ -87,7 +87,8 @@ def compute_maps(
     state = PartialState(cpu=not torch.cuda.is_available())
     out = Path(out)
     if state.is_main_process:
-        manifest["chunk_size"] = chunk_size or activation_chunk(teacher, _input_shape(teacher), state.device)
+        if not (out / "manifest.json").exists():
+            manifest |= computation(teacher, dataset, manifest, state.device, chunk_size)
         _check_chunk_size(out, open_manifest(out, manifest), chunk_size)
     state.wait_for_everyone()
     manifest = open_manifest(out, {})
@@ -174,12 +175,10 @@ def _describe(
         },
         "options": options.to_dict(),
         "engine": engine,
-        "dtype": "float32",
         "n": n,
         "map_size": map_size,
         "logits": logits,
         "shard_rows": shard_size or default_shard_rows(n),
-        "batch_images": images_per_batch(_input_shape(teacher)),
         "versions": {name: environment()[name] for name in ("timm_igkd", "python", *PACKAGES)},
     }
 

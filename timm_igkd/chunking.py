@@ -8,7 +8,8 @@ from torch import Tensor, nn
 _CPU_ACTIVATIONS = 600e6  # bytes of one chunk's activations; beyond it the caches no longer help (CHANGELOG)
 _CPU_SMALLEST, _CPU_LARGEST = 8, 128
 _CUDA_SHARE = 0.25  # of the device's memory
-_PATH_BYTES = 384e6  # gradients kept for the images of one batch
+_PATH_BYTES = 384e6  # gradients kept for the images of one batch on a CPU
+_CUDA_PATH_SHARE = 0.05  # the same, of the device's memory
 _TYPICAL_NODES = 24
 
 
@@ -48,7 +49,10 @@ def activation_chunk(model: nn.Module, input_shape: tuple[int, ...], device: tor
     return min(_CPU_LARGEST, max(_CPU_SMALLEST, _power_of_two(_CPU_ACTIVATIONS / per_image)))
 
 
-def images_per_batch(input_shape: tuple[int, ...]) -> int:
+def images_per_batch(input_shape: tuple[int, ...], device: torch.device) -> int:
     """Return how many images are attributed together: many for full chunks, few enough to keep their gradients."""
     kept = 4 * math.prod(input_shape) * _TYPICAL_NODES
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return min(1024, max(4, _power_of_two(_CUDA_PATH_SHARE * memory / kept)))
     return min(64, max(4, _power_of_two(_PATH_BYTES / kept)))

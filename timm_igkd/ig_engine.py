@@ -4,6 +4,7 @@ Weights are frozen, batch norm is folded, the gradient is taken of the summed ta
 output per image and step), and (image, step) pairs of all images are packed so that every chunk is full.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_igkd.activations import use_lean_relu6
-from timm_igkd.adaptive_path import AdaptivePath
+from timm_igkd.adaptive_path import AdaptivePaths
 from timm_igkd.attribution import Attribution, IGOptions, selected_output
+from timm_igkd.chunk_gradient import ChunkGradient, Kernel
 from timm_igkd.chunk_pool import ChunkPool, one_thread
 from timm_igkd.folding import fold_batch_norm
 from timm_igkd.frozen_conv import freeze_convolutions
@@ -36,6 +38,7 @@ class FastEngine:
         device: where to compute.
         workers: chunks computed at the same time on a CPU, each by one thread, so that the results do not depend on
             their number; default: torch's number of threads.
+        kernel: how gradients are computed; default: eager float32. Outputs are float32 with any.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class FastEngine:
         input_shape: tuple[int, ...],
         device: torch.device | str = "cpu",
         workers: int | None = None,
+        kernel: Kernel | None = None,
     ):
         self.options, self.chunk_size, self.device = options, chunk_size, torch.device(device)
         self._pool: ChunkPool | None = None
@@ -56,9 +60,13 @@ class FastEngine:
         self.model, self.num_folded = fold_batch_norm(model.to("cpu"), example)
         self.model = use_lean_relu6(self.model).requires_grad_(False).eval()
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.device.type == "cpu":
+        self.kernel = kernel or Kernel()
+        if self.device.type == "cpu" and self.kernel == Kernel():
             with one_thread():
                 self.model = freeze_convolutions(self.model, example)
+        different = self.kernel.dtype != "float32"
+        model = copy.deepcopy(self.model).to(torch.bfloat16) if different else self.model
+        self._chunk_gradient = ChunkGradient(model, options.output, self.kernel)
         self._start_gradients: dict[int, Tensor] = {}
 
     def _chunks(self, pairs: int) -> Iterator[slice]:
@@ -98,9 +106,7 @@ class FastEngine:
         def gradient(part: slice) -> Tensor:
             index = images[part]
             points = torch.addcmul(baselines[index], nodes[part], difference[index])
-            points = points.contiguous(memory_format=torch.channels_last).requires_grad_()
-            output = selected_output(self.model(points), targets[index], self.options.output).sum()
-            return torch.autograd.grad(output, points)[0]
+            return self._chunk_gradient(points, targets[index], self.chunk_size)
 
         yield from self._map(gradient, len(images))
 
@@ -137,25 +143,16 @@ class FastEngine:
 
     def _adaptive(self, inputs: Tensor, baselines: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return attributions, gradients spent, and which images converged; see adaptive_path.py."""
-        options, difference = self.options, inputs - baselines
-        shared = len(baselines) == 1
-        paths = []
-        for image in range(len(inputs)):
-            path = AdaptivePath(options.tolerance, options.max_steps, options.reduction)
-            if shared:
-                start = self._start_gradient(baselines, int(targets[image]))
-                path.add(0.0, difference[image] * start, counts=False)
-            paths.append(path)
-        while wanted := [(image, node) for image, path in enumerate(paths) for node in path.wanted()]:
-            images = torch.tensor([image for image, _ in wanted], device=inputs.device)
-            nodes = torch.tensor([node for _, node in wanted], dtype=torch.float64)
-            for part, gradient in self.gradients(inputs, baselines, targets, images, nodes):
-                contributions = (difference[images[part]] * gradient).contiguous()
-                for (image, node), contribution in zip(wanted[part], contributions, strict=True):
-                    paths[image].add(node, contribution)
-        values = torch.stack([path.attribution() for path in paths])
-        steps = torch.tensor([path.n_steps for path in paths])
-        return values, steps, torch.tensor([path.converged for path in paths])
+        start = None
+        if len(baselines) == 1:
+            start = torch.stack([self._start_gradient(baselines, target) for target in targets.tolist()])
+        paths = AdaptivePaths(inputs - baselines, self.options, start)
+        while len((wanted := paths.wanted())[0]):
+            images, nodes = (torch.from_numpy(numbers) for numbers in wanted)
+            for part, gradient in self.gradients(inputs, baselines, targets, images.to(inputs.device), nodes):
+                paths.add(part, gradient)
+            paths.refine()
+        return paths.attribution, torch.from_numpy(paths.n_steps), torch.from_numpy(paths.converged)
 
     def _start_gradient(self, baseline: Tensor, target: int) -> Tensor:
         """Return the gradient at a shared baseline, [3, H, W]; one per class, computed alone and kept."""

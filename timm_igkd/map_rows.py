@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timm_igkd.attribution import Attribution, CaptumEngine, IGOptions, TeacherView, reduce_channels
+from timm_igkd.chunk_gradient import Kernel
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.ig_engine import FastEngine
 from timm_igkd.images import content_key
@@ -34,8 +35,10 @@ class RowMaker:
         self.view = TeacherView(teacher)
         self.class_indices = manifest["teacher"]["class_indices"]
         self.num_outputs: int = teacher.num_classes  # type: ignore[assignment]
-        chunk = manifest["chunk_size"]
-        self.fast = FastEngine(teacher, self.options, chunk, (3, *self.view.size), device)
+        chunk, kernel = manifest["chunk_size"], Kernel()
+        if device.type == "cuda":
+            kernel = Kernel(manifest["dtype"], manifest.get("compiled", False))
+        self.fast = FastEngine(teacher, self.options, chunk, (3, *self.view.size), device, kernel=kernel)
         self.captum = CaptumEngine(teacher.to(device), self.options, chunk) if manifest["engine"] == "captum" else None
 
     def set_chunk_size(self, chunk: int) -> None:

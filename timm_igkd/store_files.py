@@ -20,7 +20,7 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.map_format import is_intact
 
 FORMAT_VERSION = 1
-_NOT_SETTINGS = ("versions", "out_of_memory_halvings", "chunk_size")
+_NOT_SETTINGS = ("versions", "out_of_memory_halvings", "chunk_size", "batch_images", "dtype", "compiled", "kernels")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -75,6 +75,7 @@ class StudyData:
         self.work = Path(config.work_dir)
         self._corrupted: dict[tuple[str, int], Tensor] = {}
         self._training: dict[tuple[Any, ...], DeviceImages] = {}
+        self._stored: dict[str, StoredMaps] = {}
 
     # ---- models ----
 
@@ -186,10 +187,6 @@ class StudyData:
                 f"the teacher's classes must be the dataset's {self.train.num_classes}, in their order; "
                 f"give a teacher of {self.config.dataset}"
             )
-
-    @cached_property
-    def _stored(self) -> dict[str, StoredMaps]:
-        return {}
 
     def _stored_maps(self, name: str) -> StoredMaps:
         if name not in self._stored:

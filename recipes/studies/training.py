@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from schedule import create_scheduler
 from studies.config import Cell
 from timm_igkd import IGDistillationTask, IGOverlay
 from timm_igkd.device_images import DeviceImages
@@ -104,19 +104,14 @@ class RunTrainer:
         self.optimizer: Any = accelerator.prepare(optimizer)
 
     def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        if self.cell.sched == "none":
-            return None
-        scheduler, _ = create_scheduler_v2(
+        return create_scheduler(
             optimizer,
-            sched=self.cell.sched,
-            num_epochs=self.cell.epochs,
-            warmup_epochs=min(self.cell.warmup_epochs, self.cell.epochs - 1),
-            warmup_lr=self.cell.lr / 100,
-            min_lr=0.0,
-            step_on_epochs=False,
+            self.cell.sched,
+            lr=self.cell.lr,
+            epochs=self.cell.epochs,
             updates_per_epoch=len(self.loader),
+            warmup_epochs=self.cell.warmup_epochs,
         )
-        return scheduler
 
     def fit(self, progress: bool = True) -> Trained:
         """Train all epochs.
