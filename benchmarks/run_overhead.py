@@ -15,8 +15,9 @@ Each arm is a process of its own. Both arms of a round follow each other, and wh
 round is images per second with the overlay over images per second without, of the median epoch after the first.
 Median and 95 % interval (bootstrap over rounds) go to the JSON file with every single number. Memory comes from
 --memory_rounds more pairs, outside the timed rounds: peak of the proportional set sizes of the process and its workers,
-median of the pairs' ratios, Linux only. A case measured again replaces its earlier result; results of another machine
-or other versions are not joined.
+median of the pairs' ratios, Linux only; it is no timing, so the machine may do other work meanwhile. A case measured
+again replaces its earlier result, with --rounds 0 its memory alone; results of another machine or other versions are
+not joined.
 
 The model is small, so that the data path counts for more than in a real training. The images are made from noise at
 several scales; --data_dir takes a folder with train/<class>/ instead. Maps come from a random teacher, whose
@@ -164,12 +165,14 @@ def measure(case: str, folder: Path, paths: dict[str, Any], args: argparse.Names
         rates = {arm: images_per_s(arms[arm], output) for arm in order}
         rounds.append({**rates, "first": order[0], "ratio": rates["overlay"] / rates["alone"]})
         print(f"{case} round {index}: {rates['alone']:.1f} alone, {rates['overlay']:.1f} with overlay", flush=True)
-    result: dict[str, Any] = {"case": case, "throughput_ratio": summarize([r["ratio"] for r in rounds])}
+    result: dict[str, Any] = {"case": case}
+    if rounds:
+        result |= {"throughput_ratio": summarize([r["ratio"] for r in rounds]), "rounds": rounds}
     if args.memory_rounds and Path("/proc/self/smaps_rollup").exists():
         memory = [{arm: peak_memory_mib(arms[arm], output) for arm in arms} for _ in range(args.memory_rounds)]
         ratios = [pair["overlay"] / pair["alone"] for pair in memory]
         result |= {"peak_memory_mib": memory, "memory_ratio": float(np.median(ratios))}
-    return result | {"rounds": rounds, "commands": {arm: " ".join(command) for arm, command in arms.items()}}
+    return result | {"commands": {arm: " ".join(command) for arm, command in arms.items()}}
 
 
 def commit() -> str | None:
@@ -202,8 +205,8 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder with train/<class>/ and validation/<class>/ for all cases")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "run_overhead.json")
     args = parser.parse_args()
-    if args.epochs < 2 or args.rounds < 1:
-        parser.error("--epochs must be at least 2 (the first is not counted), --rounds at least 1")
+    if args.epochs < 2 or args.rounds < 0:
+        parser.error("--epochs must be at least 2 (the first is not counted), --rounds at least 0")
 
     from timm_igkd.environment import environment
 
@@ -212,11 +215,17 @@ def main() -> None:
     }
     here: dict[str, Any] = environment()
     cases = earlier_cases(args.out, here)
+    if args.rounds == 0 and not set(args.cases) <= cases.keys():
+        parser.error(f"--rounds 0 adds memory to measured cases; {args.out} has {sorted(cases)}")
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         folder = Path(temporary)
         paths = {size: prepare(folder, size, args) for size in sorted({CASES[case][0] for case in args.cases})}
         for case in args.cases:
-            cases[case] = measure(case, folder, paths[CASES[case][0]], args) | {"options": options, "commit": commit()}
+            found = measure(case, folder, paths[CASES[case][0]], args)
+            if args.rounds:
+                cases[case] = found | {"options": options, "commit": commit()}
+            else:
+                cases[case] |= found | {"memory_options": options, "memory_commit": commit()}
             report = {"environment": here, "cases": [cases[name] for name in CASES if name in cases]}
             text = json.dumps(report, indent=1).replace(str(folder), "TMP").replace(str(ROOT), ".")
             args.out.parent.mkdir(parents=True, exist_ok=True)
