@@ -89,7 +89,8 @@ class Run:
             launch = {"command": " ".join(sys.argv)} | self.stages.launch()
             write_json(self.folder / "environment.json", environment() | launch)
         if pending and self.config.trackers:
-            self.accelerator.init_trackers(self.config.name)
+            wandb = {"dir": str(self.folder)}  # tensorboard's files go there too
+            self.accelerator.init_trackers(self.config.name, init_kwargs={"wandb": wandb})
         self.stages.run()
         self.accelerator.end_training()
         if self.accelerator.is_main_process:

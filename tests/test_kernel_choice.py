@@ -101,8 +101,8 @@ def test_kernel_that_fails_is_left_out_and_named(choose):
     assert choice.measured[-1]["failed"] == "no compiler"
 
 
-def engine_of(kernel: Kernel, chunk: int = 8, options: IGOptions = FIXED) -> FastEngine:
-    return FastEngine(tiny_teacher(size=32), options, chunk, (3, 32, 32), kernel=kernel)
+def engine_of(kernel: Kernel, options: IGOptions = FIXED, name: str = "test_resnet") -> FastEngine:
+    return FastEngine(tiny_teacher(name, size=32), options, 8, (3, 32, 32), kernel=kernel)
 
 
 def probe_of(count: int = 3) -> Probe:
@@ -143,10 +143,10 @@ def test_compiled_kernel_pads_to_three_sizes(count, padded):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.parametrize("n_steps", [7, "auto"])
-def test_compiled_kernel_gives_the_eager_maps(n_steps):
+@pytest.mark.parametrize(("name", "n_steps"), [("test_resnet", 7), ("test_resnet", "auto"), ("mobilenetv2_050", 7)])
+def test_compiled_kernel_gives_the_eager_maps(name, n_steps):
     options, probe = IGOptions(n_steps=n_steps), probe_of()
-    eager, compiled = (engine_of(kernel, 8, options) for kernel in (Kernel(), COMPILED))
+    eager, compiled = (engine_of(kernel, options, name) for kernel in (Kernel(), COMPILED))
     logits = eager.forward(probe.inputs)
     arguments = probe.inputs, probe.baselines, probe.targets, logits
     wanted, found = eager.attribute(*arguments), compiled.attribute(*arguments)
