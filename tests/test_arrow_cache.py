@@ -81,6 +81,16 @@ def test_cut_shard_is_named_and_leaves_no_cache(store):
     assert not list(cached(store)[0].parent.glob(".*"))
 
 
+@pytest.mark.parametrize("length", [0, 100, -100])
+def test_damaged_cache_is_named_with_the_remedy(store, length):
+    (path,) = cached(store)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=f"cached maps {re.escape(repr(str(path)))} are damaged .*delete that file"):
+        MapStore(store.path)
+    path.unlink()
+    assert MapStore(store.path).rows[:] == store.rows[:]
+
+
 def test_training_process_imports_no_datasets_nor_pandas(store):
     """`timm-igkd run` has a budget of 10 % of a small training's memory; these two would take most of it."""
     program = (

@@ -2,7 +2,8 @@
 
 Parquet has to be decoded, Arrow can be mapped: the shards are converted once, into an Arrow stream file beside the
 caches of `datasets` (HF_DATASETS_CACHE), which `datasets.Dataset.from_file` opens as well. Every worker and process
-maps the same file. `datasets` itself, with pandas behind it, would cost each training process some 50 MiB.
+maps the same file. `datasets` itself, with pandas behind it, would be most of the memory that an overlay adds
+to a training process.
 """
 
 import os
@@ -13,6 +14,7 @@ import pyarrow as pa
 import xxhash
 from huggingface_hub import constants
 
+from timm_igkd.errors import InputError
 from timm_igkd.store_files import read_shard
 
 
@@ -33,8 +35,17 @@ def arrow_file(shards: Sequence[Path]) -> Path:
 
 
 def mapped_table(path: Path) -> pa.Table:
-    """Return an Arrow stream file as a table whose values stay on disk until they are read."""
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    """Return an Arrow stream file as a table whose values stay on disk until they are read.
+
+    Raises:
+        InputError: the file was damaged.
+    """
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"cached maps {str(path)!r} are damaged ({error}); delete that file, it will be made again"
+        ) from error
 
 
 def _convert(shards: Sequence[Path], path: Path) -> None:

@@ -1,7 +1,7 @@
 """Labelled images from anywhere: Hub datasets, parquet and class folders, scikit-learn's digits, timm and torchvision.
 
 Every image is decoded as timm does it (images.py) and named in every error. Nothing is ever skipped or replaced.
-`datasets` is imported by the functions that read with it: a training process that does not is spared 50 MiB.
+`datasets` is imported by the functions that read with it: a training process that does not is spared pandas too.
 """
 
 import io
