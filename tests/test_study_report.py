@@ -19,6 +19,7 @@ from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_res
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows
+from studies.statistics import Comparison
 from studies.tables import cells_table, contrast_table, corruption_table, number, paper_table, probability, signed
 from study_report import main
 from timm_igkd.errors import InputError, MissingFileError
@@ -400,6 +401,22 @@ def test_compression_figure_shows_arms_of_several_sizes(tmp_path, primary):
     assert "12×" in svg
     assert "the paper's means" in words
     assert draw(primary, "x") is None
+
+
+def test_compression_figure_pairs_arms_by_their_student(tmp_path, monkeypatch):
+    students = {"deep": {"base": "test_resnet", "drop": 1}, "flat": {"base": "test_resnet", "drop": 2}}
+    cells = {
+        f"{arm}, drop {size}": settings | {"student": "igkd_truncated", "student_args": students[size]}
+        for arm, settings in {"Student": {}, "KD": KD}.items()
+        for size in students
+    }
+    config = primary_study(tmp_path, seeds=2, cells=cells, contrasts=(), base={}, purpose="exploratory")
+    add_rows(config, measured=False)
+    compared = []
+    results = StudyResults.read(config)
+    monkeypatch.setattr(type(results), "compare", lambda self, a, b, column: compared.append((a, b)) or Comparison(0))
+    assert dict(FIGURES)["Accuracy against compression"](results, "x") is not None
+    assert sorted(compared) == [("KD, drop deep", "Student, drop deep"), ("KD, drop flat", "Student, drop flat")]
 
 
 def test_command_writes_the_report_of_yaml_files(tmp_path, capsys):

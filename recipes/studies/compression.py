@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from studies.config import Cell
 from studies.paper import COMPRESSION, arm_name, paper_results
 from studies.results import StudyResults
 from timm_igkd.report_figures import ROLES, render_svg
@@ -19,6 +20,11 @@ def colour(results: StudyResults, cell: str) -> str:
     if settings.overlay_prob == 0:
         return ROLES["ink"]
     return ROLES["student" if settings.overlay_source == "aligned" else "teacher"]
+
+
+def _size(cell: Cell) -> tuple[int, str]:
+    """Return the settings in which cells of one arm differ."""
+    return cell.drop, repr(sorted(cell.student_args.items()))
 
 
 def _arms(results: StudyResults) -> dict[str, list[str]]:
@@ -104,8 +110,8 @@ def _draw_levels(axes: Any, results: StudyResults, cells: Sequence[str], style: 
 def _draw_gaps(
     axes: Any, results: StudyResults, cells: Sequence[str], reference: Sequence[str], style: dict[str, Any]
 ) -> None:
-    others = {results.cell(cell).drop: cell for cell in reference}
-    pairs = [(cell, others[results.cell(cell).drop]) for cell in cells if results.cell(cell).drop in others]
+    others = {_size(results.cell(cell)): cell for cell in reference}
+    pairs = [(cell, others[size]) for cell in cells if (size := _size(results.cell(cell))) in others]
     found = [results.compare(a, b, "top1") for a, b in pairs]
     x = [results.constant(a, "compression") for a, _ in pairs]
     for (a, b), size in zip(pairs, x, strict=True):
