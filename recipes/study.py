@@ -25,8 +25,9 @@ from tqdm.auto import tqdm
 
 from studies import require_report_packages
 from studies.config import Cell, StudyConfig
-from studies.data import StudyData, exclusive
+from studies.data import StudyData
 from studies.evaluation import RunEvaluator
+from studies.locks import exclusive
 from studies.rows import StudyRows
 from studies.training import RunTrainer
 from timm_igkd.config import parse_config
@@ -90,6 +91,7 @@ class Study:
         student = self.data.create_student(cell, seed)
         teacher = self.data.teacher
         trained = RunTrainer(cell, seed, data, student, teacher, self.accelerator, self.config.compile).fit()
+        self.accelerator.free_memory()  # it keeps every optimizer, and with it every student
         metrics, predictions = self.evaluator.evaluate(trained.student, cell)
         row |= {
             "train_images_per_s": round(trained.images_per_s, 1),
@@ -115,7 +117,8 @@ class Study:
             "hardware": describe_hardware(self.device),
             "device": self.device.type,
             "versions": json.dumps(
-                {key: versions[key] for key in kept} | {"precision": self.accelerator.mixed_precision}
+                {key: versions[key] for key in kept}
+                | {"precision": self.accelerator.mixed_precision, "compile": self.config.compile}
             ),
             "settings": json.dumps(self.config.settings(cell)),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -125,7 +128,12 @@ class Study:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with "+" where files were changed since; "unknown" outside of one."""
+    """Return the commit of this checkout, with "+" where files were changed since; "unknown" outside of one.
+
+    TIMM_IGKD_COMMIT names it where the files were copied without their history.
+    """
+    if named := os.environ.get("TIMM_IGKD_COMMIT"):
+        return named
     here = Path(__file__).parent
     try:
         found = subprocess.run(
@@ -189,6 +197,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
         if config.parallel > 1 and study.missing():
             study.data.prepare()
+            torch.cuda.empty_cache()  # for the processes that share the device
             run_in_parallel(config, list(arguments), study.rows)
         else:
             study.run_missing()

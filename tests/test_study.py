@@ -21,11 +21,12 @@ from command_lines import RECIPES, Outcome, run_in_process, two_splits
 from conftest import ImageFactory
 
 import study
-from studies import data as study_data
 from studies import evaluation as study_evaluation
+from studies import latencies as study_latencies
 from studies.config import Cell, StudyConfig, create_cell, load_study
 from studies.data import StudyData
 from studies.evaluation import map_correlation
+from studies.paper import ABLATION, arm_name
 from studies.rows import StudyRows, key_of
 from timm_igkd.config import parse_config
 from timm_igkd.corruptions import CORRUPTIONS
@@ -157,7 +158,7 @@ def test_a_run_another_process_has_begun_is_left_to_it(run, settings):
 
 
 def test_all_evaluations_that_are_asked_for_are_in_the_row(run, settings, monkeypatch):
-    monkeypatch.setattr(study_data, "LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr(study_latencies, "_SECONDS", 0.0)
     extra = {"corruption_images": 4, "ig_images": 2, "transfer_dataset": settings["dataset"], "latency": True}
     assert run(settings | extra | {"seeds": 1, "cells": {"KD": ARMS["KD"]}}).code == 0
     (row,) = rows_of(settings)
@@ -166,6 +167,10 @@ def test_all_evaluations_that_are_asked_for_are_in_the_row(run, settings, monkey
     assert float(row["corruption_top1"]) == pytest.approx(np.mean(kinds))
     assert row["corruption_n"] == "4"
     assert row["transfer_top1"] == row["top1"]  # the same images
+    assert row["teacher_transfer_top1"] == row["teacher_top1"]
+    assert float(row["teacher_macs"]) > 0
+    assert float(row["teacher_latency_ms_64"]) > float(row["teacher_latency_ms_1"]) > 0
+    assert int(row["latency_threads"]) == torch.get_num_threads()
     assert json.loads(row["transfer_per_class"]).keys() == {"class_0", "class_1"}
     assert -1 <= float(row["ig_correlation"]) <= 1
 
@@ -257,6 +262,35 @@ def test_rows_of_other_images_are_refused(run, settings, tiny_images, tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_that_were_computed_otherwise_are_refused(run, settings):
+    """bfloat16 or compiled runs are not paired with others: a study finished by another command would mix them."""
+    assert run(settings).code == 0
+    rows = StudyRows(settings["output_dir"])
+    row = dict(rows.read()[0])
+    versions = json.loads(row["versions"])
+    assert (versions["precision"], versions["compile"]) == ("no", "none")
+    for change in (
+        {"device": "cuda"},
+        *({"versions": json.dumps(versions | {key: "x"})} for key in ("precision", "compile")),
+    ):
+        with pytest.raises(InputError, match="must be computed alike"):
+            rows.add(row | {"seed": "99"} | change, rows.predictions(key_of(row)), rows.labels())
+    old = {key: value for key, value in versions.items() if key != "compile"}  # rows from before it was written
+    assert rows.add(row | {"seed": "99", "versions": json.dumps(old)}, rows.predictions(key_of(row)), rows.labels())
+
+
+def test_commit_can_be_named_where_there_is_no_history(run, settings, monkeypatch):
+    monkeypatch.setenv("TIMM_IGKD_COMMIT", "abc1234")
+    assert run(settings | {"seeds": 1}).code == 0
+    assert {row["commit"] for row in rows_of(settings)} == {"abc1234"}
+
+
+def test_a_finished_run_leaves_no_optimizer_behind(settings):
+    planned = study.Study(StudyConfig(**settings | {"seeds": 1}))
+    planned.run_missing()
+    assert planned.accelerator._optimizers == []
+
+
 def test_parallel_processes_give_the_rows_of_one(run, settings, tmp_path):
     assert run(settings).code == 0
     expected = {key_of(row): row for row in without_time(rows_of(settings))}
@@ -362,6 +396,8 @@ def test_arms_of_the_hyperparameter_study_have_as_many_trials():
     config = load_study(RECIPES / "configs" / "study_hyperparameters.yaml")
     arms = [name.split(",")[0] for name in config.cells]
     assert {arms.count(arm) for arm in arms} == {12}
+    assert set(arms) == set(ABLATION)
+    assert {(name.split(",")[0], arm_name(cell)) for name, cell in config.cells.items()} == {(a, a) for a in ABLATION}
     assert config.evaluate_on == "validation"
 
 

@@ -13,6 +13,7 @@ from study_parts import IG, KD, PRIMARY_CELLS, add_rows, edit_rows, primary_stud
 
 from studies.answers import NO_CONCLUSION, answers, lead
 from studies.config import Cell
+from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.figures import FIGURES, corruptions, quantiles
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
@@ -21,6 +22,7 @@ from studies.results import StudyResults
 from studies.rows import StudyRows
 from studies.statistics import Comparison
 from studies.tables import cells_table, contrast_table, corruption_table, number, paper_table, probability, signed
+from studies.trials import trials_table
 from study_report import main
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.mobilenetv2_cifar import mobilenetv2_cifar
@@ -154,13 +156,66 @@ def test_monte_carlo_runs_are_no_independent_samples(tmp_path):
     add_rows(config, n_images=1000)
     results = StudyResults.read(config)
     values = np.array(list(results.values("KD", "top1").values()))
-    half = stats.t.ppf(0.975, 5) * values.std(ddof=1) * math.sqrt(1 / 6 + 1000 / 40_000)
+    half = stats.t.ppf(0.975, 5) * values.std(ddof=1) * math.sqrt(1 / 6 + 10_000 / 40_000)
     assert results.summary("KD", "top1").high == pytest.approx(values.mean() + half)
     contrast = results.contrasts("top1")[0]
     assert np.isnan([contrast.comparison.welch_p, contrast.comparison.effect, contrast.power]).all()
     assert results.bootstrap(ALIGNED, "KD") is None
-    assert "1,000/40,000" in cells_table(results).note
+    assert "10,000/40,000" in cells_table(results).note
     assert "Corrected resampled t test" in contrast_table(results, "top1").note
+
+
+def test_monte_carlo_runs_stand_beside_the_papers_without_a_test(tmp_path):
+    config = primary_study(tmp_path, seeds=6, base={"drop": 5, "subset_fraction": 0.8}, purpose="exploratory")
+    add_rows(config, gains={ALIGNED: 0.6}, base=90.6)
+    results = StudyResults.read(config)
+    rows = dict(paper_table(results).rows)
+    mean, runs, _, p = rows["KD&IG aligned (Monte Carlo, 80 % subsets)"][2:]
+    assert (mean.main, mean.detail, runs.main, p.main) == ("91.29", "sd 0.55", "60", "–")
+    text = said(results)["What of the paper holds?"]
+    assert "60 subsets" in text
+    assert "The paper's +0.64 lies" in text
+    assert "+0.40" not in text
+
+
+def test_best_trial_of_every_arm_is_by_its_validation_mean(tmp_path):
+    cells = {"KD": KD | {"grid": {"temperature": [1.5, 4.0]}}, "IG": {"grid": {"overlay_prob": [0.1, 0.5]}}}
+    config = primary_study(tmp_path, seeds=3, cells=cells, contrasts=(), evaluate_on="validation")
+    add_rows(config, gains={"KD, temperature 4.0": 3, "IG, overlay_prob 0.5": -3}, measured=False)
+    results = StudyResults.read(config)
+    rows = {arm: [entry.main for entry in entries] for arm, entries in trials_table(results).rows}
+    assert {arm: row[:2] for arm, row in rows.items()} == {
+        "KD": ["2", "temperature 4.0"],
+        "IG": ["2", "overlay_prob 0.1"],
+    }
+    assert rows["KD"][2] == number(results.summary("KD, temperature 4.0", "top1").mean)
+    assert rows["KD"][3] == number(results.summary("KD, temperature 1.5", "top1").mean)
+    assert trials_table(StudyResults.read(primary_study(tmp_path / "test", seeds=1))) is None
+
+
+def test_cost_is_told_against_the_teachers(tmp_path):
+    config = primary_study(tmp_path, seeds=1)
+    add_rows(config)
+    assert cost_against_teacher(StudyResults.read(config)) == []
+    measured = {"macs": 2e6, "teacher_macs": 3e6, "latency_ms_1": 5, "teacher_latency_ms_1": 10, "latency_ms_64": 20}
+    measured |= {"teacher_latency_ms_64": 80, "latency_threads": 2}
+    edit_rows(tmp_path, lambda row: row.update(measured))
+    sentence, paper = cost_against_teacher(StudyResults.read(config))
+    for part in (
+        "543,498 parameters",
+        "1.5× fewer",
+        "5\u202fms against 10\u202fms (2.0× faster)",
+        "(4.0× faster)",
+        "2 threads",
+    ):
+        assert part in sentence
+    assert "cold" in paper
+
+
+def test_command_of_the_report_is_that_of_the_config(tmp_path):
+    config = primary_study(tmp_path / "out", launch="--mixed_precision bf16")
+    write_report([config], tmp_path / "a.md", tmp_path / "a.html")
+    assert "accelerate launch --mixed_precision bf16 recipes/study.py --config" in (tmp_path / "a.md").read_text()
 
 
 def test_corruption_table_is_the_mean_over_severities_and_seeds(primary):

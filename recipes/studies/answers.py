@@ -4,7 +4,8 @@ import math
 from dataclasses import replace
 
 from studies.config import Cell
-from studies.paper import ABLATION, ABLATION_DROP, arm_name, paper_results
+from studies.cost import cost_against_teacher
+from studies.paper import ABLATION, ABLATION_DROP, COMPRESSION, MONTE_CARLO, arm_name, paper_results
 from studies.results import ALPHA, Contrast, StudyResults
 from studies.tables import number, probability, signed, span
 from timm_igkd.report_tables import NARROW
@@ -27,12 +28,11 @@ def answers(results: StudyResults) -> list[Answer]:
         return [("What follows from the numbers?", [NO_CONCLUSION])]
     found = [answer for column, question in QUESTIONS.items() if (answer := _overlay(results, column, question))]
     found += [answer for answer in (_alignment(results), _paper(results)) if answer]
-    return found or [
-        (
-            "What follows from the numbers?",
-            ["No contrast named in advance answers a question by itself, so nothing is claimed."],
-        )
-    ]
+    cost = cost_against_teacher(results)
+    if not found:
+        nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."
+        found = [("What follows from the numbers?", [nothing])]
+    return [*found, ("How much smaller and faster is the student?", cost)] if cost else found
 
 
 def _has_aligned_overlay(cell: Cell) -> bool:
@@ -119,7 +119,7 @@ def _equals(p: float) -> str:
 
 
 def _paper(results: StudyResults) -> Answer | None:
-    """Compare the paper's difference of KD&IG and KD at 4.12x with every pair of ours that repeats its settings."""
+    """Compare the paper's differences of KD&IG and KD at 4.12x with every pair of ours that repeats its settings."""
     if results.config.purpose == "check":
         return None
     repeated = [
@@ -128,24 +128,46 @@ def _paper(results: StudyResults) -> Answer | None:
         if results.cell(name).drop == ABLATION_DROP
         and paper_results(results.config, results.cell(name), results.constant(name, "num_parameters"))
     ]
-    reference = [name for name in repeated if arm_name(results.cell(name)) == "KD"]
-    theirs = ABLATION["KD&IG"].mean - ABLATION["KD"].mean
     sentences = []
-    for name in repeated:
-        for kd in reference:
-            if arm_name(results.cell(name)) == "KD&IG" and results.cell(name).logits == results.cell(kd).logits:
-                sentences.append(_beside_paper(results, name, kd, theirs))
-    sentences = [sentence for sentence in sentences if sentence]
-    if not sentences:
-        return None
-    first = (
+    for resampled, source, told in ((False, ABLATION, _ablation_in_words()), (True, MONTE_CARLO, _subsets_in_words())):
+        names = [name for name in repeated if results.is_resampled(name) == resampled]
+        theirs = source["KD&IG"].mean - source["KD"].mean
+        found = [_beside_paper(results, name, kd, theirs) for name, kd in _pairs_of_overlay(results, names)]
+        if any(found):
+            sentences += [told, *(sentence for sentence in found if sentence)]
+    return ("What of the paper holds?", sentences) if sentences else None
+
+
+def _pairs_of_overlay(results: StudyResults, names: list[str]) -> list[tuple[str, str]]:
+    """Return the pairs (KD&IG, KD) among cells that take the same logits."""
+    arms = {name: arm_name(results.cell(name)) for name in names}
+    return [
+        (name, kd)
+        for name in names
+        for kd in names
+        if (arms[name], arms[kd]) == ("KD&IG", "KD") and results.cell(name).logits == results.cell(kd).logits
+    ]
+
+
+def _ablation_in_words() -> str:
+    theirs = ABLATION["KD&IG"].mean - ABLATION["KD"].mean
+    other = COMPRESSION["KD&IG", ABLATION_DROP].mean - COMPRESSION["KD", ABLATION_DROP].mean
+    return (
         f"At 4.12× the paper reports {number(ABLATION['KD&IG'].mean)}{NARROW}% for KD&IG and "
         f"{number(ABLATION['KD'].mean)}{NARROW}% for KD, "
-        f"a difference of {signed(theirs)} points (its Welch p .037, paired p .069; ten runs each). "
+        f"a difference of {signed(theirs)} points (its Welch p .037, paired p .069; ten runs each); "
+        f"the same two arms in its table by compression: {signed(other)}. "
         f"Its headline of {number(ABLATION['KD&IG'].best)} against {number(ABLATION['Student'].best)} compares "
         "the best of ten runs."
     )
-    return "What of the paper holds?", [first, *sentences]
+
+
+def _subsets_in_words() -> str:
+    kd, overlaid = MONTE_CARLO["KD"], MONTE_CARLO["KD&IG"]
+    return (
+        f"Over {kd.n} subsets of 80{NARROW}% the paper reports {number(overlaid.mean)}{NARROW}% for KD&IG and "
+        f"{number(kd.mean)}{NARROW}% for KD, a difference of {signed(overlaid.mean - kd.mean)} points."
+    )
 
 
 def _beside_paper(results: StudyResults, name: str, kd: str, theirs: float) -> str:

@@ -72,7 +72,7 @@ def compression(results: StudyResults, name: str) -> Figure | None:
             _compression_axis(axes, ticks[:: -(-len(ticks) * len(others) // 10)])
 
     words = "Clean accuracy against compression. Small dots: seeds; bars: 95 % intervals"
-    words += "; hollow: the paper's means, one run each." if papers else "."
+    words += "; hollow: the paper's means." if papers else "."
     return render_svg(f"{name}-compression", (8.8, 6.2 if others else 3.4), draw), words
 
 

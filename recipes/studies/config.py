@@ -176,6 +176,7 @@ class StudyConfig:
     ig_images: int = field(default=0, metadata={"help": "test images whose IG maps are compared; 0: none"})
     latency: bool = field(default=True, metadata={"help": "measure it, once per architecture"})
 
+    launch: str = field(default="", metadata={"help": "options of accelerate launch, for the command in the report"})
     parallel: int = field(default=1, metadata={"help": "runs at once, each a process"})
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = field(
         default="none", metadata={"help": "torch.compile mode of the student; reduce-overhead uses CUDA graphs"}

@@ -1,11 +1,7 @@
 """What the runs of a study share: teacher, maps, training images on the device, test images and their corruptions."""
 
-import contextlib
 import copy
-import fcntl
 import io
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,37 +12,23 @@ import torch
 import xxhash
 from PIL import Image
 from timm.data import resolve_model_data_config
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from studies.config import Cell, StudyConfig
+from studies.latencies import Latencies
+from studies.locks import exclusive
 from timm_igkd import MapStore, compute_maps, load_labeled_images, truncate
 from timm_igkd.controls import derangement
 from timm_igkd.corruptions import corrupt
 from timm_igkd.device_images import DeviceImages, StoredMaps, derange_logits, load_images, stratified_indices
 from timm_igkd.errors import InputError
 from timm_igkd.items import read_item
-from timm_igkd.latency import time_model
 from timm_igkd.model_loading import class_indices, load_model, use_image_size, weights_hash
 from timm_igkd.random_streams import derive_seed, seeded
-from timm_igkd.store_files import read_json, write_atomic, write_json
+from timm_igkd.store_files import write_atomic
 
 VALIDATION_SHARE = 0.1
-LATENCY_SECONDS = 0.5
 _PREDICT_BATCH = 1000
-
-
-@contextlib.contextmanager
-def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that ends with the process, however it ends; without `wait`, yield whether it was free."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @dataclass(frozen=True)
@@ -75,6 +57,8 @@ class StudyData:
         self.work = Path(config.work_dir)
         self._corrupted: dict[tuple[str, int], Tensor] = {}
         self._training: dict[tuple[Any, ...], DeviceImages] = {}
+        self._latencies = Latencies(self.work, device)
+        self._stores: dict[str, MapStore] = {}
         self._stored: dict[str, StoredMaps] = {}
 
     # ---- models ----
@@ -161,9 +145,16 @@ class StudyData:
             _ = self.test, self.transfer  # the teacher's logits are kept for all processes
             for cell in cells if self.config.latency else ():
                 self.latency_ms(cell)
+            if self.config.latency and self.teacher is not None:
+                self.teacher_latency_ms()
 
     def _maps(self, name: str) -> MapStore:
-        """Return a store, built where it is missing or unfinished."""
+        """Return a store, built where it is missing or unfinished; checked once by each process."""
+        if name not in self._stores:
+            self._stores[name] = self._build_maps(name)
+        return self._stores[name]
+
+    def _build_maps(self, name: str) -> MapStore:
         teacher = self.teacher
         if name == "maps_random_teacher":
             with seeded(derive_seed(0, "random teacher")):
@@ -258,17 +249,16 @@ class StudyData:
         return torch.from_numpy(np.load(path)).to(self.device)
 
     def latency_ms(self, cell: Cell) -> dict[str, float]:
-        """Return an architecture's median latency at batch 1 and 64, measured once, before runs go side by side."""
-        path, key = self.work / "latency.json", json.dumps([cell.student, cell.student_args, cell.drop])
-        with exclusive(self.work / "latency.lock"):
-            known = read_json(path) if path.exists() else {}
-            if key not in known:
-                model = self.create_student(cell, 0).to(self.device).eval()
-                size = get_model_input_config(model)["input_size"]
-                times = time_model(model, size, self.device, seconds=LATENCY_SECONDS)
-                known[key] = {f"latency_ms_{batch}": times[f"batch_{batch}"]["median"] for batch in (1, 64)}
-                write_json(path, known)
-        return known[key]
+        """Return a student's median latency at batch 1 and 64, as the columns of a row."""
+        key = [cell.student, cell.student_args, cell.drop]
+        return self._latencies.latency_ms(key, lambda: self.create_student(cell, 0))
+
+    def teacher_latency_ms(self) -> dict[str, float]:
+        """Return the teacher's median latency at batch 1 and 64, as the columns of a row."""
+        assert self.teacher is not None
+        teacher = self.teacher
+        found = self._latencies.latency_ms(["teacher", self.teacher_hash], lambda: teacher)
+        return {f"teacher_{name}": value for name, value in found.items() if name != "latency_threads"}
 
     def corrupted(self, kind: str, severity: int) -> Tensor:
         """Return the first test images under a corruption, [n, 3, H, W] uint8; the same for every run."""

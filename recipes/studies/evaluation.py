@@ -58,9 +58,13 @@ class RunEvaluator:
     def _cost(self, student: nn.Module, cell: Cell) -> dict[str, Any]:
         parameters = count_parameters(student)
         found: dict[str, Any] = {"num_parameters": parameters, "macs": count_macs(student)}
+        if self.config.latency:
+            found |= self.data.latency_ms(cell)
         if self.data.teacher is not None:
             found["compression"] = count_parameters(self.data.teacher) / parameters
-        return found | (self.data.latency_ms(cell) if self.config.latency else {})
+            found["teacher_macs"] = count_macs(self.data.teacher)
+            found |= self.data.teacher_latency_ms() if self.config.latency else {}
+        return found
 
     def _corruptions(self, student: nn.Module) -> dict[str, Any]:
         count = min(self.config.corruption_images, len(self.data.test.images))
@@ -74,14 +78,18 @@ class RunEvaluator:
         return {"corruption_top1": sum(found.values()) / len(found), "corruption_n": count} | found
 
     def _transfer(self, student: nn.Module) -> dict[str, Any]:
-        """Accuracy on other images of the same classes, over all classes of the student."""
+        """Student's and teacher's accuracy on other images of the same classes, over all their classes."""
         if self.data.transfer is None:
             return {}
         images, names = self.data.transfer.images, self.data.train.class_names
         hits = (predict(student, images.images).argmax(1) == images.labels).double().cpu()
         labels = images.labels.cpu()
         per_class = {int(label): 100 * hits[labels == label].mean().item() for label in labels.unique()}
-        return {
+        found = {}
+        if self.data.transfer.teacher_logits is not None:
+            teacher_hits = self.data.transfer.teacher_logits.argmax(1) == images.labels
+            found["teacher_transfer_top1"] = 100 * teacher_hits.double().mean().item()
+        return found | {
             "transfer_top1": 100 * hits.mean().item(),
             "transfer_balanced_top1": sum(per_class.values()) / len(per_class),
             "transfer_n": len(labels),

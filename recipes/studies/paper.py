@@ -24,11 +24,11 @@ TEACHER_PARAMETERS = 2_236_682
 
 
 class PaperResult(NamedTuple):
-    """CIFAR-10 test accuracy in percent; sd and n where the paper ran an arm several times."""
+    """CIFAR-10 test accuracy in percent; sd and n where the paper tells them."""
 
     mean: float
     sd: float | None = None
-    n: int = 1
+    n: int | None = None
     best: float | None = None
 
 
@@ -44,7 +44,7 @@ ABLATION = {
     "KD&IG&AT": PaperResult(91.86, 0.279, NUM_RUNS, 92.42),
 }
 
-# By entries removed: (Student, KD, KD&IG, IG), one mean each.
+# By entries removed: (Student, KD, KD&IG, IG), one mean each; the paper does not tell of how many runs.
 _COMPRESSION_ARMS = ("Student", "KD", "KD&IG", "IG")
 _COMPRESSION = {
     3: (90.94, 91.21, 91.67, 90.91),

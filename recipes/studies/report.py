@@ -17,6 +17,7 @@ from studies.facts import facts
 from studies.figures import FIGURES
 from studies.results import StudyResults
 from studies.tables import cells_table, contrast_table, corruption_table, paper_table, transfer_table
+from studies.trials import trials_table
 from timm_igkd.errors import InputError
 from timm_igkd.report import page_style
 from timm_igkd.report_figures import require_matplotlib
@@ -100,7 +101,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "purpose": _purpose(results),
         "question": config.question,
         "planned": results.num_planned,
-        "command": f"accelerate launch recipes/study.py --config {path}",
+        "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
         "has_rows": bool(results.rows),
         "has_missing": bool(results.missing),
     }
@@ -108,7 +109,13 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         return section
     columns = list(dict.fromkeys([*config.outcomes, "transfer_balanced_top1"])) if config.contrasts else []
     tables = [contrast_table(results, column) for column in columns]
-    tables += [cells_table(results), corruption_table(results), transfer_table(results), paper_table(results)]
+    tables += [
+        trials_table(results),
+        cells_table(results),
+        corruption_table(results),
+        transfer_table(results),
+        paper_table(results),
+    ]
     drawn = [(title, draw(results, slug)) for title, draw in FIGURES]
     return section | {
         "answers": answers(results),

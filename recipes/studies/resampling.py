@@ -46,21 +46,21 @@ def two_level_bootstrap(
     return Interval(100 * float(differences.mean(dtype=float)), float(low), float(high))
 
 
-def summarize_subsets(values: np.ndarray, n_test: int, n_train: int) -> Summary:
+def summarize_subsets(values: np.ndarray, n_left_out: int, n_train: int) -> Summary:
     """Return mean, sd and interval of J Monte Carlo runs, each trained on a random subset of one training set.
 
     Subsets overlap, so the runs are no independent samples: the variance of their mean is
-    (1 / J + n_test / n_train) * sd^2 with n_test the images a run is tested on and n_train those it is trained on
-    (subsets of 80 % of CIFAR-10: 10,000 / 40,000 = 0.25), and the t distribution has J - 1 degrees of freedom.
+    (1 / J + n_left_out / n_train) * sd^2 with n_train the images a run is trained on and n_left_out those of the
+    training set that it is not (subsets of 80 %: 0.25), and the t distribution has J - 1 degrees of freedom.
 
     The ratio comes from the correlation between runs that Nadeau and Bengio assume, n_test / (n_test + n_train), for a
-    test part held out from the same resample. Here the test set is fixed; the images left out of a subset of 80 % are
-    as many as the test images of CIFAR-10, so both readings give 0.25. It is a heuristic: were a run's accuracy linear
-    in its training images and free of other noise, the ratio would be the drawn over the left-out images, 4.
+    test part held out from the same resample. Here the test set is fixed and belongs to no resample, so the part left
+    out of the training set stands for it. It is a heuristic: were a run's accuracy linear in its training images and
+    free of other noise, the ratio would be the drawn over the left-out images, 4.
 
     Args:
         values: [J] float; NaN is left out.
-        n_test: images that each run is tested on.
+        n_left_out: images of the training set that a run is not trained on.
         n_train: images that each run is trained on.
 
     Source: Nadeau and Bengio, Inference for the generalization error, Mach. Learn. 52 (2003); in this form in
@@ -69,11 +69,11 @@ def summarize_subsets(values: np.ndarray, n_test: int, n_train: int) -> Summary:
     summary = summarize(values, bootstrap=False)
     if not summary.sd > 0:
         return summary
-    low, high = _resampled_interval(summary.mean, summary.sd, summary.n, n_test, n_train)
+    low, high = _resampled_interval(summary.mean, summary.sd, summary.n, n_left_out / n_train)
     return Summary(summary.n, summary.mean, summary.sd, low, high)
 
 
-def compare_subsets(a: np.ndarray, b: np.ndarray, n_test: int, n_train: int) -> Comparison:
+def compare_subsets(a: np.ndarray, b: np.ndarray, n_left_out: int, n_train: int) -> Comparison:
     """Compare two cells on common Monte Carlo subsets: the corrected resampled t test on the differences.
 
     Welch and the effect size stay NaN, as they would take the runs for independent samples.
@@ -81,21 +81,21 @@ def compare_subsets(a: np.ndarray, b: np.ndarray, n_test: int, n_train: int) -> 
     Args:
         a: [J] float, one value a subset.
         b: [J] float, the same subsets in the same order.
-        n_test: images that each run is tested on.
+        n_left_out: images of the training set that a run is not trained on.
         n_train: images that each run is trained on.
     """
     plain = compare_paired(a, b)
     if not plain.sd > 0:
         return plain
-    low, high = _resampled_interval(plain.difference, plain.sd, plain.n, n_test, n_train)
-    t = plain.difference / _resampled_error(plain.sd, plain.n, n_test, n_train)
+    low, high = _resampled_interval(plain.difference, plain.sd, plain.n, n_left_out / n_train)
+    t = plain.difference / _resampled_error(plain.sd, plain.n, n_left_out / n_train)
     return Comparison(plain.n, plain.difference, plain.sd, low, high, float(2 * stats.t.sf(abs(t), plain.n - 1)))
 
 
-def _resampled_error(sd: float, n: int, n_test: int, n_train: int) -> float:
-    return sd * math.sqrt(1 / n + n_test / n_train)
+def _resampled_error(sd: float, n: int, ratio: float) -> float:
+    return sd * math.sqrt(1 / n + ratio)
 
 
-def _resampled_interval(mean: float, sd: float, n: int, n_test: int, n_train: int) -> tuple[float, float]:
-    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=_resampled_error(sd, n, n_test, n_train))
+def _resampled_interval(mean: float, sd: float, n: int, ratio: float) -> tuple[float, float]:
+    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=_resampled_error(sd, n, ratio))
     return float(low), float(high)

@@ -148,9 +148,10 @@ class StudyResults:
         """Say whether any run has a number in the column."""
         return any(self.values(cell, column) for cell in self.cells)
 
-    def sizes(self, cell: str) -> tuple[int, int]:
-        """Return how many images the runs of a cell were tested on and trained on."""
-        return round(self.constant(cell, "n_test")), round(self.constant(cell, "n_train"))
+    def resample_sizes(self, cell: str) -> tuple[int, int]:
+        """Return how many images of the training set the runs of a cell left out, and how many they were trained on."""
+        n_train = round(self.constant(cell, "n_train"))
+        return round(n_train * (1 / self.cell(cell).subset_fraction - 1)), n_train
 
     def is_resampled(self, cell: str) -> bool:
         """Say whether the runs of a cell are Monte Carlo subsets of one training set."""
@@ -159,7 +160,7 @@ class StudyResults:
     def summary(self, cell: str, column: str) -> Summary:
         """Return mean, sd and interval of a cell; Monte Carlo runs get the corrected variance."""
         values = np.array(list(self.values(cell, column).values()))
-        return summarize_subsets(values, *self.sizes(cell)) if self.is_resampled(cell) else summarize(values)
+        return summarize_subsets(values, *self.resample_sizes(cell)) if self.is_resampled(cell) else summarize(values)
 
     def compare(self, a: str, b: str, column: str) -> Comparison:
         """Compare two cells in one column on their common seeds."""
@@ -168,8 +169,8 @@ class StudyResults:
     def compare_runs(self, a: str, b: str, of_a: Mapping[int, float], of_b: Mapping[int, float]) -> Comparison:
         """Compare two cells in any number of their runs, seed -> value, on common seeds."""
         _, first, second = pair_by_seed(of_a, of_b)
-        if self.is_resampled(a) and self.is_resampled(b):
-            return compare_subsets(first, second, *self.sizes(a))
+        if self.is_resampled(a) or self.is_resampled(b):
+            return compare_subsets(first, second, *self.resample_sizes(a if self.is_resampled(a) else b))
         return compare_paired(first, second)
 
     def differences(self, a: str, b: str, column: str) -> np.ndarray:
@@ -193,7 +194,7 @@ class StudyResults:
         return self._contrasts[column]
 
     def _contrast(self, a: str, b: str, comparison: Comparison, holm_p: float) -> Contrast:
-        if self.is_resampled(a) and self.is_resampled(b):  # the power of the paired test is not that of the corrected
+        if self.is_resampled(a) or self.is_resampled(b):  # the power of the paired test is not that of the corrected
             return Contrast(a, b, comparison, holm_p, NAN, NAN)
         power = paired_power(comparison.sd, comparison.n, DIFFERENCE, ALPHA)
         return Contrast(a, b, comparison, holm_p, power, seeds_needed(comparison.sd, DIFFERENCE, alpha=ALPHA))

@@ -8,6 +8,7 @@
 import csv
 import fcntl
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ COLUMNS = [
     *"study cell config_hash seed commit hardware device versions settings started wall_time_s".split(),
     *"train_images_per_s n_train epochs data_hash teacher_hash train_loss".split(),
     *"n_test top1 top5 loss ece agreement teacher_kl teacher_top1".split(),
-    *"num_parameters macs compression latency_ms_1 latency_ms_64".split(),
+    *"num_parameters macs compression latency_ms_1 latency_ms_64 latency_threads".split(),
+    *"teacher_macs teacher_latency_ms_1 teacher_latency_ms_64 teacher_transfer_top1".split(),
     *"corruption_top1 corruption_n".split(),
     *CORRUPTION_COLUMNS,
     *"transfer_top1 transfer_balanced_top1 transfer_n transfer_per_class".split(),
@@ -76,7 +78,7 @@ class StudyRows:
             Whether it was added.
 
         Raises:
-            InputError: the row's data or teacher are not those of the rows there.
+            InputError: the row's data, teacher, device, precision or compilation are not those of the rows there.
         """
         unknown = row.keys() - set(COLUMNS)
         assert not unknown, unknown
@@ -154,3 +156,14 @@ def _check_same_data(path: Path, row: dict[str, str], new: dict[str, str]) -> No
                 f"{path} holds runs with other {what} ({name} {row[name]}, this run's is {new[name]}); give another "
                 "output_dir"
             )
+    if _numerics(row) != _numerics(new):
+        raise InputError(
+            f"{path} holds runs with {_numerics(row)}, this run has {_numerics(new)}; runs that are compared must be "
+            "computed alike: start it as the others were, or give another output_dir"
+        )
+
+
+def _numerics(row: dict[str, str]) -> str:
+    """Return in words how a run was computed: what moves numbers and is no setting of its cell."""
+    versions = json.loads(row["versions"] or "{}")
+    return f"device {row['device']}, precision {versions.get('precision')}, compile {versions.get('compile', 'none')}"

@@ -1,0 +1,33 @@
+"""Hyperparameters chosen on validation images: of every arm's trials the one with the highest mean."""
+
+from studies.results import StudyResults, outcome_of
+from studies.tables import Entry, Table, number
+
+
+def trials_table(results: StudyResults) -> Table | None:
+    """Return every arm's best trial by its mean over seeds, or None where nothing is chosen on validation images.
+
+    An arm is a cell of the YAML, its trials are the combinations of that cell's grid.
+    """
+    if results.config.evaluate_on != "validation":
+        return None
+    column = results.config.outcomes[0]
+    arms: dict[str, dict[str, float]] = {}
+    for name in results.cells:
+        arm, _, setting = name.partition(", ")
+        if results.values(name, column):
+            arms.setdefault(arm, {})[setting] = results.summary(name, column).mean
+    if not arms:
+        return None
+    rows = []
+    for arm, trials in arms.items():
+        best = max(trials, key=lambda setting: trials[setting])
+        rows.append((arm, [Entry(str(len(trials))), Entry(best), *(Entry(number(v)) for v in _spread(trials))]))
+    title = outcome_of(column)
+    columns = ["Trials", "Best setting", f"Its mean, {title.unit}", "Worst trial's mean"]
+    note = "Means over seeds on validation images; the best of several trials is an optimistic number."
+    return Table(f"{title.title} by arm: the best trial", columns, rows, note)
+
+
+def _spread(trials: dict[str, float]) -> tuple[float, float]:
+    return max(trials.values()), min(trials.values())
