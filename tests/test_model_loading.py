@@ -81,6 +81,12 @@ def test_labels_and_normalisation_survive_saving(model, tmp_path):
     assert "label_descriptions" in model.pretrained_cfg
 
 
+def test_others_may_read_the_weights_where_they_may_read_the_config(model, tmp_path):
+    save_model(model, tmp_path / "student")
+    modes = {path.stat().st_mode for path in (tmp_path / "student").iterdir()}
+    assert len(modes) == 1
+
+
 def test_channels_last_model_can_be_saved(model, tmp_path):
     expected = weights_hash(model)
     save_model(model.to(memory_format=torch.channels_last), tmp_path / "student")

@@ -204,6 +204,7 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             written = Path(temporary) / folder.name
             save_for_hf(described, str(written), model_config=model_config, safe_serialization=True)
+            shutil.copymode(written / "config.json", written / "model.safetensors")  # safetensors keeps others out
             _move_into_place(written, folder)
     except (OSError, SafetensorError) as error:
         raise RunError(
