@@ -11,7 +11,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(CORES))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow bench study lint format clean
+.PHONY: demo test test-slow test-gpu bench study lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(LAUNCH) recipes/train_igkd.py
@@ -21,6 +21,9 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m "slow and not gpu"
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -m gpu
 
 bench: $(VENV)/.installed-demo
 	$(BIN)/python benchmarks/attribution.py

@@ -217,8 +217,9 @@ def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_st
     assert len(differences) >= 32
     assert np.median(differences) <= 1e-3
     assert differences.max() <= 5e-3
-    assert np.median(ours_to_exact) <= 1.5 * np.median(theirs_to_exact)
-    assert ours_to_exact.max() <= 1.5 * theirs_to_exact.max()
+    # 1e-5: where no gate flips, both are at float32's rounding and their ratio says nothing
+    assert np.median(ours_to_exact) <= max(1.5 * np.median(theirs_to_exact), 1e-5)
+    assert ours_to_exact.max() <= max(1.5 * theirs_to_exact.max(), 1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,6 +3,7 @@
 The choice is made on a CUDA device alone; here the measurements are given, and the kernels run on the CPU.
 """
 
+import json
 import shutil
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd import kernel_choice
 from timm_igkd.attribution import IGOptions
-from timm_igkd.chunk_gradient import ChunkGradient, Kernel
+from timm_igkd.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
 from timm_igkd.ig_engine import FastEngine
 from timm_igkd.kernel_choice import Probe, choose_kernel, computation
 
@@ -101,6 +102,22 @@ def test_kernel_that_fails_is_left_out_and_named(choose):
     assert choice.measured[-1]["failed"] == "no compiler"
 
 
+@pytest.mark.parametrize("error", [float("inf"), float("nan")])
+def test_refused_kernels_can_be_written_into_the_manifest(choose, error):
+    choice = choose(AUTO, SHORT, {Kernel(): 100, BF16: 200}, {BF16: error})
+    assert choice.measured[-1]["failed"] == "maps that are not finite"
+    json.dumps(choice.measured, allow_nan=False)
+
+
+def test_failure_without_a_message_is_named_by_its_kind(choose, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(kernel_choice, "_try", fail)
+    choice = choose(AUTO, SHORT, {Kernel(): 100, BF16: 200}, {BF16: 0.0})
+    assert choice.measured[-1]["failed"] == "NotImplementedError"
+
+
 def engine_of(kernel: Kernel, options: IGOptions = FIXED, name: str = "test_resnet") -> FastEngine:
     return FastEngine(tiny_teacher(name, size=32), options, 8, (3, 32, 32), kernel=kernel)
 
@@ -133,6 +150,31 @@ def test_relative_error_is_of_the_worst_image():
 
 def test_rate_is_of_the_engine_that_is_asked():
     assert kernel_choice._rate(engine_of(Kernel()), probe_of(), repeats=1) > 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sizes"), [(3, [3]), (4, [4]), (70, [64, 4, 2]), (100, [64, 16, 16, 4]), (128, [64, 64]), (0, [])]
+)
+def test_compiled_kernel_cuts_pairs_into_its_sizes(pairs, sizes):
+    parts = list(ChunkGradient(tiny_teacher(), "logit", COMPILED).parts(pairs, 64))
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [part.start for part in parts] == [sum(sizes[:index]) for index in range(len(sizes))]
+
+
+def test_eager_kernel_cuts_pairs_into_full_chunks():
+    parts = list(ChunkGradient(tiny_teacher(), "logit", Kernel()).parts(70, 32))
+    assert parts == [slice(0, 32), slice(32, 64), slice(64, 70)]
+
+
+def test_convolutions_on_a_gpu_are_in_float32_and_the_setting_returns():
+    """cuDNN's default is TF32; the context of a CUDA device is entered here without one."""
+    settings: Any = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    with exact_convolutions(torch.device("cuda")):
+        assert settings.fp32_precision == "ieee"
+    assert settings.fp32_precision == before
+    with exact_convolutions(torch.device("cpu")):
+        assert settings.fp32_precision == before
 
 
 @pytest.mark.parametrize(("count", "padded"), [(1, 4), (4, 4), (5, 16), (17, 64), (64, 64)])

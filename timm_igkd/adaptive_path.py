@@ -47,10 +47,11 @@ class AdaptivePaths:
         self.attribution = torch.zeros_like(difference, memory_format=torch.contiguous_format)
         self.n_steps = np.zeros(batch, dtype=np.int64)
         self.converged = np.zeros(batch, dtype=bool)
-        self._kept: list[list[Tensor]] = [[] for _ in range(batch)]  # contributions by number of the node
+        # Contributions of all nodes, in the order they came; a node's number is its row.
+        self._pool = difference.new_empty((0 if start is None else batch, *difference.shape[1:]))
+        self._count = len(self._pool)
         if start is not None:
-            for image, contribution in enumerate(difference * start):
-                self._kept[image].append(contribution)
+            self._pool.copy_(difference * start)
         # Intervals [B, capacity]: ends, numbers of the nodes there, error; unused ones have the error -1.
         self._ends = np.zeros((2, batch, capacity))
         self._nodes = np.zeros((2, batch, capacity), dtype=np.int64)
@@ -58,6 +59,7 @@ class AdaptivePaths:
         self._found: list[Tensor] = []  # squared jumps of the halves of each split, [2, P] per chunk
         self._images, self._columns = self._grid(first_node=0 if start is None else 1)
         self._is_grid = True
+        self._reserve()
 
     def _grid(self, first_node: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (image, node) numbers of the equal intervals every path begins with."""
@@ -75,20 +77,30 @@ class AdaptivePaths:
 
     def add(self, part: slice, gradients: Tensor) -> None:
         """Take the gradients [part, 3, H, W] of a part of what is wanted; the parts come in order."""
-        images = self._images[part]
-        rows = torch.from_numpy(images).to(gradients.device)
-        contributions = (self.difference[rows] * gradients).contiguous()
+        rows = self._rows[part]
+        contributions = self._pool[self._count : self._count + len(rows)]
+        torch.mul(self.difference[rows], gradients, out=contributions)
+        self._count += len(rows)
         if not self._is_grid:
-            ends = self._nodes[:, images, self._columns[part]]
-            low, high = (torch.stack([self._kept[i][n] for i, n in zip(images, side, strict=True)]) for side in ends)
+            low, high = (self._pool[side[part]] for side in self._sides)
             reduction = self.options.reduction
             jumps = squared_jump(low, contributions, reduction), squared_jump(contributions, high, reduction)
             self._found.append(torch.stack(jumps))
-            width = self._ends[1, images, self._columns[part]] - self._ends[0, images, self._columns[part]]
-            quarter = torch.from_numpy(width / 4).to(contributions).view(-1, 1, 1, 1)
-            self.attribution.index_add_(0, rows, (2 * contributions - low - high) * quarter)
-        for image, contribution in zip(images, contributions, strict=True):
-            self._kept[image].append(contribution)
+            self.attribution.index_add_(0, rows, (2 * contributions - low - high) * self._quarters[part])
+
+    def _reserve(self) -> None:
+        """Make room for what is wanted and send its numbers to the device at once: a copy per chunk would wait."""
+        self._first_new, needed = self._count, self._count + len(self._images)
+        if needed > len(self._pool):
+            grown = self._pool.new_empty((max(needed, self._count * 3 // 2), *self._pool.shape[1:]))
+            grown[: self._count] = self._pool[: self._count]
+            self._pool = grown
+        device = self.difference.device
+        self._rows = torch.from_numpy(self._images).to(device)
+        if not self._is_grid:
+            low, high = self._ends[:, self._images, self._columns]
+            self._sides = torch.from_numpy(self._nodes[:, self._images, self._columns]).to(device)
+            self._quarters = torch.from_numpy((high - low) / 4).to(self.difference).view(-1, 1, 1, 1)
 
     def refine(self) -> None:
         """Measure what was added and choose the intervals to halve next."""
@@ -101,18 +113,22 @@ class AdaptivePaths:
         self._choose()
 
     def _measure_grid(self) -> None:
-        first, width = self._first, 1 / self._first
-        jumps = []
-        for image, kept in enumerate(self._kept):
-            nodes = torch.stack(kept)
-            weights = torch.full((first + 1, 1, 1, 1), width, dtype=nodes.dtype, device=nodes.device)
-            weights[[0, -1]] /= 2
-            self.attribution[image] = (nodes * weights).sum(0)
-            jumps.append(squared_jump(nodes[:-1], nodes[1:], self.options.reduction))
-        self._errors[:, :first] = width**2 * torch.stack(jumps).double().cpu().numpy()
-        grid = np.arange(first + 1)
-        self._nodes[:, :, :first] = np.stack([grid[:-1], grid[1:]])[:, None]
-        self._ends[:, :, :first] = self._nodes[:, :, :first] * width
+        first, width, batch = self._first, 1 / self._first, len(self.difference)
+        known = self._count - len(self._images)  # nodes given at the start, one per image
+        grid = self._first_new + np.arange(len(self._images)).reshape(batch, -1)
+        if known:
+            grid = np.concatenate([np.arange(batch)[:, None], grid], axis=1)
+        places = torch.from_numpy(grid).to(self.difference.device)
+        jumps, before = [], None
+        for number in range(first + 1):  # all images at once
+            node = self._pool[places[:, number]]
+            self.attribution.add_(node, alpha=width / 2 if number in (0, first) else width)
+            if before is not None:
+                jumps.append(squared_jump(before, node, self.options.reduction))
+            before = node
+        self._errors[:, :first] = width**2 * torch.stack(jumps, dim=1).double().cpu().numpy()
+        self._nodes[:, :, :first] = np.stack([grid[:, :-1], grid[:, 1:]])
+        self._ends[:, :, :first] = np.stack([np.arange(first), np.arange(1, first + 1)])[:, None] * width
 
     def _halve(self, jumps: Tensor) -> None:
         """Put the two halves of every split in place of the interval; `jumps` are theirs, [2, P] squared."""
@@ -120,7 +136,7 @@ class AdaptivePaths:
         (low, high), (_, last) = self._ends[:, images, columns], self._nodes[:, images, columns]
         rank = np.arange(len(images)) - np.searchsorted(images, images)  # among the splits of the same image
         middle, used = (low + high) / 2, (self._errors >= 0).sum(1)
-        node = np.array([len(kept) for kept in self._kept])[images] - np.bincount(images)[images] + rank
+        node = self._first_new + np.arange(len(images))
         new = used[images] + rank
         self._ends[0, images, new], self._ends[1, images, new] = middle, high
         self._nodes[0, images, new], self._nodes[1, images, new] = node, last
@@ -137,6 +153,7 @@ class AdaptivePaths:
         order = np.argsort(-self._errors, axis=1, kind="stable")
         self._images, ranks = np.nonzero(np.arange(order.shape[1]) < budget[:, None])
         self._columns = order[self._images, ranks]
+        self._reserve()
 
     def estimated_correlation(self) -> np.ndarray:
         """Return the predicted correlation of each map with its limit, [B] in [0, 1]; 1 for a map without error."""

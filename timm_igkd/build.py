@@ -236,7 +236,7 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> t
     worst, correlation = 0, 1.0
     size = store.provenance["batch_images"]
     for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
-        for index, row in zip(batch, maker.rows(batch, maker.read(batch)), strict=True):
+        for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
             stored, found = store.levels(index).astype(int), row.map.astype(int)
             worst = max(worst, int(np.abs(stored - found).max()))
             if stored.std() > 0 and found.std() > 0:

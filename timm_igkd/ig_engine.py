@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timm_igkd.activations import use_lean_relu6
 from timm_igkd.adaptive_path import AdaptivePaths
 from timm_igkd.attribution import Attribution, IGOptions, selected_output
-from timm_igkd.chunk_gradient import ChunkGradient, Kernel
+from timm_igkd.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
 from timm_igkd.chunk_pool import ChunkPool, one_thread
 from timm_igkd.folding import fold_batch_norm
 from timm_igkd.frozen_conv import freeze_convolutions
@@ -69,23 +69,21 @@ class FastEngine:
         self._chunk_gradient = ChunkGradient(model, options.output, self.kernel)
         self._start_gradients: dict[int, Tensor] = {}
 
-    def _chunks(self, pairs: int) -> Iterator[slice]:
-        for start in range(0, pairs, self.chunk_size):
-            yield slice(start, min(start + self.chunk_size, pairs))
-
     def _map(self, function: Callable[[slice], Tensor], pairs: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield (chunk, result) in order."""
+        parts = self._chunk_gradient.parts(pairs, self.chunk_size)
         if self._pool is not None:
-            yield from self._pool.map(function, self._chunks(pairs))
+            yield from self._pool.map(function, parts)
         else:
-            yield from ((part, function(part)) for part in self._chunks(pairs))
+            yield from ((part, function(part)) for part in parts)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the teacher's outputs for [B, 3, H, W], computed in chunks."""
 
         @torch.no_grad()
         def outputs(part: slice) -> Tensor:
-            return self.model(inputs[part].contiguous(memory_format=torch.channels_last))
+            with exact_convolutions(inputs.device):
+                return self.model(inputs[part].contiguous(memory_format=torch.channels_last))
 
         return torch.cat([result for _, result in self._map(outputs, len(inputs))]).float()
 

@@ -5,6 +5,8 @@ that two builds give the same bytes.
 """
 
 import copy
+import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -110,18 +112,36 @@ def choose_kernel(
     best, reference = Kernel(), _maps(base, probe, options)
     steps = options.max_steps / 2 if options.n_steps == "auto" else options.n_steps
     for kernel in _candidates(options, num_images * steps / rate):
+        tried = asdict(kernel) | {"chunk_size": chunk}
         try:
-            engine = create(kernel, chunk)
-            error = _error(_maps(engine, probe, options), reference, kernel)
-            found = _rate(engine, probe)
+            error, found = _try(create(kernel, chunk), probe, options, reference)
         except Exception as failure:  # a compiler has many; the maps are then built without it
-            measured.append(asdict(kernel) | {"chunk_size": chunk, "failed": str(failure).splitlines()[0][:200]})
+            reason = (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
+            measured.append(tried | {"failed": reason})
+            continue
+        finally:
+            give_back(kernel)
+        if not math.isfinite(error):  # JSON has no infinity
+            measured.append(tried | {"failed": "maps that are not finite"})
             continue
         allowed = FLOAT32_ERROR if kernel.dtype == "float32" else ERROR_BUDGET * (1 - options.tolerance)
-        measured.append(asdict(kernel) | {"chunk_size": chunk, "pairs_per_s": found, "error": error})
+        measured.append(tried | {"pairs_per_s": found, "error": error})
         if error <= allowed and found > rate:
             best, rate = kernel, found
     return Choice(best, chunk, measured)
+
+
+def _try(engine: FastEngine, probe: Probe, options: IGOptions, reference: Tensor) -> tuple[float, float]:
+    """Return the error and the rate of an engine, which is gone afterwards."""
+    return _error(_maps(engine, probe, options), reference, engine.kernel), _rate(engine, probe)
+
+
+def give_back(kernel: Kernel) -> None:
+    """Free what an engine that is gone held: torch keeps compiled code, its CUDA graphs and their memory."""
+    if kernel.compiled:
+        torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _sizes(largest: int) -> list[int]:

@@ -16,7 +16,7 @@ from timm_igkd.items import read_item, row_name
 from timm_igkd.map_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 
-Items = list[tuple[Image.Image, int]]
+Item = tuple[Image.Image, int, Tensor]  # image, label, the teacher's view of it
 
 
 class RowMaker:
@@ -47,17 +47,20 @@ class RowMaker:
         if self.captum is not None:
             self.captum.chunk_size = chunk
 
-    def read(self, indices: range | list[int]) -> Items:
-        """Decode images."""
-        return [read_item(self.dataset, index) for index in indices]
+    def read(self, index: int) -> Item:
+        """Decode an image, and resize and normalise it for the teacher; several threads may do so at once."""
+        image, label = read_item(self.dataset, index)
+        return image, label, self.view(image)
 
-    def rows(self, indices: range | list[int], items: Items) -> list[MapRow]:
+    def rows(self, indices: range | list[int], items: list[Item]) -> list[MapRow]:
         """Return the rows of some images, computed together."""
-        attribution = self._attribute([image for image, _ in items], [label for _, label in items], indices)
+        images, labels, views = (list(column) for column in zip(*items, strict=True))
+        attribution = self._attribute(images, labels, views, indices)
         maps = self._resize(reduce_channels(attribution.values, self.options.reduction)).cpu().numpy()
         logits = self._dataset_logits(attribution.logits).cpu().numpy()
+        deltas = attribution.convergence_delta.cpu()  # at once: on a GPU each element read alone would wait for it
         rows = []
-        for position, (image, label) in enumerate(items):
+        for position, (image, label) in enumerate(zip(images, labels, strict=True)):
             levels, scale = quantize(
                 maps[position], self.options.reduction == "sum", row_name(self.dataset, indices[position])
             )
@@ -67,7 +70,7 @@ class RowMaker:
                     label=label,
                     map=levels,
                     scale=scale,
-                    convergence_delta=float(attribution.convergence_delta[position]),
+                    convergence_delta=float(deltas[position]),
                     n_steps=int(attribution.n_steps[position]),
                     converged=bool(attribution.converged[position]),
                     logits=logits[position] if self.manifest["logits"] else None,
@@ -75,8 +78,10 @@ class RowMaker:
             )
         return rows
 
-    def _attribute(self, images: list[Image.Image], labels: list[int], indices: range | list[int]) -> Attribution:
-        inputs = torch.stack([self.view(image) for image in images]).to(self.device)
+    def _attribute(
+        self, images: list[Image.Image], labels: list[int], views: list[Tensor], indices: range | list[int]
+    ) -> Attribution:
+        inputs = torch.stack(views).to(self.device)
         logits = self.fast.forward(inputs)
         if not torch.isfinite(logits).all():
             raise RunError("the teacher's outputs are not finite; check its weights and normalisation")

@@ -1,5 +1,8 @@
 """The shards of a store: built in order, decoding and writing beside the attribution; a finished one is kept."""
 
+import itertools
+import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,12 +12,15 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from timm_igkd.data import LabeledImages
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.images import content_key
 from timm_igkd.items import read_item, row_name
 from timm_igkd.map_format import MapRow, to_table
-from timm_igkd.map_rows import Items, RowMaker
+from timm_igkd.map_rows import Item, RowMaker
 from timm_igkd.store_files import check_shard, read_json, shard_path, shard_rows, write_json, write_shard
+
+MOST_READERS = 8
 
 
 class ShardBuilder:
@@ -33,40 +39,49 @@ class ShardBuilder:
         self.maker = RowMaker(teacher, dataset, manifest, device)
 
     def build(self, shards: list[int], progress: bool = True) -> None:
-        """Compute and write the shards that are not there yet; one that is there is checked first."""
+        """Compute and write the shards that are not there yet; those that are there are checked first."""
         total = sum(len(shard_rows(self.manifest, shard)) for shard in shards)
         bar = tqdm(total=total, unit="img", desc="maps", disable=None if progress else True, smoothing=0.05)
         writing: Future[None] | None = None
         with bar, ThreadPoolExecutor(1) as writer:
-            for shard in shards:
-                if self._is_done(shard):
-                    bar.update(len(shard_rows(self.manifest, shard)))
-                    continue
-                built = self._rows_of(shard, bar)
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(self._write, shard, built)
+            missing = [shard for shard in shards if not self._is_done(shard)]
+            bar.update(total - sum(len(shard_rows(self.manifest, shard)) for shard in missing))
+            built: list[MapRow] = []
+            for shard, batch, items in self._read_ahead(missing):
+                built += self._within_memory(batch, items)
+                bar.update(len(batch))
+                if batch.stop == shard_rows(self.manifest, shard).stop:
+                    if writing is not None:
+                        writing.result()
+                    writing, built = writer.submit(self._write, shard, built), []
             if writing is not None:
                 writing.result()
 
-    def _rows_of(self, shard: int, bar: tqdm) -> list[MapRow]:
-        built: list[MapRow] = []
-        for batch, items in self._read_ahead(shard):
-            built += self._within_memory(batch, items)
-            bar.update(len(batch))
-        return built
+    def _read_ahead(self, shards: list[int]) -> Iterator[tuple[int, range, list[Item]]]:
+        """Yield (shard, batch, items), the next batch decoding meanwhile; no batch crosses a shard's border."""
+        size = self.manifest["batch_images"]
+        borders = ((shard, shard_rows(self.manifest, shard)) for shard in shards)
+        batches = ((s, rows[start : start + size]) for s, rows in borders for start in range(0, len(rows), size))
+        waiting: deque[tuple[int, range, list[Future[Item]]]] = deque()
+        with ThreadPoolExecutor(self._num_readers()) as readers:
+            for number in itertools.count():
+                for shard, batch in itertools.islice(batches, 1 if number else 2):
+                    waiting.append((shard, batch, [readers.submit(self.maker.read, index) for index in batch]))
+                if not waiting:
+                    return
+                shard, batch, reads = waiting.popleft()
+                try:
+                    items = [read.result() for read in reads]
+                except BaseException:
+                    readers.shutdown(wait=False, cancel_futures=True)
+                    raise
+                yield shard, batch, items
 
-    def _read_ahead(self, shard: int) -> Iterator[tuple[range, Items]]:
-        """Yield batches of a shard, the next one decoding meanwhile; no batch crosses the shard's border."""
-        rows, size = shard_rows(self.manifest, shard), self.manifest["batch_images"]
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        with ThreadPoolExecutor(1) as reader:
-            following = reader.submit(self.maker.read, batches[0])
-            for number, batch in enumerate(batches):
-                items = following.result()
-                if number + 1 < len(batches):
-                    following = reader.submit(self.maker.read, batches[number + 1])
-                yield batch, items
+    def _num_readers(self) -> int:
+        """Return how many threads decode: many beside a GPU, where the dataset is our own; others may not bear it."""
+        if self.maker.device.type == "cpu" or not isinstance(self.dataset, LabeledImages):
+            return 1
+        return min(MOST_READERS, os.cpu_count() or 1)
 
     def _write(self, shard: int, built: list[MapRow]) -> None:
         write_shard(shard_path(self.out, self.manifest, shard), to_table(built))
@@ -91,7 +106,7 @@ class ShardBuilder:
                 )
         return True
 
-    def _within_memory(self, indices: range, items: Items) -> list[MapRow]:
+    def _within_memory(self, indices: range, items: list[Item]) -> list[MapRow]:
         """Return the rows of some images; where the device's memory does not hold a chunk, halve it and go on."""
         while True:
             try:
