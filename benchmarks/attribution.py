@@ -14,6 +14,9 @@ Every variant runs in a process of its own (peak memory is that process's), in r
 ratios are medians of the ratios within a round; efficiency is the ratio to `limit`. Maps are compared with 1,000
 midpoint steps, and c's with captum's. Random weights serve for speed only: their rows have no accuracy. Teachers are
 measured one after the other and merged into one JSON file, so that calls can be divided.
+
+On a CUDA device captum is timed as torch runs it by default, its convolutions in TF32, and compared in float32; c, d and
+limit compute float32 in float32, c and d with the kernel that the engine chooses, limit in eager mode.
 """
 
 import argparse
@@ -28,16 +31,31 @@ from typing import Any
 
 VARIANTS = ("a", "b", "c", "d", "limit")
 TEACHERS = ("cifar", "mobilenetv2", "resnet50", "vit_small")
-# images timed per variant on a CPU; on a GPU `--images_factor` multiplies them
+# Images timed per variant, by device; `--images_factor` multiplies them.
 TIMED = {
-    "cifar": {"a": 8, "b": 32, "c": 64, "d": 128, "limit": 0},
-    "mobilenetv2": {"a": 2, "b": 8, "c": 16, "d": 32, "limit": 0},
-    "resnet50": {"a": 1, "b": 4, "c": 8, "d": 8, "limit": 0},
-    "vit_small": {"a": 1, "b": 4, "c": 8, "d": 8, "limit": 0},
+    "cpu": {
+        "cifar": {"a": 8, "b": 32, "c": 64, "d": 128, "limit": 0},
+        "mobilenetv2": {"a": 2, "b": 8, "c": 16, "d": 32, "limit": 0},
+        "resnet50": {"a": 1, "b": 4, "c": 8, "d": 8, "limit": 0},
+        "vit_small": {"a": 1, "b": 4, "c": 8, "d": 8, "limit": 0},
+    },
+    "cuda": {
+        "cifar": {"a": 64, "b": 256, "c": 1024, "d": 2048, "limit": 0},
+        "mobilenetv2": {"a": 16, "b": 64, "c": 256, "d": 512, "limit": 0},
+        "resnet50": {"a": 16, "b": 32, "c": 128, "d": 256, "limit": 0},
+        "vit_small": {"a": 16, "b": 32, "c": 128, "d": 256, "limit": 0},
+    },
 }
-SWEEP_IMAGES = {"cifar": 8, "mobilenetv2": 4, "resnet50": 2, "vit_small": 2}
+SWEEP_IMAGES = {
+    "cpu": {"cifar": 8, "mobilenetv2": 4, "resnet50": 2, "vit_small": 2},
+    "cuda": dict.fromkeys(TEACHERS, 48),  # several of the largest batches
+}
 ACCURACY_IMAGES = {"cifar": 64, "mobilenetv2": 16}
-LIMIT_PAIRS = {"cifar": 1920, "mobilenetv2": 240, "resnet50": 64, "vit_small": 64}
+LIMIT_PAIRS = {
+    "cpu": {"cifar": 1920, "mobilenetv2": 240, "resnet50": 64, "vit_small": 64},
+    "cuda": dict.fromkeys(TEACHERS, 20_480),
+}
+IMAGENET_IMAGES = 1_281_167
 CHILD = Path(__file__).with_name("attribution_variants.py")
 
 
@@ -98,16 +116,19 @@ def add_accuracy(args: argparse.Namespace, teacher: str, chunk: int, rows: list[
         for variant, path in kept.items():
             done = run_child(args, teacher, variant, count, keep=str(path), chunk=chunk)
             if "error" in done:
-                raise SystemExit(f"{teacher} {variant}: {done['error']}")
+                print(f"{teacher} {variant}: no accuracy: {done['error']}", flush=True)
         for row in rows[:4]:  # a and b are the same sums; a's own call would take hours, so b's maps stand for both
-            row |= accuracy(kept["b" if row["variant"] == "a" else row["variant"]], kept["reference"])
-        rows[2] |= agreement(kept["c"], kept["b"])
+            path = kept["b" if row["variant"] == "a" else row["variant"]]
+            if path.exists() and kept["reference"].exists():
+                row |= accuracy(path, kept["reference"])
+        if kept["c"].exists() and kept["b"].exists():
+            rows[2] |= agreement(kept["c"], kept["b"])
 
 
 def measure_teacher(args: argparse.Namespace, teacher: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows of one teacher, and everything measured."""
-    timed = {variant: images * args.images_factor for variant, images in TIMED[teacher].items()}
-    sweep = run_child(args, teacher, "sweep", SWEEP_IMAGES[teacher])
+    timed = {variant: images * args.images_factor for variant, images in TIMED[args.device][teacher].items()}
+    sweep = run_child(args, teacher, "sweep", SWEEP_IMAGES[args.device][teacher])
     print(f"{teacher}: captum sweep {sweep}", flush=True)
     if "error" in sweep:
         raise SystemExit(f"{teacher} sweep: {sweep['error']}")
@@ -115,7 +136,9 @@ def measure_teacher(args: argparse.Namespace, teacher: str) -> tuple[list[dict[s
     for number in range(args.rounds):
         measured = {}
         for variant in VARIANTS:
-            extra = {"b": {"chunk": sweep["chunk"]}, "limit": {"limit_pairs": LIMIT_PAIRS[teacher]}}.get(variant, {})
+            extra = {"b": {"chunk": sweep["chunk"]}, "limit": {"limit_pairs": LIMIT_PAIRS[args.device][teacher]}}.get(
+                variant, {}
+            )
             measured[variant] = run_child(args, teacher, variant, timed[variant], **extra)
             print(f"{teacher} round {number} {variant}: {measured[variant]}", flush=True)
         rounds.append(measured)
@@ -145,8 +168,10 @@ def row_of(teacher: str, variant: str, rounds: list[dict[str, dict[str, Any]]]) 
         return row | {"images_per_s": None, "n": 0, "error": rounds[0][variant].get("error")}
     rates = [found["images_per_s"] for found in measured]
     row |= {"images_per_s": statistics.median(rates), "images_per_s_min": min(rates), "images_per_s_max": max(rates)}
-    row |= {name: measured[0].get(name) for name in ("n", "batch", "chunk", "device")}
+    row |= {name: measured[0].get(name) for name in ("n", "batch", "chunk", "device", "kernel", "mean_steps")}
     row["peak_memory_mb"] = max(found["peak_memory_mb"] for found in measured)
+    if teacher == "resnet50" and variant in "cd":
+        row["estimated_hours_imagenet"] = IMAGENET_IMAGES / row["images_per_s"] / 3600
     return row | {"ratio_to_a": ratio("a"), "ratio_to_b": ratio("b"), "efficiency": ratio("limit")}
 
 
@@ -181,6 +206,7 @@ def main() -> None:
     parser.add_argument("--no_accuracy", action="store_true")
     parser.add_argument("--memory_gb", type=float, default=0, help="most memory for a; beyond it, a has no row")
     args = parser.parse_args()
+    args.device = device
     if not args.shared.is_dir():
         raise SystemExit(f"{args.shared} does not exist; name the folder with data/ and weights/ by --shared")
     result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": [], "measurements": {}}

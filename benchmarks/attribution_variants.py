@@ -21,7 +21,7 @@ import torch
 
 from timm_igkd import load_labeled_images, load_model
 from timm_igkd.attribution import CaptumEngine, IGOptions, TeacherView
-from timm_igkd.chunk_gradient import Kernel
+from timm_igkd.chunk_gradient import Kernel, exact_convolutions
 from timm_igkd.chunk_pool import ChunkPool
 from timm_igkd.chunking import images_per_batch
 from timm_igkd.ig_engine import FastEngine
@@ -79,6 +79,7 @@ class Work:
         labels = [label if indices is None else indices[label] for _, label in items]
         self.targets = torch.tensor(labels, device=self.device)
         self.baselines = torch.zeros_like(self.inputs[:1])
+        self.steps = 0
 
     def engine(self, n_steps: Any, eager: bool = False) -> FastEngine:
         """Return the engine as a build of PLANNED_IMAGES would set it up on this device, or in eager float32."""
@@ -107,8 +108,10 @@ class Work:
             inputs, targets = self.inputs[part], self.targets[part]
             with torch.no_grad():
                 logits = engine.forward(inputs) if isinstance(engine, FastEngine) else engine.model(inputs)
-            result = engine.attribute(inputs, self.baselines, targets, logits)
+            with exact_convolutions(self.device) if self.job.get("keep") else contextlib.nullcontext():
+                result = engine.attribute(inputs, self.baselines, targets, logits)
             maps.append(result.values.abs().sum(1).cpu())
+            self.steps += int(result.n_steps.sum())
             delta = result.convergence_delta.to(self.device)
             change = (result.values.sum((1, 2, 3)) - delta).abs()
             deltas.append((delta.abs() / change.clamp_min(1e-12)).cpu())
@@ -123,11 +126,16 @@ class Work:
             batch = min(8 if name == "a" else chunk, n)
         else:
             engine, batch = self.engine(50 if name == "c" else "auto"), images_per_batch(self.shape, self.device)
-        self.attribute(engine, min(batch, 2), count=1 if name == "a" else min(4, n))  # warm-up
+        if self.device.type == "cuda":  # a whole batch, so that no kernel is chosen, compiled or captured in the timing
+            self.attribute(engine, batch, count=min(batch, n))
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self.attribute(engine, min(batch, 2), count=1 if name == "a" else min(4, n))
+        self.steps = 0
         maps, deltas, seconds = self.attribute(engine, batch)
         if self.job.get("keep"):
             torch.save({"maps": maps, "deltas": deltas}, self.job["keep"])
-        found = {"images_per_s": n / seconds, "n": n, "batch": min(batch, n)}
+        found = {"images_per_s": n / seconds, "n": n, "batch": min(batch, n), "mean_steps": self.steps / n}
         if isinstance(engine, FastEngine) and engine.kernel != Kernel():
             found["kernel"] = asdict(engine.kernel)
         return found | ({"chunk": engine.chunk_size} if engine.chunk_size else {})
@@ -137,9 +145,11 @@ class Work:
         found = {}
         for chunk in SWEEP[self.job["teacher"]] if self.device.type == "cpu" else CUDA_BATCHES:
             engine, count = self.captum(chunk), len(self.inputs)
+            batch = min(chunk, count)
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
-                self.attribute(engine, count, count=1)
-                found[chunk] = count / self.attribute(engine, count)[2]
+                self.attribute(engine, batch, count=1 if self.device.type == "cpu" else batch)
+                found[chunk] = count / self.attribute(engine, batch)[2]
+            torch.cuda.empty_cache()
         return {"sweep": found, "chunk": max(found, key=found.__getitem__)}
 
     def limit(self) -> dict[str, Any]:
@@ -154,7 +164,8 @@ class Work:
 
             def step(_: Any, points: torch.Tensor = points) -> torch.Tensor:
                 leaf = points.detach().requires_grad_()
-                return torch.autograd.grad(engine.model(leaf)[:, 0].sum(), leaf)[0]
+                with exact_convolutions(self.device):
+                    return torch.autograd.grad(engine.model(leaf)[:, 0].sum(), leaf)[0]
 
             repeats = 2 * max(1, round(self.job["limit_pairs"] / batch / 2))
             for way, run in ways.items():
@@ -163,6 +174,7 @@ class Work:
                     started = self.now()
                     run(step, [slice(0, 1)] * repeats)
                     found[f"{batch}, {way}"] = repeats * batch / (self.now() - started) / 50
+            torch.cuda.empty_cache()
         best = max(found, key=found.__getitem__)
         return {"images_per_s": found[best], "batch": best, "n": 0, "all": found}
 
@@ -189,7 +201,10 @@ def main() -> None:
     found = work.measure() | {"device": str(work.device)}
     found["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     if work.device.type == "cuda":
-        found["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        # graphs of compiled kernels live in memory that is reserved, not allocated
+        compiled = found.get("kernel", {}).get("compiled")
+        peak = torch.cuda.max_memory_reserved() if compiled else torch.cuda.max_memory_allocated()
+        found["peak_memory_mb"] = round(peak / 2**20)
     print(json.dumps(found))
 
 

@@ -63,7 +63,8 @@ def resident_bytes(root: int) -> int:
 
 def build(arguments: list[str], threads: int | None = 1) -> dict[str, Any]:
     """Run one build; return its seconds and its peak resident memory, sampled every 0.2 s."""
-    variables = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    variables = dict(os.environ) | {"CUDA_VISIBLE_DEVICES": ""}  # a CPU's figures, whatever the machine
+    variables |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with tempfile.TemporaryFile("w+") as errors:
         started, peak = time.perf_counter(), 0
         process = subprocess.Popen(
