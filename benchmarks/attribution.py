@@ -132,13 +132,12 @@ def measure_teacher(args: argparse.Namespace, teacher: str) -> tuple[list[dict[s
     print(f"{teacher}: captum sweep {sweep}", flush=True)
     if "error" in sweep:
         raise SystemExit(f"{teacher} sweep: {sweep['error']}")
+    limit_pairs = LIMIT_PAIRS[args.device][teacher]
     rounds: list[dict[str, dict[str, Any]]] = []
     for number in range(args.rounds):
         measured = {}
         for variant in VARIANTS:
-            extra = {"b": {"chunk": sweep["chunk"]}, "limit": {"limit_pairs": LIMIT_PAIRS[args.device][teacher]}}.get(
-                variant, {}
-            )
+            extra = {"b": {"chunk": sweep["chunk"]}, "limit": {"limit_pairs": limit_pairs}}.get(variant, {})
             measured[variant] = run_child(args, teacher, variant, timed[variant], **extra)
             print(f"{teacher} round {number} {variant}: {measured[variant]}", flush=True)
         rounds.append(measured)

@@ -83,6 +83,12 @@ def test_contrasts_are_scipys_on_the_rows(primary):
     assert found.comparison.welch_p == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
+def test_drawn_differences_are_those_of_the_contrast(primary):
+    found = primary.differences(ALIGNED, "KD", "top1")
+    assert found.mean() == pytest.approx(primary.compare(ALIGNED, "KD", "top1").difference)
+    assert len(found) == 12
+
+
 def test_holm_is_over_the_named_contrasts_of_one_outcome(primary):
     raw = [contrast.comparison.p for contrast in primary.contrasts("top1")]
     adjusted = [contrast.holm_p for contrast in primary.contrasts("top1")]

@@ -165,6 +165,7 @@ def test_untested_contrast_counts_in_its_family():
 def test_normality_is_reported_from_twenty_values(generator):
     values = generator.normal(5, 2, size=400)
     assert normality(values[:19]) is None
+    assert len(normality(values[:20]).ordered) == 20
     assert normality(np.ones(30)) is None
     found = normality(values)
     assert (found.slope, found.intercept) == pytest.approx((values.std(), values.mean()), rel=0.05)
