@@ -15,8 +15,8 @@ ratios are medians of the ratios within a round; efficiency is the ratio to `lim
 midpoint steps, and c's with captum's. Random weights serve for speed only: their rows have no accuracy. Teachers are
 measured one after the other and merged into one JSON file, so that calls can be divided.
 
-On a CUDA device captum is timed as torch runs it by default, its convolutions in TF32, and compared in float32. There c,
-d and limit compute float32 in float32, c and d with the kernel that the engine chooses, limit in eager mode.
+On a CUDA device captum is timed as torch runs it by default, its convolutions in TF32, and compared in float32. There
+c, d and limit compute float32 in float32, c and d with the kernel that the engine chooses, limit in eager mode.
 """
 
 import argparse
