@@ -20,7 +20,7 @@ from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_res
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows
-from studies.statistics import Comparison
+from studies.statistics import Comparison, paired_power
 from studies.tables import cells_table, contrast_table, corruption_table, number, paper_table, probability, signed
 from studies.trials import trials_table
 from study_report import main
@@ -81,6 +81,13 @@ def test_contrasts_are_scipys_on_the_rows(primary):
     assert found.comparison.p == pytest.approx(expected.pvalue)
     assert (found.comparison.low, found.comparison.high) == pytest.approx(tuple(expected.confidence_interval()))
     assert found.comparison.welch_p == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
+
+
+def test_power_is_that_of_04_points_at_the_observed_spread(primary):
+    contrast = primary.contrasts("top1")[0]
+    sd = primary.differences(contrast.a, contrast.b, "top1").std(ddof=1)
+    assert contrast.power == pytest.approx(paired_power(sd, 12, 0.4))
+    assert paired_power(sd, round(contrast.needed), 0.4) >= 0.8 > paired_power(sd, round(contrast.needed) - 1, 0.4)
 
 
 def test_drawn_differences_are_those_of_the_contrast(primary):
@@ -216,6 +223,8 @@ def test_cost_is_told_against_the_teachers(tmp_path):
     ):
         assert part in sentence
     assert "cold" in paper
+    edit_rows(tmp_path, lambda row: row.update(num_parameters=106_778))
+    assert len(cost_against_teacher(StudyResults.read(config))) == 1
 
 
 def test_command_of_the_report_is_that_of_the_config(tmp_path):

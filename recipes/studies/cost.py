@@ -2,6 +2,7 @@
 
 import math
 
+from studies.paper import ABLATION_DROP, PARAMETERS
 from studies.results import StudyResults
 from timm_igkd.report_tables import NARROW, count
 
@@ -12,7 +13,7 @@ PAPER_LATENCY = (
 
 
 def cost_against_teacher(results: StudyResults) -> list[str]:
-    """Return one sentence for each student architecture whose teacher was measured too, the largest first."""
+    """Return one sentence for each student whose teacher was measured too, the largest first; the paper's beside it."""
     found: dict[float, str] = {}
     for name in results.cells:
         parameters = results.constant(name, "num_parameters")
@@ -20,7 +21,7 @@ def cost_against_teacher(results: StudyResults) -> list[str]:
         if sentence:
             found.setdefault(parameters, sentence)
     sentences = [found[parameters] for parameters in sorted(found, reverse=True)]
-    return [*sentences, PAPER_LATENCY] if sentences else []
+    return [*sentences, PAPER_LATENCY] if PARAMETERS[ABLATION_DROP] in found else sentences
 
 
 def _sentence(results: StudyResults, name: str) -> str:
