@@ -175,7 +175,11 @@ def test_monte_carlo_runs_are_no_independent_samples(tmp_path):
     assert np.isnan([contrast.comparison.welch_p, contrast.comparison.effect, contrast.power]).all()
     assert results.bootstrap(ALIGNED, "KD") is None
     assert "10,000/40,000" in cells_table(results).note
-    assert "Corrected resampled t test" in contrast_table(results, "top1").note
+    table = contrast_table(results, "top1")
+    assert "Corrected resampled t test" in table.note
+    assert table.columns == ["Common subsets", "Difference, points", "Corrected p", "Holm p"]
+    assert {len(entries) for _, entries in table.rows} == {4}
+    assert "n = 6 subsets" in said(results)["Does the overlay help clean accuracy?"]
 
 
 def test_monte_carlo_runs_stand_beside_the_papers_without_a_test(tmp_path):

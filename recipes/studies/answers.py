@@ -7,7 +7,7 @@ from studies.config import Cell
 from studies.cost import cost_against_teacher
 from studies.paper import ABLATION, ABLATION_DROP, COMPRESSION, MONTE_CARLO, arm_name, paper_results
 from studies.results import ALPHA, Contrast, StudyResults
-from studies.tables import number, probability, signed, span
+from studies.tables import has_subsets, number, probability, signed, span
 from timm_igkd.report_tables import NARROW
 
 Answer = tuple[str, list[str]]  # a question, and sentences
@@ -102,7 +102,7 @@ def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
         )
     numbers = (
         f"{signed(found.difference)} points (95{NARROW}% interval {span(found.low, found.high, sign=True)}, "
-        f"n = {found.n} seeds, Holm-adjusted p {_equals(contrast.holm_p)})"
+        f"n = {found.n} {'subsets' if has_subsets(results) else 'seeds'}, Holm-adjusted p {_equals(contrast.holm_p)})"
     )
     if results.config.purpose != "primary" or column not in results.config.outcomes:
         why = "exploratory" if results.config.purpose != "primary" else "not named in advance"

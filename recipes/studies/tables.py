@@ -113,13 +113,17 @@ def contrast_table(results: StudyResults, column: str) -> Table | None:
     if not any(contrast.comparison.n for contrast in contrasts):
         return None
     outcome, with_images = outcome_of(column), column == "top1"
-    columns = ["Common seeds", "Difference, points", "Paired p", "Holm p", "Welch p", "Effect size d_z"]
-    columns += ["Over seeds and test images"] if with_images else []
-    columns += [f"Power at {DIFFERENCE:g} points"]
-    rows = []
-    for contrast in contrasts:
-        interval = results.bootstrap(contrast.a, contrast.b) if with_images else None
-        rows.append((contrast.name, _contrast_entries(contrast, interval, with_images)))
+    if has_subsets(results):
+        columns = ["Common subsets", "Difference, points", "Corrected p", "Holm p"]
+        rows = [(contrast.name, _contrast_entries(contrast, None, False)[: len(columns)]) for contrast in contrasts]
+    else:
+        columns = ["Common seeds", "Difference, points", "Paired p", "Holm p", "Welch p", "Effect size d_z"]
+        columns += ["Over seeds and test images"] if with_images else []
+        columns += [f"Power at {DIFFERENCE:g} points"]
+        rows = []
+        for contrast in contrasts:
+            interval = results.bootstrap(contrast.a, contrast.b) if with_images else None
+            rows.append((contrast.name, _contrast_entries(contrast, interval, with_images)))
     role = _role_of(results, column)
     return Table(
         f"{outcome.title}{f' ({role})' if role else ''}: contrasts",
@@ -129,16 +133,26 @@ def contrast_table(results: StudyResults, column: str) -> Table | None:
     )
 
 
+def has_subsets(results: StudyResults) -> bool:
+    """Say whether any contrast is one of Monte Carlo subsets."""
+    return any(results.is_resampled(name) for pair in results.config.contrasts for name in pair)
+
+
 def contrast_note(results: StudyResults) -> str:
     """Return how the numbers of the contrast tables are made."""
     family = len(results.config.contrasts)
-    if any(results.is_resampled(a) for a, _ in results.config.contrasts):
+    subsets = has_subsets(results)
+    test = "Paired t test on common seeds"
+    if subsets:
         test = "Corrected resampled t test (Nadeau and Bengio) on the differences over common subsets"
-    else:
-        test = "Paired t test on common seeds"
-    return (
+    first = (
         f"{test}, with its 95{NARROW}% interval, not adjusted; Holm over the {family} "
-        f"contrast{'s' if family != 1 else ''} named in advance, for each outcome by itself. Welch's test ignores the "
+        f"contrast{'s' if family != 1 else ''} named in advance, for each outcome by itself."
+    )
+    if subsets:
+        return f"{first} Subsets overlap: tests, effect sizes and bootstraps of independent runs do not apply."
+    return (
+        f"{first} Welch's test ignores the "
         "pairing. d_z: mean over standard deviation of the differences, Hedges-corrected, its interval from the "
         "noncentral t. "
         "Over seeds and test images: two-level bootstrap interval, too narrow with few seeds. "
