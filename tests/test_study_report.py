@@ -16,6 +16,7 @@ from studies.config import Cell
 from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.figures import FIGURES, corruptions, quantiles
+from studies.glance import glance
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
 from studies.report import write_report
 from studies.results import StudyResults
@@ -229,6 +230,23 @@ def test_cost_is_told_against_the_teachers(tmp_path):
     assert "cold" in paper
     edit_rows(tmp_path, lambda row: row.update(num_parameters=106_778))
     assert len(cost_against_teacher(StudyResults.read(config))) == 1
+
+
+def test_all_studies_overlays_stand_at_a_glance(primary, tmp_path):
+    check = primary_study(tmp_path / "check", seeds=3, name="check", purpose="check")
+    add_rows(check)
+    table = glance([primary, StudyResults.read(check)])
+    controls = [other for other in PRIMARY_CELLS if other != ALIGNED]
+    assert [name for name, _ in table.rows] == [f"Primary: {ALIGNED} − {other}" for other in controls]
+    for (_, entries), contrast in zip(table.rows, primary.contrasts("top1"), strict=True):
+        corrupted = primary.compare(contrast.a, contrast.b, "corruption_top1")
+        assert entries[1].main == signed(contrast.comparison.difference)
+        assert entries[2].main == probability(contrast.holm_p)
+        assert entries[3].main == signed(corrupted.difference)
+    assert glance([StudyResults.read(check)]) is None
+    write_report([primary.config], tmp_path / "a.md", tmp_path / "a.html")
+    for path in (tmp_path / "a.md", tmp_path / "a.html"):
+        assert path.read_text().count("At a glance") >= 1
 
 
 def test_command_of_the_report_is_that_of_the_config(tmp_path):

@@ -15,6 +15,7 @@ from studies.answers import answers, lead
 from studies.config import StudyConfig
 from studies.facts import facts
 from studies.figures import FIGURES
+from studies.glance import glance
 from studies.results import StudyResults
 from studies.tables import cells_table, contrast_table, corruption_table, paper_table, transfer_table
 from studies.trials import trials_table
@@ -57,6 +58,7 @@ def write_report(
     paths = paths or [f"recipes/configs/study_{name}.yaml" for name in names]
     context = {
         "lead": lead(studies),
+        "glance": glance(studies),
         "html": Path(html).name,
         "studies": [_section(results, path) for results, path in zip(studies, paths, strict=True)],
     }

@@ -1,0 +1,48 @@
+"""All studies in one table: every contrast of an aligned overlay with none, or with a control."""
+
+from collections.abc import Sequence
+
+from studies.answers import is_aligned_against_control, is_overlay_against_none
+from studies.results import Contrast, StudyResults
+from studies.statistics import Comparison
+from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
+
+
+def glance(studies: Sequence[StudyResults]) -> Table | None:
+    """Return the overlay's contrasts of all studies that were run, checks of the machinery left out; None: none."""
+    rows = [
+        (f"{results.config.title or results.config.name}: {contrast.name}", _entries(results, contrast))
+        for results in studies
+        if results.config.purpose != "check"
+        for contrast in results.contrasts("top1")
+        if contrast.comparison.n > 1 and _is_of_overlay(results, contrast)
+    ]
+    if not rows:
+        return None
+    columns = ["Runs of each", "Clean accuracy, points", "Holm p", "Under corruption, points"]
+    note = (
+        f"Differences with 95{NARROW}% intervals, not adjusted; Holm's p within each study, of clean accuracy. Only a "
+        "primary study claims an effect."
+    )
+    return Table("At a glance: aligned overlays against none and against controls", columns, rows, note)
+
+
+def _is_of_overlay(results: StudyResults, contrast: Contrast) -> bool:
+    a, b = results.cell(contrast.a), results.cell(contrast.b)
+    return is_overlay_against_none(a, b) or is_aligned_against_control(a, b)
+
+
+def _entries(results: StudyResults, contrast: Contrast) -> list[Entry]:
+    corrupted = results.compare(contrast.a, contrast.b, "corruption_top1")
+    return [
+        Entry(str(contrast.comparison.n)),
+        _difference(contrast.comparison),
+        Entry(probability(contrast.holm_p)),
+        _difference(corrupted),
+    ]
+
+
+def _difference(found: Comparison) -> Entry:
+    if found.n == 0:
+        return Entry(DASH)
+    return Entry(signed(found.difference), span(found.low, found.high, sign=True))
