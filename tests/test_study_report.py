@@ -243,7 +243,9 @@ def test_all_studies_overlays_stand_at_a_glance(primary, tmp_path):
         assert entries[1].main == signed(contrast.comparison.difference)
         assert entries[2].main == probability(contrast.holm_p)
         assert entries[3].main == signed(corrupted.difference)
-    assert glance([StudyResults.read(check)]) is None
+    subsets = primary_study(tmp_path / "subsets", base={"drop": 5, "subset_fraction": 0.8}, purpose="exploratory")
+    assert glance([StudyResults.read(check), StudyResults.read(subsets)]) is None  # neither a result, nor run
+    assert StudyResults.read(subsets).contrasts("top1")[0].comparison.n == 0
     write_report([primary.config], tmp_path / "a.md", tmp_path / "a.html")
     for path in (tmp_path / "a.md", tmp_path / "a.html"):
         assert path.read_text().count("At a glance") >= 1
@@ -370,6 +372,16 @@ def test_paper_difference_is_placed_in_our_interval(primary):
     place = "inside" if found.low <= 0.4 <= found.high else "outside"
     assert f"Ours, KD&IG aligned − KD: {signed(found.difference)} points" in text
     assert f"The paper's +0.40 lies {place} our interval" in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [(0.4, "lies inside our interval, which excludes 0"), (-0.5, "lies outside our interval, which excludes 0")],
+)
+def test_paper_difference_and_zero_are_placed_apart(tmp_path, gain, words):
+    config = primary_study(tmp_path)
+    add_rows(config, gains={ALIGNED: gain}, seed_sd=0.05, n_images=2000, measured=False)
+    assert words in said(StudyResults.read(config))["What of the paper holds?"]
 
 
 # ---- the paper's numbers ----

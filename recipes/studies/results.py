@@ -169,7 +169,7 @@ class StudyResults:
     def compare_runs(self, a: str, b: str, of_a: Mapping[int, float], of_b: Mapping[int, float]) -> Comparison:
         """Compare two cells in any number of their runs, seed -> value, on common seeds."""
         _, first, second = pair_by_seed(of_a, of_b)
-        if self.is_resampled(a) or self.is_resampled(b):
+        if len(first) and (self.is_resampled(a) or self.is_resampled(b)):
             return compare_subsets(first, second, *self.resample_sizes(a if self.is_resampled(a) else b))
         return compare_paired(first, second)
 
