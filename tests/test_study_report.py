@@ -1,6 +1,7 @@
 """The report of a study: its numbers are those of the rows, its words claim no more than the plan allows."""
 
 import html
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -11,8 +12,8 @@ import yaml
 from scipy import stats
 from study_parts import IG, KD, PRIMARY_CELLS, add_rows, edit_rows, primary_study
 
-from studies.answers import NO_CONCLUSION, answers, lead
-from studies.config import Cell
+from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none, lead
+from studies.config import Cell, create_cell
 from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.figures import FIGURES, corruptions, quantiles
@@ -22,7 +23,16 @@ from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows
 from studies.statistics import Comparison, paired_power
-from studies.tables import cells_table, contrast_table, corruption_table, number, paper_table, probability, signed
+from studies.tables import (
+    cells_table,
+    contrast_table,
+    corruption_table,
+    number,
+    paper_table,
+    probability,
+    signed,
+    transfer_table,
+)
 from studies.trials import trials_table
 from study_report import main
 from timm_igkd.errors import InputError, MissingFileError
@@ -181,6 +191,12 @@ def test_monte_carlo_runs_are_no_independent_samples(tmp_path):
     assert table.columns == ["Common subsets", "Difference, points", "Corrected p", "Holm p"]
     assert {len(entries) for _, entries in table.rows} == {4}
     assert "n = 6 subsets" in said(results)["Does the overlay help clean accuracy?"]
+
+
+def test_transfer_table_is_the_mean_over_seeds_by_class(primary):
+    runs = primary.runs["KD"].values()
+    cat = float(np.mean([json.loads(row["transfer_per_class"])["cat"] for row in runs]))
+    assert dict(transfer_table(primary).rows)["KD"][0].main == number(cat, 1)
 
 
 def test_monte_carlo_runs_stand_beside_the_papers_without_a_test(tmp_path):
@@ -347,6 +363,13 @@ def test_contrast_that_changes_more_than_the_overlay_answers_no_question(tmp_pat
     assert list(said(results)) == ["What follows from the numbers?"]
 
 
+def test_aligned_maps_at_another_setting_are_no_control():
+    cell = create_cell("a", KD | IG)
+    assert is_aligned_against_control(cell, create_cell("b", KD | IG | {"overlay_source": "blank"}))
+    assert not is_aligned_against_control(cell, cell)
+    assert not is_overlay_against_none(cell, cell)
+
+
 def test_check_draws_no_conclusion(tmp_path):
     config = primary_study(tmp_path, seeds=3, purpose="check")
     add_rows(config, {ALIGNED: 5.0})
@@ -402,6 +425,12 @@ def test_cells_stand_beside_both_tables_of_the_paper(primary):
     found = paper_results(primary.config, primary.cell(ALIGNED), PARAMETERS[5])
     assert [result for _, result in found] == [ABLATION["KD&IG"], COMPRESSION["KD&IG", 5]]
     assert [name for name, _ in paper_table(primary).rows if "permuted" in name or "blank" in name] == []
+
+
+def test_parts_of_the_data_have_no_counterpart_in_the_paper(primary):
+    for change in ({"train_limit": 5000}, {"test_limit": 5000}, {"evaluate_on": "validation"}):
+        config = primary_study("unused", **change)
+        assert paper_results(config, config.cells[ALIGNED], PARAMETERS[5]) == []
 
 
 @pytest.mark.parametrize(

@@ -264,5 +264,9 @@ def test_seeds_needed_are_the_fewest(sd):
     assert n == 2 or TTestPower().power(0.4 / sd, n - 1, 0.05) < 0.8
 
 
+def test_two_seeds_are_enough_where_the_spread_is_tiny():
+    assert seeds_needed(0.001) == 2
+
+
 def test_seeds_needed_out_of_reach_are_infinite():
     assert seeds_needed(200.0) == math.inf
