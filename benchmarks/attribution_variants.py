@@ -79,7 +79,6 @@ class Work:
         labels = [label if indices is None else indices[label] for _, label in items]
         self.targets = torch.tensor(labels, device=self.device)
         self.baselines = torch.zeros_like(self.inputs[:1])
-        self.steps = 0
 
     def engine(self, n_steps: Any, eager: bool = False) -> FastEngine:
         """Return the engine as a build of PLANNED_IMAGES would set it up on this device, or in eager float32."""
@@ -99,9 +98,11 @@ class Work:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def attribute(self, engine: Any, batch: int, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Attribute the images in batches; return maps [n, H, W], relative deltas [n] and seconds."""
-        maps, deltas = [], []
+    def attribute(
+        self, engine: Any, batch: int, count: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        """Attribute the images in batches; return maps [n, H, W], relative deltas [n], steps [n] and seconds."""
+        maps, deltas, steps = [], [], []
         started = self.now()
         for start in range(0, count or len(self.inputs), batch):
             part = slice(start, start + batch)
@@ -111,11 +112,11 @@ class Work:
             with exact_convolutions(self.device) if self.job.get("keep") else contextlib.nullcontext():
                 result = engine.attribute(inputs, self.baselines, targets, logits)
             maps.append(result.values.abs().sum(1).cpu())
-            self.steps += int(result.n_steps.sum())
+            steps.append(result.n_steps)
             delta = result.convergence_delta.to(self.device)
             change = (result.values.sum((1, 2, 3)) - delta).abs()
             deltas.append((delta.abs() / change.clamp_min(1e-12)).cpu())
-        return torch.cat(maps), torch.cat(deltas), self.now() - started
+        return torch.cat(maps), torch.cat(deltas), torch.cat(steps), self.now() - started
 
     def measure(self) -> dict[str, Any]:
         name, chunk, n = self.job["variant"], self.job.get("chunk"), len(self.inputs)
@@ -131,11 +132,15 @@ class Work:
             torch.cuda.reset_peak_memory_stats()
         else:
             self.attribute(engine, min(batch, 2), count=1 if name == "a" else min(4, n))
-        self.steps = 0
-        maps, deltas, seconds = self.attribute(engine, batch)
+        maps, deltas, steps, seconds = self.attribute(engine, batch)
         if self.job.get("keep"):
             torch.save({"maps": maps, "deltas": deltas}, self.job["keep"])
-        found = {"images_per_s": n / seconds, "n": n, "batch": min(batch, n), "mean_steps": self.steps / n}
+        found = {
+            "images_per_s": n / seconds,
+            "n": n,
+            "batch": min(batch, n),
+            "mean_steps": steps.double().mean().item(),
+        }
         if isinstance(engine, FastEngine) and engine.kernel != Kernel():
             found["kernel"] = asdict(engine.kernel)
         return found | ({"chunk": engine.chunk_size} if engine.chunk_size else {})
@@ -148,7 +153,7 @@ class Work:
             batch = min(chunk, count)
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
                 self.attribute(engine, batch, count=1 if self.device.type == "cpu" else batch)
-                found[chunk] = count / self.attribute(engine, batch)[2]
+                found[chunk] = count / self.attribute(engine, batch)[-1]
             torch.cuda.empty_cache()
         return {"sweep": found, "chunk": max(found, key=found.__getitem__)}
 

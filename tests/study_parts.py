@@ -5,11 +5,15 @@ import json
 
 import numpy as np
 
+from studies.answers import answers
 from studies.config import StudyConfig
 from studies.paper import PARAMETERS, TEACHER_PARAMETERS
+from studies.report import write_report
+from studies.results import StudyResults
 from studies.rows import COLUMNS, StudyRows
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 
+ALIGNED = "KD&IG aligned"
 KD = {"distill_loss_weight": 0.01}
 IG = {"overlay_prob": 0.1}
 PRIMARY_CELLS = {
@@ -20,6 +24,14 @@ PRIMARY_CELLS = {
     "KD&IG blank": KD | IG | {"overlay_source": "blank"},
 }
 PRIMARY_CONTRASTS = tuple(("KD&IG aligned", other) for other in PRIMARY_CELLS if other != "KD&IG aligned")
+
+# a study of seconds
+STUDENT = {"student": "test_resnet", "epochs": 1, "batch_size": 4, "protocol": "light"}
+ARMS = {
+    "Student": {},
+    "KD": {"distill_loss_weight": 0.1},
+    "KD&IG": {"distill_loss_weight": 0.1, "overlay_prob": 0.5},
+}
 
 
 def primary_study(folder, seeds=12, **settings):
@@ -137,3 +149,21 @@ def edit_rows(folder, change):
     for row in rows:
         change(row)
     write_rows(path, rows)
+
+
+def helpful_study(folder):
+    """Return the results of a primary study in which aligned overlays help; one run is missing."""
+    config = primary_study(folder)
+    add_rows(config, {ALIGNED: 1.0}, {ALIGNED: 2.0}, skip=[("KD&IG blank", 11)])
+    return StudyResults.read(config)
+
+
+def report(folder, *configs):
+    """Write a report; return its Markdown and its page."""
+    write_report(configs, folder / "RESULTS.md", folder / "page.html")
+    return (folder / "RESULTS.md").read_text(encoding="utf-8"), (folder / "page.html").read_text(encoding="utf-8")
+
+
+def said(results):
+    """Return question -> what the report answers."""
+    return {question: " ".join(sentences) for question, sentences in answers(results)}

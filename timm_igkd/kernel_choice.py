@@ -137,7 +137,7 @@ def _try(engine: FastEngine, probe: Probe, options: IGOptions, reference: Tensor
 
 
 def give_back(kernel: Kernel) -> None:
-    """Free what an engine that is gone held: torch keeps compiled code, its CUDA graphs and their memory."""
+    """Free what torch keeps of a kernel's last runs: compiled code, its CUDA graphs and cached memory."""
     if kernel.compiled:
         torch.compiler.reset()
     gc.collect()

@@ -16,6 +16,7 @@ from timm_igkd.data import LabeledImages
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.images import content_key
 from timm_igkd.items import read_item, row_name
+from timm_igkd.kernel_choice import give_back
 from timm_igkd.map_format import MapRow, to_table
 from timm_igkd.map_rows import Item, RowMaker
 from timm_igkd.store_files import check_shard, read_json, shard_path, shard_rows, write_json, write_shard
@@ -118,7 +119,7 @@ class ShardBuilder:
                         f"the GPU's memory does not hold one image of {row_name(self.dataset, indices[0])} and its "
                         "gradient; free memory, or use a larger GPU"
                     ) from error
-            torch.cuda.empty_cache()  # outside of `except`, where the traceback still holds the tensors
+            give_back(self.maker.fast.kernel)  # outside of `except`, where the traceback still holds the tensors
             self._set_chunk(chunk, indices[0])
 
     def _set_chunk(self, chunk: int, row: int) -> None:

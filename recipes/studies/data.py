@@ -23,7 +23,7 @@ from timm_igkd.corruptions import corrupt
 from timm_igkd.device_images import DeviceImages, StoredMaps, derange_logits, load_images, stratified_indices
 from timm_igkd.errors import InputError
 from timm_igkd.items import read_item
-from timm_igkd.model_loading import class_indices, load_model, use_image_size, weights_hash
+from timm_igkd.model_loading import class_indices, count_macs, load_model, use_image_size, weights_hash
 from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.store_files import write_atomic
 
@@ -100,6 +100,12 @@ class StudyData:
     def teacher_hash(self) -> str | None:
         """Short hash of the teacher's weights."""
         return None if self.teacher is None else weights_hash(self.teacher)[:12]
+
+    @cached_property
+    def teacher_macs(self) -> int:
+        """Multiply-adds of the teacher for one image."""
+        assert self.teacher is not None
+        return count_macs(self.teacher)
 
     # ---- training images ----
 

@@ -22,12 +22,9 @@ def trials_table(results: StudyResults) -> Table | None:
     rows = []
     for arm, trials in arms.items():
         best = max(trials, key=lambda setting: trials[setting])
-        rows.append((arm, [Entry(str(len(trials))), Entry(best), *(Entry(number(v)) for v in _spread(trials))]))
+        means = Entry(number(trials[best])), Entry(number(min(trials.values())))
+        rows.append((arm, [Entry(str(len(trials))), Entry(best), *means]))
     title = outcome_of(column)
     columns = ["Trials", "Best setting", f"Its mean, {title.unit}", "Worst trial's mean"]
     note = "Means over seeds on validation images; the best of several trials is an optimistic number."
     return Table(f"{title.title} by arm: the best trial", columns, rows, note)
-
-
-def _spread(trials: dict[str, float]) -> tuple[float, float]:
-    return max(trials.values()), min(trials.values())

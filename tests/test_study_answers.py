@@ -1,0 +1,170 @@
+"""What a study says in words: no more than the plan allows; the paper's numbers beside it."""
+
+import pytest
+from study_parts import ALIGNED, IG, KD, add_rows, edit_rows, helpful_study, primary_study, report, said
+
+from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none, lead
+from studies.config import Cell, create_cell
+from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
+from studies.results import StudyResults
+from studies.tables import (
+    paper_table,
+    signed,
+)
+from timm_igkd.mobilenetv2_cifar import mobilenetv2_cifar
+from timm_igkd.model_loading import count_parameters
+
+
+@pytest.fixture(scope="module")
+def primary(tmp_path_factory):
+    """A primary study in which aligned overlays help; one run is missing."""
+    return helpful_study(tmp_path_factory.mktemp("primary"))
+
+
+def test_effect_of_a_primary_study_is_claimed_with_interval_and_n_for_this_teacher(primary):
+    text = said(primary)["Does the overlay help clean accuracy?"]
+    assert text.startswith("For this teacher, KD&IG aligned has higher clean accuracy than KD: +")
+    assert "95\u202f% interval" in text
+    assert "n = 12 seeds" in text
+    assert "Holm-adjusted p" in text
+
+
+def test_alignment_is_answered_against_the_controls(primary):
+    text = said(primary)["Does it matter that the maps are aligned with their images?"]
+    assert "clean accuracy over 3 of 3 controls; accuracy under corruption over 3 of 3 controls" in text
+    assert "than KD:" not in text
+
+
+def test_outcome_not_named_in_advance_is_not_claimed(primary):
+    text = said(primary)["Does it help on foreign images of the same classes?"]
+    assert "not named in advance, so nothing is claimed" in text
+
+
+def test_no_effect_is_said_to_be_not_shown(tmp_path):
+    config = primary_study(tmp_path)
+    add_rows(config, {ALIGNED: 0.0}, seed_sd=0.6)
+    results = StudyResults.read(config)
+    assert not any(contrast.is_significant for contrast in results.contrasts("top1"))
+    assert "no difference in clean accuracy is shown" in said(results)["Does the overlay help clean accuracy?"]
+    assert "none of 4 contrasts" in lead([results])
+
+
+def test_harm_is_said_as_such(tmp_path):
+    config = primary_study(tmp_path)
+    add_rows(config, {ALIGNED: -2.0})
+    results = StudyResults.read(config)
+    assert "has lower clean accuracy than KD" in said(results)["Does the overlay help clean accuracy?"]
+    assert (
+        "clean accuracy over 0 of 3 controls"
+        in said(results)["Does it matter that the maps are aligned with their images?"]
+    )
+
+
+def test_unadjusted_significance_is_no_claim(tmp_path):
+    """KD&IG aligned − KD has p = 0.02, which is 0.08 after Holm."""
+    config = primary_study(tmp_path, seeds=6)
+    add_rows(config, measured=False)
+    above, around = (0.1, 0.5, 0.3, 0.6, 0.0, 0.4), (0.5, -0.5, 0.3, -0.3, 0.1, -0.1)
+
+    def change(row):
+        seed = int(row["seed"])
+        aligned = 91 + above[seed]
+        row["top1"] = {"KD": 91.0, ALIGNED: aligned}.get(row["cell"], aligned + around[seed])
+
+    edit_rows(tmp_path, change)
+    results = StudyResults.read(config)
+    found = results.contrasts("top1")[0]
+    assert found.comparison.p == pytest.approx(0.02, abs=0.002)
+    assert found.holm_p == pytest.approx(4 * found.comparison.p)
+    assert "no difference in clean accuracy is shown" in said(results)["Does the overlay help clean accuracy?"]
+
+
+def test_contrast_that_changes_more_than_the_overlay_answers_no_question(tmp_path):
+    cells = {
+        "Student": {},
+        "KD&IG": KD | IG,
+        "released code": KD | IG | {"overlay_source": "shuffled", "logits": "shuffled"},
+    }
+    contrasts = (("KD&IG", "Student"), ("KD&IG", "released code"))
+    config = primary_study(tmp_path, seeds=6, cells=cells, contrasts=contrasts, base={"drop": 9})
+    add_rows(config, {"KD&IG": 3.0}, measured=False)
+    results = StudyResults.read(config)
+    assert all(contrast.is_significant for contrast in results.contrasts("top1"))
+    assert list(said(results)) == ["What follows from the numbers?"]
+
+
+def test_aligned_maps_at_another_setting_are_no_control():
+    cell = create_cell("a", KD | IG)
+    assert is_aligned_against_control(cell, create_cell("b", KD | IG | {"overlay_source": "blank"}))
+    assert not is_aligned_against_control(cell, cell)
+    assert not is_overlay_against_none(cell, cell)
+
+
+def test_check_draws_no_conclusion(tmp_path):
+    config = primary_study(tmp_path, seeds=3, purpose="check")
+    add_rows(config, {ALIGNED: 5.0})
+    for text in report(tmp_path, config):
+        assert "draws no conclusion" in text
+        assert NO_CONCLUSION in text
+        assert "For this teacher" not in text
+        assert "nothing is claimed" in text
+    assert [question for question, _ in answers(StudyResults.read(config))] == ["What follows from the numbers?"]
+
+
+def test_exploratory_study_claims_nothing(tmp_path):
+    config = primary_study(tmp_path, purpose="exploratory", seeds=6)
+    add_rows(config, {ALIGNED: 3.0})
+    text = said(StudyResults.read(config))["Does the overlay help clean accuracy?"]
+    assert "exploratory, so nothing is claimed" in text
+    assert "For this teacher" not in text
+
+
+def test_paper_difference_is_placed_in_our_interval(primary):
+    text = said(primary)["What of the paper holds?"]
+    found = primary.compare(ALIGNED, "KD", "top1")
+    place = "inside" if found.low <= 0.4 <= found.high else "outside"
+    assert f"Ours, KD&IG aligned − KD: {signed(found.difference)} points" in text
+    assert f"The paper's +0.40 lies {place} our interval" in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [(0.4, "lies inside our interval, which excludes 0"), (-0.5, "lies outside our interval, which excludes 0")],
+)
+def test_paper_difference_and_zero_are_placed_apart(tmp_path, gain, words):
+    config = primary_study(tmp_path)
+    add_rows(config, gains={ALIGNED: gain}, seed_sd=0.05, n_images=2000, measured=False)
+    assert words in said(StudyResults.read(config))["What of the paper holds?"]
+
+
+def test_parameters_of_the_paper_are_those_of_the_network():
+    for drop, parameters in PARAMETERS.items():
+        assert count_parameters(mobilenetv2_cifar(num_classes=10, drop_blocks=drop)) == parameters
+
+
+def test_arms_are_named_as_in_the_paper():
+    cells = [Cell(distill_loss_weight=kd, overlay_prob=ig) for kd in (0, 0.01) for ig in (0, 0.1)]
+    assert [arm_name(cell) for cell in cells] == ["Student", "IG", "KD", "KD&IG"]
+    assert arm_name(Cell(attention_loss_weight=0.8, logits="live", overlay_prob=0.1)) == "IG&AT"
+
+
+def test_cells_stand_beside_both_tables_of_the_paper(primary):
+    found = paper_results(primary.config, primary.cell(ALIGNED), PARAMETERS[5])
+    assert [result for _, result in found] == [ABLATION["KD&IG"], COMPRESSION["KD&IG", 5]]
+    assert [name for name, _ in paper_table(primary).rows if "permuted" in name or "blank" in name] == []
+
+
+def test_parts_of_the_data_have_no_counterpart_in_the_paper(primary):
+    for change in ({"train_limit": 5000}, {"test_limit": 5000}, {"evaluate_on": "validation"}):
+        config = primary_study("unused", **change)
+        assert paper_results(config, config.cells[ALIGNED], PARAMETERS[5]) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 20}, {"overlay_prob": 0.5}, {"overlay_source": "noise"}, {"temperature": 4.0}, {"lr": 0.1}],
+)
+def test_other_settings_have_no_counterpart_in_the_paper(primary, change):
+    config = primary_study("unused", cells={"a": KD | IG | change}, contrasts=())
+    assert paper_results(config, config.cells["a"], PARAMETERS[5]) == []
+    assert paper_results(primary.config, primary.cell(ALIGNED), 543_499) == []

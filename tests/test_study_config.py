@@ -1,0 +1,133 @@
+"""The settings of a study: published files, grids, hashes, and the errors of wrong ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from command_lines import RECIPES
+from study_parts import ARMS, STUDENT
+
+from studies.config import Cell, StudyConfig, create_cell, load_study
+from studies.paper import ABLATION, arm_name
+from timm_igkd.config import parse_config
+from timm_igkd.errors import InputError
+
+CONFIGS = sorted((RECIPES / "configs").glob("study_*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_published_configs_load_and_their_students_can_be_built(path: Path):
+    config = load_study(path)
+    assert path.stem == f"study_{config.name}"
+    assert str(path.relative_to(RECIPES.parent)) in path.read_text()  # the command in its header
+    for student, arguments in {(cell.student, json.dumps(cell.student_args)) for cell in config.cells.values()}:
+        if student is not None:
+            model = timm.create_model(student, num_classes=10, **json.loads(arguments)).eval()
+            assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_primary_family_is_that_of_its_plan():
+    config = load_study(RECIPES / "configs" / "study_primary.yaml")
+    assert config.purpose == "primary"
+    assert config.seeds >= 12
+    assert config.outcomes == ("top1", "corruption_top1")
+    assert [b for a, b in config.contrasts if a == "KD&IG aligned"] == [
+        "KD", "KD&IG shuffled", "KD&IG permuted", "KD&IG blank"
+    ]  # fmt: skip
+    for cell in config.cells.values():
+        assert (cell.drop, cell.epochs, cell.opt, cell.lr, cell.batch_size, cell.sched) == (
+            5,
+            100,
+            "adam",
+            1e-3,
+            64,
+            "none",
+        )
+        assert (cell.weight_decay, cell.padding, cell.hflip, cell.logits) == (0, 4, 0.5, "aligned")
+
+
+def test_arms_of_the_hyperparameter_study_have_as_many_trials():
+    config = load_study(RECIPES / "configs" / "study_hyperparameters.yaml")
+    arms = [name.split(",")[0] for name in config.cells]
+    assert {arms.count(arm) for arm in arms} == {12}
+    assert set(arms) == set(ABLATION)
+    assert {(name.split(",")[0], arm_name(cell)) for name, cell in config.cells.items()} == {(a, a) for a in ABLATION}
+    assert config.evaluate_on == "validation"
+
+
+def test_grid_makes_a_cell_of_every_combination():
+    config = StudyConfig(
+        name="x",
+        teacher="test_resnet",
+        cells={"KD": {"distill_loss_weight": 0.1, "grid": {"drop": [1, 2], "lr": [1e-3, 1e-2]}}},
+    )
+    assert list(config.cells) == [
+        "KD, drop 1, lr 0.001",
+        "KD, drop 1, lr 0.01",
+        "KD, drop 2, lr 0.001",
+        "KD, drop 2, lr 0.01",
+    ]
+    assert config.cells["KD, drop 2, lr 0.01"].drop == 2
+
+
+def test_hash_follows_what_changes_numbers_and_nothing_else():
+    config = StudyConfig(name="x", teacher="test_resnet", cells=ARMS, base=STUDENT)
+    elsewhere = StudyConfig(name="x", dataset="/other/place", teacher="resnet18", cells=ARMS, base=STUDENT, parallel=4)
+    limited = StudyConfig(name="x", teacher="test_resnet", cells=ARMS, base=STUDENT, train_limit=5)
+    cell = config.cells["KD"]
+    assert config.run_hash(cell) == elsewhere.run_hash(cell)
+    assert config.run_hash(cell) != limited.run_hash(cell)
+    assert config.run_hash(cell) != config.run_hash(config.cells["Student"])
+
+
+def test_cell_settings_win_over_the_protocols():
+    cell = create_cell("c", {"protocol": "modern", "student": "resnet18", "lr": "1e-2"})
+    assert (cell.opt, cell.lr, cell.logits, cell.cutout) == ("sgd", 0.01, "live", 8)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({}, "has no cells"),
+        ({"a": {"overlay_porb": 0.1}}, "cell 'a' has an unknown setting 'overlay_porb' .did you mean 'overlay_prob'"),
+        ({"a": {"overlay_prob": 2}}, "cell 'a': overlay_prob must be in"),
+        ({"a": {"protocol": "papr"}}, "cell 'a': protocol must be one of"),
+        ({"a": {"overlay_source": "alined"}}, "cell 'a': overlay_source must be .* 'aligned'"),
+        ({"a": {"opt": "adm"}}, "cell 'a': unknown optimiser 'adm'"),
+        ({"a": {"loss_type": "kll"}}, "cell 'a': unknown loss_type 'kll'"),
+        ({"a": {"attention_loss_weight": 1}}, "cell 'a': attention transfer needs the teacher in the loop"),
+        ({"a": {"temperature": 0}}, "cell 'a': temperature must be above 0"),
+        ({"a": {"subset_fraction": 0}}, "cell 'a': .*subset_fraction in"),
+        ({"a": {"grid": {"drop": 3}}}, "cell 'a': grid drop must be a list"),
+        ({"a": {"epochs": 0}}, "cell 'a': epochs must be in"),
+    ],
+)
+def test_wrong_cells_are_named(cells, message):
+    with pytest.raises(InputError, match=message):
+        StudyConfig(name="x", teacher="test_resnet", cells=cells)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"name": "a/b"}, "name is a part of folder names"),
+        ({"seeds": 0}, "seeds must be in"),
+        ({"contrasts": [["KD", "Sutdent"]]}, "names an unknown cell .did you mean 'Student'"),
+        ({"contrasts": [["KD"]]}, "contrasts are pairs of cells"),
+        ({"teacher": None}, "cell 'KD' needs a teacher"),
+        ({"n_steps": 0}, "n_steps must be in"),
+    ],
+)
+def test_wrong_studies_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        StudyConfig(**{"name": "x", "teacher": "test_resnet", "cells": ARMS, "base": STUDENT} | flags)
+
+
+def test_parse_config_reads_a_study(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\nteacher: test_resnet\ncells:\n  KD: {distill_loss_weight: 1e-2}\n")
+    config = parse_config(StudyConfig, ["--config", str(path), "--seeds", "7"])
+    assert config.cells["KD"] == Cell(**{**create_cell("KD", {}).__dict__, "distill_loss_weight": 0.01})
+    assert config.seed_range == range(7)
