@@ -160,9 +160,10 @@ def test_missing_label_column_names_its_flag(tmp_path):
 # ---- bad input
 
 
-def test_missing_folder_is_an_error():
-    with pytest.raises(MissingFileError, match=r"dataset folder './nowhere' does not exist"):
-        load_labeled_images("./nowhere", "train")
+@pytest.mark.parametrize("folder", ["./nowhere", "path/to/nowhere"])  # no Hub id has two slashes
+def test_missing_folder_is_an_error(folder):
+    with pytest.raises(MissingFileError, match=f"dataset folder '{folder}' does not exist"):
+        load_labeled_images(folder, "train")
 
 
 def test_empty_folder_is_an_error(tmp_path):

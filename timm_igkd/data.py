@@ -157,7 +157,8 @@ def load_labeled_images(
 def _load_rows(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
     import datasets
 
-    looks_local = dataset.startswith(("/", "./", "../", "~", ".")) or os.path.exists(dataset)
+    is_no_id = dataset.startswith(("/", ".", "~")) or dataset.count("/") > 1  # an id is name or user/name
+    looks_local = is_no_id or os.path.exists(dataset)
     path = os.path.expanduser(dataset)
     if looks_local and not os.path.isdir(path):
         raise MissingFileError(
