@@ -18,15 +18,19 @@ def create_scheduler(
 ) -> Any:
     """Return timm's scheduler for `step_update`, or None where the rate stays as it is (`sched` "none").
 
-    Warm-up starts at a hundredth of `lr` and leaves at least the last epoch to the schedule.
+    Warm-up starts at a hundredth of `lr` and leaves at least the last epoch to the schedule. "triangular" rises to
+    `lr` over the warm-up and falls in a straight line to `min_lr` over the rest: timm's "poly" of power 1 behind it.
     """
     if sched == "none":
         return None
+    warmup_epochs = min(warmup_epochs, epochs - 1)
+    shape: dict[str, Any] = {"sched": sched, "num_epochs": epochs}
+    if sched == "triangular":
+        shape = {"sched": "poly", "num_epochs": epochs - warmup_epochs, "decay_rate": 1.0, "warmup_prefix": True}
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=sched,
-        num_epochs=epochs,
-        warmup_epochs=min(warmup_epochs, epochs - 1),
+        **shape,
+        warmup_epochs=warmup_epochs,
         warmup_lr=lr / 100,
         min_lr=min_lr,
         step_on_epochs=False,

@@ -5,8 +5,8 @@
     accelerate launch recipes/study.py --config recipes/configs/study_primary.yaml --merge rows_of_another_machine
 
 Runs go seed by seed over all cells, so that wherever time ends the cells are balanced. A run whose row is there is
-skipped, one that was killed is repeated. Several of these commands may work on one study at the same time: a run that
-another process has begun is left to it.
+skipped, one that was killed goes on from its last epoch, one whose loss became NaN is a row that says so. Several of
+these commands may work on one study at the same time: a run that another process has begun is left to it.
 """
 
 import json
@@ -29,7 +29,7 @@ from studies.data import StudyData
 from studies.evaluation import RunEvaluator
 from studies.locks import exclusive
 from studies.rows import StudyRows
-from studies.training import RunTrainer
+from studies.training import DivergedError, RunTrainer
 from timm_igkd.config import parse_config
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
@@ -88,22 +88,28 @@ class Study:
         started = time.perf_counter()
         row = self._identity(name, cell, seed)
         data = self.data.training_images(cell, seed)
+        row |= {"n_train": len(data), "epochs": cell.epochs}
         student = self.data.create_student(cell, seed)
-        teacher = self.data.teacher
-        trained = RunTrainer(cell, seed, data, student, teacher, self.accelerator, self.config.compile).fit()
+        checkpoint = Path(self.config.work_dir) / "runs" / f"{row['config_hash']}-{seed}.pt"
+        predictions = None
+        try:
+            trained = RunTrainer(
+                cell, seed, data, student, self.data.teacher, self.accelerator, self.config.compile, checkpoint
+            ).fit()
+        except DivergedError as error:
+            tqdm.write(f"{name}, seed {seed}: {error}")
+            row["diverged_epoch"] = error.epoch
+        else:
+            row |= {"train_images_per_s": round(trained.images_per_s, 1), "train_loss": trained.loss}
+            metrics, answers = self.evaluator.evaluate(trained.student, cell)
+            row |= {key: json.dumps(value) if isinstance(value, dict) else value for key, value in metrics.items()}
+            predictions = answers.numpy()
+            if cell.save:
+                save_model(trained.student.half(), self.rows.folder / "students" / f"{row['config_hash']}-{seed}")
         self.accelerator.free_memory()  # it keeps every optimizer, and with it every student
-        metrics, predictions = self.evaluator.evaluate(trained.student, cell)
-        row |= {
-            "train_images_per_s": round(trained.images_per_s, 1),
-            "train_loss": trained.loss,
-            "n_train": len(data),
-            "epochs": cell.epochs,
-        }
-        row |= {key: json.dumps(value) if isinstance(value, dict) else value for key, value in metrics.items()}
-        if cell.save:
-            save_model(trained.student.half(), self.rows.folder / "students" / f"{row['config_hash']}-{seed}")
         row["wall_time_s"] = round(time.perf_counter() - started, 2)
-        self.rows.add(row, predictions.numpy(), self.data.test.images.labels.cpu().numpy())
+        self.rows.add(row, predictions, self.data.test.images.labels.cpu().numpy())
+        checkpoint.unlink(missing_ok=True)
 
     def _identity(self, name: str, cell: Cell, seed: int) -> dict[str, Any]:
         versions = environment()

@@ -7,6 +7,7 @@ purpose, epoch, image), so that arms of one seed share order, crops and coins.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from timm_igkd.device_images import DeviceImages
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.overlay import IGOverlay, blend_map
 from timm_igkd.random_streams import generator
+
+PaddingMode = Literal["black", "reflect"]
+_PAD_MODES = {"black": "constant", "reflect": "reflect"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,11 @@ class DeviceAugmentation:
 
     Attributes:
         overlay: probability and strength of the overlay.
-        padding: pixels of black around the image before a crop of its own size, at a random place; 0: no crop.
+        padding: pixels around the image before a crop of its own size, at a random place; 0: no crop.
+        padding_mode: what these are: black, or the image reflected at its border.
         hflip: probability of a horizontal flip.
+        alternate_flip: draw the flip of an image once, for epoch 0, and turn it in every later epoch, so that two epochs
+            see both sides (K. Jordan, arXiv 2404.00498).
         cutout: side in pixels of a square set to the mean colour at a random place, in both views; 0: none
             (DeVries and Taylor, arXiv 1708.04552).
         mean: of the normalisation. std: of the normalisation.
@@ -53,7 +60,9 @@ class DeviceAugmentation:
 
     overlay: IGOverlay
     padding: int = 0
+    padding_mode: PaddingMode = "black"
     hflip: float = 0.0
+    alternate_flip: bool = False
     cutout: int = 0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -61,6 +70,8 @@ class DeviceAugmentation:
 
     def __post_init__(self) -> None:
         check_range("padding", self.padding, 0)
+        if self.padding_mode not in get_args(PaddingMode):
+            raise InputError(f"padding_mode must be black or reflect, got {self.padding_mode!r}")
         check_range("hflip", self.hflip, 0, 1)
         check_range("cutout", self.cutout, 0)
 
@@ -152,10 +163,17 @@ class DeviceLoader:
             torch.from_numpy(coins < settings.overlay.overlay_prob),
             torch.from_numpy(powers.astype(np.float32)),
             torch.from_numpy(stream("crop").integers(0, 2 * settings.padding + 1, (n, 2))),
-            torch.from_numpy(stream("flip").random(n) < settings.hflip),
+            torch.from_numpy(self._flips(epoch)),
             torch.from_numpy(stream("cutout").integers(0, self.data.images.shape[-2:], (n, 2))),
         )
         return Draws(*(getattr(drawn, name).to(self.device) for name in Draws.__dataclass_fields__))
+
+    def _flips(self, epoch: int) -> np.ndarray:
+        """Return which images are flipped in an epoch, [N] bool."""
+        settings = self.augmentation
+        drawn_in = 0 if settings.alternate_flip else epoch
+        drawn = generator(self.seed, "flip", drawn_in).random(len(self.data)) < settings.hflip
+        return drawn ^ bool((epoch - drawn_in) % 2)
 
     def views(self, index: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Return the student's and the teacher's views of the images at `index`, [B, 3, H, W] float32 each.
@@ -183,7 +201,7 @@ class DeviceLoader:
         rows = draws.shift[:, :1] + torch.arange(height, device=self.device)
         columns = torch.arange(width, device=self.device).expand(len(images), width)
         columns = draws.shift[:, 1:] + torch.where(draws.flipped[:, None], columns.flip(1), columns)
-        padded = F.pad(images, (padding,) * 4) if padding else images
+        padded = F.pad(images, (padding,) * 4, _PAD_MODES[self.augmentation.padding_mode]) if padding else images
         which = torch.arange(len(images), device=self.device)[:, None, None]
         cropped = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         normalized = (cropped - self.mean) / self.std

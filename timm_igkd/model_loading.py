@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import timm_igkd.convnet_cifar
 import timm_igkd.mobilenetv2_cifar
-import timm_igkd.truncated_model  # noqa: F401  (both register an architecture that a saved folder may name)
+import timm_igkd.resnet_cifar
+import timm_igkd.truncated_model  # noqa: F401  (all register architectures that a saved folder may name)
 from timm_igkd.checkpoint import first_line, flag_name, read_checkpoint, translated_errors
 from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
 

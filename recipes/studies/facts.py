@@ -19,6 +19,7 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
             f"{len(rows)} of {results.num_planned} planned: {len(config.cells)} cells × {len(config.seed_range)} seeds",
         ),
         ("Not run yet", _missing(results)),
+        ("Diverged", _diverged(results)),
         (
             "Rows left out",
             f"{results.left_out}, of other settings or seeds outside the plan" if results.left_out else "",
@@ -45,7 +46,7 @@ def _dataset(results: StudyResults) -> str:
     parts = [config.dataset.rpartition("/")[2] or config.dataset]
     if results.rows:
         train = sorted({int(row["n_train"]) for row in results.rows})
-        test = sorted({int(row["n_test"]) for row in results.rows})
+        test = sorted({int(row["n_test"]) for row in results.rows if row["n_test"]})
         tested = "test" if config.evaluate_on == "test" else "validation"
         parts.append(
             f"{' or '.join(map(count, train))} training images, {' or '.join(map(count, test))} {tested} images"
@@ -80,6 +81,17 @@ def _missing(results: StudyResults) -> str:
     )
     number = len(results.missing)
     return f"{number} run{'' if number == 1 else 's'}: {listed}"
+
+
+def _diverged(results: StudyResults) -> str:
+    """Return the runs whose loss became NaN or infinite; they are in no mean and no contrast."""
+    found = [
+        f"{name}, seed {seed} (epoch {row['diverged_epoch']})"
+        for name, runs in results.runs.items()
+        for seed, row in sorted(runs.items())
+        if row.get("diverged_epoch")
+    ]
+    return f"{len(found)} of the runs, without metrics: {'; '.join(found)}" if found else ""
 
 
 def _ranges(seeds: list[int]) -> str:

@@ -26,7 +26,7 @@ RunKey = tuple[str, int]
 CORRUPTION_COLUMNS = [f"corruption/{kind}/{severity}" for kind in CORRUPTIONS for severity in SEVERITIES]
 COLUMNS = [
     *"study cell config_hash seed commit hardware device versions settings started wall_time_s".split(),
-    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss".split(),
+    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss diverged_epoch".split(),
     *"n_test top1 top5 loss ece agreement teacher_kl teacher_top1".split(),
     *"num_parameters macs compression latency_ms_1 latency_ms_64 latency_threads".split(),
     *"teacher_macs teacher_latency_ms_1 teacher_latency_ms_64 teacher_transfer_top1".split(),
@@ -35,6 +35,9 @@ COLUMNS = [
     *"transfer_top1 transfer_balanced_top1 transfer_n transfer_per_class".split(),
     *"ig_correlation ig_correlation_n".split(),
 ]
+
+_ADDED = ("diverged_epoch",)
+"""Columns that came after the first rows: files without them are read, the values are empty."""
 
 
 class StudyRows:
@@ -59,7 +62,8 @@ class StudyRows:
         with open(self.path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or []) and name not in _ADDED]
+        rows = [dict.fromkeys(_ADDED, "") | row for row in rows]
         if missing:
             raise InputError(f"{self.path} lacks column {missing[0]!r}; it is no study's results of this version")
         for key, count in Counter(key_of(row) for row in rows).items():
@@ -71,8 +75,13 @@ class StudyRows:
         """Return (config hash, seed) of all runs that are there."""
         return {key_of(row) for row in self.read()}
 
-    def add(self, row: dict[str, Any], predictions: np.ndarray, labels: np.ndarray) -> bool:
+    def add(self, row: dict[str, Any], predictions: np.ndarray | None, labels: np.ndarray) -> bool:
         """Add a run with its predictions, atomically; a run that is there already is left as it is.
+
+        Args:
+            row: by column; what was not measured is left out.
+            predictions: [n] classes, or None of a run that diverged.
+            labels: [n] of the images.
 
         Returns:
             Whether it was added.
@@ -89,7 +98,8 @@ class StudyRows:
                 return False
             for other in rows:
                 _check_same_data(self.path, other, text)
-            self._write_predictions(key_of(text), predictions, labels)
+            if predictions is not None:
+                self._write_predictions(key_of(text), predictions, labels)
             self._write([*rows, text])
         return True
 
@@ -104,7 +114,8 @@ class StudyRows:
             raise MissingFileError(f"no results to merge: {str(source.path)!r} does not exist")
         taken = 0
         for row in source.read():
-            taken += self.add(row, source.predictions(key_of(row)), source.labels())
+            predictions = None if row["diverged_epoch"] else source.predictions(key_of(row))
+            taken += self.add(row, predictions, source.labels())
         return taken
 
     def predictions(self, key: RunKey) -> np.ndarray:

@@ -1,8 +1,10 @@
 """One run of a study: a student trained from random weights on batches that are made on the device."""
 
+import io
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +21,26 @@ from timm_igkd.device_images import DeviceImages
 from timm_igkd.device_loader import Batch, DeviceAugmentation, DeviceLoader
 from timm_igkd.errors import RunError
 from timm_igkd.random_streams import derive_seed, seed_global
+from timm_igkd.store_files import write_atomic
 
 _BATCHES_AT_ONCE = {"cuda": 16, "cpu": 4}
 
 
+class DivergedError(RunError):
+    """The loss of a run is no longer finite.
+
+    Attributes:
+        epoch: the first such epoch.
+    """
+
+    def __init__(self, message: str, epoch: int):
+        super().__init__(message)
+        self.epoch = epoch
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A trained student, its last epoch's mean loss, and the speed of its training."""
+    """A trained student, its last epoch's mean loss, and the speed of the epochs trained by this process."""
 
     student: nn.Module
     loss: float
@@ -39,7 +54,9 @@ def create_loader(cell: Cell, seed: int, data: DeviceImages, task: IGDistillatio
     augmentation = DeviceAugmentation(
         overlay=IGOverlay(cell.overlay_prob, cell.overlay_weight, cell.overlay_max_power),
         padding=cell.padding,
+        padding_mode=cell.padding_mode,
         hflip=cell.hflip,
+        alternate_flip=cell.alternate_flip,
         cutout=cell.cutout,
         mean=config["mean"],
         std=config["std"],
@@ -74,6 +91,7 @@ class RunTrainer:
         teacher: on the device, or None.
         accelerator: of one process; it decides precision.
         compile_mode: of torch.compile, or "none".
+        checkpoint: file that holds the run after each epoch; where it is there, the run goes on from it.
     """
 
     def __init__(
@@ -85,7 +103,9 @@ class RunTrainer:
         teacher: nn.Module | None,
         accelerator: Accelerator,
         compile_mode: str = "none",
+        checkpoint: Path | None = None,
     ):
+        self.checkpoint = checkpoint
         self.cell, self.seed, self.accelerator, self.compiled = cell, seed, accelerator, compile_mode != "none"
         student.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student = student
@@ -117,20 +137,48 @@ class RunTrainer:
         """Train all epochs.
 
         Raises:
-            RunError: the loss is no longer finite.
+            DivergedError: the loss is no longer finite.
         """
-        torch.manual_seed(derive_seed(self.seed, "training"))  # dropout, on every device
-        seed_global(derive_seed(self.seed, "training"))
-        started, loss = time.perf_counter(), math.nan
-        bar = tqdm(range(self.cell.epochs), desc="epochs", leave=False, disable=None if progress else True)
+        first, loss = self._load_checkpoint()
+        seconds = 0.0
+        bar = tqdm(
+            range(first, self.cell.epochs),
+            desc="epochs",
+            initial=first,
+            total=self.cell.epochs,
+            leave=False,
+            disable=None if progress else True,
+        )
         for epoch in bar:
+            started = time.perf_counter()
+            torch.manual_seed(derive_seed(self.seed, "training", epoch))  # dropout, on every device
+            seed_global(derive_seed(self.seed, "training", epoch))
             loss = self._train_epoch(epoch)
+            seconds += time.perf_counter() - started
             if not math.isfinite(loss):
-                raise RunError(f"the loss became NaN or infinite in epoch {epoch}; lower lr ({self.cell.lr:g})")
+                message = f"the loss became NaN or infinite in epoch {epoch}; lower lr ({self.cell.lr:g})"
+                raise DivergedError(message, epoch)
             bar.set_postfix(loss=f"{loss:.4f}")
-        seconds = time.perf_counter() - started
-        images = self.cell.epochs * len(self.loader) * self.cell.batch_size
-        return Trained(self.student, loss, images / seconds)
+            self._save_checkpoint(epoch + 1, loss)
+        images = (self.cell.epochs - first) * len(self.loader) * self.cell.batch_size
+        return Trained(self.student, loss, images / seconds if seconds else math.nan)
+
+    def _save_checkpoint(self, epochs_done: int, loss: float) -> None:
+        if self.checkpoint is None or epochs_done == self.cell.epochs:
+            return
+        buffer = io.BytesIO()
+        state = {"epochs_done": epochs_done, "loss": loss, "student": self.student.state_dict()}
+        torch.save(state | {"optimizer": self.optimizer.state_dict()}, buffer)
+        write_atomic(self.checkpoint, buffer.getvalue())
+
+    def _load_checkpoint(self) -> tuple[int, float]:
+        """Return the epochs done and the last one's loss."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return 0, math.nan
+        state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["epochs_done"], state["loss"]
 
     def _train_epoch(self, epoch: int) -> float:
         """Train one epoch and return its mean loss; the accelerator is waited for once, here."""

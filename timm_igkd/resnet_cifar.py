@@ -1,0 +1,279 @@
+"""The residual networks of the distillation literature for 32x32 images, as timm models.
+
+Sources: He et al., arXiv 1512.03385 (ResNet-20 to -110); Zagoruyko & Komodakis, arXiv 1605.07146 (Wide ResNets); the "x4"
+widths are Tian et al.'s, arXiv 1910.10699. Weights of others load through `checkpoint_filter_fn`.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch.nn.functional as F
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+
+from timm_igkd.cifar_network import CifarNetwork, FeatureBlock, cifar_cfgs, kept_blocks, without_prefix
+from timm_igkd.errors import InputError
+
+Shortcut = Literal["projection", "padding"]
+
+
+class _PaddedShortcut(nn.Module):
+    """Every second pixel, and channels of zeros on both sides: a shortcut without parameters (He et al., option A)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.before = stride, (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outputs, H / stride, W / stride)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, each with batch norm, around a shortcut; ReLU after the sum."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = _PaddedShortcut(inputs, outputs, stride)
+            if shortcut == "projection":
+                projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outputs, H / stride, W / stride)."""
+        residual = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+        return self.act(residual + self.shortcut(x))
+
+
+class PreActBlock(nn.Module):
+    """Two 3x3 convolutions, each behind batch norm and ReLU, and a sum that stays without either."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.act = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module | None = None
+        if inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outputs, H / stride, W / stride)."""
+        active = self.act(self.bn1(x))
+        residual = self.conv2(self.act(self.bn2(self.conv1(active))))
+        return residual + (x if self.shortcut is None else self.shortcut(active))
+
+
+class ResNetCifar(CifarNetwork):
+    """3x3 stem, three stages of residual blocks at 32, 16 and 8 pixels, global average pool, linear.
+
+    Args:
+        depth: layers: 6 n + 2 for n basic blocks a stage, 6 n + 4 for n pre-activation blocks.
+        widths: channels of the stem and of each stage.
+        pre_activation: blocks of Wide ResNets.
+        shortcut: what basic blocks add where size or width change: a 1x1 convolution, or padding without parameters.
+        drop_blocks: feature blocks cut from the end (the stem and every residual block are one each).
+        num_classes: outputs of the classifier, 0 for none.
+        in_chans: image channels.
+        drop_rate: dropout before the classifier.
+        global_pool: a pooling of timm's, "" for none.
+
+    Raises:
+        InputError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        widths: Sequence[int],
+        pre_activation: bool = False,
+        shortcut: Shortcut = "projection",
+        drop_blocks: int = 0,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if shortcut not in get_args(Shortcut):
+            raise InputError(f"shortcut must be one of {', '.join(get_args(Shortcut))}, got {shortcut!r}")
+        self_stage_blocks = stage_blocks(depth, pre_activation)
+        kept = kept_blocks(f"a ResNet of depth {depth}", drop_blocks, 1 + 3 * self_stage_blocks)
+        stem: list[nn.Module] = [nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)]
+        if not pre_activation:
+            stem += [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        blocks: list[nn.Module] = [FeatureBlock(*stem)]
+        channels, reductions = [widths[0]], [1]
+        for index in range(kept - 1):
+            stage, is_first = index // self_stage_blocks, index % self_stage_blocks == 0
+            stride = 2 if stage > 0 and is_first else 1
+            shape = channels[-1], widths[stage + 1], stride
+            blocks.append(PreActBlock(*shape) if pre_activation else BasicBlock(*shape, shortcut))
+            channels.append(widths[stage + 1])
+            reductions.append(reductions[-1] * stride)
+        super().__init__(
+            blocks,
+            channels,
+            reductions,
+            drop_blocks=drop_blocks,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_rate=drop_rate,
+            global_pool=global_pool,
+            has_norm=pre_activation,
+            device=device,
+            dtype=dtype,
+        )
+        self.stage_blocks = self_stage_blocks
+
+
+def stage_blocks(depth: int, pre_activation: bool) -> int:
+    """Return the residual blocks of each stage."""
+    return (depth - (4 if pre_activation else 2)) // 6
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, Tensor]:
+    """Rename the tensors of other implementations' checkpoints to this module's.
+
+    Known: akamaster's ResNets (`layer1.0.…`, `linear`; padding shortcuts, so create the model with shortcut="padding"),
+    torchvision-like ones of chenyaofo and mdistiller (`downsample`, `fc`), and mdistiller's Wide ResNets
+    (`block1.layer.0.…`, `convShortcut`, `bn1` at the end).
+
+    Raises:
+        InputError: a checkpoint of the other kind of shortcut.
+    """
+    tensors = without_prefix(state_dict)
+    if any(name.startswith("features.") for name in tensors):
+        return tensors
+    wide = any(name.startswith("block1.") for name in tensors)
+    renamed = {_renamed(name, model.stage_blocks, wide): tensor for name, tensor in tensors.items()}
+    has_projection = any(".shortcut." in name for name in renamed)
+    wants_projection = any(".shortcut." in name for name in model.state_dict())
+    if not wide and has_projection != wants_projection:
+        kinds = ("projection", "padding")
+        found, wanted = kinds if has_projection else kinds[::-1]
+        raise InputError(
+            f"the checkpoint has {found} shortcuts, the model {wanted} ones; create it with shortcut={found}"
+        )
+    return renamed
+
+
+def _renamed(name: str, blocks_per_stage: int, wide: bool) -> str:
+    def block(match: re.Match[str]) -> str:
+        return f"features.{1 + (int(match[1]) - 1) * blocks_per_stage + int(match[2])}."
+
+    name = re.sub(r"^layer(\d)\.(\d+)\.", block, name)
+    name = re.sub(r"^block(\d)\.layer\.(\d+)\.", block, name)
+    name = re.sub(r"\.(downsample|convShortcut)\.", ".shortcut.", name)
+    name = re.sub(r"^conv1\.", "features.0.0.", name)
+    name = re.sub(r"^bn1\.", "norm.0." if wide else "features.0.1.", name)
+    return re.sub(r"^(linear|fc)\.", "classifier.1.", name)
+
+
+def _create(name: str, pretrained: bool, depth: int, widths: Sequence[int], pre_activation: bool, **kwargs: Any) -> Any:
+    blocks = stage_blocks(depth, pre_activation)
+    kept = kept_blocks(name, kwargs.get("drop_blocks", 0), 1 + 3 * blocks)
+    return build_model_with_cfg(
+        ResNetCifar,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": tuple(range(0, kept, blocks)), "feature_cls": "getter"},
+        depth=depth,
+        widths=tuple(widths),
+        pre_activation=pre_activation,
+        **kwargs,
+    )
+
+
+NAMES = (
+    *("resnet20_cifar", "resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet110_cifar"),
+    *("resnet8x4_cifar", "resnet32x4_cifar", "wrn_16_1_cifar", "wrn_16_2_cifar", "wrn_40_1_cifar", "wrn_40_2_cifar"),
+)
+default_cfgs = cifar_cfgs(NAMES, first_conv="features.0.0")
+
+
+def _resnet(name: str, pretrained: bool, depth: int, width: int = 1, stem: int = 16, **kwargs: Any) -> ResNetCifar:
+    return _create(name, pretrained, depth, (stem, 16 * width, 32 * width, 64 * width), False, **kwargs)
+
+
+def _wide_resnet(name: str, pretrained: bool, depth: int, width: int, **kwargs: Any) -> ResNetCifar:
+    return _create(name, pretrained, depth, (16, 16 * width, 32 * width, 64 * width), True, **kwargs)
+
+
+@register_model
+def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-20 for 32x32 images."""
+    return _resnet("resnet20_cifar", pretrained, 20, **kwargs)
+
+
+@register_model
+def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-32 for 32x32 images."""
+    return _resnet("resnet32_cifar", pretrained, 32, **kwargs)
+
+
+@register_model
+def resnet44_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-44 for 32x32 images."""
+    return _resnet("resnet44_cifar", pretrained, 44, **kwargs)
+
+
+@register_model
+def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-56 for 32x32 images."""
+    return _resnet("resnet56_cifar", pretrained, 56, **kwargs)
+
+
+@register_model
+def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-110 for 32x32 images."""
+    return _resnet("resnet110_cifar", pretrained, 110, **kwargs)
+
+
+@register_model
+def resnet8x4_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-8 for 32x32 images, four times as wide, a stem of 32 channels."""
+    return _resnet("resnet8x4_cifar", pretrained, 8, width=4, stem=32, **kwargs)
+
+
+@register_model
+def resnet32x4_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-32 for 32x32 images, four times as wide, a stem of 32 channels."""
+    return _resnet("resnet32x4_cifar", pretrained, 32, width=4, stem=32, **kwargs)
+
+
+@register_model
+def wrn_16_1_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """Wide ResNet of depth 16 and width 1 for 32x32 images."""
+    return _wide_resnet("wrn_16_1_cifar", pretrained, 16, 1, **kwargs)
+
+
+@register_model
+def wrn_16_2_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """Wide ResNet of depth 16 and width 2 for 32x32 images."""
+    return _wide_resnet("wrn_16_2_cifar", pretrained, 16, 2, **kwargs)
+
+
+@register_model
+def wrn_40_1_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """Wide ResNet of depth 40 and width 1 for 32x32 images."""
+    return _wide_resnet("wrn_40_1_cifar", pretrained, 40, 1, **kwargs)
+
+
+@register_model
+def wrn_40_2_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """Wide ResNet of depth 40 and width 2 for 32x32 images."""
+    return _wide_resnet("wrn_40_2_cifar", pretrained, 40, 2, **kwargs)
