@@ -54,12 +54,8 @@ class CifarNetwork(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.drop_blocks, self.num_classes, self.in_chans, self.drop_rate = (
-            drop_blocks,
-            num_classes,
-            in_chans,
-            drop_rate,
-        )
+        self.drop_blocks, self.drop_rate = drop_blocks, drop_rate
+        self.num_classes, self.in_chans = num_classes, in_chans
         self.grad_checkpointing = False
         self.feature_info = [
             {"num_chs": c, "reduction": r, "module": f"features.{i}"}

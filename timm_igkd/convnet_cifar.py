@@ -1,8 +1,8 @@
 """A dense 3x3 network for 32x32 images that trains fast, as a timm model: fixed whitening stem, three groups, GELU.
 
-Source: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498 (airbench94). Deviations: the stem
-whitens with a fixed basis instead of the training images' own eigenvectors, batch norm has torch's momentum and a trained
-scale, the logits are not scaled.
+Source: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498 (airbench94). Deviations: the
+stem whitens with a fixed basis instead of the training images' own eigenvectors, batch norm has torch's momentum and a
+trained scale, the logits are not scaled.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ _VARIANCES = (9.97, 0.331, 0.393, 0.055, 0.828, 0.0142, 0.0170, 0.0021, 0.191, 0
 def whitening_filters(in_chans: int = 3) -> Tensor:
     """Return filters whose outputs are nearly uncorrelated and of variance 1 on natural images.
 
-    The eigenvectors of 2x2 patches of natural images are, nearly, Haar wavelets times opponent colours: on CIFAR-10 no two
-    outputs correlate by more than 0.28. So no training image is needed to make them.
+    The eigenvectors of 2x2 patches of natural images are, nearly, Haar wavelets times opponent colours: on CIFAR-10 no
+    two outputs correlate by more than 0.28. So no training image is needed to make them.
 
     Args:
         in_chans: image channels; other than 3 are not mixed.
@@ -125,7 +125,7 @@ class ConvNetCifar(CifarNetwork):
         self.widths = self_widths
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as torch does, but let the first outputs of a 3x3 convolution copy its inputs (airbench's dirac)."""
+        """Initialise as torch does, but the first outputs of a 3x3 convolution copy its inputs (airbench's dirac)."""
         if isinstance(module, nn.Linear):
             super()._init_weights(module)
         elif isinstance(module, nn.Conv2d) and module.weight.requires_grad:

@@ -49,8 +49,8 @@ class DeviceAugmentation:
         padding: pixels around the image before a crop of its own size, at a random place; 0: no crop.
         padding_mode: what these are: black, or the image reflected at its border.
         hflip: probability of a horizontal flip.
-        alternate_flip: draw the flip of an image once, for epoch 0, and turn it in every later epoch, so that two epochs
-            see both sides (K. Jordan, arXiv 2404.00498).
+        alternate_flip: draw the flip of an image once, for epoch 0, and turn it in every later epoch, so that two
+            epochs see both sides (K. Jordan, arXiv 2404.00498).
         cutout: side in pixels of a square set to the mean colour at a random place, in both views; 0: none
             (DeVries and Taylor, arXiv 1708.04552).
         mean: of the normalisation. std: of the normalisation.

@@ -1,7 +1,7 @@
 """The residual networks of the distillation literature for 32x32 images, as timm models.
 
-Sources: He et al., arXiv 1512.03385 (ResNet-20 to -110); Zagoruyko & Komodakis, arXiv 1605.07146 (Wide ResNets); the "x4"
-widths are Tian et al.'s, arXiv 1910.10699. Weights of others load through `checkpoint_filter_fn`.
+Sources: He et al., arXiv 1512.03385 (ResNet-20 to -110); Zagoruyko & Komodakis, arXiv 1605.07146 (Wide ResNets); the
+"x4" widths are Tian et al.'s, arXiv 1910.10699. Weights of others load through `checkpoint_filter_fn`.
 """
 
 import re
