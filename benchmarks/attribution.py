@@ -191,7 +191,7 @@ def main() -> None:
     import torch
 
     from timm_igkd.environment import environment
-    from timm_igkd.store_files import write_json
+    from timm_igkd.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_igkd.environment import environment
-from timm_igkd.store_files import write_json
+from timm_igkd.files import write_json
 
 PARTS = ("processes", "memory", "disk")
 NUM_TRAIN = 50_000

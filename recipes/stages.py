@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from timm_igkd.errors import InputError
-from timm_igkd.store_files import read_json, write_json
+from timm_igkd.files import read_json, write_json
 from train_config import TrainConfig
 
 

@@ -27,12 +27,12 @@ from studies import require_report_packages
 from studies.config import Cell, StudyConfig
 from studies.data import StudyData
 from studies.evaluation import RunEvaluator
-from studies.locks import exclusive
 from studies.rows import StudyRows
 from studies.training import DivergedError, RunTrainer
 from timm_igkd.config import parse_config
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.files import exclusive
 from timm_igkd.latency import describe_hardware
 from timm_igkd.model_loading import save_model
 from timm_igkd.reporting import run_reporting_errors

@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 from schedule import create_scheduler
 from timm_igkd import IGDistillationTask
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.files import write_atomic
 from timm_igkd.mixup import TwoViewMixup
 from timm_igkd.random_streams import derive_seed, generator, seed_global
-from timm_igkd.store_files import write_atomic
 from train_config import TrainConfig
 
 HISTORY = "epoch lr loss task_loss distill_loss attention_loss top1_train val_loss val_top1 seconds".split()

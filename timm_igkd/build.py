@@ -15,6 +15,7 @@ from timm_igkd.attribution import IGOptions
 from timm_igkd.chunk_pool import one_thread
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
+from timm_igkd.files import write_json
 from timm_igkd.items import class_names, dataset_name
 from timm_igkd.kernel_choice import computation
 from timm_igkd.map_rows import RowMaker
@@ -30,7 +31,6 @@ from timm_igkd.store_files import (
     open_manifest,
     shard_path,
     statistics,
-    write_json,
 )
 
 EngineName = Literal["captum", "fast"]

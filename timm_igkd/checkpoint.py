@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from timm.models import clean_state_dict
 from torch import Tensor
 
-from timm_igkd.errors import InputError, MissingFileError, RunError, UserError
+from timm_igkd.errors import InputError, MissingFileError, RunError, UserError, first_line
 
 
 def flag_name(role: str, option: str) -> str:
@@ -22,12 +22,6 @@ def flag_name(role: str, option: str) -> str:
     if role == "model":
         return "--model-args" if option == "args" else f"--{option}"
     return f"--{role}-{option}"
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:limit] if lines else type(error).__name__
 
 
 def read_checkpoint(file: Path, use_ema: bool, role: str) -> dict[str, Tensor]:

@@ -49,3 +49,9 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
     """Raise InputError unless low <= value <= high (NaN fails)."""
     if not low <= value <= high:
         raise InputError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:limit] if lines else type(error).__name__

@@ -9,8 +9,7 @@ from typing import TypeVar
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_token
 
-from timm_igkd.checkpoint import first_line
-from timm_igkd.errors import InputError, RunError, UserError
+from timm_igkd.errors import InputError, RunError, UserError, first_line
 
 RETRY_WAITS_S = (1.0, 2.0, 4.0)
 LONGEST_RETRY_AFTER_S = 60.0

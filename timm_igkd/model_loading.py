@@ -27,8 +27,8 @@ import timm_igkd.convnet_cifar
 import timm_igkd.mobilenetv2_cifar
 import timm_igkd.resnet_cifar
 import timm_igkd.truncated_model  # noqa: F401  (all register architectures that a saved folder may name)
-from timm_igkd.checkpoint import first_line, flag_name, read_checkpoint, translated_errors
-from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
+from timm_igkd.checkpoint import flag_name, read_checkpoint, translated_errors
+from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 

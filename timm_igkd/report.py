@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from timm_igkd import report_tables as tables
+from timm_igkd.files import write_atomic
 from timm_igkd.preview import Sample
 from timm_igkd.report_figures import learning_curves, require_matplotlib
 from timm_igkd.report_sections import (
@@ -18,7 +19,6 @@ from timm_igkd.report_sections import (
     sample_view,
 )
 from timm_igkd.run_files import History, Predictions, read_history, read_mapping, read_predictions
-from timm_igkd.store_files import write_atomic
 
 __all__ = ["Disagreement", "collect_disagreements", "write_report"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from timm_igkd.errors import InputError
-from timm_igkd.store_files import read_json
+from timm_igkd.files import read_json
 
 # 97.5 % quantiles of the t distribution for 1 to 30 degrees of freedom; above, the normal one is close.
 _T = (

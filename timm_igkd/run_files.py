@@ -14,7 +14,7 @@ from torch import Tensor
 
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation import Evaluation
-from timm_igkd.store_files import write_atomic
+from timm_igkd.files import write_atomic
 
 History = Mapping[str, np.ndarray]
 

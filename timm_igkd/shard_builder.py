@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 
 from timm_igkd.data import LabeledImages
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.files import read_json, write_json
 from timm_igkd.images import content_key
 from timm_igkd.items import read_item, row_name
 from timm_igkd.kernel_choice import give_back
 from timm_igkd.map_format import MapRow, to_table
 from timm_igkd.map_rows import Item, RowMaker
-from timm_igkd.store_files import check_shard, read_json, shard_path, shard_rows, write_json, write_shard
+from timm_igkd.store_files import check_shard, shard_path, shard_rows, write_shard
 
 MOST_READERS = 8
 

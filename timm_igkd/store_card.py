@@ -9,9 +9,10 @@ from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
+from timm_igkd.files import write_atomic
 from timm_igkd.map_format import decode_png, rectify
-from timm_igkd.preview import fit_image, heat_image, shorten
-from timm_igkd.store_files import read_shard, shard_path, shard_rows, write_atomic
+from timm_igkd.pictures import fit_image, heat_image, shorten
+from timm_igkd.store_files import read_shard, shard_path, shard_rows
 
 PICTURE = "maps.png"
 _COLUMNS, _MOST_PICTURED, _GAP, _CAPTION = 8, 24, 6, 18

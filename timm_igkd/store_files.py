@@ -6,8 +6,6 @@ out/provenance.json                     written last: the store is complete
 out/README.md                           dataset card
 """
 
-import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,37 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.files import read_json, write_atomic, write_json
 from timm_igkd.map_format import is_intact
 
 FORMAT_VERSION = 1
 _NOT_SETTINGS = ("versions", "out_of_memory_halvings", "chunk_size", "batch_images", "dtype", "compiled", "kernels")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it: it is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write strict JSON atomically."""
-    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; an InputError names it where it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{str(path)!r} is not JSON ({error}); restore it or rebuild the store") from error
 
 
 def default_shard_rows(n: int) -> int:

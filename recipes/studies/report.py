@@ -20,9 +20,9 @@ from studies.results import StudyResults
 from studies.tables import cells_table, contrast_table, corruption_table, paper_table, transfer_table
 from studies.trials import trials_table
 from timm_igkd.errors import InputError
+from timm_igkd.files import write_atomic
 from timm_igkd.report import page_style
 from timm_igkd.report_figures import require_matplotlib
-from timm_igkd.store_files import write_atomic
 
 _HERE = Path(__file__).parent
 

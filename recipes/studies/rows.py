@@ -19,7 +19,7 @@ import numpy as np
 
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.store_files import write_atomic
+from timm_igkd.files import write_atomic
 
 RunKey = tuple[str, int]
 

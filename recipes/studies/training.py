@@ -20,8 +20,8 @@ from timm_igkd import IGDistillationTask, IGOverlay
 from timm_igkd.device_images import DeviceImages
 from timm_igkd.device_loader import Batch, DeviceAugmentation, DeviceLoader
 from timm_igkd.errors import RunError
+from timm_igkd.files import write_atomic
 from timm_igkd.random_streams import derive_seed, seed_global
-from timm_igkd.store_files import write_atomic
 
 _BATCHES_AT_ONCE = {"cuda": 16, "cpu": 4}
 
