@@ -106,7 +106,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
-    from timm_igkd import hub_errors
+    from timm_igkd.hub import errors as hub_errors
 
     with running_hub() as server:
         server.tokens[HUB_TOKEN] = "user"

@@ -144,7 +144,7 @@ def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_im
 
 TOKEN_OF_A_FILE = """
 import huggingface_hub
-from timm_igkd.hub import require_login
+from timm_igkd.hub.transport import require_login
 require_login("user/name")
 print(huggingface_hub.get_token())
 """

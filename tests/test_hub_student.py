@@ -14,9 +14,10 @@ from hub_parts import NAMES, build_maps, code_blocks, make_run, plain_student, p
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http, get_session
 
-from timm_igkd import hub_errors, hub_student, load_model, push_student, save_model
+from timm_igkd import hub_student, load_model, push_student, save_model
 from timm_igkd.cli import main
 from timm_igkd.errors import MissingFileError, RunError
+from timm_igkd.hub import errors as hub_errors
 from timm_igkd.model_loading import weights_hash
 
 pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from timm_igkd import arguments
-from timm_igkd.hub import TIMEOUT_S, Pushed
+from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.hub_maps import push_maps
 from timm_igkd.hub_student import push_student
 

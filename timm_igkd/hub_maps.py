@@ -9,8 +9,17 @@ from huggingface_hub import snapshot_download
 from timm_igkd.cards import public_name
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.files import read_json
-from timm_igkd.hub import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, repo_label, require_login
-from timm_igkd.hub_errors import with_retries
+from timm_igkd.hub.errors import with_retries
+from timm_igkd.hub.transport import (
+    TIMEOUT_S,
+    Publication,
+    Pushed,
+    check_repo_id,
+    hub_session,
+    publish,
+    repo_label,
+    require_login,
+)
 from timm_igkd.store_card import PICTURE, dataset_card, map_picture
 from timm_igkd.store_files import check_shard, num_shards, require_complete, shard_path
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from timm_igkd.arrow_cache import arrow_file, mapped_table
 from timm_igkd.errors import InputError
-from timm_igkd.hub import TIMEOUT_S, Pushed
+from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.hub_maps import fetch_maps, push_maps, repository_of
 from timm_igkd.images import Name, content_key, text
 from timm_igkd.items import read_item, row_name

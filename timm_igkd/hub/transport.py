@@ -23,7 +23,7 @@ from huggingface_hub.utils import (
 
 from timm_igkd.cards import is_untouched
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.hub_errors import ForeignRepositoryError, holds_token, with_retries
+from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
 from timm_igkd.version import __version__
 
 TIMEOUT_S = 60.0

@@ -1,0 +1,1 @@
+"""The Hub: session, retry, one commit, its errors in one line; no room above is known here."""
