@@ -23,11 +23,11 @@ from timm_igkd.attribution import (
 )
 from timm_igkd.build import compute_maps
 from timm_igkd.chunk_pool import ChunkPool
-from timm_igkd.data import load_labeled_images
+from timm_igkd.data.items import read_item
+from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.folding import fold_batch_norm
 from timm_igkd.ig_engine import FastEngine
-from timm_igkd.items import read_item
 from timm_igkd.map_format import quantize
 from timm_igkd.model_loading import class_indices, load_model, weights_hash
 

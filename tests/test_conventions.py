@@ -77,7 +77,7 @@ def test_precision_comes_from_the_launcher(recipe: Runner, tiny_images, monkeypa
 CACHES = """
 import sys
 from timm_igkd import MapStore
-from timm_igkd.data import load_labeled_images
+from timm_igkd.data.loading import load_labeled_images
 print(len(MapStore(sys.argv[1])))
 try:
     load_labeled_images("user/images", "train")

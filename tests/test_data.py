@@ -11,10 +11,10 @@ import torchvision
 from PIL import Image
 from tiny_parts import ImageList, noise_image
 
-from timm_igkd.data import load_labeled_images
+from timm_igkd.data.images import content_key
+from timm_igkd.data.items import class_names, dataset_name, read_item, row_name
+from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, InputTypeError, MissingFileError
-from timm_igkd.images import content_key
-from timm_igkd.items import class_names, dataset_name, read_item, row_name
 
 
 def keys(dataset) -> list[str]:

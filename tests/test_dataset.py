@@ -17,7 +17,7 @@ from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
-from timm_igkd.data import load_labeled_images
+from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.dataset import IGOverlayDataset, check_views
 from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.mixup import TwoViewMixup

@@ -8,8 +8,8 @@ from PIL import Image
 from timm.data import ImageDataset
 from tiny_parts import noise_image
 
+from timm_igkd.data.images import content_key, decode_image, to_rgb
 from timm_igkd.errors import InputError
-from timm_igkd.images import content_key, decode_image, to_rgb
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

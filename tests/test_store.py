@@ -21,11 +21,11 @@ from torch import nn
 
 from timm_igkd.attribution import IGOptions, TeacherView
 from timm_igkd.build import compute_maps, recompute_rows
-from timm_igkd.data import load_labeled_images
+from timm_igkd.data.images import content_key
+from timm_igkd.data.items import read_item
+from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import read_json
-from timm_igkd.images import content_key
-from timm_igkd.items import read_item
 from timm_igkd.map_format import MapRow, decode_png, encode_png, map_hash, quantize, rectify, to_table
 from timm_igkd.model_loading import save_model
 from timm_igkd.store import MapStore

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from timm_igkd.data.images import content_key
 from timm_igkd.files import write_json
-from timm_igkd.images import content_key
 from timm_igkd.map_format import MapRow, to_table
 from timm_igkd.store import MapStore
 from timm_igkd.store_files import num_shards, shard_path, shard_rows, write_shard

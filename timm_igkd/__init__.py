@@ -6,7 +6,7 @@ Importing the package registers the models `mobilenetv2_cifar` and `igkd_truncat
 
 from timm_igkd.attribution import IGOptions
 from timm_igkd.build import compute_maps
-from timm_igkd.data import load_labeled_images
+from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.evaluation import evaluate
 from timm_igkd.hub_maps import push_maps

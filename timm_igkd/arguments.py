@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from timm_igkd.config import read_value
-from timm_igkd.data import load_labeled_images
+from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.model_loading import load_model
 
 

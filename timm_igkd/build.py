@@ -13,10 +13,10 @@ from torch import nn
 
 from timm_igkd.attribution import IGOptions
 from timm_igkd.chunk_pool import one_thread
+from timm_igkd.data.items import class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import write_json
-from timm_igkd.items import class_names, dataset_name
 from timm_igkd.kernel_choice import computation
 from timm_igkd.map_rows import RowMaker
 from timm_igkd.model_loading import class_indices, weights_hash

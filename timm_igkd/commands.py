@@ -12,9 +12,9 @@ from timm_igkd.attribution import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.build import compute_maps, recompute_rows
 from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_student_arguments, push_student_command
 from timm_igkd.commands_run import run_arguments, run_command
+from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import evaluate, write_metrics
-from timm_igkd.items import class_names, read_item, row_name
 from timm_igkd.model_loading import class_indices, load_model, weights_hash
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.preview import Sample, write_preview

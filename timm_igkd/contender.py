@@ -8,8 +8,8 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
+from timm_igkd.data.items import class_names
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.items import class_names
 
 
 @dataclass(frozen=True)

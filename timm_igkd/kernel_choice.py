@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from timm_igkd.attribution import IGOptions, TeacherView, reduce_channels
 from timm_igkd.chunk_gradient import Kernel
 from timm_igkd.chunking import activation_chunk, images_per_batch
+from timm_igkd.data.items import read_item
 from timm_igkd.ig_engine import FastEngine
-from timm_igkd.items import read_item
 
 PROBE_IMAGES = 8
 SMALLEST_CHUNK = 32

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from timm_igkd.contender import Contender, shared_transforms
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from timm_igkd.data.items import read_item
 from timm_igkd.errors import RunError
-from timm_igkd.items import read_item
 
 _SETTINGS = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from timm_igkd.data import LabeledImages
+from timm_igkd.data.images import content_key
+from timm_igkd.data.items import read_item, row_name
+from timm_igkd.data.loading import LabeledImages
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import read_json, write_json
-from timm_igkd.images import content_key
-from timm_igkd.items import read_item, row_name
 from timm_igkd.kernel_choice import give_back
 from timm_igkd.map_format import MapRow, to_table
 from timm_igkd.map_rows import Item, RowMaker

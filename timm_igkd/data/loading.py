@@ -19,8 +19,8 @@ import torch.utils.data
 from huggingface_hub import errors as hub_errors
 from PIL import Image
 
+from timm_igkd.data.images import decode_image
 from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
-from timm_igkd.images import decode_image
 
 if TYPE_CHECKING:
     import datasets

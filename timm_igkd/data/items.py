@@ -11,9 +11,9 @@ import timm.data
 import torch.utils.data
 from PIL import Image
 
-from timm_igkd.data import LabeledImages
+from timm_igkd.data.images import decode_image, to_rgb
+from timm_igkd.data.loading import LabeledImages
 from timm_igkd.errors import InputError, InputTypeError
-from timm_igkd.images import decode_image, to_rgb
 
 
 def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
