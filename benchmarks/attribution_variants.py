@@ -26,7 +26,7 @@ from timm_igkd.chunk_pool import ChunkPool
 from timm_igkd.chunking import images_per_batch
 from timm_igkd.ig_engine import FastEngine
 from timm_igkd.kernel_choice import computation
-from timm_igkd.model_loading import class_indices
+from timm_igkd.models.loading import class_indices
 
 SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}
 LIMIT_BATCHES = {

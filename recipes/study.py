@@ -34,7 +34,7 @@ from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import exclusive
 from timm_igkd.latency import describe_hardware
-from timm_igkd.model_loading import save_model
+from timm_igkd.models.loading import save_model
 from timm_igkd.reporting import run_reporting_errors
 
 

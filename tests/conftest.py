@@ -159,7 +159,7 @@ def teacher_folder(tmp_path: Path) -> Path:
     """Return a saved teacher of 2 classes at 16x16."""
     from tiny_parts import tiny_teacher
 
-    from timm_igkd.model_loading import save_model
+    from timm_igkd.models.loading import save_model
 
     save_model(tiny_teacher(classes=2, size=16), tmp_path / "teacher")
     return tmp_path / "teacher"

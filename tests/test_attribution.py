@@ -29,7 +29,7 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.folding import fold_batch_norm
 from timm_igkd.ig_engine import FastEngine
 from timm_igkd.map_format import quantize
-from timm_igkd.model_loading import class_indices, load_model, weights_hash
+from timm_igkd.models.loading import class_indices, load_model, weights_hash
 
 FAMILIES = ("test_efficientnet", "test_resnet", "test_vit", "test_convnext")
 

@@ -27,7 +27,7 @@ from tiny_parts import tiny_teacher
 
 from timm_igkd import IGOverlay, MapStore, load_labeled_images
 from timm_igkd.ig_engine import FastEngine
-from timm_igkd.model_loading import save_model
+from timm_igkd.models.loading import save_model
 
 
 def maps_of(images: object, teacher: Path, out: Path, *options: object) -> list[object]:

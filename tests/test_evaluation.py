@@ -15,7 +15,7 @@ from timm_igkd.corruptions import CORRUPTIONS, corrupt
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation import Evaluation, classification_metrics, evaluate, write_metrics
 from timm_igkd.latency import time_model
-from timm_igkd.model_loading import save_model
+from timm_igkd.models.loading import save_model
 from timm_igkd.run_files import read_predictions, write_predictions
 
 QUIET = {"measure_latency": False, "progress": False}

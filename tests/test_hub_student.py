@@ -18,7 +18,7 @@ from timm_igkd import hub_student, load_model, push_student, save_model
 from timm_igkd.cli import main
 from timm_igkd.errors import MissingFileError, RunError
 from timm_igkd.hub import errors as hub_errors
-from timm_igkd.model_loading import weights_hash
+from timm_igkd.models.loading import weights_hash
 
 pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
     pytest.mark.hub,
@@ -185,7 +185,7 @@ def test_plugin_student_loads_in_a_fresh_process_as_its_card_says(hub, plugin_ru
     push_student(plugin_run, REPO, private=True)
     (usage,) = code_blocks(published(hub)["README.md"].decode())
     assert usage.startswith("import timm_igkd")
-    check = "\nfrom timm_igkd.model_loading import weights_hash\nprint(weights_hash(model))\n"
+    check = "\nfrom timm_igkd.models.loading import weights_hash\nprint(weights_hash(model))\n"
     out = run_python(usage + check, hub.environment(tmp_path / "home", HUB_TOKEN), tmp_path).splitlines()
     assert out[1] == weights_hash(load_model(f"local-dir:{plugin_run / 'student'}"))
     assert HUB_TOKEN not in "".join(out)

@@ -17,7 +17,7 @@ from command_lines import RECIPES
 from conftest import ImageFactory
 from tiny_parts import tiny_teacher
 
-from timm_igkd.model_loading import save_model
+from timm_igkd.models.loading import save_model
 
 pytestmark = pytest.mark.slow
 
@@ -225,7 +225,7 @@ WATCHER = f"""
 import hashlib, sys
 sys.path.insert(0, {str(RECIPES)!r})
 import torch, train_igkd, training
-from timm_igkd.model_loading import weights_hash
+from timm_igkd.models.loading import weights_hash
 
 fit = training.Trainer.fit
 

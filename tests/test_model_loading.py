@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import save_file
 
-from timm_igkd import model_loading
 from timm_igkd.errors import InputError, MissingFileError, RunError
-from timm_igkd.model_loading import (
+from timm_igkd.models import loading as model_loading
+from timm_igkd.models.loading import (
     class_indices,
     count_macs,
     count_parameters,

@@ -6,8 +6,8 @@ import timm
 import torch
 
 from timm_igkd.errors import InputError
-from timm_igkd.mobilenetv2_cifar import MobileNetV2Cifar
-from timm_igkd.model_loading import count_macs, count_parameters, load_model
+from timm_igkd.models.loading import count_macs, count_parameters, load_model
+from timm_igkd.models.mobilenetv2_cifar import MobileNetV2Cifar
 
 SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[2] / "shared"))
 PAPER_COUNTS = {

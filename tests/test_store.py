@@ -27,7 +27,7 @@ from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import read_json
 from timm_igkd.map_format import MapRow, decode_png, encode_png, map_hash, quantize, rectify, to_table
-from timm_igkd.model_loading import save_model
+from timm_igkd.models.loading import save_model
 from timm_igkd.store import MapStore
 
 N, SHARD = 10, 4

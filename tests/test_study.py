@@ -29,7 +29,7 @@ from studies.evaluation import map_correlation
 from studies.rows import StudyRows, key_of
 from timm_igkd.corruptions import CORRUPTIONS
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.model_loading import load_model, weights_hash
+from timm_igkd.models.loading import load_model, weights_hash
 
 
 @pytest.fixture
@@ -351,7 +351,7 @@ def test_ig_maps_start_from_the_same_picture_whatever_the_normalisation(settings
 def test_teacher_of_other_classes_is_refused(run, settings, tmp_path):
     from tiny_parts import tiny_teacher
 
-    from timm_igkd.model_loading import save_model
+    from timm_igkd.models.loading import save_model
 
     save_model(tiny_teacher(classes=3, size=16), tmp_path / "three")
     outcome = run(settings | {"teacher": f"local-dir:{tmp_path / 'three'}"})

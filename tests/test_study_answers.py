@@ -11,8 +11,8 @@ from studies.tables import (
     paper_table,
     signed,
 )
-from timm_igkd.mobilenetv2_cifar import mobilenetv2_cifar
-from timm_igkd.model_loading import count_parameters
+from timm_igkd.models.loading import count_parameters
+from timm_igkd.models.mobilenetv2_cifar import mobilenetv2_cifar
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from timm_igkd import onnx_latency as onnx_module
 from timm_igkd import truncate, with_plugin
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation import evaluate
-from timm_igkd.model_loading import save_model
+from timm_igkd.models.loading import save_model
 from timm_igkd.onnx_latency import onnx_latency
 
 pytestmark = [

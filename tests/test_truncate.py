@@ -7,7 +7,7 @@ from timm.models import get_model_input_config
 
 from timm_igkd import truncate
 from timm_igkd.errors import InputError
-from timm_igkd.model_loading import save_model
+from timm_igkd.models.loading import save_model
 
 SMALL = ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"]
 WIDE = [

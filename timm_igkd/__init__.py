@@ -11,11 +11,11 @@ from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.evaluation import evaluate
 from timm_igkd.hub_maps import push_maps
 from timm_igkd.hub_student import push_student
-from timm_igkd.model_loading import load_model, save_model
+from timm_igkd.models.loading import load_model, save_model
+from timm_igkd.models.truncation import truncate
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.store import MapStore
 from timm_igkd.task import IGDistillationTask
-from timm_igkd.truncate import truncate
 from timm_igkd.version import __version__
 
 __all__ = [

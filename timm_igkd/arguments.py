@@ -8,7 +8,7 @@ import yaml
 
 from timm_igkd.config import read_value
 from timm_igkd.data.loading import load_labeled_images
-from timm_igkd.model_loading import load_model
+from timm_igkd.models.loading import load_model
 
 
 def key_value(text: str) -> tuple[str, Any]:

@@ -19,7 +19,7 @@ from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import write_json
 from timm_igkd.kernel_choice import computation
 from timm_igkd.map_rows import RowMaker
-from timm_igkd.model_loading import class_indices, weights_hash
+from timm_igkd.models.loading import class_indices, weights_hash
 from timm_igkd.shard_builder import ShardBuilder
 from timm_igkd.store import MapStore
 from timm_igkd.store_card import write_store_card

@@ -15,7 +15,7 @@ from timm_igkd.commands_run import run_arguments, run_command
 from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import evaluate, write_metrics
-from timm_igkd.model_loading import class_indices, load_model, weights_hash
+from timm_igkd.models.loading import class_indices, load_model, weights_hash
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.preview import Sample, write_preview
 from timm_igkd.store import MapStore

@@ -18,7 +18,7 @@ from timm_igkd.data.items import dataset_name, read_item
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import write_atomic
 from timm_igkd.latency import describe_hardware, time_model
-from timm_igkd.model_loading import count_macs, count_parameters
+from timm_igkd.models.loading import count_macs, count_parameters
 from timm_igkd.robustness import measure_robustness
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
-from timm_igkd.model_loading import load_model, save_model, weights_hash
+from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.run_facts import RunFacts, read_run
 from timm_igkd.student_card import model_card
 

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
-from timm_igkd.model_loading import count_macs, count_parameters, needs_plugin
+from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report_tables import (
     ABSENT,
     NARROW,

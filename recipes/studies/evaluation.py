@@ -13,7 +13,7 @@ from timm_igkd.chunking import activation_chunk
 from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.evaluation import classification_metrics, teacher_agreement
 from timm_igkd.ig_engine import FastEngine
-from timm_igkd.model_loading import count_macs, count_parameters
+from timm_igkd.models.loading import count_macs, count_parameters
 
 _SIMILARITY_STEPS = 32
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import timm_igkd.convnet_cifar
-import timm_igkd.mobilenetv2_cifar
-import timm_igkd.resnet_cifar
-import timm_igkd.truncated_model  # noqa: F401  (all register architectures that a saved folder may name)
-from timm_igkd.checkpoint import flag_name, read_checkpoint, translated_errors
+import timm_igkd.models.convnet_cifar
+import timm_igkd.models.mobilenetv2_cifar
+import timm_igkd.models.resnet_cifar
+import timm_igkd.models.truncated_model  # noqa: F401  (all register architectures that a saved folder may name)
 from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
+from timm_igkd.models.checkpoint import flag_name, read_checkpoint, translated_errors
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from timm_igkd.cifar_network import CifarNetwork, FeatureBlock, cifar_cfgs, kept_blocks, without_prefix
 from timm_igkd.errors import InputError
+from timm_igkd.models.cifar_network import CifarNetwork, FeatureBlock, cifar_cfgs, kept_blocks, without_prefix
 
 Shortcut = Literal["projection", "padding"]
 

@@ -12,8 +12,8 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from timm_igkd.cifar_network import CifarNetwork, FeatureBlock, cifar_cfgs, kept_blocks
 from timm_igkd.errors import InputError
+from timm_igkd.models.cifar_network import CifarNetwork, FeatureBlock, cifar_cfgs, kept_blocks
 
 WIDTHS = (64, 256, 256)
 

@@ -11,8 +11,8 @@ from timm.models import get_model_input_config, get_model_traits
 from torch import nn
 
 from timm_igkd.errors import InputError
-from timm_igkd.mobilenetv2_cifar import MobileNetV2Cifar
-from timm_igkd.truncated_model import TruncatedModel, below_base, check_cuttable, check_drop, cut_cfg
+from timm_igkd.models.mobilenetv2_cifar import MobileNetV2Cifar
+from timm_igkd.models.truncated_model import TruncatedModel, below_base, check_cuttable, check_drop, cut_cfg
 
 CHANGED_MODEL = (
     "the model is not as timm.create_model built it, its weights cannot be copied ({}); truncate it as built"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
-from timm_igkd.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks
+from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks
 
 NUM_BLOCKS = 19
 """Feature blocks of the whole network, counting the stem and the last 1x1 convolution."""

@@ -1,0 +1,1 @@
+"""Teachers and students in and out: architectures, loading, saving, truncation."""
