@@ -23,10 +23,10 @@ from attribution_variants import Work
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from timm_igkd import ig_engine
-from timm_igkd.chunk_pool import ChunkPool, one_thread
+from timm_igkd.attribution import engine as ig_engine
+from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
+from timm_igkd.attribution.frozen_conv import FrozenConv2d
 from timm_igkd.environment import environment
-from timm_igkd.frozen_conv import FrozenConv2d
 
 KINDS = {
     "convolution": ("convolution", "conv2d", "addmm", "bmm", "::mm", "attention"),

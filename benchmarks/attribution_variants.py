@@ -20,11 +20,11 @@ import timm
 import torch
 
 from timm_igkd import load_labeled_images, load_model
-from timm_igkd.attribution import CaptumEngine, IGOptions, TeacherView
-from timm_igkd.chunk_gradient import Kernel, exact_convolutions
-from timm_igkd.chunk_pool import ChunkPool
-from timm_igkd.chunking import images_per_batch
-from timm_igkd.ig_engine import FastEngine
+from timm_igkd.attribution.chunk_gradient import Kernel, exact_convolutions
+from timm_igkd.attribution.chunk_pool import ChunkPool
+from timm_igkd.attribution.chunk_size import images_per_batch
+from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.attribution.options import CaptumEngine, IGOptions, TeacherView
 from timm_igkd.kernel_choice import computation
 from timm_igkd.models.loading import class_indices
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from timm.optim import list_optimizers
 
-from timm_igkd.attribution import Baseline, IGOptions, Output, Reduction, Target
+from timm_igkd.attribution.options import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.controls import OverlaySource
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.overlay import IGOverlay

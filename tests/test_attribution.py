@@ -12,7 +12,10 @@ from timm.layers import ScaledStdConv2d
 from tiny_parts import ImageList, noise_image, tiny_teacher
 from torch import Tensor, nn
 
-from timm_igkd.attribution import (
+from timm_igkd.attribution.chunk_pool import ChunkPool
+from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.attribution.folding import fold_batch_norm
+from timm_igkd.attribution.options import (
     Attribution,
     CaptumEngine,
     IGOptions,
@@ -22,12 +25,9 @@ from timm_igkd.attribution import (
     selected_output,
 )
 from timm_igkd.build import compute_maps
-from timm_igkd.chunk_pool import ChunkPool
 from timm_igkd.data.items import read_item
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.folding import fold_batch_norm
-from timm_igkd.ig_engine import FastEngine
 from timm_igkd.map_format import quantize
 from timm_igkd.models.loading import class_indices, load_model, weights_hash
 

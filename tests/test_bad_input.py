@@ -26,7 +26,7 @@ from PIL import Image
 from tiny_parts import tiny_teacher
 
 from timm_igkd import IGOverlay, MapStore, load_labeled_images
-from timm_igkd.ig_engine import FastEngine
+from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.models.loading import save_model
 
 

@@ -6,9 +6,9 @@ from timm.layers import Conv2dSame
 from tiny_parts import tiny_teacher
 from torch import Tensor, nn
 
-from timm_igkd.activations import use_lean_relu6
-from timm_igkd.folding import fold_batch_norm
-from timm_igkd.frozen_conv import FrozenConv2d, freeze_convolutions
+from timm_igkd.attribution.activations import use_lean_relu6
+from timm_igkd.attribution.folding import fold_batch_norm
+from timm_igkd.attribution.frozen_conv import FrozenConv2d, freeze_convolutions
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 

@@ -12,9 +12,9 @@ import torch
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd import kernel_choice
-from timm_igkd.attribution import IGOptions
-from timm_igkd.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
-from timm_igkd.ig_engine import FastEngine
+from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
+from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.attribution.options import IGOptions
 from timm_igkd.kernel_choice import Probe, choose_kernel, computation
 
 AUTO, FIXED = IGOptions(n_steps="auto"), IGOptions(n_steps=50)

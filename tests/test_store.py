@@ -19,7 +19,7 @@ from timm.data import ImageNetInfo
 from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 from torch import nn
 
-from timm_igkd.attribution import IGOptions, TeacherView
+from timm_igkd.attribution.options import IGOptions, TeacherView
 from timm_igkd.build import compute_maps, recompute_rows
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item

@@ -4,7 +4,7 @@ Importing the package registers the models `mobilenetv2_cifar` and `igkd_truncat
 (timm_ops.py) with timm.
 """
 
-from timm_igkd.attribution import IGOptions
+from timm_igkd.attribution.options import IGOptions
 from timm_igkd.build import compute_maps
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.dataset import IGOverlayDataset

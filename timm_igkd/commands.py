@@ -8,7 +8,7 @@ from typing import Any, get_args
 from tqdm.auto import tqdm
 
 from timm_igkd import arguments
-from timm_igkd.attribution import Baseline, IGOptions, Output, Reduction, Target
+from timm_igkd.attribution.options import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.build import compute_maps, recompute_rows
 from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_student_arguments, push_student_command
 from timm_igkd.commands_run import run_arguments, run_command

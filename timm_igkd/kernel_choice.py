@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_igkd.attribution import IGOptions, TeacherView, reduce_channels
-from timm_igkd.chunk_gradient import Kernel
-from timm_igkd.chunking import activation_chunk, images_per_batch
+from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
+from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.attribution.options import IGOptions, TeacherView, reduce_channels
 from timm_igkd.data.items import read_item
-from timm_igkd.ig_engine import FastEngine
 
 PROBE_IMAGES = 8
 SMALLEST_CHUNK = 32

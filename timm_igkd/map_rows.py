@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from timm_igkd.attribution import Attribution, CaptumEngine, IGOptions, TeacherView, reduce_channels
-from timm_igkd.chunk_gradient import Kernel
+from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.attribution.options import Attribution, CaptumEngine, IGOptions, TeacherView, reduce_channels
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.ig_engine import FastEngine
 from timm_igkd.map_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from timm.optim import list_optimizers
 
-from timm_igkd.attribution import IGOptions
+from timm_igkd.attribution.options import IGOptions
 from timm_igkd.config import convert_value, parse_config
 from timm_igkd.controls import OverlaySource
 from timm_igkd.device_loader import PaddingMode

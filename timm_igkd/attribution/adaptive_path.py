@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_igkd.attribution import IGOptions, Reduction, reduce_channels
+from timm_igkd.attribution.options import IGOptions, Reduction, reduce_channels
 
 FIRST_INTERVALS = 8
 # The mean square error of an interval in units of (width * jump)^2. A single jump anywhere in it gives 1/12; nearby

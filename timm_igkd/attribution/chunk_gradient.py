@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from timm_igkd.attribution import Output, selected_output
+from timm_igkd.attribution.options import Output, selected_output
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timm_igkd.activations import use_lean_relu6
-from timm_igkd.adaptive_path import AdaptivePaths
-from timm_igkd.attribution import Attribution, IGOptions, selected_output
-from timm_igkd.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
-from timm_igkd.chunk_pool import ChunkPool, one_thread
-from timm_igkd.folding import fold_batch_norm
-from timm_igkd.frozen_conv import freeze_convolutions
-from timm_igkd.heap import keep_freed_memory
+from timm_igkd.attribution.activations import use_lean_relu6
+from timm_igkd.attribution.adaptive_path import AdaptivePaths
+from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
+from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
+from timm_igkd.attribution.folding import fold_batch_norm
+from timm_igkd.attribution.freed_memory import keep_freed_memory
+from timm_igkd.attribution.frozen_conv import freeze_convolutions
+from timm_igkd.attribution.options import Attribution, IGOptions, selected_output
 
 
 def gauss_legendre(n_steps: int) -> tuple[Tensor, Tensor]:

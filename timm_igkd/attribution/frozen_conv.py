@@ -15,8 +15,8 @@ from timm.layers import Conv2dSame, get_same_padding
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from timm_igkd.activations import LeanReLU6
-from timm_igkd.folding import conv_followers
+from timm_igkd.attribution.activations import LeanReLU6
+from timm_igkd.attribution.folding import conv_followers
 
 _Activation = tuple[str, list[float]]  # name and limits for oneDNN
 _NONE: _Activation = ("none", [])

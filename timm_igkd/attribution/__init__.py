@@ -1,0 +1,1 @@
+"""Tensors in, attribution maps out; no dataset and no file is known here."""
