@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 from schedule import create_scheduler
 from timm_igkd import IGDistillationTask
+from timm_igkd.distillation.mixup import TwoViewMixup
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import write_atomic
-from timm_igkd.mixup import TwoViewMixup
 from timm_igkd.random_streams import derive_seed, generator, seed_global
 from train_config import TrainConfig
 

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_igkd.errors import InputError
-from timm_igkd.losses import (
+from timm_igkd.distillation.losses import (
     KD_LOSSES,
     attention_map,
     attention_transfer,
@@ -16,6 +15,7 @@ from timm_igkd.losses import (
     kd_mse,
     kd_standardized,
 )
+from timm_igkd.errors import InputError
 
 BATCH, CLASSES, TEMPERATURE = 6, 5, 2.5
 

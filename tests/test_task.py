@@ -15,10 +15,10 @@ from timm.data.loader import fast_collate
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+from timm_igkd.distillation.live_teacher import LiveTeacher
+from timm_igkd.distillation.losses import attention_transfer, kd_dkd, kd_kl
+from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError, InputTypeError
-from timm_igkd.live_teacher import LiveTeacher
-from timm_igkd.losses import attention_transfer, kd_dkd, kd_kl
-from timm_igkd.task import IGDistillationTask
 
 CLASSES, BATCH = 10, 4
 AT: dict[str, Any] = {"attention_loss_weight": 0.8}

@@ -32,7 +32,7 @@ class TwoViews(tuple):
         """Asked for by timm's FastCollateMixup alone, which would mix only one of the views."""
         raise InputTypeError(
             "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); use "
-            "timm_igkd.mixup.TwoViewMixup "
+            "timm_igkd.distillation.mixup.TwoViewMixup "
             "after a plain collate, or teacher_view='same'"
         )
 

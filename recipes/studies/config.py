@@ -19,8 +19,8 @@ from timm_igkd.attribution.options import IGOptions
 from timm_igkd.config import convert_value, parse_config
 from timm_igkd.controls import OverlaySource
 from timm_igkd.device_loader import PaddingMode
+from timm_igkd.distillation.losses import KD_LOSSES
 from timm_igkd.errors import InputError, check_range, nearest
-from timm_igkd.losses import KD_LOSSES
 from timm_igkd.overlay import IGOverlay
 
 StudySource = Literal["aligned", "shuffled", "permuted", "noise", "blank", "sobel", "random_teacher"]

@@ -19,8 +19,7 @@ from timm.task.distillation import FeatureDistillationTrainableModule
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 
-from timm_igkd.errors import InputError, nearest
-from timm_igkd.live_teacher import (
+from timm_igkd.distillation.live_teacher import (
     LiveTeacher,
     check_pair,
     forward_with_features,
@@ -28,7 +27,8 @@ from timm_igkd.live_teacher import (
     resolve_class_index,
     split_views,
 )
-from timm_igkd.losses import KD_LOSSES, attention_transfer, is_soft
+from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, is_soft
+from timm_igkd.errors import InputError, nearest
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class IGDistillationTask(TrainingTask):
         student: the model to train. Its `pretrained_cfg` must name the mean and std its input is normalised with.
         teacher: a live teacher; it is frozen in place, stays in eval mode, has its own normalisation and input size.
         criterion: the task loss; cross-entropy by default, for class indices and for soft targets.
-        loss_type: a key of `timm_igkd.losses.KD_LOSSES`.
+        loss_type: a key of `timm_igkd.distillation.losses.KD_LOSSES`.
         distill_loss_weight: weight of KD (the paper's alpha).
         task_loss_weight: weight of CE; by default 1 - distill_loss_weight.
         temperature: softmax temperature of KD.
