@@ -25,7 +25,7 @@ from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.chunk_size import images_per_batch
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import CaptumEngine, IGOptions, TeacherView
-from timm_igkd.kernel_choice import computation
+from timm_igkd.maps.kernel_choice import computation
 from timm_igkd.models.loading import class_indices
 
 SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}

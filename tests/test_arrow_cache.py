@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
-from timm_igkd.arrow_cache import arrow_file, mapped_table
 from timm_igkd.errors import InputError
-from timm_igkd.store import MapStore
+from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
+from timm_igkd.maps.store import MapStore
 
 N, SHARD = 7, 3
 

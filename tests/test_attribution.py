@@ -24,11 +24,11 @@ from timm_igkd.attribution.options import (
     reduce_channels,
     selected_output,
 )
-from timm_igkd.build import compute_maps
 from timm_igkd.data.items import read_item
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.map_format import quantize
+from timm_igkd.maps.build import compute_maps
+from timm_igkd.maps.row_format import quantize
 from timm_igkd.models.loading import class_indices, load_model, weights_hash
 
 FAMILIES = ("test_efficientnet", "test_resnet", "test_vit", "test_convnext")

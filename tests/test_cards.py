@@ -12,8 +12,8 @@ from PIL import Image
 from timm_igkd import cards
 from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.maps.card import dataset_card, map_picture
 from timm_igkd.run_facts import RunFacts, read_run, seed_summary
-from timm_igkd.store_card import dataset_card, map_picture
 from timm_igkd.student_card import base_model, model_card
 
 pytestmark = pytest.mark.hub

@@ -10,10 +10,11 @@ from huggingface_hub import constants
 from PIL import Image
 from tiny_parts import ImageList, noise_image
 
-from timm_igkd import IGOverlay, IGOverlayDataset, MapStore, hub_maps, push_maps
+from timm_igkd import IGOverlay, IGOverlayDataset, MapStore, push_maps
 from timm_igkd.cli import main
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.errors import redact
+from timm_igkd.maps import push as hub_maps
 
 pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
     pytest.mark.hub,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
-from timm_igkd import kernel_choice
 from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions
-from timm_igkd.kernel_choice import Probe, choose_kernel, computation
+from timm_igkd.maps import kernel_choice
+from timm_igkd.maps.kernel_choice import Probe, choose_kernel, computation
 
 AUTO, FIXED = IGOptions(n_steps="auto"), IGOptions(n_steps=50)
 BF16, COMPILED, BOTH = Kernel("bfloat16"), Kernel(compiled=True), Kernel("bfloat16", compiled=True)

@@ -20,15 +20,15 @@ from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 from torch import nn
 
 from timm_igkd.attribution.options import IGOptions, TeacherView
-from timm_igkd.build import compute_maps, recompute_rows
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import read_json
-from timm_igkd.map_format import MapRow, decode_png, encode_png, map_hash, quantize, rectify, to_table
+from timm_igkd.maps.build import compute_maps, recompute_rows
+from timm_igkd.maps.row_format import MapRow, decode_png, encode_png, map_hash, quantize, rectify, to_table
+from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import save_model
-from timm_igkd.store import MapStore
 
 N, SHARD = 10, 4
 TWO_STEPS = IGOptions(n_steps=2)

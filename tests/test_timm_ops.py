@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 from timm_igkd import timm_ops
 from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.errors import InputError
+from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.random_streams import seeded
-from timm_igkd.store import MapStore
 from timm_igkd.timm_ops import OP_NAME, overlay_op, take_overlay_out
 
 pytestmark = [

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from timm_igkd.data.images import content_key
 from timm_igkd.files import write_json
-from timm_igkd.map_format import MapRow, to_table
-from timm_igkd.store import MapStore
-from timm_igkd.store_files import num_shards, shard_path, shard_rows, write_shard
+from timm_igkd.maps.row_format import MapRow, to_table
+from timm_igkd.maps.store import MapStore
+from timm_igkd.maps.store_files import num_shards, shard_path, shard_rows, write_shard
 
 
 def tiny_teacher(name: str = "test_resnet", classes: int = 2, size: int = 32, seed: int = 0) -> nn.Module:

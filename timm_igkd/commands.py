@@ -9,16 +9,16 @@ from tqdm.auto import tqdm
 
 from timm_igkd import arguments
 from timm_igkd.attribution.options import Baseline, IGOptions, Output, Reduction, Target
-from timm_igkd.build import compute_maps, recompute_rows
 from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_student_arguments, push_student_command
 from timm_igkd.commands_run import run_arguments, run_command
 from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import evaluate, write_metrics
+from timm_igkd.maps.build import compute_maps, recompute_rows
+from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import class_indices, load_model, weights_hash
 from timm_igkd.overlay import IGOverlay
 from timm_igkd.preview import Sample, write_preview
-from timm_igkd.store import MapStore
 
 
 def _maps_arguments(parser: argparse.ArgumentParser) -> None:

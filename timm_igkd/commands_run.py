@@ -22,8 +22,8 @@ from timm_igkd.controls import OverlaySource
 from timm_igkd.data.items import dataset_name, read_item, row_name
 from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.errors import InputError, UserError
+from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay import IGOverlay
-from timm_igkd.store import MapStore
 from timm_igkd.timm_ops import posterize_to_black
 from timm_igkd.with_plugin import run_script
 

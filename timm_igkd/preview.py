@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
-from timm_igkd.pictures import fit_image, heat_image, shorten
+from timm_igkd.maps.pictures import fit_image, heat_image, shorten
 
 _PANELS = ("image", "map", "overlaid")
 _BACKGROUND, _INK, _MUTED = (255, 255, 255), (29, 31, 35), (102, 108, 117)

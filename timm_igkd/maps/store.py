@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from timm_igkd.arrow_cache import arrow_file, mapped_table
 from timm_igkd.data.images import Name, content_key, text
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
-from timm_igkd.hub_maps import fetch_maps, push_maps, repository_of
-from timm_igkd.map_format import decode_png, is_intact, open_png, rectify
-from timm_igkd.store_files import check_shard, num_shards, read_shard, require_complete, shard_path
+from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
+from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
+from timm_igkd.maps.row_format import decode_png, is_intact, open_png, rectify
+from timm_igkd.maps.store_files import check_shard, num_shards, read_shard, require_complete, shard_path
 
 if TYPE_CHECKING:
     import datasets

@@ -15,7 +15,7 @@ import xxhash
 from huggingface_hub import constants
 
 from timm_igkd.errors import InputError
-from timm_igkd.store_files import read_shard
+from timm_igkd.maps.store_files import read_shard
 
 
 def arrow_file(shards: Sequence[Path]) -> Path:

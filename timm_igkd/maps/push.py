@@ -20,8 +20,8 @@ from timm_igkd.hub.transport import (
     repo_label,
     require_login,
 )
-from timm_igkd.store_card import PICTURE, dataset_card, map_picture
-from timm_igkd.store_files import check_shard, num_shards, require_complete, shard_path
+from timm_igkd.maps.card import PICTURE, dataset_card, map_picture
+from timm_igkd.maps.store_files import check_shard, num_shards, require_complete, shard_path
 
 STORE_FILES = ["manifest.json", "provenance.json", "data/*.parquet"]
 _REPO = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([^@]+))?")

@@ -17,13 +17,12 @@ from timm_igkd.data.items import class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import write_json
-from timm_igkd.kernel_choice import computation
-from timm_igkd.map_rows import RowMaker
-from timm_igkd.models.loading import class_indices, weights_hash
-from timm_igkd.shard_builder import ShardBuilder
-from timm_igkd.store import MapStore
-from timm_igkd.store_card import write_store_card
-from timm_igkd.store_files import (
+from timm_igkd.maps.card import write_store_card
+from timm_igkd.maps.kernel_choice import computation
+from timm_igkd.maps.row_maker import RowMaker
+from timm_igkd.maps.shard_builder import ShardBuilder
+from timm_igkd.maps.store import MapStore
+from timm_igkd.maps.store_files import (
     FORMAT_VERSION,
     check_shard,
     default_shard_rows,
@@ -32,6 +31,7 @@ from timm_igkd.store_files import (
     shard_path,
     statistics,
 )
+from timm_igkd.models.loading import class_indices, weights_hash
 
 EngineName = Literal["captum", "fast"]
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.files import write_atomic
-from timm_igkd.map_format import decode_png, rectify
-from timm_igkd.pictures import fit_image, heat_image, shorten
-from timm_igkd.store_files import read_shard, shard_path, shard_rows
+from timm_igkd.maps.pictures import fit_image, heat_image, shorten
+from timm_igkd.maps.row_format import decode_png, rectify
+from timm_igkd.maps.store_files import read_shard, shard_path, shard_rows
 
 PICTURE = "maps.png"
 _COLUMNS, _MOST_PICTURED, _GAP, _CAPTION = 8, 24, 6, 18

@@ -17,10 +17,10 @@ from timm_igkd.data.items import read_item, row_name
 from timm_igkd.data.loading import LabeledImages
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import read_json, write_json
-from timm_igkd.kernel_choice import give_back
-from timm_igkd.map_format import MapRow, to_table
-from timm_igkd.map_rows import Item, RowMaker
-from timm_igkd.store_files import check_shard, shard_path, shard_rows, write_shard
+from timm_igkd.maps.kernel_choice import give_back
+from timm_igkd.maps.row_format import MapRow, to_table
+from timm_igkd.maps.row_maker import Item, RowMaker
+from timm_igkd.maps.store_files import check_shard, shard_path, shard_rows, write_shard
 
 MOST_READERS = 8
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import read_json, write_atomic, write_json
-from timm_igkd.map_format import is_intact
+from timm_igkd.maps.row_format import is_intact
 
 FORMAT_VERSION = 1
 _NOT_SETTINGS = ("versions", "out_of_memory_halvings", "chunk_size", "batch_images", "dtype", "compiled", "kernels")

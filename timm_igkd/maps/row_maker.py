@@ -13,7 +13,7 @@ from timm_igkd.attribution.options import Attribution, CaptumEngine, IGOptions, 
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.map_format import MapRow, quantize
+from timm_igkd.maps.row_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 
 Item = tuple[Image.Image, int, Tensor]  # image, label, the teacher's view of it

@@ -1,0 +1,1 @@
+"""One store of maps, from its manifest to the Hub."""
