@@ -40,8 +40,8 @@ from timm_igkd import (  # noqa: E402
     compute_maps,
     load_labeled_images,
 )
-from timm_igkd.device_images import DeviceImages, StoredMaps, load_images  # noqa: E402
 from timm_igkd.environment import environment  # noqa: E402
+from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, load_images  # noqa: E402
 
 STUDENTS = {  # architecture, arguments, images on a CPU
     "test_resnet": ("test_resnet", {}, 8192),

@@ -8,7 +8,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
 from timm_igkd.errors import InputError
-from timm_igkd.timm_ops import posterize_to_black
+from timm_igkd.overlay.timm_ops import posterize_to_black
 from train_config import TrainConfig
 
 

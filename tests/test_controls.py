@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
-from timm_igkd.controls import control_map, derangement, sobel
-from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.errors import InputError
-from timm_igkd.overlay import IGOverlay
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.controls import control_map, derangement, sobel
+from timm_igkd.overlay.dataset import IGOverlayDataset
 
 SOURCES = ("aligned", "shuffled", "permuted", "noise", "blank", "sobel")
 

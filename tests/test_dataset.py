@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from timm_igkd.data.loading import load_labeled_images
-from timm_igkd.dataset import IGOverlayDataset, check_views
 from timm_igkd.distillation.mixup import TwoViewMixup
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.maps.store import MapStore
-from timm_igkd.overlay import IGOverlay
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.dataset import IGOverlayDataset, check_views
 from timm_igkd.random_streams import seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python from 3.12 on

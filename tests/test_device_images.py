@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from timm_igkd import IGOverlay, IGOverlayDataset, MapStore
-from timm_igkd.controls import control_map
-from timm_igkd.device_images import DeviceImages, StoredMaps, derange_logits, load_images, stratified_indices
-from timm_igkd.device_loader import Batch, DeviceAugmentation, DeviceLoader
 from timm_igkd.errors import InputError
+from timm_igkd.overlay.controls import control_map
+from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, derange_logits, load_images, stratified_indices
+from timm_igkd.overlay.device_loader import Batch, DeviceAugmentation, DeviceLoader
 
 N, SIZE = 12, 16
 ALWAYS = IGOverlay(overlay_prob=1.0)

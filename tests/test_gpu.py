@@ -8,8 +8,8 @@ from tiny_parts import ImageList, noise_image, tiny_teacher
 from timm_igkd import IGOverlay, MapStore, compute_maps
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions, reduce_channels
-from timm_igkd.device_images import DeviceImages
-from timm_igkd.device_loader import DeviceAugmentation, DeviceLoader
+from timm_igkd.overlay.device_images import DeviceImages
+from timm_igkd.overlay.device_loader import DeviceAugmentation, DeviceLoader
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_parts import noise_image, ramp
 
 from timm_igkd.errors import InputError
-from timm_igkd.overlay import IGOverlay, blend_map
+from timm_igkd.overlay.blend import IGOverlay, blend_map
 
 POWERS = (1.0, 1.2, 1.5, 1.9, 2.0)
 

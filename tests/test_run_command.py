@@ -15,9 +15,10 @@ from command_lines import subprocess_environment
 from timm.data import auto_augment, dataset_factory
 from tiny_parts import ramp, write_store
 
-from timm_igkd import cli, timm_ops
+from timm_igkd import cli
 from timm_igkd.data.items import read_item
 from timm_igkd.errors import InputError, message_of
+from timm_igkd.overlay import timm_ops
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),  # of Python from 3.12 on

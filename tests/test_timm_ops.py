@@ -15,13 +15,13 @@ from timm.data import auto_augment, create_loader, create_transform, rand_augmen
 from tiny_parts import ImageList, noise_image, ramp, write_store
 from torchvision.transforms import v2
 
-from timm_igkd import timm_ops
-from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.errors import InputError
 from timm_igkd.maps.store import MapStore
-from timm_igkd.overlay import IGOverlay
+from timm_igkd.overlay import timm_ops
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.overlay.timm_ops import OP_NAME, overlay_op, take_overlay_out
 from timm_igkd.random_streams import seeded
-from timm_igkd.timm_ops import OP_NAME, overlay_op, take_overlay_out
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),  # of Python from 3.12 on

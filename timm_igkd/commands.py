@@ -17,8 +17,8 @@ from timm_igkd.evaluation import evaluate, write_metrics
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import class_indices, load_model, weights_hash
-from timm_igkd.overlay import IGOverlay
-from timm_igkd.preview import Sample, write_preview
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.preview import Sample, write_preview
 
 
 def _maps_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,13 +18,13 @@ from typing import Any, get_args
 import torch.utils.data
 from timm.data import dataset_factory
 
-from timm_igkd.controls import OverlaySource
 from timm_igkd.data.items import dataset_name, read_item, row_name
-from timm_igkd.dataset import IGOverlayDataset
 from timm_igkd.errors import InputError, UserError
 from timm_igkd.maps.store import MapStore
-from timm_igkd.overlay import IGOverlay
-from timm_igkd.timm_ops import posterize_to_black
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.controls import OverlaySource
+from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.overlay.timm_ops import posterize_to_black
 from timm_igkd.with_plugin import run_script
 
 STREAMED = ("wds", "tfds", "hfids")

@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from timm_igkd import report_tables as tables
 from timm_igkd.files import write_atomic
-from timm_igkd.preview import Sample
+from timm_igkd.overlay.preview import Sample
 from timm_igkd.report_figures import learning_curves, require_matplotlib
 from timm_igkd.report_sections import (
     Disagreement,

@@ -13,7 +13,7 @@ from timm_igkd.calibration import reliability_bins
 from timm_igkd.data.items import read_item
 from timm_igkd.errors import InputError
 from timm_igkd.maps.pictures import fit_image
-from timm_igkd.preview import Sample, sample_panels
+from timm_igkd.overlay.preview import Sample, sample_panels
 from timm_igkd.report_figures import data_uri, reliability_diagram
 from timm_igkd.run_files import Predictions, read_predictions
 

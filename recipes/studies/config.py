@@ -17,11 +17,11 @@ from timm.optim import list_optimizers
 
 from timm_igkd.attribution.options import IGOptions
 from timm_igkd.config import convert_value, parse_config
-from timm_igkd.controls import OverlaySource
-from timm_igkd.device_loader import PaddingMode
 from timm_igkd.distillation.losses import KD_LOSSES
 from timm_igkd.errors import InputError, check_range, nearest
-from timm_igkd.overlay import IGOverlay
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.controls import OverlaySource
+from timm_igkd.overlay.device_loader import PaddingMode
 
 StudySource = Literal["aligned", "shuffled", "permuted", "noise", "blank", "sobel", "random_teacher"]
 Logits = Literal["aligned", "shuffled", "live"]
@@ -75,7 +75,7 @@ class Cell:
         logits: "aligned": stored, of the clean uncropped image; "shuffled": stored, of another image (one derangement
             per seed, as in the released code); "live": the teacher in the loop, on the view of `teacher_view`.
         subset_fraction: share of every class trained on, drawn anew for each seed.
-        padding, padding_mode, hflip, alternate_flip, cutout: see timm_igkd.device_images.DeviceAugmentation.
+        padding, padding_mode, hflip, alternate_flip, cutout: see timm_igkd.overlay.device_images.DeviceAugmentation.
         save: keep the student's weights as float16 safetensors beside the rows.
     """
 

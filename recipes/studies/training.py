@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from schedule import create_scheduler
 from studies.config import Cell
 from timm_igkd import IGDistillationTask, IGOverlay
-from timm_igkd.device_images import DeviceImages
-from timm_igkd.device_loader import Batch, DeviceAugmentation, DeviceLoader
 from timm_igkd.errors import RunError
 from timm_igkd.files import write_atomic
+from timm_igkd.overlay.device_images import DeviceImages
+from timm_igkd.overlay.device_loader import Batch, DeviceAugmentation, DeviceLoader
 from timm_igkd.random_streams import derive_seed, seed_global
 
 _BATCHES_AT_ONCE = {"cuda": 16, "cpu": 4}

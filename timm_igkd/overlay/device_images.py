@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from timm_igkd.controls import OverlaySource, control_map
 from timm_igkd.data.items import dataset_name, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.maps.store import MapStore
+from timm_igkd.overlay.controls import OverlaySource, control_map
 from timm_igkd.random_streams import generator
 
 

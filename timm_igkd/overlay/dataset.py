@@ -12,14 +12,14 @@ import torch
 import torch.utils.data
 from PIL import Image
 
-from timm_igkd.controls import OverlaySource, control_map
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import class_names, dataset_name, first_part, read_item, row_name
 from timm_igkd.errors import InputError, InputTypeError, nearest
 from timm_igkd.maps.store import MapStore
-from timm_igkd.overlay import IGOverlay
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.controls import OverlaySource, control_map
+from timm_igkd.overlay.timm_ops import take_overlay_out
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global, uniforms
-from timm_igkd.timm_ops import take_overlay_out
 
 TeacherViewMode = Literal["clean", "same"]
 
