@@ -32,8 +32,8 @@ from studies.training import DivergedError, RunTrainer
 from timm_igkd.config import parse_config
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
-from timm_igkd.latency import describe_hardware
 from timm_igkd.models.loading import save_model
 from timm_igkd.reporting import run_reporting_errors
 

@@ -28,10 +28,10 @@ from timm_igkd.commands import overlay_samples
 from timm_igkd.config import parse_config, save_config
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
-from timm_igkd.evaluation import write_metrics
+from timm_igkd.evaluation.metrics import write_metrics
+from timm_igkd.evaluation.onnx_latency import onnx_metrics
 from timm_igkd.files import read_json, write_json
 from timm_igkd.models.loading import class_indices, load_model, needs_plugin, save_model, use_image_size
-from timm_igkd.onnx_latency import onnx_metrics
 from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report import write_report
 from timm_igkd.report_sections import collect_disagreements

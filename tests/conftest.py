@@ -147,7 +147,7 @@ def recipe(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.Mo
     """Return `recipe("--epochs", 1, …) -> Outcome`: the recipe in process, its runs under tmp_path/runs."""
     from command_lines import run_recipe
 
-    from timm_igkd import evaluation
+    from timm_igkd.evaluation import metrics as evaluation
 
     monkeypatch.setattr(evaluation, "time_model", functools.partial(evaluation.time_model, seconds=0.0))
     monkeypatch.setattr("train_igkd.onnx_metrics", lambda model: {})  # seconds per export

@@ -11,7 +11,7 @@ from studies.paper import PARAMETERS, TEACHER_PARAMETERS
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import COLUMNS, StudyRows
-from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
+from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 
 ALIGNED = "KD&IG aligned"
 KD = {"distill_loss_weight": 0.01}

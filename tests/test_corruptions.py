@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 RANDOM = ("gaussian_noise", "fog", "translate")
 EACH_KIND = pytest.mark.parametrize("kind", CORRUPTIONS)

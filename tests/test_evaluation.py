@@ -9,12 +9,12 @@ from PIL import Image
 from tiny_parts import tiny_teacher
 
 from timm_igkd import commands
-from timm_igkd.calibration import expected_calibration_error, reliability_bins
 from timm_igkd.cli import main
-from timm_igkd.corruptions import CORRUPTIONS, corrupt
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.evaluation import Evaluation, classification_metrics, evaluate, write_metrics
-from timm_igkd.latency import time_model
+from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
+from timm_igkd.evaluation.corruptions import CORRUPTIONS, corrupt
+from timm_igkd.evaluation.latency import time_model
+from timm_igkd.evaluation.metrics import Evaluation, classification_metrics, evaluate, write_metrics
 from timm_igkd.models.loading import save_model
 from timm_igkd.run_files import read_predictions, write_predictions
 

@@ -27,8 +27,8 @@ from studies.config import StudyConfig
 from studies.data import StudyData
 from studies.evaluation import map_correlation
 from studies.rows import StudyRows, key_of
-from timm_igkd.corruptions import CORRUPTIONS
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.evaluation.corruptions import CORRUPTIONS
 from timm_igkd.models.loading import load_model, weights_hash
 
 

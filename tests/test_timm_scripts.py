@@ -15,12 +15,12 @@ import torch
 from command_lines import subprocess_environment
 from torch import nn
 
-from timm_igkd import onnx_latency as onnx_module
 from timm_igkd import truncate, with_plugin
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.evaluation import evaluate
+from timm_igkd.evaluation import onnx_latency as onnx_module
+from timm_igkd.evaluation.metrics import evaluate
+from timm_igkd.evaluation.onnx_latency import onnx_latency
 from timm_igkd.models.loading import save_model
-from timm_igkd.onnx_latency import onnx_latency
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # timm leaves the images it read open

@@ -7,7 +7,7 @@ Importing the package registers the models `mobilenetv2_cifar` and `igkd_truncat
 from timm_igkd.attribution.options import IGOptions
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.evaluation import evaluate
+from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.hub_student import push_student
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.push import push_maps

@@ -13,7 +13,7 @@ from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_
 from timm_igkd.commands_run import run_arguments, run_command
 from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.errors import InputError
-from timm_igkd.evaluation import evaluate, write_metrics
+from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import class_indices, load_model, weights_hash

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from timm_igkd.calibration import ReliabilityBins
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation.calibration import ReliabilityBins
 from timm_igkd.run_files import History
 
 # Drawn in these colours, then replaced by the page's CSS variables, so that one drawing serves light and dark mode.

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.evaluation import Evaluation
+from timm_igkd.evaluation.metrics import Evaluation
 from timm_igkd.files import write_atomic
 
 History = Mapping[str, np.ndarray]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from studies.config import Cell, StudyConfig
 from studies.latencies import Latencies
 from timm_igkd import MapStore, compute_maps, load_labeled_images, truncate
-from timm_igkd.corruptions import corrupt
 from timm_igkd.data.items import read_item
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation.corruptions import corrupt
 from timm_igkd.files import exclusive, write_atomic
 from timm_igkd.models.loading import class_indices, count_macs, load_model, use_image_size, weights_hash
 from timm_igkd.overlay.controls import derangement

@@ -11,8 +11,8 @@ from studies.data import Evaluated, StudyData, normalized, predict
 from timm_igkd.attribution.chunk_size import activation_chunk
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions, reduce_channels
-from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
-from timm_igkd.evaluation import classification_metrics, teacher_agreement
+from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from timm_igkd.evaluation.metrics import classification_metrics, teacher_agreement
 from timm_igkd.models.loading import count_macs, count_parameters
 
 _SIMILARITY_STEPS = 32

@@ -9,8 +9,8 @@ import torch
 from timm.models import get_model_input_config
 from torch import nn
 
+from timm_igkd.evaluation.latency import describe_hardware, time_model
 from timm_igkd.files import exclusive, read_json, write_json
-from timm_igkd.latency import describe_hardware, time_model
 
 _SECONDS = 0.5
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.files import write_atomic
 
 RunKey = tuple[str, int]

@@ -12,7 +12,7 @@ from scipy import stats
 from studies.paper import PaperResult, paper_results
 from studies.results import DIFFERENCE, OUTCOMES, Contrast, StudyResults, outcome_of
 from studies.statistics import CONFIDENCE, Interval, Summary
-from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES
+from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.report_tables import DASH, MINUS, NARROW, count
 
 CELL_COLUMNS = ("top1", "corruption_top1", "transfer_balanced_top1", "ece", "agreement", "ig_correlation")

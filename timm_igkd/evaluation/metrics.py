@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from timm_igkd.calibration import expected_calibration_error
-from timm_igkd.contender import Contender, create_contender, shared_transforms
 from timm_igkd.data.items import dataset_name, read_item
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.evaluation.calibration import expected_calibration_error
+from timm_igkd.evaluation.evaluated_model import Contender, create_contender, shared_transforms
+from timm_igkd.evaluation.latency import describe_hardware, time_model
+from timm_igkd.evaluation.robustness import measure_robustness
 from timm_igkd.files import write_atomic
-from timm_igkd.latency import describe_hardware, time_model
 from timm_igkd.models.loading import count_macs, count_parameters
-from timm_igkd.robustness import measure_robustness
 
 
 @dataclass(frozen=True)

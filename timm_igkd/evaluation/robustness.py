@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from timm_igkd.contender import Contender, shared_transforms
-from timm_igkd.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_igkd.data.items import read_item
 from timm_igkd.errors import RunError
+from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from timm_igkd.evaluation.evaluated_model import Contender, shared_transforms
 
 _SETTINGS = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
 

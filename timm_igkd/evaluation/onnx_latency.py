@@ -16,7 +16,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.latency import LEAST_REPEATS, MOST_REPEATS
+from timm_igkd.evaluation.latency import LEAST_REPEATS, MOST_REPEATS
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Numbers of a model: accuracy, calibration, agreement, corruption, latency."""
