@@ -33,10 +33,10 @@ from timm_igkd.evaluation.onnx_latency import onnx_metrics
 from timm_igkd.files import read_json, write_json
 from timm_igkd.models.loading import class_indices, load_model, needs_plugin, save_model, use_image_size
 from timm_igkd.random_streams import derive_seed, seeded
-from timm_igkd.report import write_report
-from timm_igkd.report_sections import collect_disagreements
+from timm_igkd.report.page import write_report
+from timm_igkd.report.run_files import write_predictions
+from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.reporting import run_reporting_errors
-from timm_igkd.run_files import write_predictions
 from train_config import EVALUATE_FIELDS, MAPS_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, TRAINING_FIELDS, TrainConfig
 from training import Trainer, create_train_loader, create_validation_loader
 

@@ -13,8 +13,8 @@ from timm_igkd import cards
 from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.maps.card import dataset_card, map_picture
-from timm_igkd.run_facts import RunFacts, read_run, seed_summary
-from timm_igkd.student_card import base_model, model_card
+from timm_igkd.report.card import base_model, model_card
+from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
 
 pytestmark = pytest.mark.hub
 HOSTILE = "a|b`c\n---\n<script>alert(1)</script> [x](y)"

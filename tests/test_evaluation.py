@@ -16,7 +16,7 @@ from timm_igkd.evaluation.corruptions import CORRUPTIONS, corrupt
 from timm_igkd.evaluation.latency import time_model
 from timm_igkd.evaluation.metrics import Evaluation, classification_metrics, evaluate, write_metrics
 from timm_igkd.models.loading import save_model
-from timm_igkd.run_files import read_predictions, write_predictions
+from timm_igkd.report.run_files import read_predictions, write_predictions
 
 QUIET = {"measure_latency": False, "progress": False}
 

@@ -11,8 +11,8 @@ from PIL import Image
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.maps.pictures import heat_image
 from timm_igkd.overlay.preview import Sample, write_preview
-from timm_igkd.report import Disagreement, collect_disagreements, write_report
-from timm_igkd.report_tables import (
+from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
+from timm_igkd.report.tables import (
     confused_pairs,
     confusion_matrix,
     percent,

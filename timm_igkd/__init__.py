@@ -8,7 +8,6 @@ from timm_igkd.attribution.options import IGOptions
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.evaluation.metrics import evaluate
-from timm_igkd.hub_student import push_student
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.push import push_maps
 from timm_igkd.maps.store import MapStore
@@ -16,6 +15,7 @@ from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.models.truncation import truncate
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.report.push import push_student
 from timm_igkd.version import __version__
 
 __all__ = [

@@ -5,8 +5,8 @@ import sys
 
 from timm_igkd import arguments
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
-from timm_igkd.hub_student import push_student
 from timm_igkd.maps.push import push_maps
+from timm_igkd.report.push import push_student
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from studies.cost import cost_against_teacher
 from studies.paper import ABLATION, ABLATION_DROP, COMPRESSION, MONTE_CARLO, arm_name, paper_results
 from studies.results import ALPHA, Contrast, StudyResults
 from studies.tables import has_subsets, number, probability, signed, span
-from timm_igkd.report_tables import NARROW
+from timm_igkd.report.tables import NARROW
 
 Answer = tuple[str, list[str]]  # a question, and sentences
 

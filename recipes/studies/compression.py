@@ -7,7 +7,7 @@ from typing import Any
 from studies.config import Cell
 from studies.paper import COMPRESSION, arm_name, paper_results
 from studies.results import StudyResults
-from timm_igkd.report_figures import ROLES, render_svg
+from timm_igkd.report.figures import ROLES, render_svg
 
 Figure = tuple[str, str]  # SVG, and what it shows in words
 

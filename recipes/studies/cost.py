@@ -4,7 +4,7 @@ import math
 
 from studies.paper import ABLATION_DROP, PARAMETERS
 from studies.results import StudyResults
-from timm_igkd.report_tables import NARROW, count
+from timm_igkd.report.tables import NARROW, count
 
 PAPER_LATENCY = (
     "The paper's 140 ms and 13 ms are one cold measurement of 64 images each; its networks' multiply-adds differ by "

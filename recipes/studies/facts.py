@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from studies.results import StudyResults
-from timm_igkd.report_tables import DASH, NARROW, count, duration, plain
+from timm_igkd.report.tables import DASH, NARROW, count, duration, plain
 
 
 def facts(results: StudyResults) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from studies.results import Outcome, StudyResults, outcome_of
 from studies.statistics import normality
 from studies.tables import by_kind, number, probability, signed
 from timm_igkd.evaluation.corruptions import CORRUPTIONS
-from timm_igkd.report_figures import ROLES, render_svg
+from timm_igkd.report.figures import ROLES, render_svg
 
 SHOWN = ("top1", "corruption_top1", "transfer_balanced_top1")
 MOST_CELLS = 20  # more are in the table, and those of several sizes in their own figure

@@ -21,8 +21,8 @@ from studies.tables import cells_table, contrast_table, corruption_table, paper_
 from studies.trials import trials_table
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
-from timm_igkd.report import page_style
-from timm_igkd.report_figures import require_matplotlib
+from timm_igkd.report.figures import require_matplotlib
+from timm_igkd.report.page import page_style
 
 _HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from studies.paper import PaperResult, paper_results
 from studies.results import DIFFERENCE, OUTCOMES, Contrast, StudyResults, outcome_of
 from studies.statistics import CONFIDENCE, Interval, Summary
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from timm_igkd.report_tables import DASH, MINUS, NARROW, count
+from timm_igkd.report.tables import DASH, MINUS, NARROW, count
 
 CELL_COLUMNS = ("top1", "corruption_top1", "transfer_balanced_top1", "ece", "agreement", "ig_correlation")
 

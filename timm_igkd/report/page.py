@@ -6,11 +6,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from timm_igkd import report_tables as tables
 from timm_igkd.files import write_atomic
 from timm_igkd.overlay.preview import Sample
-from timm_igkd.report_figures import learning_curves, require_matplotlib
-from timm_igkd.report_sections import (
+from timm_igkd.report import tables
+from timm_igkd.report.figures import learning_curves, require_matplotlib
+from timm_igkd.report.run_files import History, Predictions, read_history, read_mapping, read_predictions
+from timm_igkd.report.sections import (
     Disagreement,
     calibration_views,
     collect_disagreements,
@@ -18,7 +19,6 @@ from timm_igkd.report_sections import (
     disagreement_view,
     sample_view,
 )
-from timm_igkd.run_files import History, Predictions, read_history, read_mapping, read_predictions
 
 __all__ = ["Disagreement", "collect_disagreements", "write_report"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.calibration import ReliabilityBins
-from timm_igkd.run_files import History
+from timm_igkd.report.run_files import History
 
 # Drawn in these colours, then replaced by the page's CSS variables, so that one drawing serves light and dark mode.
 ROLES = {

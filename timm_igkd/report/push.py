@@ -14,8 +14,8 @@ from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.models.loading import load_model, save_model, weights_hash
-from timm_igkd.run_facts import RunFacts, read_run
-from timm_igkd.student_card import model_card
+from timm_igkd.report.card import model_card
+from timm_igkd.report.run_facts import RunFacts, read_run
 
 _PICKLES = ("pytorch_model.bin",)
 """What timm's own push leaves beside safetensors: a pickle, and after this push of other weights."""

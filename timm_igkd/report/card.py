@@ -10,7 +10,8 @@ from torch import nn
 
 from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
-from timm_igkd.report_tables import (
+from timm_igkd.report.run_facts import RunFacts, seed_summary
+from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
     Row,
@@ -20,7 +21,6 @@ from timm_igkd.report_tables import (
     size_rows,
     summary_sentence,
 )
-from timm_igkd.run_facts import RunFacts, seed_summary
 
 _SETTINGS = (
     ("Overlay probability", "overlay_prob"),
