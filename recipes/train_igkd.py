@@ -25,7 +25,6 @@ from splits import cut_validation, load_split
 from stages import Stage, Stages
 from timm_igkd import IGDistillationTask, IGOverlay, IGOverlayDataset, MapStore, compute_maps, evaluate, truncate
 from timm_igkd.commands import overlay_samples
-from timm_igkd.config import parse_config, save_config
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.metrics import write_metrics
@@ -37,6 +36,7 @@ from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import write_predictions
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.reporting import run_reporting_errors
+from timm_igkd.runs.parsing import parse_config, save_config
 from train_config import EVALUATE_FIELDS, MAPS_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, TRAINING_FIELDS, TrainConfig
 from training import Trainer, create_train_loader, create_validation_loader
 

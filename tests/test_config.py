@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from timm_igkd.config import parse_config, save_config
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.runs.parsing import parse_config, save_config
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import stages
 import train_igkd
 import training
 from timm_igkd import IGDistillationTask, MapStore, evaluate, load_labeled_images
-from timm_igkd.config import parse_config
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.runs.parsing import parse_config
 from train_config import TrainConfig
 
 CONFIGS = sorted(set((RECIPES / "configs").glob("*.yaml")) - set((RECIPES / "configs").glob("study_*.yaml")))

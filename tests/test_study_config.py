@@ -11,8 +11,8 @@ from study_parts import ARMS, STUDENT
 
 from studies.config import Cell, StudyConfig, create_cell, load_study
 from studies.paper import ABLATION, arm_name
-from timm_igkd.config import parse_config
 from timm_igkd.errors import InputError
+from timm_igkd.runs.parsing import parse_config
 
 CONFIGS = sorted((RECIPES / "configs").glob("study_*.yaml"))
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from timm_igkd.config import read_value
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.models.loading import load_model
+from timm_igkd.runs.parsing import read_value
 
 
 def key_value(text: str) -> tuple[str, Any]:

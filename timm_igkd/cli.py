@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from timm_igkd.config import OneLineParser
 from timm_igkd.errors import InputError, nearest
 from timm_igkd.reporting import run_reporting_errors
+from timm_igkd.runs.parsing import OneLineParser
 
 
 class CommandParser(OneLineParser):

@@ -16,12 +16,12 @@ from typing import Any, Literal, get_args, get_type_hints
 from timm.optim import list_optimizers
 
 from timm_igkd.attribution.options import IGOptions
-from timm_igkd.config import convert_value, parse_config
 from timm_igkd.distillation.losses import KD_LOSSES
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource
 from timm_igkd.overlay.device_loader import PaddingMode
+from timm_igkd.runs.parsing import convert_value, parse_config
 
 StudySource = Literal["aligned", "shuffled", "permuted", "noise", "blank", "sobel", "random_teacher"]
 Logits = Literal["aligned", "shuffled", "live"]
