@@ -5,7 +5,7 @@ python hub/push_student.py runs/demo --repo-id user/name
 
 import sys
 
-from timm_igkd.cli import main
+from timm_igkd.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main(["push-student", *sys.argv[1:]]))

@@ -29,12 +29,12 @@ from studies.data import StudyData
 from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
 from studies.training import DivergedError, RunTrainer
+from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
-from timm_igkd.reporting import run_reporting_errors
 from timm_igkd.runs.parsing import parse_config
 
 

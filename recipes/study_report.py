@@ -9,7 +9,7 @@ from pathlib import Path
 
 from studies import require_report_packages
 from studies.config import load_study
-from timm_igkd.reporting import run_reporting_errors
+from timm_igkd.cli.exit_codes import run_reporting_errors
 
 _HERE = Path(__file__).parent
 

@@ -24,7 +24,8 @@ from augmentation import train_transform
 from splits import cut_validation, load_split
 from stages import Stage, Stages
 from timm_igkd import IGDistillationTask, IGOverlay, IGOverlayDataset, MapStore, compute_maps, evaluate, truncate
-from timm_igkd.commands import overlay_samples
+from timm_igkd.cli.commands import overlay_samples
+from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.metrics import write_metrics
@@ -35,7 +36,6 @@ from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import write_predictions
 from timm_igkd.report.sections import collect_disagreements
-from timm_igkd.reporting import run_reporting_errors
 from timm_igkd.runs.parsing import parse_config, save_config
 from train_config import EVALUATE_FIELDS, MAPS_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, TRAINING_FIELDS, TrainConfig
 from training import Trainer, create_train_loader, create_validation_loader

@@ -10,7 +10,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ImageFactory
 
-from timm_igkd import cli
+from timm_igkd.cli import main as cli
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 sys.path.insert(0, str(RECIPES))

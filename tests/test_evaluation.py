@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from tiny_parts import tiny_teacher
 
-from timm_igkd import commands
-from timm_igkd.cli import main
+from timm_igkd.cli import commands
+from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, corrupt

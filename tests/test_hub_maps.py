@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_parts import ImageList, noise_image
 
 from timm_igkd import IGOverlay, IGOverlayDataset, MapStore, push_maps
-from timm_igkd.cli import main
+from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.errors import redact
 from timm_igkd.maps import push as hub_maps

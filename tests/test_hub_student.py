@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http, get_session
 
 from timm_igkd import load_model, push_student, save_model
-from timm_igkd.cli import main
+from timm_igkd.cli.main import main
 from timm_igkd.errors import MissingFileError, RunError
 from timm_igkd.hub import errors as hub_errors
 from timm_igkd.models.loading import weights_hash
@@ -489,7 +489,7 @@ def test_built_wheel_pushes_from_an_empty_folder(hub, plugin_run, tmp_path):
     code = f"""
 import sys, timm_igkd
 assert timm_igkd.__file__.startswith({target!r}), timm_igkd.__file__
-from timm_igkd.cli import main
+from timm_igkd.cli.main import main
 sys.exit(main(["push-student", {str(plugin_run)!r}, "--repo-id", {REPO!r}]))
 """
     done = push_in_a_process([sys.executable, "-c", code], hub, tmp_path, PYTHONPATH=target)

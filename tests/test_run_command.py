@@ -15,7 +15,7 @@ from command_lines import subprocess_environment
 from timm.data import auto_augment, dataset_factory
 from tiny_parts import ramp, write_store
 
-from timm_igkd import cli
+from timm_igkd.cli import main as cli
 from timm_igkd.data.items import read_item
 from timm_igkd.errors import InputError, message_of
 from timm_igkd.overlay import timm_ops

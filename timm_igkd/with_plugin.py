@@ -8,8 +8,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.reporting import run_reporting_errors
 
 
 def run_script(arguments: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from timm_igkd import arguments
+from timm_igkd.cli import arguments
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.push import push_maps
 from timm_igkd.report.push import push_student

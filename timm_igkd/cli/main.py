@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.errors import InputError, nearest
-from timm_igkd.reporting import run_reporting_errors
 from timm_igkd.runs.parsing import OneLineParser
 
 
@@ -32,7 +32,7 @@ class CommandParser(OneLineParser):
 
 def build_parser() -> CommandParser:
     """Return the parser of all commands."""
-    from timm_igkd import commands
+    from timm_igkd.cli import commands
     from timm_igkd.version import __version__
 
     parser = CommandParser(prog="timm-igkd", description="Knowledge distillation with integrated gradients for timm.")

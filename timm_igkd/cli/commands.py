@@ -7,10 +7,15 @@ from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
-from timm_igkd import arguments
 from timm_igkd.attribution.options import Baseline, IGOptions, Output, Reduction, Target
-from timm_igkd.commands_hub import push_maps_arguments, push_maps_command, push_student_arguments, push_student_command
-from timm_igkd.commands_run import run_arguments, run_command
+from timm_igkd.cli import arguments
+from timm_igkd.cli.hub_commands import (
+    push_maps_arguments,
+    push_maps_command,
+    push_student_arguments,
+    push_student_command,
+)
+from timm_igkd.cli.run_commands import run_arguments, run_command
 from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.metrics import evaluate, write_metrics

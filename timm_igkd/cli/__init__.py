@@ -1,0 +1,1 @@
+"""The door: commands, their arguments and exit codes."""
