@@ -18,7 +18,7 @@ import training
 from train_config import TrainConfig
 
 ROOT = RECIPES.parent
-SOURCES = sorted([*(ROOT / "timm_igkd").glob("*.py"), *RECIPES.rglob("*.py"), *(ROOT / "hub").glob("*.py")])
+SOURCES = sorted([*(ROOT / "timm_igkd").rglob("*.py"), *RECIPES.rglob("*.py"), *(ROOT / "hub").glob("*.py")])
 LAUNCHER = {"mixed_precision", "num_processes", "num_machines", "fp16", "bf16", "amp", "dynamo_backend", "world_size"}
 
 

@@ -5,7 +5,7 @@ Every error takes a single string, because a DataLoader worker's exception is re
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
@@ -55,3 +55,10 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:limit] if lines else type(error).__name__
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> str:
+    """Return `value`; an InputError that offers the nearest unless it is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
+    return value

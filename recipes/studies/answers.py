@@ -107,9 +107,15 @@ def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
     if results.config.purpose != "primary" or column not in results.config.outcomes:
         why = "exploratory" if results.config.purpose != "primary" else "not named in advance"
         return f"{contrast.name}, {what}: {numbers}; {why}, so nothing is claimed."
+    within = contrast.equivalence if contrast.is_equivalent else None
+    tost = f"; TOST p {_equals(within.p)}" if within else ""
     if contrast.is_significant:
         word = "higher" if found.difference > 0 else "lower"
-        return f"For this teacher, {contrast.a} has {word} {what} than {contrast.b}: {numbers}."
+        small = f", by less than the {within.bound:g} points that matter" if within else ""
+        return f"For this teacher, {contrast.a} has {word} {what} than {contrast.b}{small}: {numbers}{tost}."
+    if within:
+        names = f"{contrast.a} and {contrast.b} are equivalent in {what} within ±{within.bound:g} points"
+        return f"For this teacher, {names}: {numbers}{tost}."
     return f"For this teacher, no difference in {what} is shown between {contrast.a} and {contrast.b}: {numbers}."
 
 

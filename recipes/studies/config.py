@@ -7,6 +7,7 @@ Paths do not: rows of several machines, whose data lie elsewhere, belong togethe
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -194,6 +195,9 @@ class StudyConfig:
     cells: dict[str, Any] = field(default_factory=dict, metadata={"help": "name: settings"})
     contrasts: tuple[Any, ...] = field(default=(), metadata={"help": "pairs [a, b] of cells, named in advance"})
     outcomes: tuple[str, ...] = field(default=("top1", "corruption_top1"), metadata={"help": "primary first"})
+    smallest_effect: float | None = field(
+        default=None, metadata={"help": "points: smallest difference of interest, bound of the equivalence tests"}
+    )
 
     corruption_images: int = field(default=0, metadata={"help": "test images per corruption; 0: none"})
     ig_images: int = field(default=0, metadata={"help": "test images whose IG maps are compared; 0: none"})
@@ -216,6 +220,8 @@ class StudyConfig:
             check_range(name, getattr(self, name), 1)
         for name in ("first_seed", "corruption_images", "ig_images"):
             check_range(name, getattr(self, name), 0)
+        if self.smallest_effect is not None and not 0 < self.smallest_effect < math.inf:
+            raise InputError(f"smallest_effect must be above 0 points, got {self.smallest_effect:g}")
         for name in ("train_limit", "test_limit"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)

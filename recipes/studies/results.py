@@ -13,9 +13,11 @@ from studies.rows import StudyRows
 from studies.statistics import (
     NAN,
     Comparison,
+    Equivalence,
     Interval,
     Summary,
     compare_paired,
+    equivalence,
     holm,
     pair_by_seed,
     paired_power,
@@ -70,6 +72,7 @@ class Contrast(NamedTuple):
     holm_p: float
     power: float
     needed: float
+    equivalence: Equivalence | None = None
 
     @property
     def name(self) -> str:
@@ -78,6 +81,11 @@ class Contrast(NamedTuple):
     @property
     def is_significant(self) -> bool:
         return self.holm_p < ALPHA
+
+    @property
+    def is_equivalent(self) -> bool:
+        """Whether the difference is shown to be smaller than the smallest one of interest."""
+        return self.equivalence is not None and self.equivalence.p < ALPHA
 
 
 @dataclass(frozen=True)
@@ -188,16 +196,24 @@ class StudyResults:
             found = [self.compare(a, b, column) for a, b in self.config.contrasts]
             adjusted = holm(np.array([comparison.p for comparison in found]))
             self._contrasts[column] = [
-                self._contrast(a, b, comparison, float(p))
+                self._contrast(a, b, column, comparison, float(p))
                 for (a, b), comparison, p in zip(self.config.contrasts, found, adjusted, strict=True)
             ]
         return self._contrasts[column]
 
-    def _contrast(self, a: str, b: str, comparison: Comparison, holm_p: float) -> Contrast:
+    @property
+    def effect_of_interest(self) -> float:
+        """Points of accuracy that the power is told for: the study's own smallest effect, else what the paper found."""
+        return self.config.smallest_effect or DIFFERENCE
+
+    def _contrast(self, a: str, b: str, column: str, comparison: Comparison, holm_p: float) -> Contrast:
         if self.is_resampled(a) or self.is_resampled(b):  # the power of the paired test is not that of the corrected
             return Contrast(a, b, comparison, holm_p, NAN, NAN)
-        power = paired_power(comparison.sd, comparison.n, DIFFERENCE, ALPHA)
-        return Contrast(a, b, comparison, holm_p, power, seeds_needed(comparison.sd, DIFFERENCE, alpha=ALPHA))
+        wanted, bound = self.effect_of_interest, self.config.smallest_effect
+        power = paired_power(comparison.sd, comparison.n, wanted, ALPHA)
+        needed = seeds_needed(comparison.sd, wanted, alpha=ALPHA)
+        within = None if bound is None else equivalence(self.differences(a, b, column), bound, ALPHA)
+        return Contrast(a, b, comparison, holm_p, power, needed, within)
 
     def bootstrap(self, a: str, b: str) -> Interval | None:
         """Return a - b of clean accuracy with the interval over seeds and test images.

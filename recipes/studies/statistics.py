@@ -52,6 +52,15 @@ class Comparison(NamedTuple):
     effect_high: float = NAN
 
 
+class Equivalence(NamedTuple):
+    """Two one-sided tests of a mean difference against a bound; `p` is the larger of the two."""
+
+    bound: float
+    p: float = NAN
+    low: float = NAN
+    high: float = NAN
+
+
 class Normality(NamedTuple):
     """Normal Q-Q data with its least-squares line, and the Shapiro-Wilk test; reported, never used to choose a test."""
 
@@ -155,6 +164,31 @@ def complete_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
         raise InputError(f"pairs need two equally long lists of values, got shapes {a.shape} and {b.shape}")
     known = np.isfinite(a) & np.isfinite(b)
     return a[known], b[known]
+
+
+def equivalence(differences: np.ndarray, bound: float, alpha: float = 0.05) -> Equivalence:
+    """Test whether the mean of paired differences lies within ±`bound` (TOST).
+
+    Args:
+        differences: [n] float, one a seed; NaN is left out.
+        bound: smallest difference of interest, above 0, in the unit of the differences.
+        alpha: of each one-sided test.
+
+    Returns:
+        p, and the 1 - 2 alpha interval of the mean, which lies within ±`bound` just where p < alpha; NaN for fewer than
+        two values or values without spread.
+
+    Source: Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987).
+    """
+    if not bound > 0:
+        raise InputError(f"the bound of equivalence must be above 0, got {bound:g}")
+    values = _finite(differences)
+    if not _has_spread(values):
+        return Equivalence(bound)
+    above = stats.ttest_1samp(values, -bound, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, bound, alternative="less").pvalue
+    low, high = stats.t.interval(1 - 2 * alpha, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    return Equivalence(bound, float(max(above, below)), float(low), float(high))
 
 
 def effect_size(differences: np.ndarray) -> Interval:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from studies.paper import PaperResult, paper_results
-from studies.results import DIFFERENCE, OUTCOMES, Contrast, StudyResults, outcome_of
+from studies.results import OUTCOMES, Contrast, StudyResults, outcome_of
 from studies.statistics import CONFIDENCE, Interval, Summary
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.report.tables import DASH, MINUS, NARROW, count
@@ -119,7 +119,8 @@ def contrast_table(results: StudyResults, column: str) -> Table | None:
     else:
         columns = ["Common seeds", "Difference, points", "Paired p", "Holm p", "Welch p", "Effect size d_z"]
         columns += ["Over seeds and test images"] if with_images else []
-        columns += [f"Power at {DIFFERENCE:g} points"]
+        columns += [f"TOST p, ±{results.config.smallest_effect:g} points"] if results.config.smallest_effect else []
+        columns += [f"Power at {results.effect_of_interest:g} points"]
         rows = []
         for contrast in contrasts:
             interval = results.bootstrap(contrast.a, contrast.b) if with_images else None
@@ -156,7 +157,18 @@ def contrast_note(results: StudyResults) -> str:
         "pairing. d_z: mean over standard deviation of the differences, Hedges-corrected, its interval from the "
         "noncentral t. "
         "Over seeds and test images: two-level bootstrap interval, too narrow with few seeds. "
+        f"{_tost_note(results)}"
         "Power of the paired test at the observed standard deviation of the differences."
+    )
+
+
+def _tost_note(results: StudyResults) -> str:
+    bound = results.config.smallest_effect
+    if bound is None:
+        return ""
+    return (
+        f"TOST: two one-sided tests of equivalence within ±{bound:g} points, the smallest difference of interest, with "
+        f"the 90{NARROW}% interval, not adjusted. "
     )
 
 
@@ -179,6 +191,9 @@ def _contrast_entries(contrast: Contrast, interval: Interval | None, with_images
     ]
     if with_images:
         entries.append(Entry(DASH if interval is None else span(interval.low, interval.high, sign=True) or DASH))
+    if contrast.equivalence is not None:
+        within = contrast.equivalence
+        entries.append(Entry(probability(within.p), span(within.low, within.high, sign=True)))
     power = DASH if math.isnan(contrast.power) else f"{100 * contrast.power:.0f}{NARROW}%"
     needed = "" if math.isnan(contrast.needed) else f"80{NARROW}% needs n = {_seeds(contrast.needed)}"
     return [*entries, Entry(power, needed)]

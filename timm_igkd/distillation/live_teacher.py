@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data.loader import adapt_to_chs
+from timm.task.distillation import FeatureDistillationTrainableModule
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -230,6 +231,18 @@ def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teach
             "count from 0 and name each once"
         )
     return torch.tensor(index)
+
+
+class StudentWithFeatures(FeatureDistillationTrainableModule):
+    """The student as DDP must see it, one forward for logits and features; timm's base keeps its parameter groups."""
+
+    def __init__(self, student: nn.Module, attention_index: int):
+        super().__init__(student)
+        self.attention_index = attention_index
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and the chosen entry of `forward_intermediates`."""
+        return forward_with_features(self.student, input, self.attention_index)
 
 
 def _probe_image(model: nn.Module) -> Tensor:

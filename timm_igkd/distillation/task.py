@@ -9,26 +9,25 @@ Arms are option values: a term whose weight is 0 is not computed, and a teacher 
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.task import TrainingTask
 from timm.task.classification import resolve_classification_loss
-from timm.task.distillation import FeatureDistillationTrainableModule
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 
 from timm_igkd.distillation.live_teacher import (
     LiveTeacher,
+    StudentWithFeatures,
     check_pair,
-    forward_with_features,
     resolve_attention_index,
     resolve_class_index,
     split_views,
 )
-from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, is_soft
-from timm_igkd.errors import InputError, nearest
+from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_weight, is_soft
+from timm_igkd.errors import InputError, check_choice
 
 _logger = logging.getLogger(__name__)
 
@@ -90,13 +89,13 @@ class IGDistillationTask(TrainingTask):
     ):
         check_pair(student, teacher)
         super().__init__(device=device or next(student.parameters()).device, dtype=dtype, verbose=verbose)
-        self.loss_type = _check_choice("loss_type", loss_type, KD_LOSSES)
-        self.teacher_view = _check_choice("teacher_view", teacher_view, TEACHER_VIEWS)
+        self.loss_type = check_choice("loss_type", loss_type, KD_LOSSES)
+        self.teacher_view = check_choice("teacher_view", teacher_view, TEACHER_VIEWS)
         self._set_weights(task_loss_weight, distill_loss_weight, attention_loss_weight)
         if not 0 < temperature < math.inf:
             raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
         self.temperature = temperature
-        dkd_options = {"alpha": _check_weight("dkd_alpha", dkd_alpha), "beta": _check_weight("dkd_beta", dkd_beta)}
+        dkd_options = {"alpha": check_weight("dkd_alpha", dkd_alpha), "beta": check_weight("dkd_beta", dkd_beta)}
         self._kd_options = dkd_options if loss_type == "dkd" else {}
         self.criterion = resolve_classification_loss(criterion, self.device)
         distills = self.distill_loss_weight > 0
@@ -116,7 +115,7 @@ class IGDistillationTask(TrainingTask):
                 )
             teacher_attention_index = resolve_attention_index("teacher", teacher, teacher_attention_index)
             student_attention_index = resolve_attention_index("student", student, student_attention_index)
-            self.trainable_module = _StudentWithFeatures(student, student_attention_index)
+            self.trainable_module = StudentWithFeatures(student, student_attention_index)
         self.teacher: LiveTeacher | None = None
         if teacher is not None:
             self.teacher = LiveTeacher(teacher, student, teacher_attention_index, teacher_input_size)
@@ -127,7 +126,7 @@ class IGDistillationTask(TrainingTask):
     def describe(self) -> str:
         """Return the resolved settings in one line."""
         attention = ""
-        if isinstance(self.trainable_module, _StudentWithFeatures) and self.teacher is not None:
+        if isinstance(self.trainable_module, StudentWithFeatures) and self.teacher is not None:
             attention = f" (entries {self.trainable_module.attention_index}, {self.teacher.attention_index})"
         teacher = "none" if self.teacher is None else f"view {self.teacher_view}, input {self.teacher.describe()}"
         return (
@@ -137,8 +136,8 @@ class IGDistillationTask(TrainingTask):
         )
 
     def _set_weights(self, task: float | None, distill: float, attention: float) -> None:
-        self.distill_loss_weight = _check_weight("distill_loss_weight", distill)
-        self.attention_loss_weight = _check_weight("attention_loss_weight", attention)
+        self.distill_loss_weight = check_weight("distill_loss_weight", distill)
+        self.attention_loss_weight = check_weight("attention_loss_weight", attention)
         if task is None:
             if distill > 1:
                 raise InputError(
@@ -146,7 +145,7 @@ class IGDistillationTask(TrainingTask):
                     f"distill_loss_weight={distill:g}; give task_loss_weight"
                 )
             task = 1 - distill
-        self.task_loss_weight = _check_weight("task_loss_weight", task)
+        self.task_loss_weight = check_weight("task_loss_weight", task)
         if task + distill + attention == 0:
             raise InputError("at least one loss weight must be positive, got 0 for all; set task_loss_weight=1")
 
@@ -296,27 +295,4 @@ class IGDistillationTask(TrainingTask):
         if module is None and hasattr(self, "eval_model_ema" if ema else "eval_model"):
             return super().get_eval_model(ema=ema)
         module = unwrap_model(super().get_eval_model(module=module, ema=ema))
-        return module.student if isinstance(module, _StudentWithFeatures) else module
-
-
-class _StudentWithFeatures(FeatureDistillationTrainableModule):
-    """The student as DDP must see it, one forward for logits and features; timm's base keeps its parameter groups."""
-
-    def __init__(self, student: nn.Module, attention_index: int):
-        super().__init__(student)
-        self.attention_index = attention_index
-
-    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        return forward_with_features(self.student, input, self.attention_index)
-
-
-def _check_choice(name: str, value: str, choices: Collection[str]) -> str:
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
-    return value
-
-
-def _check_weight(name: str, weight: float) -> float:
-    if not 0 <= weight < math.inf:
-        raise InputError(f"{name} must be finite and at least 0, got {weight:g}; 0 switches the term off")
-    return weight
+        return module.student if isinstance(module, StudentWithFeatures) else module

@@ -3,8 +3,8 @@
 Strengths are those of CIFAR-10-C for images of 32 pixels and of ImageNet-C for 224 (Hendrycks & Dietterich, arXiv
 1903.12261), by the shorter side. Between the two a strength is interpolated geometrically in the logarithm of the
 side; outside it stays, but lengths in pixels (blur, pixelate) go on growing in proportion. Deviations: `brightness`
-multiplies by 1 + 2c where they add c to the value of HSV (the same for mid-grey); `pixelate` averages with an
-antialiased bilinear filter, not a box; `fog` sums octaves of smooth noise, not a diamond-square fractal, and has 0.75
+multiplies by 1 + 2c where they add c to the value of HSV (the same for mid-grey); values are rounded where they cut
+the fraction off; `fog` sums octaves of smooth noise, not a diamond-square fractal, and has 0.75
 to 3.5 times the image's range at 224 pixels (theirs, 1.5 to 3, is no further from the clean image at severity 5 than
 at 2). `translate` is ours: diagonal, by the same share of the sides at every size, black where nothing was.
 """
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from timm_igkd.errors import InputError, InputTypeError, nearest
@@ -32,7 +31,7 @@ Table = tuple[tuple[float, ...], tuple[float, ...]]
 _QUALITY: Table = ((80, 65, 58, 50, 40), (25, 18, 15, 10, 7))
 _NOISE_SD: Table = ((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38))
 _BLUR_SIGMA: Table = ((0.4, 0.6, 0.7, 0.8, 1.0), (1.0, 2.0, 3.0, 4.0, 6.0))
-_PIXEL: Table = ((1 / 0.95, 1 / 0.9, 1 / 0.85, 1 / 0.75, 1 / 0.65), (1 / 0.6, 1 / 0.5, 1 / 0.4, 1 / 0.3, 1 / 0.25))
+_PIXELS_LEFT: Table = ((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25))
 _CONTRAST: Table = ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05))
 _BRIGHTNESS: Table = ((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5))
 _FOG: Table = ((0.2, 0.5, 0.75, 1.0, 1.5), (0.75, 1.25, 1.75, 2.5, 3.5))
@@ -84,14 +83,24 @@ def _gaussian_blur(images: Tensor, severity: int, streams: Streams) -> Tensor:
 
 
 def _pixelate(images: Tensor, severity: int, streams: Streams) -> Tensor:
-    pixel = _strength(_PIXEL, severity, images, length=True)
-    size = list(images.shape[-2:])
-    coarse = F.resize(images, [max(1, round(side / pixel)) for side in size], antialias=True)
-    return F.resize(coarse, size, InterpolationMode.NEAREST_EXACT)
+    """Resize down and up again with PIL's box filter, as the authors do, who cut off the fraction of a side."""
+    height, width = images.shape[-2:]
+    share = _strength(_PIXELS_LEFT, severity, images) * min(1, _SIDES[1] / min(height, width))
+    coarse = max(1, int(width * share)), max(1, int(height * share))
+    changed = [
+        np.asarray(
+            Image.fromarray(pixels).resize(coarse, Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
+        )
+        for pixels in np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
+    ]
+    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).contiguous().to(images.device)
 
 
 def _contrast(images: Tensor, severity: int, streams: Streams) -> Tensor:
-    return F.adjust_contrast(images, _strength(_CONTRAST, severity, images))
+    """Scale the distance from each channel's own mean."""
+    amount, unit = _strength(_CONTRAST, severity, images), images / 255
+    mean = unit.mean(dim=(2, 3), keepdim=True)
+    return _to_uint8((unit - mean) * amount + mean)
 
 
 def _brightness(images: Tensor, severity: int, streams: Streams) -> Tensor:

@@ -38,6 +38,9 @@ class CifarNetwork(nn.Module):
         has_norm: whether a batch norm and ReLU follow the last block, as behind pre-activation blocks.
     """
 
+    shape_args: dict[str, Any]
+    """Arguments of `timm.create_model`, beyond the common ones, that give a network of this shape."""
+
     def __init__(
         self,
         blocks: Sequence[nn.Module],
@@ -56,8 +59,8 @@ class CifarNetwork(nn.Module):
         super().__init__()
         self.drop_blocks, self.drop_rate = drop_blocks, drop_rate
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.grad_checkpointing = False
-        self.feature_info = [
+        self.grad_checkpointing, self.shape_args = False, {}
+        self.feature_info: list[dict[str, Any]] = [
             {"num_chs": c, "reduction": r, "module": f"features.{i}"}
             for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
         ]

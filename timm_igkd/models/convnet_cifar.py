@@ -122,7 +122,7 @@ class ConvNetCifar(CifarNetwork):
             device=device,
             dtype=dtype,
         )
-        self.widths = self_widths
+        self.shape_args = {"widths": self_widths}
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as torch does, but the first outputs of a 3x3 convolution copy its inputs (airbench's dirac)."""

@@ -137,6 +137,7 @@ class ResNetCifar(CifarNetwork):
             dtype=dtype,
         )
         self.stage_blocks = self_stage_blocks
+        self.shape_args = {} if shortcut == "projection" else {"shortcut": shortcut}
 
 
 def stage_blocks(depth: int, pre_activation: bool) -> int:

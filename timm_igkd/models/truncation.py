@@ -1,17 +1,18 @@
 """Students cut from a model's own architecture: the tail goes, the kept weights stay, a new pooled head comes.
 
-`mobilenetv2_cifar` keeps its architecture with a larger `drop_blocks`; any other timm model becomes `igkd_truncated`.
+The networks for 32x32 images keep their architecture with a larger `drop_blocks`; any other timm model becomes
+`igkd_truncated`.
 """
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import get_model_input_config, get_model_traits
 from torch import nn
 
 from timm_igkd.errors import InputError
-from timm_igkd.models.mobilenetv2_cifar import MobileNetV2Cifar
+from timm_igkd.models.cifar_network import CifarNetwork
 from timm_igkd.models.truncated_model import TruncatedModel, below_base, check_cuttable, check_drop, cut_cfg
 
 CHANGED_MODEL = (
@@ -22,7 +23,7 @@ CHANGED_MODEL = (
 def _copy_kept_weights(model: Any, student: Any) -> None:
     """Copy into `student` all that is left of `model` when it is cut at the same place."""
     source = copy.deepcopy(model)
-    source.prune_intermediate_layers([len(student.feature_info) - 1], prune_norm=True)
+    source.prune_intermediate_layers([len(student.feature_info) - 1], prune_norm=not isinstance(source, CifarNetwork))
     target = student.base if isinstance(student, TruncatedModel) and not isinstance(model, TruncatedModel) else student
     head = {name for name in student.state_dict() if name.startswith(student.pretrained_cfg["classifier"])}
     try:
@@ -44,12 +45,11 @@ def _construction(model: Any, drop: int, num_classes: int) -> tuple[str, dict[st
         "in_chans": current["input_size"][0],
         "drop_rate": getattr(model, "drop_rate", 0.0),
     }
-    if isinstance(model, MobileNetV2Cifar):
-        cfg = dict(arguments["pretrained_cfg"], architecture="mobilenetv2_cifar", classifier="classifier.1")
-        pool = model.global_pool.pool_type
-        return "mobilenetv2_cifar", dict(
-            arguments, pretrained_cfg=cfg, global_pool=pool, drop_blocks=model.drop_blocks + drop
-        )
+    if isinstance(model, CifarNetwork):
+        name = str(cast(Any, model).pretrained_cfg["architecture"])
+        arguments["pretrained_cfg"] = dict(cfg, num_classes=num_classes, architecture=name, classifier="classifier.1")
+        arguments |= {"global_pool": model.global_pool.pool_type, "drop_blocks": model.drop_blocks + drop}
+        return name, arguments | model.shape_args
     size = get_model_traits(model).get("img_size")
     if size is not None:
         arguments["img_size"] = tuple(size)
@@ -68,8 +68,8 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
     The head is initialised from torch's global random state.
 
     Args:
-        model: a model from `timm.create_model`. `mobilenetv2_cifar` counts its feature blocks, every other model the
-            entries of `forward_intermediates`; a truncated model can be truncated again.
+        model: a model from `timm.create_model`. The networks for 32x32 images count their feature blocks, every other
+            model the entries of `forward_intermediates`; a truncated model can be truncated again.
         drop: entries cut from the end; 0 copies the model, its head too where `num_classes` is the same.
         num_classes: outputs of the new head, the model's own if None.
 
@@ -82,7 +82,7 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
         raise InputError(f"truncate needs a model from timm.create_model, got {type(model).__name__}")
     check_cuttable(model, name)
     entries = len(source.feature_info)
-    check_drop(drop, entries - (2 if isinstance(model, MobileNetV2Cifar) else 1), name, entries)
+    check_drop(drop, entries - (2 if isinstance(model, CifarNetwork) else 1), name, entries)
     outputs = source.num_classes if num_classes is None else num_classes
     if drop == 0:
         student = copy.deepcopy(source)

@@ -60,13 +60,13 @@ class DeviceAugmentation:
 
     overlay: IGOverlay
     padding: int = 0
-    padding_mode: PaddingMode = "black"
     hflip: float = 0.0
-    alternate_flip: bool = False
     cutout: int = 0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     teacher_view: TeacherViewMode = "same"
+    padding_mode: PaddingMode = "black"
+    alternate_flip: bool = False
 
     def __post_init__(self) -> None:
         check_range("padding", self.padding, 0)

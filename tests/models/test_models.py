@@ -9,7 +9,7 @@ from timm_igkd.errors import InputError
 from timm_igkd.models.loading import count_macs, count_parameters, load_model
 from timm_igkd.models.mobilenetv2_cifar import MobileNetV2Cifar
 
-SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[3] / "shared"))
 PAPER_COUNTS = {
     0: (2_236_682, 1.0),
     3: (1_019_402, 1.28),

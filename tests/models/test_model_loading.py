@@ -22,7 +22,7 @@ from timm_igkd.models.loading import (
     weights_hash,
 )
 
-SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[3] / "shared"))
 SMALL = {"drop_blocks": 16}
 
 

@@ -165,6 +165,35 @@ def test_one_seed_repeats_and_seeds_and_epochs_differ(data):
     assert not torch.equal(first, batches(data, seed=1, epoch=1, **settings).student)
 
 
+def test_alternating_flips_turn_every_image_in_every_later_epoch(data):
+    loader = DeviceLoader(data, DeviceAugmentation(IGOverlay(0.0), hflip=0.5, alternate_flip=True), 4, seed=3)
+    flipped = [loader.draws(epoch).flipped for epoch in range(4)]
+    assert torch.equal(flipped[1], ~flipped[0])
+    assert torch.equal(flipped[2], flipped[0])
+    assert torch.equal(flipped[3], flipped[1])
+    assert 0 < int(flipped[0].sum()) < len(data)
+    plain = DeviceLoader(data, DeviceAugmentation(IGOverlay(0.0), hflip=0.5), 4, seed=3)
+    assert torch.equal(plain.draws(0).flipped, flipped[0])
+
+
+def test_reflected_border_is_that_of_numpy(data):
+    loader = DeviceLoader(data, DeviceAugmentation(IGOverlay(0.0), padding=2, padding_mode="reflect"), 4, seed=3)
+    index = torch.arange(4)
+    draws = loader.draws(0).at(index)
+    student, _ = loader.views(index, draws)
+    for found, position, shift in zip(student, index, draws.shift.tolist(), strict=True):
+        pixels = data.images[position].numpy() / np.float32(255)
+        padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)), mode="reflect")
+        height, width = pixels.shape[1:]
+        expected = padded[:, shift[0] : shift[0] + height, shift[1] : shift[1] + width]
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_unknown_padding_mode_is_refused():
+    with pytest.raises(InputError, match="padding_mode must be black or reflect, got 'edge'"):
+        DeviceAugmentation(IGOverlay(0.0), padding_mode="edge")
+
+
 def test_views_are_normalised(data):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     plain, scaled = batches(data), batches(data, mean=mean, std=std)

@@ -26,7 +26,11 @@ from studies import latencies as study_latencies
 from studies.config import StudyConfig
 from studies.data import StudyData
 from studies.evaluation import map_correlation
+from studies.facts import facts
+from studies.report import write_report
+from studies.results import StudyResults
 from studies.rows import StudyRows, key_of
+from studies.training import RunTrainer
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS
 from timm_igkd.models.loading import load_model, weights_hash
@@ -407,3 +411,65 @@ def test_map_correlation_is_pearsons_and_0_for_constant_maps():
     assert found[0] == pytest.approx(1)
     assert found[1] == pytest.approx(np.corrcoef(maps[1].flatten(), others[1].flatten())[0, 1], abs=1e-6)
     assert found[2] == 0
+
+
+# ---- runs that stop, runs that diverge ----
+
+
+def stop_after(monkeypatch, epochs_done: int) -> None:
+    """Let every run end by Ctrl-C once so many epochs are in its checkpoint."""
+    save = RunTrainer._save_checkpoint
+
+    def save_and_stop(self, done, loss):
+        save(self, done, loss)
+        if done == epochs_done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunTrainer, "_save_checkpoint", save_and_stop)
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_last_epoch(run, settings, tmp_path, monkeypatch):
+    cell = ARMS["KD&IG"] | {"protocol": "fast", "epochs": 4, "batch_size": 4, "student_args": {"drop_rate": 0.5}}
+    settings |= {"seeds": 1, "cells": {"KD&IG": cell}}
+    whole = settings | {"output_dir": str(tmp_path / "whole"), "work_dir": str(tmp_path / "whole_work")}
+    assert run(whole).code == 0
+    with monkeypatch.context() as patched:
+        stop_after(patched, 2)
+        assert run(settings).code == 130
+    assert rows_of(settings) == []
+    (checkpoint,) = (Path(settings["work_dir"]) / "runs").glob("*.pt")
+    epochs = []
+    train = RunTrainer._train_epoch
+    monkeypatch.setattr(RunTrainer, "_train_epoch", lambda self, epoch: epochs.append(epoch) or train(self, epoch))
+    assert run(settings).code == 0
+    assert epochs == [2, 3]
+    assert without_time(rows_of(settings)) == without_time(rows_of(whole))
+    assert not checkpoint.exists()
+
+
+def test_a_run_that_diverges_is_a_row_and_stops_nothing(run, settings, tmp_path):
+    wild = ARMS["KD"] | {"opt": "sgd", "lr": 1e30, "epochs": 3}
+    settings |= {"seeds": 2, "cells": {"wild": wild, "KD": ARMS["KD"]}, "contrasts": [["wild", "KD"]]}
+    outcome = run(settings)
+    assert outcome.code == 0
+    rows = rows_of(settings)
+    assert [row["cell"] for row in rows] == ["wild", "KD"] * 2
+    assert all(row["diverged_epoch"] in "012" and row["top1"] == "" for row in rows[::2])
+    assert all(row["diverged_epoch"] == "" and row["top1"] for row in rows[1::2])
+    assert run(settings).code == 0
+    assert len(rows_of(settings)) == 4, "not repeated"
+    results = StudyResults.read(StudyConfig(**settings))
+    assert results.contrasts("top1")[0].comparison.n == 0
+    assert dict(facts(results))["Diverged"].startswith("2 of the runs, without metrics: wild, seed 0 (epoch ")
+    assert not results.missing
+    merged = StudyRows(tmp_path / "merged")
+    assert merged.merge(settings["output_dir"]) == 4
+
+
+def test_page_is_written_with_a_diverged_run(run, settings, tmp_path):
+    wild = ARMS["KD"] | {"opt": "sgd", "lr": 1e30}
+    settings |= {"cells": {"wild": wild, "KD": ARMS["KD"], "Student": {}}}
+    settings |= {"contrasts": [["KD", "Student"], ["wild", "KD"]]}
+    assert run(settings).code == 0
+    write_report([StudyConfig(**settings)], tmp_path / "RESULTS.md", tmp_path / "index.html")
+    assert "Diverged" in (tmp_path / "RESULTS.md").read_text()

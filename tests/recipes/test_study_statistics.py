@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower, TTestPower
-from statsmodels.stats.weightstats import DescrStatsW
+from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
 from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
 from studies.statistics import (
     compare_paired,
     effect_size,
+    equivalence,
     holm,
     normality,
     pair_by_seed,
@@ -45,6 +46,27 @@ def test_bootstrap_interval_starts_at_twenty_values(generator):
     summary = summarize(values)
     assert (summary.bca_low, summary.bca_high) == (expected.low, expected.high)
     assert summary.bca_low < summary.mean < summary.bca_high
+
+
+@pytest.mark.parametrize("bound", [0.5, 2.0, 3.0])
+def test_equivalence_is_statsmodels_paired_tost(bound):
+    found = equivalence(DRUG_2 - DRUG_1, bound)
+    assert found.p == pytest.approx(ttost_paired(DRUG_2, DRUG_1, -bound, bound)[0])
+    assert (found.low, found.high) == pytest.approx(DescrStatsW(DRUG_2 - DRUG_1).tconfint_mean(alpha=0.1))
+    assert (found.p < 0.05) == (-bound < found.low and found.high < bound)
+
+
+@pytest.mark.parametrize("values", [[], [0.1], [0.1, 0.1, 0.1], [np.nan, 0.2]])
+def test_equivalence_needs_two_values_with_spread(values):
+    found = equivalence(np.array(values), 0.2)
+    assert math.isnan(found.p)
+    assert math.isnan(found.low)
+
+
+@pytest.mark.parametrize("bound", [0.0, -0.2, math.nan])
+def test_bound_of_equivalence_is_above_zero(bound):
+    with pytest.raises(InputError, match="must be above 0"):
+        equivalence(DRUG_1, bound)
 
 
 def test_not_measured_values_are_left_out():

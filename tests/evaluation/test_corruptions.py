@@ -144,11 +144,30 @@ def test_pixelate_averages_what_a_block_covers():
     assert distance(corrupt(stripes, "pixelate", 5), torch.tensor(127.5)) < 5
 
 
-def test_contrast_moves_pixels_towards_the_mean_grey():
-    image = pictures(1)
-    corrupted = corrupt(image, "contrast", 5).float()
-    assert corrupted.std().item() == pytest.approx(0.15 * image.float().std().item(), abs=1)
-    assert F.rgb_to_grayscale(corrupted).mean() == pytest.approx(F.rgb_to_grayscale(image.float()).mean().item(), abs=1)
+@pytest.mark.parametrize(
+    ("side", "severity", "pixels_left"),
+    [(32, 1, 30), (32, 2, 28), (32, 4, 24), (32, 5, 20), (224, 1, 134), (224, 5, 56)],
+)
+def test_pixelate_is_the_originals_box_down_and_up(side, severity, pixels_left):
+    """CIFAR-10-C and ImageNet-C: `x.resize((int(side * c), …), BOX)`, then back the same way."""
+    image = pictures(1, side, side)
+    original = Image.fromarray(image[0].permute(1, 2, 0).numpy())
+    coarse = original.resize((pixels_left, pixels_left), Image.Resampling.BOX)
+    expected = np.asarray(coarse.resize((side, side), Image.Resampling.BOX))
+    assert np.array_equal(corrupt(image, "pixelate", severity)[0].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize(("side", "severity", "amount"), [(32, 1, 0.75), (32, 5, 0.15), (224, 1, 0.4), (224, 5, 0.05)])
+def test_contrast_is_the_originals_about_each_channels_mean(side, severity, amount):
+    """CIFAR-10-C and ImageNet-C: `clip((x - means) * c + means, 0, 1)`, means over height and width of each channel."""
+    image = pictures(1, side, side)
+    image[:, 0] //= 2  # a red that is darker: one grey pivot for all channels would move it
+    unit = image.numpy() / 255
+    means = unit.mean(axis=(2, 3), keepdims=True)
+    expected = 255 * np.clip((unit - means) * amount + means, 0, 1)
+    found = corrupt(image, "contrast", severity).numpy()
+    assert np.abs(found - expected).max() <= 0.5 + 1e-3
+    np.testing.assert_allclose(found.mean(axis=(2, 3)), 255 * means[..., 0, 0], atol=0.5)
 
 
 def test_brightness_brightens_in_proportion():

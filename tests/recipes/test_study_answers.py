@@ -49,6 +49,24 @@ def test_no_effect_is_said_to_be_not_shown(tmp_path):
     assert "none of 4 contrasts" in lead([results])
 
 
+def test_equivalence_within_the_smallest_effect_is_said(tmp_path):
+    config = primary_study(tmp_path, smallest_effect=0.2)
+    add_rows(config, {ALIGNED: 0.0}, seed_sd=0.05)
+    results = StudyResults.read(config)
+    (kd, *_) = results.contrasts("top1")
+    assert kd.is_equivalent
+    text = said(results)["Does the overlay help clean accuracy?"]
+    assert "KD&IG aligned and KD are equivalent in clean accuracy within ±0.2 points" in text
+    assert "TOST p <0.001" in text
+
+
+def test_a_shown_difference_below_the_smallest_effect_is_said_to_be_small(tmp_path):
+    config = primary_study(tmp_path, smallest_effect=0.4)
+    add_rows(config, {ALIGNED: 0.25}, seed_sd=0.02, n_images=10_000)
+    text = said(StudyResults.read(config))["Does the overlay help clean accuracy?"]
+    assert "has higher clean accuracy than KD, by less than the 0.4 points that matter" in text
+
+
 def test_harm_is_said_as_such(tmp_path):
     config = primary_study(tmp_path)
     add_rows(config, {ALIGNED: -2.0})

@@ -25,7 +25,7 @@ pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that 
     pytest.mark.hub,
     pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
 ]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REPO = "user/student"
 
 

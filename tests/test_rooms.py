@@ -1,0 +1,75 @@
+"""The house: every import goes to a room on a lower floor, rooms and files stay small (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "timm_igkd"
+# From the ground up; rooms of one floor do not know each other. "" are the modules beside the rooms.
+FLOORS = (
+    ("",),
+    ("hub",),
+    ("data", "models", "attribution", "distillation"),
+    ("maps",),
+    ("overlay",),
+    ("evaluation",),
+    ("training",),
+    ("export",),
+    ("report",),
+    ("runs",),
+    ("cli",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FREE = {"__init__.py", "__main__.py", "with_plugin.py"}  # of the package itself: they may name any room
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    return parts[0] if parts and parts[0] in FLOOR_OF else ""
+
+
+def imported(path: Path) -> list[tuple[str, ...]]:
+    """Return the modules of this package that a file imports, also inside a function, as the parts of their names."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append(node.module or "")
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [tuple(name.split(".")[1:]) for name in found if name.startswith("timm_igkd.")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    relative = path.relative_to(PACKAGE)
+    if len(relative.parts) == 1 and relative.name in FREE:
+        return
+    room = room_of(relative.parts[:-1])
+    for parts in imported(path):
+        target = room_of(parts)
+        if target != room:
+            assert FLOOR_OF[target] < FLOOR_OF[room], f"{relative} imports timm_igkd.{'.'.join(parts)}"
+
+
+def test_every_folder_is_a_room():
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in MODULES} - {"."}
+    assert folders <= set(FLOOR_OF)
+
+
+def test_rooms_and_files_are_small():
+    for room in {path.parent for path in MODULES}:
+        assert len(set(room.glob("*.py")) - {room / "__init__.py"}) <= 12, f"{room.name}: more than 12 files"
+    too_long = {path.name: lines for path in MODULES if (lines := len(path.read_text().splitlines())) > 300}
+    assert not too_long
+
+
+def test_the_package_imports_nothing_of_recipes_hub_or_benchmarks():
+    outside = {"studies", "recipes", "benchmarks", "study", "train_igkd", "training", "stages"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & outside, path
