@@ -163,6 +163,47 @@ def test_dist_is_one_minus_the_correlations(logits):
     torch.testing.assert_close(kd_dist(*logits, TEMPERATURE, inter_weight=2, intra_weight=3), expected)
 
 
+def authors_dist(student: Tensor, teacher: Tensor) -> Tensor:
+    """DIST as its authors' code has it (arXiv 2205.10536), temperature 1, both weights 1."""
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+        return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
+
+    student, teacher = student.softmax(1), teacher.softmax(1)
+    return distance(student, teacher) + distance(student.T, teacher.T)
+
+
+def test_dist_is_the_authors_where_their_epsilon_does_not_matter():
+    rng = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 64, 10, generator=rng, dtype=torch.float64) * 2
+    torch.testing.assert_close(kd_dist(student, teacher, 1.0), authors_dist(student, teacher), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 20.0])
+def test_dist_of_equal_logits_is_zero_for_many_classes(scale, dtype):
+    """The authors' epsilon gives 0.90 at a scale of 20, and 12.5 for uniform logits at T = 2.5."""
+    logits = scale * torch.randn(32, 1000, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    assert kd_dist(logits, logits.clone(), 1.0).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_dist_of_a_student_without_opinion_is_not_zero():
+    teacher = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
+    student = torch.zeros(8, 10, requires_grad=True)
+    loss = kd_dist(student, teacher, 1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(2, abs=1e-2)
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [kd_dkd, kd_standardized])
+def test_losses_that_compare_classes_refuse_one(loss):
+    with pytest.raises(InputError, match="needs 2 or more, got 1"):
+        loss(torch.zeros(3, 1), torch.zeros(3, 1), 1.0, torch.zeros(3, dtype=torch.int64))
+
+
 def test_dist_of_one_image_has_no_intra_term(logits):
     student, teacher = logits[0][:1], logits[1][:1]
     expected = kd_dist(student, teacher, TEMPERATURE, intra_weight=0)

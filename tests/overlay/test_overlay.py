@@ -53,6 +53,25 @@ def test_every_pair_of_levels_is_the_formula_rounded():
     assert np.abs(found - expected).max() <= 0.51
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [0, 1, 7, 100, 254, 255])
+@pytest.mark.parametrize("power", [1.0, 1.3, 1.9])
+@pytest.mark.parametrize("width", [1, 7, 69, 130])
+def test_constant_map_only_darkens_whatever_its_size(width, power, level, dtype):
+    """One ulp between neighbours of `pow` was stretched to the whole range by min-max."""
+    image = torch.rand(2, 3, 1, width, dtype=dtype)
+    constant = torch.full((2, 1, 1, width), level / 255, dtype=dtype)
+    assert torch.equal(blend_map(image, constant, 0.5, power), 0.5 * image)
+
+
+def test_one_constant_map_of_a_batch_leaves_the_others():
+    image, levels = torch.rand(2, 3, 5, 4), torch.rand(2, 1, 5, 4)
+    levels[0] = 100 / 255
+    found = blend_map(image, levels, 0.5, torch.tensor([1.9, 1.3]).view(2, 1, 1, 1))
+    assert torch.equal(found[0], 0.5 * image[0])
+    torch.testing.assert_close(found[1], blend_map(image[1], levels[1], 0.5, 1.3))
+
+
 def test_formula_is_the_papers():
     image, levels = torch.rand(3, 5, 4), torch.rand(1, 5, 4)
     powered = levels**1.3

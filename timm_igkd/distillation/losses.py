@@ -40,7 +40,7 @@ def kd_standardized(
     The student then matches the order and the relative distances of the teacher's logits, not their size.
 
     Args:
-        student_logits: (B, C).
+        student_logits: (B, C), C >= 2.
         teacher_logits: (B, C).
         temperature: T > 0, applied after standardising.
         target: not used; part of the common signature.
@@ -51,7 +51,7 @@ def kd_standardized(
     Source: Sun et al., CVPR 2024, arXiv 2403.01427; the unbiased std is that of the authors' code. Deviation: their
     1e-7 added to the std is a 1e-8 added to the variance, so that constant logits have a finite gradient.
     """
-    student, teacher = _paired(student_logits, teacher_logits, temperature)
+    student, teacher = _paired(student_logits, teacher_logits, temperature, least_classes=2)
     return kd_kl(_standardize(student), _standardize(teacher), temperature)
 
 
@@ -85,7 +85,7 @@ def kd_dkd(
 
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679.
     """
-    student, teacher = _paired(student_logits, teacher_logits, temperature)
+    student, teacher = _paired(student_logits, teacher_logits, temperature, least_classes=2)
     if target is None or is_soft(target):
         found = "none" if target is None else f"soft targets of shape {tuple(target.shape)}"
         raise InputError(
@@ -123,7 +123,10 @@ def kd_dist(
     Returns:
         A scalar >= 0, the same for a p + b (a > 0) in place of either side's probabilities p.
 
-    Source: Huang et al., NeurIPS 2022, arXiv 2205.10536.
+    Source: Huang et al., NeurIPS 2022, arXiv 2205.10536. Deviation: the authors add 1e-8 to the product of the norms in
+    a correlation, which then is below 1 for equal logits wherever probabilities hardly vary (0.9 for 1,000 classes at
+    logits of 20); here both vectors get one more coordinate of 1e-6, which leaves 0 for equal logits, and the authors'
+    value where their epsilon does not matter.
     """
     student, teacher = _paired(student_logits, teacher_logits, temperature)
     student, teacher = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
@@ -211,12 +214,19 @@ def check_weight(name: str, weight: float) -> float:
     return weight
 
 
-def _paired(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _paired(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, least_classes: int = 1
+) -> tuple[Tensor, Tensor]:
     """Return both logits in at least float32, checked: shapes that broadcast would give a wrong loss silently."""
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         raise InputError(
             f"student and teacher logits must have one shape (batch, classes), got {tuple(student_logits.shape)} and "
             f"{tuple(teacher_logits.shape)}; select the teacher's outputs with teacher_class_indices"
+        )
+    if student_logits.shape[1] < least_classes:
+        raise InputError(
+            f"this loss compares classes with each other, so it needs {least_classes} or more, got "
+            f"{student_logits.shape[1]}; use loss_type 'mse' or 'kl'"
         )
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
@@ -250,9 +260,15 @@ def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pearson_distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - the Pearson correlation of the rows of `a` and `b`, mean over rows."""
+    """1 - the Pearson correlation of the rows of `a` and `b`, mean over rows.
+
+    The coordinate that both rows share, given as its square, keeps the gradient finite for rows without spread, and two
+    of them equal.
+    """
+    shared = 1e-12
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    return 1 - F.cosine_similarity(a, b, dim=1).mean()
+    norms = (a.square().sum(dim=1) + shared).sqrt() * (b.square().sum(dim=1) + shared).sqrt()
+    return (1 - ((a * b).sum(dim=1) + shared) / norms).clamp_min(0).mean()
 
 
 def _activity(features: Tensor) -> Tensor:

@@ -39,12 +39,14 @@ def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: fl
     check_range("overlay_weight", weight, 0, 1)
     if weight == 0:
         return image
-    powered = attribution.to(image.dtype) ** power
+    levels = attribution.to(image.dtype)
+    # asked of the map itself: `pow` can give equal neighbours results one ulp apart, which min-max would stretch
+    is_constant = levels.amin((-2, -1), keepdim=True) == levels.amax((-2, -1), keepdim=True)
+    powered = levels**power
     low, high = powered.amin((-2, -1), keepdim=True), powered.amax((-2, -1), keepdim=True)
-    span = high - low
-    scaled = torch.where(
-        span > 0, (powered - low) / span.where(span > 0, torch.ones_like(span)), torch.zeros_like(span)
-    )
+    has_span = ~is_constant & (high > low)
+    span = (high - low).where(has_span, torch.ones_like(high))
+    scaled = ((powered - low) / span).where(has_span, torch.zeros_like(high))
     return (1 - weight) * image + weight * scaled
 
 
