@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from timm_igkd.data.loading import TIMM_PREFIXES, LabeledImages, load_labeled_images
+from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.random_streams import generator
 from train_config import TrainConfig

@@ -146,7 +146,9 @@ def test_unknown_column_offers_the_nearest(tiny_images):
 def test_column_of_the_wrong_type_names_its_flag(tiny_images):
     with pytest.raises(InputError, match=r"column 'label'.*expected Image; name another with --image-column"):
         load_labeled_images(str(tiny_images()), "train", image_column="label")
-    with pytest.raises(InputError, match=r"column 'image'.*expected ClassLabel; name another with --label-column"):
+    with pytest.raises(
+        InputError, match=r"column 'image'.*expected one class per image .*; name another with --label-column"
+    ):
         load_labeled_images(str(tiny_images()), "train", label_column="image")
 
 

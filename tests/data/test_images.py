@@ -1,14 +1,20 @@
 """Decoding as timm decodes, and the key that binds a map to its image's pixels."""
 
 import io
+import os
+import struct
+import zlib
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 from timm.data import ImageDataset
 from tiny_parts import noise_image
 
+from timm_igkd import load_labeled_images
 from timm_igkd.data.images import content_key, decode_image, to_rgb
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError
 
 
@@ -144,3 +150,56 @@ def test_cut_file_is_an_error_with_its_name(kind, part):
 def test_other_bytes_are_an_error(data):
     with pytest.raises(InputError, match="image 7 cannot be decoded"):
         decode_image(data, "image 7")
+
+
+def deep_png(pixels: int = 4, colour_type: int = 2) -> bytes:
+    """Return a PNG of 16 bits a channel: colour type 2 is RGB, 0 grey, 6 RGBA."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+    row = b"\0" + b"\x12\x34" * channels * pixels
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", pixels, pixels, 16, colour_type, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(row * pixels)), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("colour_type", [0, 2, 4, 6])
+def test_png_of_16_bits_is_refused_in_every_colour_type(colour_type):
+    with pytest.raises(InputError, match=r"image 3 has .* pixels \(16 bits or more\)"):
+        decode_image(deep_png(colour_type=colour_type), "image 3")
+
+
+def test_more_pixels_than_pillows_limit_are_refused_before_decoding(monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
+    with pytest.raises(InputError, match="image 3 has 40x30 pixels, expected at most 1199"):
+        decode_image(buffer.getvalue(), "image 3")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
+    assert decode_image(buffer.getvalue(), "image 3").size == (40, 30)
+
+
+@pytest.mark.parametrize("kind", ["outside", "dots", "fifo"])
+def test_row_that_names_a_file_elsewhere_is_refused_and_never_read(kind, tmp_path):
+    noise_image(0).save(tmp_path / "secret.png")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    path = {"outside": tmp_path / "secret.png", "dots": folder / ".." / "secret.png", "fifo": folder / "fifo"}[kind]
+    if kind == "fifo":
+        os.mkfifo(path)
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a"])})
+    cells = [{"bytes": None, "path": str(path)}]
+    table = datasets.Dataset.from_dict({"image": cells, "label": [0]}, features)
+    images = LabeledImages(table, "images", "train", class_names=("a",), roots=[str(folder)])
+    with pytest.raises(InputError, match=r"image 0 .* names .*(outside of its dataset's folder|no regular file)"):
+        images.read(0)
+
+
+def test_links_below_the_folder_are_followed(tmp_path):
+    noise_image(0).save(tmp_path / "elsewhere.png")
+    folder = tmp_path / "images" / "train"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.png").symlink_to(tmp_path / "elsewhere.png")
+    assert load_labeled_images(str(tmp_path / "images"), "train")[0][0].size == noise_image(0).size

@@ -12,7 +12,8 @@ import torch.utils.data
 from PIL import Image
 
 from timm_igkd.data.images import decode_image, to_rgb
-from timm_igkd.data.loading import LabeledImages
+from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labels import to_label
 from timm_igkd.errors import InputError, InputTypeError
 
 
@@ -45,7 +46,8 @@ def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
             f"{row_name(dataset, index)} is a {type(image).__name__}, expected a PIL image; wrap the dataset before a "
             "transform is set on it"
         )
-    return to_rgb(image, row_name(dataset, index)), int(label)
+    name = row_name(dataset, index)
+    return to_rgb(image, name), to_label(label, name)
 
 
 def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.Image, int]:
@@ -54,12 +56,16 @@ def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.
     label = -1 if target is None else target
     if target is not None and dataset.target_transform is not None:
         label = dataset.target_transform(target)
+
+    def name() -> str:
+        return row_name(dataset, index)
+
     if isinstance(file, Image.Image):
-        return to_rgb(file, lambda: row_name(dataset, index)), int(label)
+        return to_rgb(file, name), to_label(label, name)
     if isinstance(file, bytes):
-        return decode_image(file, lambda: row_name(dataset, index)), int(label)
+        return decode_image(file, name), to_label(label, name)
     with file:
-        return decode_image(file.read(), lambda: row_name(dataset, index)), int(label)
+        return decode_image(file.read(), name), to_label(label, name)
 
 
 def unwrapped(dataset: Any, index: int) -> tuple[Any, int]:

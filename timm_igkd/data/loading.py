@@ -4,105 +4,27 @@ Every image is decoded as timm does it (images.py) and named in every error. Not
 `datasets` is imported by the functions that read with it: a training process that does not is spared pandas too.
 """
 
-import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import timm.data
-import torch
-import torch.utils.data
+from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
-from PIL import Image
 
-from timm_igkd.data.images import decode_image
+from timm_igkd.data.digits import load_digits_split
+from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labels import class_order
 from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
 
 if TYPE_CHECKING:
     import datasets
 
-DIGITS_SPLITS = ("train", "validation", "test")
-TIMM_PREFIXES = ("torch/", "hfds/", "folder/")
-
-
-class LabeledImages(torch.utils.data.Dataset):
-    """A map-style dataset of (image, label) over the rows of a Hugging Face dataset.
-
-    Args:
-        rows: a dataset with an `Image(decode=False)` column and a column of integer labels.
-        name: Hub id or folder, for messages and provenance.
-        split: name of the split.
-        class_names: one name per class, or None where the labels are plain integers.
-        revision: commit of a Hub dataset.
-
-    Items are (8-bit RGB PIL image, or what `transform` makes of it; int label).
-    """
-
-    def __init__(
-        self,
-        rows: "datasets.Dataset",
-        name: str,
-        split: str,
-        image_column: str = "image",
-        label_column: str = "label",
-        class_names: tuple[str, ...] | None = None,
-        revision: str | None = None,
-    ):
-        self.rows = rows
-        self.name, self.split, self.revision = name, split, revision
-        self.image_column, self.label_column = image_column, label_column
-        self.class_names = class_names
-        self.transform: Callable[[Image.Image], Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = self.read(index)
-        return (image if self.transform is None else self.transform(image)), label
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Return row `index` as (8-bit RGB image, label), before any transform."""
-        row = self.rows[int(index)]
-        cell, label = row[self.image_column], row[self.label_column]
-        name = self._row_name(index, cell)
-        if label is None or cell is None:
-            raise InputError(f"{name} has no {'label' if label is None else 'image'}; remove the row")
-        data = cell["bytes"]
-        if data is None:
-            try:
-                data = Path(cell["path"]).read_bytes()
-            except OSError as error:
-                raise InputError(f"{name} cannot be read ({error.strerror}); restore or remove it") from error
-        return decode_image(data, name), int(label)
-
-    def row_name(self, index: int) -> str:
-        """Return how messages name a row: its number, its file where it has one, dataset and split."""
-        return self._row_name(index, self.rows[int(index)][self.image_column])
-
-    def _row_name(self, index: int, cell: dict[str, Any] | None) -> str:
-        path = cell and cell["path"]
-        file = f" ({os.path.basename(path)})" if path else ""
-        return f"image {index}{file} of {self.name!r} split {self.split!r}"
-
-    @property
-    def labels(self) -> np.ndarray:
-        """All labels, [n] int64, without decoding an image."""
-        return np.asarray(self.rows.with_format("numpy")[self.label_column][:], dtype=np.int64)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of class names, or the largest label + 1."""
-        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
-
-    def subset(self, indices: Any) -> "LabeledImages":
-        """Return a dataset of the given rows, in that order."""
-        names = (self.name, self.split, self.image_column, self.label_column, self.class_names, self.revision)
-        return LabeledImages(self.rows.select(indices), *names)
+_LABEL_COLUMN = "one class per image as ClassLabel or whole number (datasets' class_encode_column makes one of texts)"
+HFDS = "hfds/"
+TIMM_PREFIXES = ("torch/", HFDS, "folder/")
 
 
 def load_labeled_images(
@@ -116,49 +38,77 @@ def load_labeled_images(
     """Open a dataset by name.
 
     Args:
-        dataset: a Hub dataset id; a local folder of parquet files, of class folders or written by `save_to_disk`;
-            `digits`; or a timm dataset name (`torch/cifar10`, `hfds/user/name`, `folder/`) with `data_dir` as its root.
+        dataset: a Hub dataset id, also as timm's `hfds/user/name`; a local folder of parquet files, of class folders or
+            written by `save_to_disk`; `digits`; or a timm dataset name (`torch/cifar10`, `folder/`) with `data_dir` as
+            its root. Class folders are counted in timm's order: naturally, 2 before 10.
         split: name of the split.
-        image_column: needed where the first column of type Image is not the one wanted.
-        label_column: needed where the first ClassLabel column is not the one wanted.
-        revision: branch, tag or commit of a Hub dataset.
-        data_dir: root folder of a timm dataset.
+        image_column: needed where the first column of type Image is not the one wanted; refused where there are none.
+        label_column: needed where the first ClassLabel column is not the one wanted; refused where there are none.
+        revision: branch, tag or commit of a Hub dataset; refused for anything else.
+        data_dir: root folder of a timm dataset; of `hfds/`: the cache.
 
     Returns:
-        LabeledImages, or timm's own dataset for a timm name.
+        LabeledImages, or timm's own dataset for `torch/` and `folder/`.
 
     Raises:
         MissingFileError: no such folder. InputError: wrong split or column, corrupt data. RunError: Hub not reachable.
     """
     import datasets
 
+    columns = {"--image-column": image_column, "--label-column": label_column}
     if dataset == "digits":
-        return _digits(split)
+        _refuse(dataset, columns | {"--revision": revision}, "the digits have neither columns nor revisions")
+        return load_digits_split(split)
     if dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset):
-        return _timm_dataset(dataset, split, data_dir)
-    rows = _load_rows(dataset, split, revision)
+        if not dataset.startswith(HFDS):
+            _refuse(dataset, columns | {"--revision": revision}, "it has neither columns nor revisions")
+            return _timm_dataset(dataset, split, data_dir)
+        source, is_local = dataset.removeprefix(HFDS), False
+    else:
+        source, is_local = dataset, _looks_local(dataset)
+    if is_local:
+        _refuse(dataset, {"--revision": revision}, "a local folder has no revisions")
+    rows = _load_rows(source, is_local, split, revision, data_dir)
     if len(rows) == 0:
         raise InputError(f"split {split!r} of {dataset!r} has no rows, expected at least one image")
     image_column = _find_column(rows, dataset, image_column, datasets.Image, "--image-column")
     label_column = _find_column(rows, dataset, label_column, datasets.ClassLabel, "--label-column")
     label_feature = rows.features[label_column]
+    has_class_folders = (
+        is_local and rows.builder_name == "imagefolder" and not _saved_to_disk(os.path.expanduser(source))
+    )
     rows = rows.select_columns([image_column, label_column]).cast_column(image_column, datasets.Image(decode=False))
-    return LabeledImages(
+    names = tuple(getattr(label_feature, "names", None) or ()) or None
+    images = LabeledImages(
         rows,
         dataset,
         split,
         image_column,
         label_column,
-        class_names=tuple(getattr(label_feature, "names", None) or ()) or None,
+        class_names=names,
         revision=revision or _resolved_revision(rows),
+        roots=[os.path.expanduser(source)] if is_local else [hub_constants.HF_HUB_CACHE, datasets.config.HF_CACHE_HOME],
     )
+    return images.in_class_order(class_order(names)) if has_class_folders and names else images
 
 
-def _load_rows(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
+def _refuse(dataset: str, options: dict[str, str | None], why: str) -> None:
+    """Raise for an option that would have no effect."""
+    for flag, value in options.items():
+        if value is not None:
+            raise InputError(f"{flag} {value} has no effect on {dataset!r}, {why}; leave it out")
+
+
+def _looks_local(dataset: str) -> bool:
+    """Say whether a name is meant as a folder: an id of the Hub is name or user/name."""
+    return dataset.startswith(("/", ".", "~")) or dataset.count("/") > 1 or os.path.exists(dataset)
+
+
+def _load_rows(
+    dataset: str, looks_local: bool, split: str, revision: str | None, cache_dir: str | None
+) -> "datasets.Dataset":
     import datasets
 
-    is_no_id = dataset.startswith(("/", ".", "~")) or dataset.count("/") > 1  # an id is name or user/name
-    looks_local = is_no_id or os.path.exists(dataset)
     path = os.path.expanduser(dataset)
     if looks_local and not os.path.isdir(path):
         raise MissingFileError(
@@ -174,7 +124,7 @@ def _load_rows(dataset: str, split: str, revision: str | None) -> "datasets.Data
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
             return splits[split]
         with _bars_on_a_terminal_only():
-            return datasets.load_dataset(path, split=split, revision=revision)
+            return datasets.load_dataset(path, split=split, revision=revision, cache_dir=cache_dir)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise RunError(
             f"dataset {dataset!r} is missing on the Hub or gated for this login ({_first_line(error)}); check the id, "
@@ -240,46 +190,35 @@ def _find_column(rows: "datasets.Dataset", dataset: str, name: str | None, featu
     if name is None:
         found = [column for column, kind in rows.features.items() if isinstance(kind, feature)]
         if not found:
-            raise InputError(f"{dataset!r} has no {feature.__name__} column among {columns}; name one with {flag}")
+            raise InputError(_no_column(rows, dataset, feature, flag))
         return found[0]
     if name not in columns:
         raise InputError(f"{dataset!r} has no column {name!r}{nearest(name, columns)}; its columns are {columns}")
     kind = rows.features[name]
     is_integer = isinstance(kind, datasets.Value) and "int" in kind.dtype
     if not isinstance(kind, feature) and not (feature is datasets.ClassLabel and is_integer):
-        raise InputError(
-            f"column {name!r} of {dataset!r} is {kind}, expected {feature.__name__}; name another with {flag}"
-        )
+        wanted = "Image" if feature is datasets.Image else _LABEL_COLUMN
+        raise InputError(f"column {name!r} of {dataset!r} is {kind}, expected {wanted}; name another with {flag}")
     return name
 
 
-def _digits(split: str) -> LabeledImages:
-    """scikit-learn's 1,797 digits, 8x8 enlarged to 32x32 RGB; stratified with seed 0 into 1,257 / 180 / 360."""
+def _no_column(rows: "datasets.Dataset", dataset: str, feature: type, flag: str) -> str:
+    """Return what to do where no column of a kind is found."""
     import datasets
 
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise InputError(
-            "dataset 'digits' needs scikit-learn; install it with: pip install 'timm-igkd[demo]'"
-        ) from error
-    if split not in DIGITS_SPLITS:
-        raise InputError(f"dataset 'digits' has no split {split!r}; expected one of {list(DIGITS_SPLITS)}")
-    digits = load_digits()
-    rest, test = train_test_split(np.arange(1797), test_size=360, stratify=digits.target, random_state=0)
-    train, validation = train_test_split(rest, test_size=180, stratify=digits.target[rest], random_state=0)
-    chosen = np.sort({"train": train, "validation": validation, "test": test}[split])
-    cells = []
-    for pixels in digits.images[chosen]:
-        image = Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).convert("RGB")
-        buffer = io.BytesIO()
-        image.resize((32, 32), Image.Resampling.BICUBIC).save(buffer, format="PNG")
-        cells.append({"bytes": buffer.getvalue(), "path": None})
-    names = [str(digit) for digit in range(10)]
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=names)})
-    rows = datasets.Dataset.from_dict({"image": cells, "label": digits.target[chosen].tolist()}, features=features)
-    return LabeledImages(rows, "digits", split, class_names=tuple(names))
+    columns = list(rows.features)
+    if feature is datasets.ClassLabel:
+        if columns == ["image"] and rows.builder_name == "imagefolder":
+            return (
+                f"the images of {dataset!r} have no labels, expected a folder for each of two classes or more; put "
+                "them into split/class/image.png"
+            )
+        numbers = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]
+        remedy = (
+            f"name one of {numbers} with {flag}" if numbers else f"give it {_LABEL_COLUMN}, and name it with {flag}"
+        )
+        return f"{dataset!r} has no ClassLabel column among {columns}; {remedy}"
+    return f"{dataset!r} has no {feature.__name__} column among {columns}; name one with {flag}"
 
 
 def _timm_dataset(name: str, split: str, data_dir: str | None) -> Any:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
-from timm_igkd.data.loading import LabeledImages
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import read_json, write_json
 from timm_igkd.maps.kernel_choice import give_back

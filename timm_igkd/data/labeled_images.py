@@ -1,0 +1,155 @@
+"""Rows of a Hugging Face dataset as (image, label) items, each named in every error."""
+
+import copy
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.utils.data
+from PIL import Image
+
+from timm_igkd.data.images import decode_image
+from timm_igkd.data.labels import label_table, to_label
+from timm_igkd.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class LabeledImages(torch.utils.data.Dataset):
+    """A map-style dataset of (image, label) over the rows of a Hugging Face dataset.
+
+    Args:
+        rows: a dataset with an `Image(decode=False)` column and a column of integer labels.
+        name: Hub id or folder, for messages and provenance.
+        split: name of the split.
+        image_column: of the images.
+        label_column: of the labels.
+        class_names: one name per class, or None where the labels are plain integers.
+        revision: commit of a Hub dataset.
+        roots: folders that image files named in rows must lie below.
+
+    Items are (8-bit RGB PIL image, or what `transform` makes of it; int label).
+    """
+
+    def __init__(
+        self,
+        rows: "datasets.Dataset",
+        name: str,
+        split: str,
+        image_column: str = "image",
+        label_column: str = "label",
+        class_names: tuple[str, ...] | None = None,
+        revision: str | None = None,
+        roots: Sequence[str] = (),
+    ):
+        self.rows = rows
+        self.name, self.split, self.revision = name, split, revision
+        self.image_column, self.label_column = image_column, label_column
+        self.class_names, self.roots = class_names, [os.path.abspath(root) for root in roots]
+        self._label_table: np.ndarray | None = None
+        self.transform: Callable[[Image.Image], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.read(index)
+        return (image if self.transform is None else self.transform(image)), label
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Return row `index` as (8-bit RGB image, label), before any transform."""
+        row = self.rows[int(index)]
+        cell, label = row[self.image_column], row[self.label_column]
+        name = self._row_name(index, cell)
+        if label is None or cell is None:
+            raise InputError(f"{name} has no {'label' if label is None else 'image'}; remove the row")
+        data = cell["bytes"] if cell["bytes"] is not None else self._read_file(cell["path"], name)
+        return decode_image(data, name), self._ordered(to_label(label, name), name)
+
+    def _read_file(self, path: str | None, name: str) -> bytes:
+        """Return a file that a row names instead of holding it; only below the dataset's own folder is one read."""
+        if path is None:
+            raise InputError(f"{name} has neither bytes nor a path; remove the row")
+        file = Path(os.path.abspath(path))  # links below the folder are the user's own, ".." is not followed out of it
+        if not any(file.is_relative_to(root) for root in self.roots):
+            raise InputError(
+                f"{name} names {path!r}, a file outside of its dataset's folder; put the image's bytes into the row"
+            )
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise InputError(f"{name} names {path!r}, which is no regular file; remove the row")
+            return file.read_bytes()
+        except OSError as error:
+            raise InputError(f"{name} cannot be read ({error.strerror}); restore or remove it") from error
+
+    def _ordered(self, label: int, name: str) -> int:
+        """Return a label in the order of `class_names`."""
+        if self._label_table is None:
+            return label
+        if not 0 <= label < len(self._label_table):
+            raise InputError(f"{name} has label {label}, expected 0 to {len(self._label_table) - 1}; correct the row")
+        return int(self._label_table[label])
+
+    def row_name(self, index: int) -> str:
+        """Return how messages name a row: its number, its file where it has one, dataset and split."""
+        return self._row_name(index, self.rows[int(index)][self.image_column])
+
+    def _row_name(self, index: int, cell: dict[str, Any] | None) -> str:
+        path = cell and cell["path"]
+        file = f" ({os.path.basename(path)})" if path else ""
+        return f"image {index}{file} of {self.name!r} split {self.split!r}"
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, [n] int64, without decoding an image.
+
+        Raises:
+            InputError: a row without a label, or with one outside of the classes.
+        """
+        column = self.rows.select_columns([self.label_column]).with_format("arrow")[:][self.label_column]
+        if column.null_count:
+            first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError(f"{self.row_name(first)} has no label; remove the row")
+        values = np.asarray(column.to_numpy(), dtype=np.int64)
+        count = len(self.class_names) if self.class_names else None
+        outside = np.flatnonzero((values < 0) | (values >= count if count else False))
+        if len(outside):
+            first = int(outside[0])
+            raise InputError(
+                f"{self.row_name(first)} has label {values[first]}, expected "
+                f"{f'0 to {count - 1}' if count else 'a class counted from 0'}; correct or remove the row"
+            )
+        return values if self._label_table is None else self._label_table[values]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class names, or the largest label + 1."""
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+    def subset(self, indices: Any) -> "LabeledImages":
+        """Return a dataset of the given rows, in that order."""
+        found = copy.copy(self)
+        found.rows, found.transform = self.rows.select(indices), None
+        return found
+
+    def in_class_order(self, names: Sequence[str]) -> "LabeledImages":
+        """Return the same images with labels that count the classes in the order of `names`.
+
+        Raises:
+            InputError: a class of these images that is not among `names`, or images without class names.
+        """
+        what = f"split {self.split!r} of {self.name!r}"
+        if self.class_names is None:
+            raise InputError(
+                f"{what} has labels without class names, expected the names of its classes; make it a ClassLabel column"
+            )
+        found = copy.copy(self)
+        table = label_table(self.class_names, names, what)
+        if table is not None:
+            found._label_table = table if self._label_table is None else table[self._label_table]
+        found.class_names = tuple(names)
+        return found

@@ -1,0 +1,64 @@
+"""Labels: whole numbers that count classes from 0, and the order of the classes they count."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from timm.utils.misc import natural_key
+
+from timm_igkd.data.images import Name, text
+from timm_igkd.errors import InputError, InputTypeError, nearest
+
+
+def to_label(value: Any, name: Name) -> int:
+    """Return one label as an int.
+
+    Args:
+        value: a whole number of Python, numpy or torch (0 dimensions), also as a float (1.0) or bool.
+        name: how a message calls the image.
+
+    Raises:
+        InputError: a number that is not whole. InputTypeError: no number; nothing is rounded or parsed.
+    """
+    item: Any = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+    if not isinstance(item, int | float):
+        kind = "None" if item is None else type(value).__name__
+        shape = f" of shape {tuple(value.shape)}" if getattr(value, "ndim", 0) else ""
+        raise InputTypeError(
+            f"{text(name)} has a label of type {kind}{shape}, expected a whole number that counts the classes from 0; "
+            "encode the labels first"
+        )
+    if not math.isfinite(item) or item != int(item):
+        raise InputError(f"{text(name)} has label {item!r}, expected a whole number that counts the classes from 0")
+    return int(item)
+
+
+def class_order(names: Sequence[str]) -> list[str]:
+    """Return class names in timm's order: naturally (2 before 10), upper and lower case alike; ties as text."""
+    return sorted(sorted(names), key=natural_key)
+
+
+def label_table(names: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray | None:
+    """Return the label that each of `names` has among `wanted`, [len(names)] int64; None where nothing changes.
+
+    Args:
+        names: classes of some images, in the order that their labels count.
+        wanted: classes in the order that labels shall count; may hold more of them.
+        what: how a message calls the images.
+
+    Raises:
+        InputError: a class that is not among `wanted`.
+    """
+    position = {name: label for label, name in enumerate(wanted)}
+    missing = [name for name in names if name not in position]
+    if missing:
+        hint = nearest(missing[0], wanted)
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{what} has class {missing[0]!r}{more}, which the training images' {len(wanted)} classes lack{hint}; "
+            "remove these images, or give splits of the same classes"
+        )
+    if [position[name] for name in names] == list(range(len(names))):
+        return None
+    return np.array([position[name] for name in names], dtype=np.int64)
