@@ -54,7 +54,7 @@ CLEAN_LINES = {
     "    dataset_eval = ": "    dataset_train = IGOverlayDataset(dataset_train, MapStore({maps!r}), IGOverlay({prob}), "
     'teacher_view="clean")\n',
     "    if args.distributed:\n        task.": "    task = IGDistillationTask(model, load_model(args.kd_model_name), "
-    'distill_loss_weight=0.5, teacher_view="clean", verbose=False)\n',
+    'distill_loss_weight=0.5, teacher_view="clean", view_layout="flat", verbose=False)\n',
 }
 
 

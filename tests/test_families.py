@@ -53,7 +53,10 @@ def test_teacher_and_student_of(family: str, tmp_path: Path):
 
     dataset = IGOverlayDataset(images, store, IGOverlay(overlay_prob=1), teacher_view="clean", seed=0)
     loader = create_loader(dataset, (3, size, size), 2, is_training=True, num_workers=0, device=torch.device("cpu"))
-    task = IGDistillationTask(student, teacher, distill_loss_weight=0.5, attention_loss_weight=0.8, verbose=False)
+    views = {"teacher_view": "clean", "view_layout": "flat"}
+    task = IGDistillationTask(
+        student, teacher, distill_loss_weight=0.5, attention_loss_weight=0.8, verbose=False, **views
+    )
     before = copy.deepcopy(student.state_dict())
     frozen = copy.deepcopy(teacher.state_dict())
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01)

@@ -250,7 +250,7 @@ def test_run_learns_what_the_library_learns(command, folder, maps, tmp_path):
 def test_five_lines_make_a_timm_script_distil(folder, maps, teacher_folder, tmp_path, view):
     task = (
         f'    teacher = load_model("local-dir:{teacher_folder}")\n'
-        f"    task = IGDistillationTask(model, teacher, teacher_view={view!r})\n"
+        f"    task = IGDistillationTask(model, teacher, teacher_view={view!r}, view_layout='flat')\n"
         "    assert not any(parameter.requires_grad for parameter in teacher.parameters())\n"
     )
     added = with_added_lines(tmp_path / "five.py", maps, f"IGOverlay(), teacher_view={view!r}", task)

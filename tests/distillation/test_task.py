@@ -13,12 +13,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from timm.data.loader import fast_collate
 from timm.optim import create_optimizer_v2
+from timm.task import LogitDistillationTask
+from tiny_parts import ImageList, noise_image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from timm_igkd.distillation.live_teacher import LiveTeacher
 from timm_igkd.distillation.losses import attention_transfer, kd_dkd, kd_kl
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.overlay.dataset import IGOverlayDataset, TwoViews
 
 CLASSES, BATCH = 10, 4
 AT: dict[str, Any] = {"attention_loss_weight": 0.8}
@@ -91,7 +95,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(batch):
 
 def test_weight_0_of_the_task_loss_is_pure_distillation(batch):
     result = build(teacher=tiny(seed=1), distill_loss_weight=2, task_loss_weight=0)(*batch)
-    assert set(result) == {"loss", "output", "distill_loss"}
+    assert set(result) == {"loss", "output", "distill_loss", "kd_loss"}
     torch.testing.assert_close(result["loss"], 2 * result["distill_loss"])
 
 
@@ -238,7 +242,7 @@ def test_attention_alone_needs_no_teacher_head(batch):
 
 
 def test_clean_view_splits_the_batch_of_timms_collate():
-    task = build(teacher=tiny(seed=1), teacher_view="clean").train()
+    task = build(teacher=tiny(seed=1), teacher_view="clean", view_layout="flat").train()
     items = [((torch.full((3, 32, 32), i).byte(), torch.full((3, 32, 32), 100 + i).byte()), i) for i in range(3)]
     input, target = fast_collate(items)
     assert len(input) == 6
@@ -255,7 +259,7 @@ def test_clean_view_may_come_as_teacher_input(batch):
     input, target = batch
     clean = input + 1
     teacher = tiny(seed=1)
-    split = build(tiny(), teacher, teacher_view="clean", **AT).train()
+    split = build(tiny(), teacher, teacher_view="clean", view_layout="flat", **AT).train()
     explicit = build(tiny(), teacher, teacher_view="clean", **AT).train()
     expected = split(torch.cat([input, clean]), target.repeat(2))
     result = explicit(input, target, teacher_input=clean)
@@ -272,7 +276,7 @@ def test_same_view_is_the_students_own(batch):
 def test_clean_and_same_differ(batch):
     input, target = batch
     teacher = tiny(seed=1)
-    clean = build(tiny(), teacher, teacher_view="clean").train()(torch.cat([input, -input]), target.repeat(2))
+    clean = build(tiny(), teacher, teacher_view="clean").train()((input, -input), target)
     same = build(tiny(), teacher, teacher_view="same").train()(input, target)
     assert torch.equal(clean["task_loss"], same["task_loss"])
     assert not torch.isclose(clean["distill_loss"], same["distill_loss"])
@@ -281,7 +285,7 @@ def test_clean_and_same_differ(batch):
 def test_soft_targets_are_split_with_the_views(batch):
     input, target = batch
     soft = F.one_hot(target, CLASSES).float()
-    task = build(teacher=tiny(seed=1), teacher_view="clean").train()
+    task = build(teacher=tiny(seed=1), teacher_view="clean", view_layout="flat").train()
     assert len(task(input.repeat(2, 1, 1, 1), soft.repeat(2, 1))["output"]) == BATCH
 
 
@@ -298,16 +302,42 @@ def test_two_view_batches_says_what_the_loader_must_give(teacher, view, expected
 
 
 @pytest.mark.parametrize("target", [torch.arange(3), torch.arange(2)])
-def test_a_batch_that_is_not_two_views_is_refused(target):
-    task = build(teacher=tiny(seed=1), teacher_view="clean").train()
+def test_a_flat_batch_that_is_not_two_views_is_refused(target):
+    task = build(teacher=tiny(seed=1), teacher_view="clean", view_layout="flat").train()
     with pytest.raises(InputError, match=r"targets repeated; got 3 images and \d targets; .*teacher_view='same'"):
         task(torch.randn(3, 3, 32, 32), target)
 
 
-def test_halves_with_different_targets_are_refused(batch):
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], [2, 2, 2, 2], [0, 1, 2, 0]])
+def test_labels_that_repeat_do_not_make_two_views_of_one(labels):
+    """Four images of labels 0, 1, 0, 1 became two rows of output, without an error."""
+    images, target = torch.randn(4, 3, 32, 32), torch.tensor(labels)
+    with pytest.raises(InputError, match="teacher_view 'clean' needs two views of every image, got one tensor"):
+        build(teacher=tiny(seed=1), teacher_view="clean").train()(images, target)
+    assert len(build(teacher=tiny(seed=1)).train()(images, target)["output"]) == 4
+    assert len(IGDistillationTask(tiny(), tiny(seed=1), verbose=False).train()(images, target)["output"]) == 4
+
+
+def test_pair_of_views_says_itself_which_is_whose(batch):
+    input, target = batch
+    items = [(TwoViews((image, image + 1)), int(label)) for image, label in zip(input, target, strict=True)]
+    views, labels = default_collate(items)
     task = build(teacher=tiny(seed=1), teacher_view="clean").train()
-    with pytest.raises(InputError, match=r"halves with different targets.*teacher_view='same'"):
-        task(*batch)
+    seen = spied(task)
+    assert len(task(views, labels)["output"]) == BATCH
+    assert torch.equal(seen[0], input + 1)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_other_numbers_of_views_are_refused(batch, parts):
+    task = build(teacher=tiny(seed=1), teacher_view="clean").train()
+    with pytest.raises(InputError, match=f"got {parts} parts"):
+        task([batch[0]] * parts, batch[1])
+
+
+def test_default_view_is_the_same_for_dataset_and_task():
+    assert IGDistillationTask(tiny(), tiny(seed=1), verbose=False).teacher_view == "same"
+    assert IGOverlayDataset(ImageList([noise_image(0)], [0]), None).teacher_view == "same"
 
 
 def test_teacher_input_that_nobody_sees_is_refused(batch):
@@ -457,7 +487,7 @@ def test_attention_without_a_live_teacher_is_refused():
     ("kwargs", "message"),
     [
         ({"loss_type": "standardised"}, r"loss_type must be one of kl, dkd, .*\(did you mean 'standardized'\?\)"),
-        ({"teacher_view": "cleen"}, r"teacher_view must be one of clean, same, .*\(did you mean 'clean'\?\)"),
+        ({"teacher_view": "cleen"}, r"teacher_view must be one of same, clean, .*\(did you mean 'clean'\?\)"),
         ({"distill_loss_weight": -0.1}, "distill_loss_weight must be finite and at least 0, got -0.1"),
         ({"distill_loss_weight": float("nan")}, "distill_loss_weight must be finite"),
         ({"task_loss_weight": -1}, "task_loss_weight must be finite"),
@@ -602,3 +632,37 @@ def test_compiled_task_gives_the_same_loss_and_keys(kwargs, batch):
     assert list(task.get_checkpoint_state()["state_dict"]) == list(student.state_dict())
     torch.testing.assert_close(evaluated.eval()(batch[0]), student.eval()(batch[0]))
     task.update_ema()
+
+
+# ---- timm's contract
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0.99, 0.01)),
+        ({"task_loss_weight": 0.3}, (0.3, 0.7)),
+        ({"task_loss_weight": 1.0}, (1.0, 0.0)),
+        ({"task_loss_weight": 2.0}, (2.0, 0.0)),
+        ({"distill_loss_weight": 0.3}, (0.7, 0.3)),
+        ({"task_loss_weight": 1.0, "distill_loss_weight": 1.0}, (1.0, 1.0)),
+    ],
+)
+def test_one_weight_alone_gives_the_other(given, expected):
+    task = IGDistillationTask(tiny(), tiny(seed=1), verbose=False, **given)
+    assert (task.task_loss_weight, task.distill_loss_weight) == pytest.approx(expected)
+
+
+def test_task_weight_alone_means_what_it_means_in_timm(batch):
+    student, teacher = tiny(), tiny(seed=1)
+    options = {"criterion": nn.CrossEntropyLoss(), "task_loss_weight": 0.3, "temperature": 4.0, "verbose": False}
+    theirs = LogitDistillationTask(student_model=student, teacher_model=teacher, **options).eval()
+    ours = IGDistillationTask(student_model=student, teacher_model=teacher, **options).eval()
+    expected, found = theirs(*batch), ours(*batch)
+    for name in ("loss", "output", "task_loss", "kd_loss"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_a_task_needs_a_student():
+    with pytest.raises(InputTypeError, match="needs a student"):
+        IGDistillationTask(teacher=tiny())

@@ -1,9 +1,8 @@
 import dataclasses
 import errno
-import os
 import math
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest

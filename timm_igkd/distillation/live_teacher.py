@@ -146,33 +146,6 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
     return index % len(entries)
 
 
-def split_views(input: Tensor, target: Tensor, compare: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a batch of two views per image into the student's input, its targets and the teacher's input.
-
-    Args:
-        input: (2B, C, H, W): the student's views, then the teacher's, as timm's fast_collate lays out
-            ((student, teacher), label) items.
-        target: (2B, ...) the targets, repeated.
-        compare: whether to compare the values of the targets, which waits for an accelerator.
-
-    Raises:
-        InputError: a batch of another form.
-    """
-    remedy = "make the loader's items ((student view, teacher view), label), or set teacher_view='same'"
-    if len(input) % 2 or len(input) != len(target):
-        raise InputError(
-            "teacher_view 'clean' needs a batch of the student's views, then the teacher's, with the targets repeated; "
-            f"got {len(input)} images and {len(target)} targets; {remedy}"
-        )
-    (student_input, teacher_input), (student_target, teacher_target) = input.chunk(2), target.chunk(2)
-    if compare and not torch.equal(student_target, teacher_target):
-        raise InputError(
-            "teacher_view 'clean' needs a batch whose second half repeats the targets of the first, got halves with "
-            f"different targets; {remedy}"
-        )
-    return student_input, student_target, teacher_input
-
-
 def own_input_size(model: nn.Module) -> tuple[int, int] | None:
     """Return the (H, W) a model is built for: its patch embedding's, else its `pretrained_cfg`'s; None if unknown.
 

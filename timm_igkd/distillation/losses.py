@@ -207,13 +207,6 @@ def is_soft(target: Tensor) -> bool:
     return target.ndim > 1 or target.is_floating_point()
 
 
-def check_weight(name: str, weight: float) -> float:
-    """Return the weight of a term; an InputError unless it is finite and at least 0."""
-    if not 0 <= weight < math.inf:
-        raise InputError(f"{name} must be finite and at least 0, got {weight:g}; 0 switches the term off")
-    return weight
-
-
 def _paired(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float, least_classes: int = 1
 ) -> tuple[Tensor, Tensor]:

@@ -24,14 +24,21 @@ from timm_igkd.distillation.live_teacher import (
     check_pair,
     resolve_attention_index,
     resolve_class_index,
-    split_views,
 )
-from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_weight, is_soft
-from timm_igkd.errors import InputError, check_choice
+from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, is_soft
+from timm_igkd.distillation.views import (
+    ONE_VIEW,
+    TEACHER_VIEWS,
+    VIEW_LAYOUTS,
+    Views,
+    check_teacher_input,
+    split_flat,
+    unpack_pair,
+)
+from timm_igkd.distillation.weights import check_weight, resolve_weights
+from timm_igkd.errors import InputError, InputTypeError, check_choice
 
 _logger = logging.getLogger(__name__)
-
-TEACHER_VIEWS = ("clean", "same")
 
 
 class IGDistillationTask(TrainingTask):
@@ -44,17 +51,20 @@ class IGDistillationTask(TrainingTask):
         teacher: a live teacher; it is frozen in place, stays in eval mode, has its own normalisation and input size.
         criterion: the task loss; cross-entropy by default, for class indices and for soft targets.
         loss_type: a key of `timm_igkd.distillation.losses.KD_LOSSES`.
-        distill_loss_weight: weight of KD (the paper's alpha).
-        task_loss_weight: weight of CE; by default 1 - distill_loss_weight.
+        student_model: timm's name for `student`.
+        teacher_model: timm's name for `teacher`.
+        distill_loss_weight: weight of KD (the paper's alpha); see `resolve_weights` for what one weight alone means.
+        task_loss_weight: weight of CE.
         temperature: softmax temperature of KD.
         attention_loss_weight: weight of AT (the paper's gamma, 0.8 there); needs a live teacher.
         student_attention_index: which entry of `forward_intermediates` AT compares, by default the middle one.
         teacher_attention_index: the same for the teacher.
         teacher_class_indices: the teacher's outputs for the student's classes, in their order.
         teacher_input_size: (H, W) the teacher is fed, by default its own.
-        teacher_view: what a live teacher sees in training. "same" is the student's input. "clean" is a second view:
-            `input` holds the student's views, then the teacher's (as timm's fast_collate lays out ((student, teacher),
-            label) items), with the targets repeated; or it comes as `teacher_input`.
+        teacher_view: what a live teacher sees in training. "same" is the student's input. "clean" is a second view,
+            which comes with every batch (see `forward`).
+        view_layout: "pair": two views are two tensors. "flat": `input` holds the student's views, then the teacher's,
+            and the targets are repeated, as timm's fast_collate (prefetcher) does with two views of an item.
         dkd_alpha: weight of TCKD in loss_type "dkd".
         dkd_beta: weight of NCKD in loss_type "dkd".
         device: of the task's tensors and the teacher, by default the student's.
@@ -67,12 +77,14 @@ class IGDistillationTask(TrainingTask):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: nn.Module | None = None,
         teacher: nn.Module | None = None,
         criterion: nn.Module | None = None,
         *,
+        student_model: nn.Module | None = None,
+        teacher_model: nn.Module | None = None,
         loss_type: str = "kl",
-        distill_loss_weight: float = 0.01,
+        distill_loss_weight: float | None = None,
         task_loss_weight: float | None = None,
         temperature: float = 2.5,
         attention_loss_weight: float = 0.0,
@@ -80,18 +92,25 @@ class IGDistillationTask(TrainingTask):
         teacher_attention_index: int | None = None,
         teacher_class_indices: Sequence[int] | None = None,
         teacher_input_size: tuple[int, int] | None = None,
-        teacher_view: str = "clean",
+        teacher_view: str = "same",
+        view_layout: str = "pair",
         dkd_alpha: float = 1.0,
         dkd_beta: float = 8.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ):
+        student = student_model if student is None else student
+        teacher = teacher_model if teacher is None else teacher
+        if student is None:
+            raise InputTypeError("IGDistillationTask needs a student, got none; give the model to train")
         check_pair(student, teacher)
         super().__init__(device=device or next(student.parameters()).device, dtype=dtype, verbose=verbose)
         self.loss_type = check_choice("loss_type", loss_type, KD_LOSSES)
         self.teacher_view = check_choice("teacher_view", teacher_view, TEACHER_VIEWS)
-        self._set_weights(task_loss_weight, distill_loss_weight, attention_loss_weight)
+        self.view_layout = check_choice("view_layout", view_layout, VIEW_LAYOUTS)
+        weights = resolve_weights(task_loss_weight, distill_loss_weight, attention_loss_weight)
+        self.task_loss_weight, self.distill_loss_weight, self.attention_loss_weight = weights
         if not 0 < temperature < math.inf:
             raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
         self.temperature = temperature
@@ -103,7 +122,6 @@ class IGDistillationTask(TrainingTask):
         self._class_index: Tensor | None
         self.register_buffer("_class_index", class_index, persistent=False)
         self._last_class = -1 if class_index is None else int(class_index.max())
-        self._views_checked = False
 
         self._transfers_attention = self.attention_loss_weight > 0
         self.trainable_module: nn.Module = student
@@ -135,23 +153,9 @@ class IGDistillationTask(TrainingTask):
             f"attention_loss_weight={self.attention_loss_weight:g}{attention}; teacher: {teacher}"
         )
 
-    def _set_weights(self, task: float | None, distill: float, attention: float) -> None:
-        self.distill_loss_weight = check_weight("distill_loss_weight", distill)
-        self.attention_loss_weight = check_weight("attention_loss_weight", attention)
-        if task is None:
-            if distill > 1:
-                raise InputError(
-                    "task_loss_weight defaults to 1 - distill_loss_weight, which must not be negative, got "
-                    f"distill_loss_weight={distill:g}; give task_loss_weight"
-                )
-            task = 1 - distill
-        self.task_loss_weight = check_weight("task_loss_weight", task)
-        if task + distill + attention == 0:
-            raise InputError("at least one loss weight must be positive, got 0 for all; set task_loss_weight=1")
-
     @property
     def two_view_batches(self) -> bool:
-        """Whether training batches must hold the students' views and then the teacher's (or come with teacher_input).
+        """Whether training batches must hold the student's views and the teacher's.
 
         This depends on the presence of a teacher and on `teacher_view`, not on the weights.
         """
@@ -159,7 +163,7 @@ class IGDistillationTask(TrainingTask):
 
     def forward(
         self,
-        input: Tensor,
+        input: Views,
         target: Tensor,
         teacher_input: Tensor | None = None,
         teacher_logits: Tensor | None = None,
@@ -167,15 +171,16 @@ class IGDistillationTask(TrainingTask):
         """Run the student, and the teacher where a term needs it.
 
         Args:
-            input: (B, C, H, W) normalised for the student; (2B, C, H, W) where `two_view_batches`, in training mode and
-                without teacher_input. In eval mode both models see the whole input.
+            input: (B, C, H, W) normalised for the student. Where `two_view_batches`, in training mode: a pair
+                (student's, teacher's) of such tensors, or with view_layout "flat" one of (2B, C, H, W), unless
+                teacher_input is given. In eval mode both models see the whole input.
             target: class indices, or class probabilities of Mixup or CutMix; as many as `input`.
             teacher_input: (B, C, h, w) the teacher's view, normalised for the student.
             teacher_logits: (B, classes) stored logits, in place of a live teacher.
 
         Returns:
             'loss', 'output' (the student's B logits; their targets are target[:B]) and, as far as computed,
-            'task_loss', 'distill_loss' and 'attention_loss', not yet weighted.
+            'task_loss', 'distill_loss' (also as 'kd_loss', its name in timm) and 'attention_loss', not yet weighted.
 
         Raises:
             InputError: a batch that does not hold what the options call for.
@@ -203,30 +208,24 @@ class IGDistillationTask(TrainingTask):
         if transfers:
             losses["attention_loss"] = attention_transfer(features, teacher_features)
         loss = sum(getattr(self, f"{name}_weight") * value for name, value in losses.items())
+        if distills:
+            losses["kd_loss"] = losses["distill_loss"]
         return {"loss": loss, "output": output, **losses}
 
     def _views(
-        self, input: Tensor, target: Tensor, teacher_input: Tensor | None
+        self, input: Views, target: Tensor, teacher_input: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the student's input and targets, and the teacher's input."""
-        if teacher_input is not None:
-            if not self.two_view_batches:
-                found = "there is no live teacher" if self.teacher is None else "teacher_view is 'same'"
-                raise InputError(
-                    f"teacher_input is for a live teacher with teacher_view='clean', but {found}; leave it out"
-                )
-            if len(teacher_input) != len(input):
-                raise InputError(
-                    f"teacher_input must hold one view per image of input ({len(input)}), got {len(teacher_input)}; "
-                    "make both from the same batch"
-                )
-            return input, target, teacher_input
+        student, teacher = unpack_pair(input, teacher_input)
+        if teacher is not None:
+            unseen = "there is no live teacher" if self.teacher is None else "teacher_view is 'same'"
+            check_teacher_input(student, teacher, "" if self.two_view_batches else unseen)
+            return student, target, teacher
         if not (self.two_view_batches and self.training):
-            return input, target, input
-        # Comparing values waits for an accelerator: there the first batch speaks for the run.
-        compare = target.device.type == "cpu" or not self._views_checked
-        self._views_checked = True
-        return split_views(input, target, compare)
+            return student, target, student
+        if self.view_layout == "flat":
+            return split_flat(student, target)
+        raise InputError(ONE_VIEW)
 
     def _check_stored_logits(self, target: Tensor, teacher_logits: Tensor | None) -> None:
         if teacher_logits is None:

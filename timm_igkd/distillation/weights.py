@@ -1,0 +1,52 @@
+"""What each term of the loss counts; one weight given alone decides the other, as in timm's tasks."""
+
+import math
+from typing import NamedTuple
+
+from timm_igkd.errors import InputError
+
+PAPER_DISTILL_WEIGHT = 0.01
+
+
+class Weights(NamedTuple):
+    """Of cross-entropy, distillation and attention transfer; 0 switches a term off."""
+
+    task: float
+    distill: float
+    attention: float
+
+
+def check_weight(name: str, weight: float) -> float:
+    """Return the weight of a term; an InputError unless it is finite and at least 0."""
+    if not 0 <= weight < math.inf:
+        raise InputError(f"{name} must be finite and at least 0, got {weight:g}; 0 switches the term off")
+    return weight
+
+
+def resolve_weights(task: float | None, distill: float | None, attention: float) -> Weights:
+    """Return all weights.
+
+    Args:
+        task: of cross-entropy; None: 1 - distill, the paper's form (timm's tasks take 1).
+        distill: of distillation; None: 1 - task where that is given, as in timm's tasks (0 for a task above 1), else the
+            paper's 0.01.
+        attention: of attention transfer.
+
+    Raises:
+        InputError: a weight that is negative or not finite, or all 0.
+    """
+    if distill is None:
+        distill = PAPER_DISTILL_WEIGHT if task is None else max(0.0, 1 - task)
+    check_weight("distill_loss_weight", distill)
+    check_weight("attention_loss_weight", attention)
+    if task is None:
+        if distill > 1:
+            raise InputError(
+                "task_loss_weight defaults to 1 - distill_loss_weight, which must not be negative, got "
+                f"distill_loss_weight={distill:g}; give task_loss_weight"
+            )
+        task = 1 - distill
+    check_weight("task_loss_weight", task)
+    if task + distill + attention == 0:
+        raise InputError("at least one loss weight must be positive, got 0 for all; set task_loss_weight=1")
+    return Weights(task, distill, attention)
