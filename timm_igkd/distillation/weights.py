@@ -28,8 +28,8 @@ def resolve_weights(task: float | None, distill: float | None, attention: float)
 
     Args:
         task: of cross-entropy; None: 1 - distill, the paper's form (timm's tasks take 1).
-        distill: of distillation; None: 1 - task where that is given, as in timm's tasks (0 for a task above 1), else the
-            paper's 0.01.
+        distill: of distillation; None: 1 - task where that is given, as in timm's tasks (0 for a task above 1), else
+            the paper's 0.01.
         attention: of attention transfer.
 
     Raises:
