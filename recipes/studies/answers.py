@@ -81,8 +81,12 @@ def _alignment(results: StudyResults) -> Answer | None:
             counts.append(f"{_ADVANTAGE[column]} over {higher} of {len(against)} controls")
     if not found:
         return None
-    if results.config.purpose == "primary":
+    if results.config.purpose == "primary" and not results.is_interim:
         found.insert(0, f"For this teacher, aligned maps are shown to have higher {'; '.join(counts)}.")
+        found.append(
+            "Alignment by itself is what aligned minus shuffled tests: the same maps, of other images; permuted and "
+            "blank also differ in texture and brightness."
+        )
     return "Does it matter that the maps are aligned with their images?", found
 
 
@@ -104,19 +108,38 @@ def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
         f"{signed(found.difference)} points (95{NARROW}% interval {span(found.low, found.high, sign=True)}, "
         f"n = {found.n} {'subsets' if has_subsets(results) else 'seeds'}, Holm-adjusted p {_equals(contrast.holm_p)})"
     )
-    if results.config.purpose != "primary" or column not in results.config.outcomes:
-        why = "exploratory" if results.config.purpose != "primary" else "not named in advance"
+    if why := _why_nothing_is_claimed(results, column):
         return f"{contrast.name}, {what}: {numbers}; {why}, so nothing is claimed."
-    within = contrast.equivalence if contrast.is_equivalent else None
-    tost = f"; TOST p {_equals(within.p)}" if within else ""
+    return f"For this teacher, on these test images, {_claim(contrast, what)}: {numbers}{_tost(contrast)}."
+
+
+def _why_nothing_is_claimed(results: StudyResults, column: str) -> str:
+    """Return why a contrast is no claim; empty where it may be one."""
+    if results.config.purpose != "primary":
+        return "exploratory"
+    if column not in results.config.outcomes:
+        return "not named in advance"
+    return "interim, the plan is not complete" if results.is_interim else ""
+
+
+def _claim(contrast: Contrast, what: str) -> str:
+    bound = contrast.equivalence.bound if contrast.equivalence else math.nan
     if contrast.is_significant:
-        word = "higher" if found.difference > 0 else "lower"
-        small = f", by less than the {within.bound:g} points that matter" if within else ""
-        return f"For this teacher, {contrast.a} has {word} {what} than {contrast.b}{small}: {numbers}{tost}."
-    if within:
-        names = f"{contrast.a} and {contrast.b} are equivalent in {what} within ±{within.bound:g} points"
-        return f"For this teacher, {names}: {numbers}{tost}."
-    return f"For this teacher, no difference in {what} is shown between {contrast.a} and {contrast.b}: {numbers}."
+        word = "higher" if contrast.comparison.difference > 0 else "lower"
+        small = f", by less than the {bound:g} points that matter" if contrast.is_equivalent else ""
+        return f"{contrast.a} has {word} {what} than {contrast.b}{small}"
+    if contrast.is_equivalent:
+        return f"{contrast.a} and {contrast.b} are equivalent in {what} within ±{bound:g} points"
+    nor = f", nor equivalence within ±{bound:g} points" if contrast.equivalence else ""
+    return f"no difference in {what} is shown between {contrast.a} and {contrast.b}{nor}"
+
+
+def _tost(contrast: Contrast) -> str:
+    if contrast.equivalence is None or math.isnan(contrast.equivalence_holm_p):
+        return ""
+    within = contrast.equivalence
+    interval = f"90{NARROW}% interval {span(within.low, within.high, sign=True)}"
+    return f"; TOST, Holm-adjusted p {_equals(contrast.equivalence_holm_p)}, {interval}"
 
 
 def _equals(p: float) -> str:
@@ -197,10 +220,16 @@ def lead(studies: list[StudyResults]) -> str:
     primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
     if not primary:
         return f"{text} No primary study has been run: nothing is claimed."
+    interim = [results for results in primary if results.is_interim]
+    if interim:
+        return f"{text} The primary study is not complete: nothing is claimed yet."
     tested = [contrast for results in primary for contrast in results.contrasts(results.config.outcomes[0])]
     shown = [contrast for contrast in tested if contrast.is_significant]
+    equal = [contrast for contrast in tested if contrast.is_equivalent]
     outcome = _ADVANTAGE.get(primary[0].config.outcomes[0], primary[0].config.outcomes[0])
+    within = f", {len(equal) or 'none'} equivalence" if any(contrast.equivalence for contrast in tested) else ""
     return (
         f"{text} In {outcome}, {len(shown) or 'none'} of {len(tested)} contrasts named in advance "
-        f"show{'s' if len(shown) == 1 else ''} a difference at a Holm-adjusted level of {ALPHA:g}, for this teacher."
+        f"show{'s' if len(shown) == 1 else ''} a difference at a Holm-adjusted level of {ALPHA:g}{within}, for this "
+        "teacher."
     )

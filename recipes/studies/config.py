@@ -195,8 +195,13 @@ class StudyConfig:
     cells: dict[str, Any] = field(default_factory=dict, metadata={"help": "name: settings"})
     contrasts: tuple[Any, ...] = field(default=(), metadata={"help": "pairs [a, b] of cells, named in advance"})
     outcomes: tuple[str, ...] = field(default=("top1", "corruption_top1"), metadata={"help": "primary first"})
-    smallest_effect: float | None = field(
-        default=None, metadata={"help": "points: smallest difference of interest, bound of the equivalence tests"}
+    smallest_effect: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "outcome: points of the smallest difference of interest, bound of its equivalence tests"},
+    )
+    ended: str = field(
+        default="",
+        metadata={"help": "why a primary study ended before its plan was complete; until then it claims nothing"},
     )
 
     corruption_images: int = field(default=0, metadata={"help": "test images per corruption; 0: none"})
@@ -220,8 +225,11 @@ class StudyConfig:
             check_range(name, getattr(self, name), 1)
         for name in ("first_seed", "corruption_images", "ig_images"):
             check_range(name, getattr(self, name), 0)
-        if self.smallest_effect is not None and not 0 < self.smallest_effect < math.inf:
-            raise InputError(f"smallest_effect must be above 0 points, got {self.smallest_effect:g}")
+        for outcome, points in self.smallest_effect.items():
+            if outcome not in self.outcomes:
+                raise InputError(f"smallest_effect names no outcome: {outcome!r}{nearest(outcome, self.outcomes)}")
+            if isinstance(points, bool) or not isinstance(points, int | float) or not 0 < points < math.inf:
+                raise InputError(f"smallest_effect of {outcome} must be above 0 points, got {points!r}")
         for name in ("train_limit", "test_limit"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)

@@ -86,7 +86,9 @@ def _tidy(markdown: str) -> str:
 def _purpose(results: StudyResults) -> str:
     """Return what a study is for, and of an unfinished primary one that its numbers are interim."""
     text = PURPOSES[results.config.purpose]
-    if results.config.purpose == "primary" and results.rows and results.missing:
+    if results.config.purpose == "primary" and results.rows and results.config.ended:
+        text += f" Ended before its plan: {results.config.ended}."
+    elif results.config.purpose == "primary" and results.rows and results.missing:
         text += (
             f" Interim: {len(results.rows)} of {results.num_planned} runs; it stops for time only, never for a result."
         )

@@ -72,7 +72,9 @@ class Contrast(NamedTuple):
     holm_p: float
     power: float
     needed: float
+    strict_power: float = NAN  # at alpha over the number of contrasts, Holm's first step
     equivalence: Equivalence | None = None
+    equivalence_holm_p: float = NAN
 
     @property
     def name(self) -> str:
@@ -85,7 +87,7 @@ class Contrast(NamedTuple):
     @property
     def is_equivalent(self) -> bool:
         """Whether the difference is shown to be smaller than the smallest one of interest."""
-        return self.equivalence is not None and self.equivalence.p < ALPHA
+        return self.equivalence is not None and self.equivalence_holm_p < ALPHA
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ class StudyResults:
             name: {int(row["seed"]): row for row in planned if row["config_hash"] == run_hash}
             for name, run_hash in hashes.items()
         }
-        used = [row for row in planned if row["config_hash"] in hashes.values()]
+        if config.ended:  # only whole seeds count: the cells stay balanced
+            whole = set.intersection(*(set(of_cell) for of_cell in runs.values()))
+            runs = {name: {seed: row for seed, row in of.items() if seed in whole} for name, of in runs.items()}
+        used = [row for of_cell in runs.values() for row in of_cell.values()]
         return cls(config, runs, len(rows) - len(used))
 
     @property
@@ -195,25 +200,36 @@ class StudyResults:
         if column not in self._contrasts:
             found = [self.compare(a, b, column) for a, b in self.config.contrasts]
             adjusted = holm(np.array([comparison.p for comparison in found]))
-            self._contrasts[column] = [
+            contrasts = [
                 self._contrast(a, b, column, comparison, float(p))
                 for (a, b), comparison, p in zip(self.config.contrasts, found, adjusted, strict=True)
+            ]
+            within = holm(np.array([contrast.equivalence.p if contrast.equivalence else NAN for contrast in contrasts]))
+            self._contrasts[column] = [
+                contrast._replace(equivalence_holm_p=float(p)) for contrast, p in zip(contrasts, within, strict=True)
             ]
         return self._contrasts[column]
 
     @property
-    def effect_of_interest(self) -> float:
-        """Points of accuracy that the power is told for: the study's own smallest effect, else what the paper found."""
-        return self.config.smallest_effect or DIFFERENCE
+    def is_interim(self) -> bool:
+        """Whether planned runs are missing and the study has not been declared ended: then nothing is claimed."""
+        return bool(self.missing) and not self.config.ended
+
+    def effect_of_interest(self, column: str) -> float:
+        """Return the points that the power is told for: the study's smallest effect, else what the paper found."""
+        return self.config.smallest_effect.get(column, DIFFERENCE)
 
     def _contrast(self, a: str, b: str, column: str, comparison: Comparison, holm_p: float) -> Contrast:
         if self.is_resampled(a) or self.is_resampled(b):  # the power of the paired test is not that of the corrected
             return Contrast(a, b, comparison, holm_p, NAN, NAN)
-        wanted, bound = self.effect_of_interest, self.config.smallest_effect
-        power = paired_power(comparison.sd, comparison.n, wanted, ALPHA)
+        wanted, bound = self.effect_of_interest(column), self.config.smallest_effect.get(column)
+        power, strict_power = (
+            paired_power(comparison.sd, comparison.n, wanted, alpha)
+            for alpha in (ALPHA, ALPHA / len(self.config.contrasts))
+        )
         needed = seeds_needed(comparison.sd, wanted, alpha=ALPHA)
         within = None if bound is None else equivalence(self.differences(a, b, column), bound, ALPHA)
-        return Contrast(a, b, comparison, holm_p, power, needed, within)
+        return Contrast(a, b, comparison, holm_p, power, needed, strict_power, within)
 
     def bootstrap(self, a: str, b: str) -> Interval | None:
         """Return a - b of clean accuracy with the interval over seeds and test images.

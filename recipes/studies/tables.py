@@ -119,8 +119,9 @@ def contrast_table(results: StudyResults, column: str) -> Table | None:
     else:
         columns = ["Common seeds", "Difference, points", "Paired p", "Holm p", "Welch p", "Effect size d_z"]
         columns += ["Over seeds and test images"] if with_images else []
-        columns += [f"TOST p, ±{results.config.smallest_effect:g} points"] if results.config.smallest_effect else []
-        columns += [f"Power at {results.effect_of_interest:g} points"]
+        bound = results.config.smallest_effect.get(column)
+        columns += [] if bound is None else [f"TOST p, ±{bound:g} points"]
+        columns += [f"Power at {results.effect_of_interest(column):g} points"]
         rows = []
         for contrast in contrasts:
             interval = results.bootstrap(contrast.a, contrast.b) if with_images else None
@@ -163,12 +164,11 @@ def contrast_note(results: StudyResults) -> str:
 
 
 def _tost_note(results: StudyResults) -> str:
-    bound = results.config.smallest_effect
-    if bound is None:
+    if not results.config.smallest_effect:
         return ""
     return (
-        f"TOST: two one-sided tests of equivalence within ±{bound:g} points, the smallest difference of interest, with "
-        f"the 90{NARROW}% interval, not adjusted. "
+        "TOST: two one-sided tests of equivalence within the smallest difference of interest, with Holm's p over the "
+        f"contrasts and the 90{NARROW}% interval, not adjusted. "
     )
 
 
@@ -193,10 +193,15 @@ def _contrast_entries(contrast: Contrast, interval: Interval | None, with_images
         entries.append(Entry(DASH if interval is None else span(interval.low, interval.high, sign=True) or DASH))
     if contrast.equivalence is not None:
         within = contrast.equivalence
-        entries.append(Entry(probability(within.p), span(within.low, within.high, sign=True)))
+        detail = f"Holm {probability(contrast.equivalence_holm_p)}; {span(within.low, within.high, sign=True)}"
+        entries.append(Entry(probability(within.p), detail))
     power = DASH if math.isnan(contrast.power) else f"{100 * contrast.power:.0f}{NARROW}%"
-    needed = "" if math.isnan(contrast.needed) else f"80{NARROW}% needs n = {_seeds(contrast.needed)}"
-    return [*entries, Entry(power, needed)]
+    details = []
+    if not math.isnan(contrast.strict_power):
+        details.append(f"{100 * contrast.strict_power:.0f}{NARROW}% in Holm's first step")
+    if not math.isnan(contrast.needed):
+        details.append(f"80{NARROW}% needs n = {_seeds(contrast.needed)}")
+    return [*entries, Entry(power, "; ".join(details))]
 
 
 def _seeds(needed: float) -> str:

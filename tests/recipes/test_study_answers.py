@@ -1,6 +1,7 @@
 """What a study says in words: no more than the plan allows; the paper's numbers beside it."""
 
 import pytest
+from statsmodels.stats.multitest import multipletests
 from study_parts import ALIGNED, IG, KD, add_rows, edit_rows, helpful_study, primary_study, report, said
 
 from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none, lead
@@ -17,13 +18,13 @@ from timm_igkd.models.mobilenetv2_cifar import mobilenetv2_cifar
 
 @pytest.fixture(scope="module")
 def primary(tmp_path_factory):
-    """A primary study in which aligned overlays help; one run is missing."""
+    """A complete primary study in which aligned overlays help."""
     return helpful_study(tmp_path_factory.mktemp("primary"))
 
 
 def test_effect_of_a_primary_study_is_claimed_with_interval_and_n_for_this_teacher(primary):
     text = said(primary)["Does the overlay help clean accuracy?"]
-    assert text.startswith("For this teacher, KD&IG aligned has higher clean accuracy than KD: +")
+    assert text.startswith("For this teacher, on these test images, KD&IG aligned has higher clean accuracy than KD: +")
     assert "95\u202f% interval" in text
     assert "n = 12 seeds" in text
     assert "Holm-adjusted p" in text
@@ -50,21 +51,52 @@ def test_no_effect_is_said_to_be_not_shown(tmp_path):
 
 
 def test_equivalence_within_the_smallest_effect_is_said(tmp_path):
-    config = primary_study(tmp_path, smallest_effect=0.2)
+    config = primary_study(tmp_path, smallest_effect={"top1": 0.2})
     add_rows(config, {ALIGNED: 0.0}, seed_sd=0.05)
     results = StudyResults.read(config)
     (kd, *_) = results.contrasts("top1")
     assert kd.is_equivalent
     text = said(results)["Does the overlay help clean accuracy?"]
     assert "KD&IG aligned and KD are equivalent in clean accuracy within ±0.2 points" in text
-    assert "TOST p <0.001" in text
+    assert "TOST, Holm-adjusted p <0.001, 90" in text
 
 
 def test_a_shown_difference_below_the_smallest_effect_is_said_to_be_small(tmp_path):
-    config = primary_study(tmp_path, smallest_effect=0.4)
+    config = primary_study(tmp_path, smallest_effect={"top1": 0.4})
     add_rows(config, {ALIGNED: 0.25}, seed_sd=0.02, n_images=10_000)
     text = said(StudyResults.read(config))["Does the overlay help clean accuracy?"]
     assert "has higher clean accuracy than KD, by less than the 0.4 points that matter" in text
+
+
+def test_neither_difference_nor_equivalence_is_said_as_such(tmp_path):
+    config = primary_study(tmp_path, smallest_effect={"top1": 0.2}, seeds=4)
+    add_rows(config, {ALIGNED: 0.0}, seed_sd=1.0)
+    text = said(StudyResults.read(config))["Does the overlay help clean accuracy?"]
+    assert "no difference in clean accuracy is shown between KD&IG aligned and KD, nor equivalence within ±0.2" in text
+
+
+def test_unfinished_primary_study_claims_nothing(tmp_path):
+    results = helpful_study(tmp_path, skip=[("KD&IG blank", 11)])
+    assert "interim, the plan is not complete, so nothing is claimed" in " ".join(said(results).values())
+    assert "For this teacher" not in " ".join(said(results).values())
+    assert lead([results]).endswith("The primary study is not complete: nothing is claimed yet.")
+
+
+def test_study_that_ended_early_claims_from_whole_seeds_alone(tmp_path):
+    config = primary_study(tmp_path, ended="the time was over")
+    add_rows(config, {ALIGNED: 1.0}, skip=[("KD&IG blank", 11)])
+    results = StudyResults.read(config)
+    assert {contrast.comparison.n for contrast in results.contrasts("top1")} == {11}
+    assert "has higher clean accuracy than KD" in said(results)["Does the overlay help clean accuracy?"]
+
+
+def test_equivalence_is_adjusted_over_the_contrasts(tmp_path):
+    config = primary_study(tmp_path, smallest_effect={"top1": 0.2})
+    add_rows(config, {}, seed_sd=0.25)
+    contrasts = StudyResults.read(config).contrasts("top1")
+    raw = [contrast.equivalence.p for contrast in contrasts]
+    adjusted = multipletests(raw, method="holm")[1]
+    assert [contrast.equivalence_holm_p for contrast in contrasts] == pytest.approx(adjusted)
 
 
 def test_harm_is_said_as_such(tmp_path):
