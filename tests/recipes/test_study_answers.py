@@ -58,7 +58,7 @@ def test_equivalence_within_the_smallest_effect_is_said(tmp_path):
     assert kd.is_equivalent
     text = said(results)["Does the overlay help clean accuracy?"]
     assert "KD&IG aligned and KD are equivalent in clean accuracy within ±0.2 points" in text
-    assert "TOST, Holm-adjusted p <0.001, 90" in text
+    assert "TOST, Holm-adjusted p = 0.001, 90" in text
 
 
 def test_a_shown_difference_below_the_smallest_effect_is_said_to_be_small(tmp_path):
