@@ -5,7 +5,6 @@ Only safetensors and `weights_only` pickles are read; nothing of a model's repos
 
 import copy
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -28,7 +27,9 @@ import timm_igkd.models.mobilenetv2_cifar
 import timm_igkd.models.resnet_cifar
 import timm_igkd.models.truncated_model  # noqa: F401  (all register architectures that a saved folder may name)
 from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
+from timm_igkd.models.arguments import check_model_arguments
 from timm_igkd.models.checkpoint import flag_name, read_checkpoint, translated_errors
+from timm_igkd.models.folder_config import read_folder_config
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 
@@ -73,6 +74,7 @@ def load_model(
     _check_spec(spec, role, needs_weights=pretrained and checkpoint is None)
     statistics = {key: _check_statistics(key, value, role) for key, value in (("mean", mean), ("std", std))}
     arguments = dict(model_args or {})
+    check_model_arguments(arguments, flag_name(role, "args"))
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     if checkpoint is None:
@@ -112,20 +114,7 @@ def _check_registered(name: str, role: str, needs_weights: bool) -> None:
 
 
 def _check_folder(folder: Path, needs_weights: bool) -> None:
-    if not folder.is_dir():
-        raise MissingFileError(f"no model folder {str(folder)!r}; expected a timm folder with config.json and weights")
-    if not (folder / "config.json").is_file():
-        raise MissingFileError(
-            f"model folder {str(folder)!r} has no config.json; save the model with timm's save_for_hf"
-        )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture = str(config["architecture"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"config.json in {str(folder)!r} names no architecture; save the model with timm") from error
-    if not timm.is_model(architecture):
-        hint = nearest(architecture, timm.list_models())
-        raise InputError(f"config.json in {str(folder)!r} names the unknown model {architecture!r}{hint}; correct it")
+    read_folder_config(folder)
     if needs_weights and not any(file.name.endswith(WEIGHT_SUFFIXES) for file in folder.iterdir()):
         raise MissingFileError(f"model folder {str(folder)!r} has no weights; expected model.safetensors")
 

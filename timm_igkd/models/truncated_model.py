@@ -13,6 +13,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, nearest
+from timm_igkd.models.arguments import check_model_arguments
 
 COPIED_CFG_KEYS = (
     "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "test_crop_pct",
@@ -215,6 +216,7 @@ def igkd_truncated(
     if not timm.is_model(base):
         known = timm.list_models()
         raise InputError(f"igkd_truncated needs base=<a timm architecture>, got {base!r}{nearest(base, known)}")
+    check_model_arguments(base_args or {}, "base_args of igkd_truncated")
     base_args = dict(base_args or {})
     for key in ("img_size", "in_chans", "num_classes"):
         value = base_args.pop(key, None)

@@ -1,0 +1,141 @@
+"""A model is built from its architecture's arguments alone; a config from elsewhere fetches and crashes nothing."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+import timm_igkd  # noqa: F401  (registers the models)
+from timm_igkd.errors import InputError
+from timm_igkd.models.arguments import check_model_arguments
+from timm_igkd.models.loading import load_model, save_model
+
+URL = "https://example.com/weights.pth"
+BASE = {"base": "test_resnet", "drop": 1}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved truncated student."""
+    torch.manual_seed(0)
+    model = timm.create_model("igkd_truncated", base="test_resnet", base_args={}, drop=1, num_classes=3).eval()
+    save_model(model, tmp_path / "student")
+    return tmp_path / "student"
+
+
+def edit(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any attempt to fetch fails the test."""
+
+    def fetch(*args, **kwargs):
+        raise AssertionError(f"fetched {args} {kwargs}")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", fetch, raising=False)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fetch, raising=False)
+
+
+ATTACKS = [
+    {"pretrained": True},
+    {"pretrained": True, "pretrained_cfg": {"url": URL}},
+    {"pretrained_cfg": {"url": URL}},
+    {"pretrained_cfg_overlay": {"url": URL}},
+    {"pretrained_cfg_overlay": {"file": "/etc/passwd"}},
+    {"checkpoint_path": "/etc/passwd"},
+    {"cache_dir": "/tmp"},
+    {"features_only": True},
+    {"stem_type": URL},
+    {"block_args": [{"url": "x"}]},
+    {"stem_type": "hf-hub:user/name"},
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: next(iter(attack)))
+@pytest.mark.parametrize("depth", [0, 1])
+def test_config_of_a_student_fetches_nothing(attack, depth, folder, no_network):
+    inner = attack if depth == 0 else {"base": "test_resnet", "drop": 1, "base_args": attack}
+
+    def change(config):
+        config["model_args"]["base_args"] = inner
+        if depth:
+            config["model_args"]["base"] = "igkd_truncated"
+
+    edit(folder, change)
+    with pytest.raises(InputError, match="base_args"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    with pytest.raises(InputError, match="base_args"):
+        load_model(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: next(iter(attack)))
+def test_arguments_of_a_command_are_those_of_the_architecture(attack, no_network):
+    with pytest.raises(InputError, match="--teacher-args"):
+        load_model("test_resnet", model_args=attack, pretrained=False, role="teacher")
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.0, "0.1", True])
+def test_rates_outside_their_range_are_refused(value):
+    with pytest.raises(InputError, match=r"drop_rate must be in \[0, 1\)"):
+        load_model("test_resnet", model_args={"drop_rate": value}, pretrained=False)
+
+
+def test_ordinary_arguments_pass():
+    model = load_model("test_vit", model_args={"img_size": [96, 96], "drop_rate": 0.1}, pretrained=False)
+    assert model(torch.rand(1, 3, 96, 96)).ndim == 2
+    check_model_arguments({"base": "test_vit", "base_args": {"block_args": {"x": [1, 2.0, None, "avg"]}}}, "here")
+
+
+def test_deep_nesting_is_refused():
+    nested: dict = {}
+    for _ in range(50):
+        nested = {"a": nested}
+    with pytest.raises(InputError, match="nested more than 8 deep"):
+        check_model_arguments(nested, "here")
+
+
+WRONG = {
+    "mean": [None, ["a", 0, 0], [], "0.5", [0.5, float("nan"), 0.5], {"r": 1}],
+    "std": [[0, 1, 1], [1, -1, 1], "x"],
+    "input_size": [[3, 32], [3, 0, 32], [3, 32.5, 32], "32", [True, 32, 32], 32],
+    "crop_pct": ["0.9", 0, -1, [0.9], float("inf")],
+    "interpolation": ["bicubicc", 3, ["bicubic"]],
+}
+CASES = [(name, value) for name, values in WRONG.items() for value in values if value is not None]
+
+
+@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name} {value}" for name, value in CASES])
+def test_wrong_preprocessing_of_a_folder_is_one_line(name, value, folder):
+    edit(folder, lambda config: config["pretrained_cfg"].update({name: value}))
+    with pytest.raises(InputError, match=rf"pretrained_cfg of config.json in .*: {name} must be"):
+        load_model(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("names", ["abc", [1, 2], {"0": 1}, 3, [["a"]]])
+def test_wrong_names_of_classes_are_one_line(names, folder):
+    edit(folder, lambda config: config.update(label_names=names))
+    with pytest.raises(InputError, match=r"label_names of config\.json"):
+        load_model(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", '{"architecture": null}', "[" * 100_000, "\udcff"])
+def test_config_that_names_no_architecture_is_one_line(text, folder):
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"config\.json in .* names"):
+        load_model(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("value", [[], "x", 3])
+def test_wrong_kind_of_model_arguments_is_one_line(value, folder):
+    edit(folder, lambda config: config.update(model_args=value))
+    if value:
+        with pytest.raises(InputError, match=r"model_args of config\.json .* must be arguments by name"):
+            load_model(f"local-dir:{folder}")

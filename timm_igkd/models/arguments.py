@@ -1,0 +1,72 @@
+"""What a model may be built with: arguments of its architecture; never an address, never another way to load weights.
+
+A saved student's config.json comes from anywhere, and timm hands its `model_args` to `timm.create_model`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from timm_igkd.errors import InputError
+
+DEEPEST = 8
+_LOADING = frozenset(
+    "pretrained pretrained_cfg pretrained_cfg_overlay pretrained_strict pretrained_filter_fn checkpoint_path cache_dir "
+    "model_variant feature_cfg features_only features scriptable exportable no_jit kwargs_filter url file state_dict "
+    "hf_hub_id hf_hub_filename source custom_load".split()
+)
+"""Arguments of timm's factories that load something or return something else than the classifier."""
+_ADDRESSES = ("hf-hub:", "hf_hub:", "local-dir:", "file:", "~")
+_SHARES = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
+
+
+def check_model_arguments(arguments: Any, where: str) -> None:
+    """Raise InputError unless all are arguments of an architecture, at every depth.
+
+    Args:
+        arguments: name -> value; nested mappings and lists are looked through.
+        where: how a message calls the place they come from.
+    """
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"{where} must be arguments by name, got {type(arguments).__name__}; correct or remove it")
+    _check_depth(arguments, where, DEEPEST)
+    for name, value in arguments.items():
+        if not isinstance(name, str):
+            raise InputError(f"{where} must be arguments by name, got the name {name!r}; correct it")
+        if name in _LOADING:
+            raise InputError(
+                f"{where} has {name!r}, which is no argument of an architecture but of loading; leave it out, and give "
+                "weights by a checkpoint or a model's name"
+            )
+        if name in _SHARES:
+            _check_share(name, value, where)
+        _check_value(value, f"{where}: {name}")
+
+
+def _check_depth(value: Any, where: str, left: int) -> None:
+    if left == 0:
+        raise InputError(f"{where} is nested more than {DEEPEST} deep, expected arguments by name; correct it")
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        _check_depth(part, where, left - 1)
+
+
+def _check_share(name: str, value: Any, where: str) -> None:
+    if value is None or isinstance(value, list | tuple):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise InputError(f"{where}: {name} must be in [0, 1), got {value!r}")
+
+
+def _check_value(value: Any, where: str) -> None:
+    """Look through one value: no addresses, no loading arguments, no numbers that are none."""
+    if isinstance(value, Mapping):
+        check_model_arguments(value, where)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_value(part, where)
+    elif isinstance(value, str):
+        if "://" in value or value.startswith(_ADDRESSES):
+            raise InputError(f"{where} is {value!r}, an address; an architecture is built from names and numbers alone")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} is {value}, expected a finite number")

@@ -1,0 +1,87 @@
+"""config.json of a timm folder: read once, checked, wrong in one line."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data.transforms_factory import str_to_interp_mode
+
+from timm_igkd.errors import InputError, MissingFileError, nearest
+from timm_igkd.models.arguments import check_model_arguments
+
+
+def read_folder_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a model's folder.
+
+    Raises:
+        MissingFileError: no folder, no file. InputError: whatever is wrong with the file, in one line.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"no model folder {str(folder)!r}; expected a timm folder with config.json and weights")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingFileError(
+            f"model folder {str(folder)!r} has no config.json; save the model with timm's save_for_hf"
+        )
+    where = f"config.json in {str(folder)!r}"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architecture = str(config["architecture"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{where} names no architecture; save the model with timm") from error
+    if not timm.is_model(architecture):
+        hint = nearest(architecture, timm.list_models())
+        raise InputError(f"{where} names the unknown model {architecture!r}{hint}; correct it")
+    check_model_arguments(config.get("model_args") or {}, f"model_args of {where}")
+    _check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}")
+    _check_names(config.get("label_names"), where)
+    return config
+
+
+def _check_preprocessing(cfg: Any, where: str) -> None:
+    """Check what decides how an image is fed to the model; None leaves timm's default."""
+    if not isinstance(cfg, dict):
+        raise InputError(f"{where} must hold settings by name, got {type(cfg).__name__}; save the model with timm")
+    size = cfg.get("input_size")
+    if size is not None and not (_are_numbers(size, 3) and all(isinstance(n, int) and n > 0 for n in size)):
+        raise InputError(f"{where}: input_size must be three whole numbers (channels, height, width), got {size!r}")
+    for name in ("mean", "std"):
+        values = cfg.get(name)
+        if values is None:
+            continue
+        if not _are_numbers(values) or (name == "std" and min(values) <= 0):
+            raise InputError(
+                f"{where}: {name} must be a number for each channel{' above 0' * (name == 'std')}, got {values!r}"
+            )
+    crop = cfg.get("crop_pct")
+    if crop is not None and not (_is_number(crop) and crop > 0):
+        raise InputError(f"{where}: crop_pct must be a number above 0, got {crop!r}")
+    interpolation = cfg.get("interpolation")
+    if interpolation is not None:
+        try:
+            str_to_interp_mode(interpolation)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: interpolation must be one that timm knows, got {interpolation!r}") from error
+
+
+def _check_names(names: Any, where: str) -> None:
+    """Check the classes' names: texts, listed or by number."""
+    if names is None:
+        return
+    found = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"label_names of {where} must be a list of texts, got {str(names)[:80]}; correct or remove it")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(values: Any, count: int | None = None) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) in ((count,) if count else range(1, 100))
+        and all(map(_is_number, values))
+    )
