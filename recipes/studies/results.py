@@ -238,14 +238,14 @@ class StudyResults:
             predicted = store.predictions((run_hash, seed))
             if predicted.shape != labels.shape:
                 raise InputError(
-                    f"predictions {run_hash}-{seed}.npy have shape {predicted.shape}, expected that of labels.npy, "
+                    f"predictions {run_hash}-{seed} have shape {predicted.shape}, expected that of the labels, "
                     f"{labels.shape}; restore them or delete the run's row and repeat it"
                 )
             correct.append(predicted == labels)
             found = 100 * correct[-1].mean()
             if abs(found - top1[seed]) > TIES:
                 raise InputError(
-                    f"predictions {run_hash}-{seed}.npy give {found:.3f} % top-1, their row says {top1[seed]:.3f} %; "
+                    f"predictions {run_hash}-{seed} give {found:.3f} % top-1, their row says {top1[seed]:.3f} %; "
                     "restore them or delete the row and repeat the run"
                 )
         return np.stack(correct)

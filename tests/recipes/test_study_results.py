@@ -6,7 +6,18 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from study_parts import ALIGNED, KD, PRIMARY_CELLS, add_rows, edit_rows, helpful_study, primary_study, report, said
+from study_parts import (
+    ALIGNED,
+    KD,
+    PRIMARY_CELLS,
+    add_rows,
+    edit_predictions,
+    edit_rows,
+    helpful_study,
+    primary_study,
+    report,
+    said,
+)
 
 from studies.cost import cost_against_teacher
 from studies.facts import facts
@@ -76,19 +87,28 @@ def test_bootstrap_is_recomputed_from_the_predictions(primary):
 
 def test_predictions_of_another_run_are_refused(tmp_path):
     config = primary_study(tmp_path, seeds=2)
-    rows = add_rows(config)
-    key = (config.run_hash(config.cells["KD"]), 1)
-    np.save(tmp_path / "predictions" / f"{key[0]}-1.npy", np.zeros_like(rows.predictions(key)))
-    with pytest.raises(InputError, match=r"give 10\.000 % top-1, their row says"):
+    add_rows(config)
+    name = f"{config.run_hash(config.cells['KD'])}-1"
+    edit_predictions(tmp_path, lambda arrays: arrays | {name: np.zeros_like(arrays[name])})
+    with pytest.raises(InputError, match=rf"{name} give 10\.000 % top-1, their row says"):
+        report(tmp_path, config)
+
+
+def test_predictions_of_fewer_images_are_refused(tmp_path):
+    config = primary_study(tmp_path, seeds=2)
+    add_rows(config)
+    name = f"{config.run_hash(config.cells['KD'])}-1"
+    edit_predictions(tmp_path, lambda arrays: arrays | {name: arrays[name][:-1]})
+    with pytest.raises(InputError, match=rf"{name} have shape \(399,\), expected that of the labels, \(400,\)"):
         report(tmp_path, config)
 
 
 def test_missing_predictions_are_named(tmp_path):
     config = primary_study(tmp_path, seeds=2)
     add_rows(config)
-    name = f"{config.run_hash(config.cells['KD'])}-1.npy"
-    (tmp_path / "predictions" / name).unlink()
-    with pytest.raises(MissingFileError, match=name):
+    name = f"{config.run_hash(config.cells['KD'])}-1"
+    edit_predictions(tmp_path, lambda arrays: {key: values for key, values in arrays.items() if key != name})
+    with pytest.raises(MissingFileError, match=f"lacks the entry '{name}'"):
         report(tmp_path, config)
 
 
