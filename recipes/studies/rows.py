@@ -26,7 +26,7 @@ RunKey = tuple[str, int]
 CORRUPTION_COLUMNS = [f"corruption/{kind}/{severity}" for kind in CORRUPTIONS for severity in SEVERITIES]
 COLUMNS = [
     *"study cell config_hash seed commit hardware device versions settings started wall_time_s".split(),
-    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss diverged_epoch".split(),
+    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss diverged_epoch n_left_out".split(),
     *"n_test top1 top5 loss ece agreement teacher_kl teacher_top1".split(),
     *"num_parameters macs compression latency_ms_1 latency_ms_64 latency_threads".split(),
     *"teacher_macs teacher_latency_ms_1 teacher_latency_ms_64 teacher_transfer_top1".split(),
@@ -36,7 +36,7 @@ COLUMNS = [
     *"ig_correlation ig_correlation_n".split(),
 ]
 
-_ADDED = ("diverged_epoch",)
+_ADDED = ("diverged_epoch", "n_left_out")
 """Columns that came after the first rows: files without them are read, the values are empty."""
 
 _DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)

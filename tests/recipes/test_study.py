@@ -203,7 +203,14 @@ def test_a_study_without_teacher_trains_and_saves_one(run, settings):
 def test_every_kind_of_cell_runs(run, settings, cell):
     assert run(settings | {"cells": {"cell": cell}, "seeds": 1}).code == 0
     (row,) = rows_of(settings)
-    assert int(row["n_train"]) == (8 if "subset_fraction" in cell else 16)
+    assert (int(row["n_train"]), int(row["n_left_out"])) == ((8, 8) if "subset_fraction" in cell else (16, 0))
+
+
+def test_images_held_out_for_validation_are_not_counted_as_left_out_of_a_subset(run, settings):
+    cells = {"cell": {"subset_fraction": 0.5, "batch_size": 2}}
+    assert run(settings | {"cells": cells, "seeds": 1, "evaluate_on": "validation"}).code == 0
+    (row,) = rows_of(settings)
+    assert (int(row["n_test"]), int(row["n_train"]), int(row["n_left_out"])) == (2, 8, 6)  # 7 a class, 3.5 rounded to 4
 
 
 def test_random_teachers_maps_are_not_the_teachers(settings):

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from command_lines import RECIPES
 from scipy import stats
 from study_parts import (
     ALIGNED,
@@ -19,6 +20,7 @@ from study_parts import (
     said,
 )
 
+from studies.config import load_study
 from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.glance import glance
@@ -153,6 +155,25 @@ def test_monte_carlo_runs_are_no_independent_samples(tmp_path):
     assert table.columns == ["Common subsets", "Difference, points", "Corrected p", "Holm p"]
     assert {len(entries) for _, entries in table.rows} == {4}
     assert "n = 6 subsets" in said(results)["Does the overlay help clean accuracy?"]
+
+
+def test_images_left_out_of_a_subset_are_counted_not_estimated(tmp_path):
+    config = primary_study(tmp_path, seeds=6, base={"drop": 5, "subset_fraction": 0.8}, purpose="exploratory")
+    add_rows(config)
+    edit_rows(tmp_path, lambda row: row.update(n_train=4002, n_left_out=998))
+    results = StudyResults.read(config)
+    assert results.resample_sizes("KD") == (998, 4002)
+    assert "998/4,002" in cells_table(results).note
+
+
+def test_committed_subsets_of_5000_images_left_out_998(monkeypatch):
+    """Their rows do not say it: class by class rounded, 80 % of 5,000 images are 4,002."""
+    monkeypatch.chdir(RECIPES.parent)
+    results = StudyResults.read(load_study("recipes/configs/study_cpu_monte_carlo.yaml"))
+    assert results.resample_sizes("KD") == (998, 4002)
+    contrast = results.contrasts("top1")[0]
+    assert contrast.comparison.p == pytest.approx(0.1892, abs=5e-5)
+    assert contrast.holm_p == pytest.approx(0.3784, abs=5e-5)
 
 
 def test_transfer_table_is_the_mean_over_seeds_by_class(primary):
