@@ -10,8 +10,11 @@ CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(CORES))
 
+STUDIES := primary cpu cpu_maps cpu_pair cpu_monte_carlo arms compression monte_carlo hyperparameters modern pair_resnet \
+	pair_convnext teacher pair_teachers cpu_teacher check
+
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-gpu bench study lint format clean
+.PHONY: demo test test-slow test-gpu bench study report lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(LAUNCH) recipes/train_igkd.py
@@ -31,6 +34,10 @@ bench: $(VENV)/.installed-demo
 # CIFAR-10 and the released student are expected beside the repository, see the header of the configuration.
 study: $(VENV)/.installed-study
 	$(LAUNCH) recipes/study.py --config recipes/configs/study_check.yaml --parallel 2
+
+# Writes recipes/RESULTS.md with its figures, and RESULTS.html: the same as one page, in light and dark, not committed.
+report: $(VENV)/.installed-study
+	$(BIN)/python recipes/study_report.py $(STUDIES:%=recipes/configs/study_%.yaml)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ class Study:
         started = time.perf_counter()
         row = self._identity(name, cell, seed)
         data = self.data.training_images(cell, seed)
-        row |= {"n_train": len(data), "epochs": cell.epochs}
+        row |= {"n_train": len(data), "n_left_out": self._num_available() - len(data), "epochs": cell.epochs}
         student = self.data.create_student(cell, seed)
         checkpoint = Path(self.config.work_dir) / "runs" / f"{row['config_hash']}-{seed}.pt"
         predictions = None
@@ -110,6 +110,11 @@ class Study:
         row["wall_time_s"] = round(time.perf_counter() - started, 2)
         self.rows.add(row, predictions, self.data.test.images.labels.cpu().numpy())
         checkpoint.unlink(missing_ok=True)
+
+    def _num_available(self) -> int:
+        """Return how many images of the training split no run is evaluated on."""
+        held_out = len(self.data.test.images) if self.config.evaluate_on == "validation" else 0
+        return len(self.data.train) - held_out
 
     def _identity(self, name: str, cell: Cell, seed: int) -> dict[str, Any]:
         versions = environment()

@@ -1,4 +1,4 @@
-"""Write the report of one or several studies from their rows: recipes/RESULTS.md and recipes/RESULTS.html.
+"""Write the report of one or several studies from their rows: recipes/RESULTS.md with figures, recipes/RESULTS.html.
 
 python recipes/study_report.py recipes/configs/study_check.yaml recipes/configs/study_primary.yaml
 """
@@ -15,11 +15,16 @@ _HERE = Path(__file__).parent
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write recipes/RESULTS.md and recipes/RESULTS.html; bad input is one line and exit code 2."""
+    """Write recipes/RESULTS.md, its figures and recipes/RESULTS.html; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", metavar="YAML", help="the studies, in the order of the report")
     parser.add_argument(
         "--markdown", default=str(_HERE / "RESULTS.md"), help="file to write (default: RESULTS.md beside this script)"
+    )
+    parser.add_argument(
+        "--figures",
+        default=str(_HERE / "results" / "figures"),
+        help="folder of the Markdown's figures (default: results/figures beside this script)",
     )
     parser.add_argument(
         "--html", default=str(_HERE / "RESULTS.html"), help="page to write (default: RESULTS.html beside this script)"
@@ -31,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         from studies.report import write_report  # only here: its packages are an extra
 
         configs = [load_study(path) for path in arguments.configs]
-        write_report(configs, arguments.markdown, arguments.html, arguments.configs)
+        write_report(configs, arguments.markdown, arguments.html, arguments.configs, arguments.figures)
         print(f"report: {arguments.markdown} and {arguments.html}")
 
     return run_reporting_errors(run, "study_report")

@@ -63,11 +63,9 @@ def add_rows(config, gains=None, robustness=None, seed_sd=0.3, n_images=400, ski
         base: accuracy of a cell without gain, or cell -> accuracy.
     """
     store = StudyRows(config.output_dir)
-    folder = store.folder / "predictions"
-    folder.mkdir(parents=True, exist_ok=True)
+    store.folder.mkdir(parents=True, exist_ok=True)
     labels = (np.arange(n_images) % 10).astype(np.uint8)
-    np.save(folder / "labels.npy", labels)
-    rows = []
+    rows, arrays = [], {"labels": labels}
     for seed in config.seed_range:
         shared = np.random.default_rng(1000 + seed).normal(0, seed_sd / 2**0.5)
         for index, (name, cell) in enumerate(config.cells.items()):
@@ -83,7 +81,8 @@ def add_rows(config, gains=None, robustness=None, seed_sd=0.3, n_images=400, ski
             if measured:
                 row |= _extras(generator, 70 + 2 * shared + (robustness or {}).get(name, 0.0))
             rows.append(row)
-            np.save(folder / f"{row['config_hash']}-{seed}.npy", predicted)
+            arrays[f"{row['config_hash']}-{seed}"] = predicted
+    np.savez_compressed(store.predictions_path, **arrays)
     write_rows(store.path, rows)
     return store
 
@@ -94,6 +93,14 @@ def write_rows(path, rows):
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def edit_predictions(folder, change):
+    """Replace a study's arrays, name -> values, by those that `change` returns."""
+    path = StudyRows(folder).predictions_path
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez_compressed(path, **change(arrays))
 
 
 def _row(config, name, cell, seed):

@@ -1,13 +1,14 @@
-"""The report of studies, from their rows alone: a Markdown file and one self-contained HTML page.
+"""The report of studies, from their rows alone: Markdown with figures as files, and one self-contained HTML page.
 
 Every number is computed from results.csv (and, for the two-level bootstrap, the predictions beside it); equal rows give
 equal files.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
@@ -21,8 +22,8 @@ from studies.tables import cells_table, contrast_table, corruption_table, paper_
 from studies.trials import trials_table
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
-from timm_igkd.report.figures import require_matplotlib
-from timm_igkd.report.page import page_style
+from timm_igkd.report.figures import require_matplotlib, svg_file
+from timm_igkd.report.page import light_colours, page_style
 
 _HERE = Path(__file__).parent
 
@@ -33,11 +34,21 @@ PURPOSES = {
 }
 
 
+class Drawing(NamedTuple):
+    """A figure of a study: the file that the Markdown shows, the SVG of the page, and both in words."""
+
+    title: str
+    file: str
+    svg: str
+    words: str
+
+
 def write_report(
     configs: Sequence[StudyConfig],
     results_md: str | Path,
     html: str | Path,
     paths: Sequence[str | Path] | None = None,
+    figures: str | Path | None = None,
 ) -> None:
     """Write the report of studies, those that were not run included.
 
@@ -46,6 +57,7 @@ def write_report(
         results_md: Markdown file to write.
         html: page to write, self-contained.
         paths: the studies' YAML files, for their commands; default: recipes/configs/study_<name>.yaml.
+        figures: folder of the Markdown's figures; default: "figures" beside it.
 
     Raises:
         InputError: two studies of one name, rows or predictions that cannot be used, or matplotlib is missing.
@@ -55,15 +67,19 @@ def write_report(
     if not names or len(set(names)) < len(names):
         raise InputError(f"a report needs at least one study, each once, got {names or 'none'}")
     studies = [StudyResults.read(config) for config in configs]
+    figures = Path(figures or Path(results_md).parent / "figures")
     paths = paths or [f"recipes/configs/study_{name}.yaml" for name in names]
     context = {
         "lead": lead(studies),
         "glance": glance(studies),
-        "html": Path(html).name,
+        "figures": os.path.relpath(figures, Path(results_md).parent).replace(os.sep, "/"),
         "studies": [_section(results, path) for results, path in zip(studies, paths, strict=True)],
     }
     page = _environment(autoescape=True).from_string(_template("report.html"))
     text = _environment(autoescape=False).from_string(_template("report.md.j2"))
+    for section in context["studies"]:
+        for figure in section["figures"]:
+            write_atomic(figures / figure.file, svg_file(figure.svg, light_colours()).encode())
     write_atomic(Path(html), page.render(context, style=page_style()).encode())
     write_atomic(Path(results_md), _tidy(text.render(context)).encode())
 
@@ -108,6 +124,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
         "has_rows": bool(results.rows),
         "has_missing": bool(results.missing),
+        "figures": [],
     }
     if not results.rows:
         return section
@@ -120,10 +137,10 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         transfer_table(results),
         paper_table(results),
     ]
-    drawn = [(title, draw(results, slug)) for title, draw in FIGURES]
+    drawn = [(title, f"{slug}-{draw.__name__}.svg", draw(results, slug)) for title, draw in FIGURES]
     return section | {
         "answers": answers(results),
         "tables": [table for table in tables if table is not None],
-        "figures": [(title, *figure, title in ("All cells",)) for title, figure in drawn if figure is not None],
+        "figures": [Drawing(title, file, *figure) for title, file, figure in drawn if figure is not None],
         "facts": facts(results),
     }

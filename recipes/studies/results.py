@@ -1,5 +1,6 @@
 """What a study has measured: rows that belong to its cells, their summaries and contrasts; every reported number."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,9 +163,14 @@ class StudyResults:
         return any(self.values(cell, column) for cell in self.cells)
 
     def resample_sizes(self, cell: str) -> tuple[int, int]:
-        """Return how many images of the training set the runs of a cell left out, and how many they were trained on."""
-        n_train = round(self.constant(cell, "n_train"))
-        return round(n_train * (1 / self.cell(cell).subset_fraction - 1)), n_train
+        """Return how many images of the training set the runs of a cell left out, and how many they were trained on.
+
+        The fraction alone does not tell: a subset is stratified, so its size is rounded class by class.
+        """
+        n_train, n_left_out = (self.constant(cell, column) for column in ("n_train", "n_left_out"))
+        if math.isnan(n_left_out):  # rows from before they said it
+            n_left_out = (self.config.train_limit or n_train / self.cell(cell).subset_fraction) - n_train
+        return round(n_left_out), round(n_train)
 
     def is_resampled(self, cell: str) -> bool:
         """Say whether the runs of a cell are Monte Carlo subsets of one training set."""
@@ -254,14 +260,14 @@ class StudyResults:
             predicted = store.predictions((run_hash, seed))
             if predicted.shape != labels.shape:
                 raise InputError(
-                    f"predictions {run_hash}-{seed}.npy have shape {predicted.shape}, expected that of labels.npy, "
+                    f"predictions {run_hash}-{seed} have shape {predicted.shape}, expected that of the labels, "
                     f"{labels.shape}; restore them or delete the run's row and repeat it"
                 )
             correct.append(predicted == labels)
             found = 100 * correct[-1].mean()
             if abs(found - top1[seed]) > TIES:
                 raise InputError(
-                    f"predictions {run_hash}-{seed}.npy give {found:.3f} % top-1, their row says {top1[seed]:.3f} %; "
+                    f"predictions {run_hash}-{seed} give {found:.3f} % top-1, their row says {top1[seed]:.3f} %; "
                     "restore them or delete the row and repeat the run"
                 )
         return np.stack(correct)

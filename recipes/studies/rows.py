@@ -1,32 +1,32 @@
 """The rows of a study: one CSV line per run, predictions beside it; several processes and machines add to them.
 
-<output_dir>/results.csv                              one row per run, in the order they were finished
-<output_dir>/predictions/<config_hash>-<seed>.npy     predicted class of every test image, [n] uint8
-<output_dir>/predictions/labels.npy                   their labels, [n] uint8
+<output_dir>/results.csv        one row per run, in the order they were finished
+<output_dir>/predictions.npz    `<config_hash>-<seed>`: predicted class of every test image; `labels`: theirs; [n] uint8
 """
 
 import csv
-import fcntl
 import io
 import json
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.errors import InputError, MissingFileError, UserError, first_line
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from timm_igkd.files import write_atomic
+from timm_igkd.files import exclusive, write_atomic
 
 RunKey = tuple[str, int]
 
 CORRUPTION_COLUMNS = [f"corruption/{kind}/{severity}" for kind in CORRUPTIONS for severity in SEVERITIES]
 COLUMNS = [
     *"study cell config_hash seed commit hardware device versions settings started wall_time_s".split(),
-    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss diverged_epoch".split(),
+    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss diverged_epoch n_left_out".split(),
     *"n_test top1 top5 loss ece agreement teacher_kl teacher_top1".split(),
     *"num_parameters macs compression latency_ms_1 latency_ms_64 latency_threads".split(),
     *"teacher_macs teacher_latency_ms_1 teacher_latency_ms_64 teacher_transfer_top1".split(),
@@ -36,8 +36,11 @@ COLUMNS = [
     *"ig_correlation ig_correlation_n".split(),
 ]
 
-_ADDED = ("diverged_epoch",)
+_ADDED = ("diverged_epoch", "n_left_out")
 """Columns that came after the first rows: files without them are read, the values are empty."""
+
+_DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for a file that is no archive of arrays."""
 
 
 class StudyRows:
@@ -50,6 +53,7 @@ class StudyRows:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.path = self.folder / "results.csv"
+        self.predictions_path = self.folder / "predictions.npz"
 
     def read(self) -> list[dict[str, str]]:
         """Return all rows as text, empty where a metric was not measured.
@@ -92,16 +96,8 @@ class StudyRows:
         unknown = row.keys() - set(COLUMNS)
         assert not unknown, unknown
         text = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
-        with self._locked():
-            rows = self.read()
-            if key_of(text) in {key_of(other) for other in rows}:
-                return False
-            for other in rows:
-                _check_same_data(self.path, other, text)
-            if predictions is not None:
-                self._write_predictions(key_of(text), predictions, labels)
-            self._write([*rows, text])
-        return True
+        arrays = {} if predictions is None else {entry_of(key_of(text)): predictions, "labels": labels}
+        return self._add([text], arrays) == 1
 
     def merge(self, other: str | Path) -> int:
         """Take the runs of another output folder that are not here yet; return how many.
@@ -112,32 +108,73 @@ class StudyRows:
         source = StudyRows(other)
         if not source.path.exists():
             raise MissingFileError(f"no results to merge: {str(source.path)!r} does not exist")
-        taken = 0
-        for row in source.read():
-            predictions = None if row["diverged_epoch"] else source.predictions(key_of(row))
-            taken += self.add(row, predictions, source.labels())
-        return taken
+        there = self.run_keys()
+        new = [row for row in source.read() if key_of(row) not in there]
+        arrays = {entry_of(key_of(row)): source.predictions(key_of(row)) for row in new if not row["diverged_epoch"]}
+        if arrays:
+            arrays["labels"] = source.labels()
+        return self._add(new, arrays)
 
     def predictions(self, key: RunKey) -> np.ndarray:
         """Return a run's predicted classes, [n] uint8 (uint16 beyond 256 classes)."""
-        return self._load(f"{key[0]}-{key[1]}.npy")
+        return self._load(entry_of(key))
 
     def labels(self) -> np.ndarray:
         """Return the labels of the images that all runs predicted, [n] uint8 (uint16)."""
-        return self._load("labels.npy")
+        return self._load("labels")
+
+    def _add(self, new: list[dict[str, str]], arrays: Mapping[str, np.ndarray]) -> int:
+        """Add those rows that are not there yet, after the arrays they need; return how many."""
+        with exclusive(self.folder / ".lock"):
+            rows = self.read()
+            there = {key_of(row) for row in rows}
+            added = [row for row in new if key_of(row) not in there]
+            for row in added:
+                for other in rows:
+                    _check_same_data(self.path, other, row)
+                rows.append(row)
+            if added:
+                self._write_arrays(arrays)
+                self._write(rows)
+        return len(added)
 
     def _load(self, name: str) -> np.ndarray:
-        path = self.folder / "predictions" / name
-        if not path.exists():
-            raise MissingFileError(f"{str(path)!r} does not exist; its row in {self.path} needs it: restore it")
-        return np.load(path, allow_pickle=False)
+        with self._archive() as archive:
+            if name not in archive.files:
+                raise MissingFileError(
+                    f"{str(self.predictions_path)!r} lacks the entry {name!r}, which {self.path.name} needs; restore "
+                    "the file, or delete the run's row and repeat it"
+                )
+            return archive[name]
 
-    def _write_predictions(self, key: RunKey, predictions: np.ndarray, labels: np.ndarray) -> None:
-        dtype = np.uint8 if labels.max() < 256 else np.uint16
-        for name, values in ((f"{key[0]}-{key[1]}", predictions), ("labels", labels)):
-            buffer = io.BytesIO()
-            np.save(buffer, np.asarray(values).astype(dtype), allow_pickle=False)
-            write_atomic(self.folder / "predictions" / f"{name}.npy", buffer.getvalue())
+    def _write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put arrays into the archive; an entry of a run that was killed before its row was written is replaced."""
+        if not arrays:
+            return
+        kept: dict[str, np.ndarray] = {}
+        if self.predictions_path.exists():
+            with self._archive() as archive:
+                kept = dict(archive)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **(kept | {name: _narrow(it) for name, it in arrays.items()}))
+        write_atomic(self.predictions_path, buffer.getvalue())
+
+    @contextmanager
+    def _archive(self) -> Iterator[Any]:
+        """Open the file of predictions; what is wrong with it is one line."""
+        path = str(self.predictions_path)
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                yield archive
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{path!r} does not exist; {self.path} needs it: restore it") from error
+        except _DAMAGED as error:
+            raise InputError(
+                f"{path!r} cannot be read ({first_line(error)}); restore it, or delete it and {self.path.name} and "
+                "repeat the runs"
+            ) from error
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -146,18 +183,19 @@ class StudyRows:
         writer.writerows(rows)
         write_atomic(self.path, text.getvalue().encode())
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes of this machine from writing between our reading and writing."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
 
 def key_of(row: dict[str, Any]) -> RunKey:
     """Return (config hash, seed) of a row."""
     return str(row["config_hash"]), int(row["seed"])
+
+
+def entry_of(key: RunKey) -> str:
+    """Return the name of a run's predictions in the file of all."""
+    return f"{key[0]}-{key[1]}"
+
+
+def _narrow(classes: np.ndarray) -> np.ndarray:
+    return np.asarray(classes).astype(np.uint8 if np.max(classes) < 256 else np.uint16)
 
 
 def _check_same_data(path: Path, row: dict[str, str], new: dict[str, str]) -> None:

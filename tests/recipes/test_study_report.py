@@ -3,12 +3,15 @@
 import html
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from command_lines import RECIPES
 from study_parts import IG, KD, PRIMARY_CELLS, add_rows, helpful_study, primary_study, report
 
 from studies.figures import FIGURES, corruptions, quantiles
+from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows
 from studies.statistics import Comparison
@@ -66,6 +69,39 @@ def test_page_is_self_contained_and_ids_are_unique(pages):
     assert "Interim: 59 of 60 runs" in pages[1]
     assert page.tags.count("svg") == 3  # contrasts, cells, corruptions
     assert "#01020" not in pages[1]
+
+
+def test_markdown_shows_every_figure_of_the_page_as_a_file(primary, tmp_path):
+    markdown, page = report(tmp_path, primary.config)
+    shown = re.findall(r"!\[.+\]\((figures/.+\.svg)\)", markdown)
+    assert len(shown) == Page(page).tags.count("svg") == 3
+    assert sorted(shown) == sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "figures").iterdir())
+
+
+def test_figures_are_drawings_in_fixed_colours_on_a_background(primary, tmp_path):
+    """GitHub, editors and packages show an SVG without the variables and the background of our page."""
+    report(tmp_path, primary.config)
+    for path in (tmp_path / "figures").iterdir():
+        text = path.read_text()
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root[0].attrib["fill"] == "#fdfdfc"
+        assert "var(" not in text
+        assert "KD&amp;IG" in text
+        assert text.count("\n") == 1
+
+
+def test_links_of_markdown_lead_to_figures_in_any_folder(primary, tmp_path):
+    write_report([primary.config], tmp_path / "a" / "R.md", tmp_path / "R.html", figures=tmp_path / "b" / "c")
+    links = re.findall(r"\((.+\.svg)\)", (tmp_path / "a" / "R.md").read_text())
+    assert links[0] == "../b/c/primary-contrasts.svg"
+    assert all((tmp_path / "a" / link).is_file() for link in links)
+
+
+def test_committed_results_show_every_committed_figure():
+    links = re.findall(r"\((results/figures/.+\.svg)\)", (RECIPES / "RESULTS.md").read_text(encoding="utf-8"))
+    assert links
+    assert sorted(RECIPES / link for link in links) == sorted((RECIPES / "results" / "figures").iterdir())
 
 
 def test_study_without_rows_is_listed_with_its_command(pages):

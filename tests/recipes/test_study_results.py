@@ -5,9 +5,22 @@ import math
 
 import numpy as np
 import pytest
+from command_lines import RECIPES
 from scipy import stats
-from study_parts import ALIGNED, KD, PRIMARY_CELLS, add_rows, edit_rows, helpful_study, primary_study, report, said
+from study_parts import (
+    ALIGNED,
+    KD,
+    PRIMARY_CELLS,
+    add_rows,
+    edit_predictions,
+    edit_rows,
+    helpful_study,
+    primary_study,
+    report,
+    said,
+)
 
+from studies.config import load_study
 from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.glance import glance
@@ -76,19 +89,28 @@ def test_bootstrap_is_recomputed_from_the_predictions(primary):
 
 def test_predictions_of_another_run_are_refused(tmp_path):
     config = primary_study(tmp_path, seeds=2)
-    rows = add_rows(config)
-    key = (config.run_hash(config.cells["KD"]), 1)
-    np.save(tmp_path / "predictions" / f"{key[0]}-1.npy", np.zeros_like(rows.predictions(key)))
-    with pytest.raises(InputError, match=r"give 10\.000 % top-1, their row says"):
+    add_rows(config)
+    name = f"{config.run_hash(config.cells['KD'])}-1"
+    edit_predictions(tmp_path, lambda arrays: arrays | {name: np.zeros_like(arrays[name])})
+    with pytest.raises(InputError, match=rf"{name} give 10\.000 % top-1, their row says"):
+        report(tmp_path, config)
+
+
+def test_predictions_of_fewer_images_are_refused(tmp_path):
+    config = primary_study(tmp_path, seeds=2)
+    add_rows(config)
+    name = f"{config.run_hash(config.cells['KD'])}-1"
+    edit_predictions(tmp_path, lambda arrays: arrays | {name: arrays[name][:-1]})
+    with pytest.raises(InputError, match=rf"{name} have shape \(399,\), expected that of the labels, \(400,\)"):
         report(tmp_path, config)
 
 
 def test_missing_predictions_are_named(tmp_path):
     config = primary_study(tmp_path, seeds=2)
     add_rows(config)
-    name = f"{config.run_hash(config.cells['KD'])}-1.npy"
-    (tmp_path / "predictions" / name).unlink()
-    with pytest.raises(MissingFileError, match=name):
+    name = f"{config.run_hash(config.cells['KD'])}-1"
+    edit_predictions(tmp_path, lambda arrays: {key: values for key, values in arrays.items() if key != name})
+    with pytest.raises(MissingFileError, match=f"lacks the entry '{name}'"):
         report(tmp_path, config)
 
 
@@ -133,6 +155,25 @@ def test_monte_carlo_runs_are_no_independent_samples(tmp_path):
     assert table.columns == ["Common subsets", "Difference, points", "Corrected p", "Holm p"]
     assert {len(entries) for _, entries in table.rows} == {4}
     assert "n = 6 subsets" in said(results)["Does the overlay help clean accuracy?"]
+
+
+def test_images_left_out_of_a_subset_are_counted_not_estimated(tmp_path):
+    config = primary_study(tmp_path, seeds=6, base={"drop": 5, "subset_fraction": 0.8}, purpose="exploratory")
+    add_rows(config)
+    edit_rows(tmp_path, lambda row: row.update(n_train=4002, n_left_out=998))
+    results = StudyResults.read(config)
+    assert results.resample_sizes("KD") == (998, 4002)
+    assert "998/4,002" in cells_table(results).note
+
+
+def test_committed_subsets_of_5000_images_left_out_998(monkeypatch):
+    """Their rows do not say it: class by class rounded, 80 % of 5,000 images are 4,002."""
+    monkeypatch.chdir(RECIPES.parent)
+    results = StudyResults.read(load_study("recipes/configs/study_cpu_monte_carlo.yaml"))
+    assert results.resample_sizes("KD") == (998, 4002)
+    contrast = results.contrasts("top1")[0]
+    assert contrast.comparison.p == pytest.approx(0.1892, abs=5e-5)
+    assert contrast.holm_p == pytest.approx(0.3784, abs=5e-5)
 
 
 def test_transfer_table_is_the_mean_over_seeds_by_class(primary):

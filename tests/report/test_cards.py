@@ -8,6 +8,7 @@ from hub_parts import build_maps, code_blocks, make_run, plain_student, plugin_s
 from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
 from PIL import Image
+from scipy import stats
 
 from timm_igkd import cards
 from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
@@ -15,6 +16,8 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.maps.card import dataset_card, map_picture
 from timm_igkd.report.card import base_model, model_card
 from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
+from timm_igkd.runs.parsing import save_config
+from train_config import TrainConfig
 
 pytestmark = pytest.mark.hub
 HOSTILE = "a|b`c\n---\n<script>alert(1)</script> [x](y)"
@@ -131,6 +134,47 @@ def test_card_tells_how_it_was_distilled(card):
     assert "Most steps of an image" not in card
     assert table_row(card, "Engine") == "| Engine | fast, float32 |"
     assert "https://huggingface.co/datasets/user/maps" in card
+
+
+def test_every_setting_that_moves_the_weights_moves_the_card(tmp_path):
+    """Also one that does not exist yet: the table is made from the run's settings, not from a list of them."""
+    save_config(TrainConfig(), tmp_path / "config.yaml")
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"new_setting": 7}
+    student = plain_student()
+    card = model_card(student, "user/x", RunFacts(config=config))
+    still = []
+    for name, value in config.items():
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "teacher"
+        if model_card(student, "user/x", RunFacts(config=config | {name: other})) == card:
+            still.append(name)
+    of_maps = "engine n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size"
+    assert still == f"name output_dir resume corruptions {of_maps} workers trackers".split()
+    assert table_row(card, "New setting") == "| New setting | 7 |"
+
+
+def test_settings_are_told_in_words(run):
+    config = {
+        "model_ema": True,
+        "grad_accum_steps": 2,
+        "clip_grad": 1.5,
+        "min_lr": 1e-5,
+        "warmup_epochs": 1,
+        "aa": None,
+    }
+    config |= {"teacher_checkpoint": "/home/me/w.pth", "student_args": {"drop": 2}, "teacher_args": {}}
+    card = model_card(plain_student(), "user/x", RunFacts(config=read_run(run).config | config))
+    for name, value in {
+        "Moving average of the weights": "yes",
+        "Batches per optimiser step": "2",
+        "Largest gradient norm": "1.5",
+        "Last learning rate": "1e-05",
+        "Warmup epochs": "1",
+        "Weights of the teacher": "w.pth",
+        "Arguments of the student": "drop=2",
+    }.items():
+        assert table_row(card, name) == f"| {name} | {value} |"
+    assert "Auto-augment" not in card
+    assert "Arguments of the teacher" not in card
 
 
 def test_card_tells_the_latency_in_onnxruntime_where_it_was_measured(card, run):
@@ -258,6 +302,14 @@ def test_runs_of_other_seeds_give_mean_spread_and_interval(run, tmp_path):
     assert "81.00 % ± 1.00" in card
     assert "78.52 to 83.48 %" in card
     assert seed_summary([80.0, 81.0, 82.0])["low"] == pytest.approx(81 - 4.303 / np.sqrt(3), abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [*range(2, 42), 60, 100, 199, 200])
+def test_interval_of_a_mean_is_scipys_whatever_the_number_of_runs(n):
+    top1 = np.random.default_rng(n).normal(80, 1.6, n)
+    found = seed_summary(top1.tolist())
+    expected = stats.t.interval(0.95, n - 1, loc=top1.mean(), scale=stats.sem(top1))
+    assert (found["low"], found["high"]) == pytest.approx(expected, rel=1e-10)
 
 
 def test_run_that_differs_in_more_than_its_seed_is_refused(run, tmp_path):

@@ -22,35 +22,44 @@ from timm_igkd.report.tables import (
     summary_sentence,
 )
 
-_SETTINGS = (
-    ("Overlay probability", "overlay_prob"),
-    ("Overlay weight", "overlay_weight"),
-    ("Largest exponent of the map", "overlay_max_power"),
-    ("Overlaid map", "overlay_source"),
-    ("The teacher sees", "teacher_view"),
-    ("Distillation loss", "loss_type"),
-    ("Weight of the distillation loss", "distill_loss_weight"),
-    ("Weight of the cross-entropy", "task_loss_weight"),
-    ("Temperature", "temperature"),
-    ("Weight of attention transfer", "attention_loss_weight"),
-    ("Logits stored with the maps", "stored_logits"),
-    ("Arguments of the student", "student_args"),
-    ("Arguments of the teacher", "teacher_args"),
-    ("Only the first training images", "train_limit"),
-    ("Only the first test images", "test_limit"),
-    ("Epochs", "epochs"),
-    ("Batch size per process", "batch_size"),
-    ("Optimiser", "opt"),
-    ("Learning rate", "lr"),
-    ("Weight decay", "weight_decay"),
-    ("Schedule", "sched"),
-    ("Crop", "train_crop"),
-    ("Horizontal flip", "hflip"),
-    ("Auto-augment", "aa"),
-    ("Random erasing", "reprob"),
-    ("Mixup, CutMix", ("mixup", "cutmix")),
-    ("Label smoothing", "smoothing"),
-    ("Seed", "seed"),
+# Settings in words; one that is not here is shown by its own name.
+_SETTINGS = {
+    "teacher_checkpoint": "Weights of the teacher",
+    "teacher_args": "Arguments of the teacher",
+    "student_args": "Arguments of the student",
+    "overlay_prob": "Overlay probability",
+    "overlay_weight": "Overlay weight",
+    "overlay_max_power": "Largest exponent of the map",
+    "overlay_source": "Overlaid map",
+    "teacher_view": "The teacher sees",
+    "loss_type": "Distillation loss",
+    "distill_loss_weight": "Weight of the distillation loss",
+    "task_loss_weight": "Weight of the cross-entropy",
+    "attention_loss_weight": "Weight of attention transfer",
+    "stored_logits": "Logits stored with the maps",
+    "train_limit": "Only so many training images",
+    "test_limit": "Only so many test images",
+    "batch_size": "Batch size per process",
+    "opt": "Optimiser",
+    "lr": "Learning rate",
+    "min_lr": "Last learning rate",
+    "sched": "Schedule",
+    "grad_accum_steps": "Batches per optimiser step",
+    "clip_grad": "Largest gradient norm",
+    "model_ema": "Moving average of the weights",
+    "model_ema_decay": "Decay of the moving average",
+    "train_crop": "Crop",
+    "scale_min": "Smallest area of a crop",
+    "hflip": "Horizontal flip",
+    "aa": "Auto-augment",
+    "reprob": "Random erasing",
+    "smoothing": "Label smoothing",
+}
+# Told in sentences or in the table of the maps, or without a trace in the weights.
+_TOLD_ELSEWHERE = frozenset(
+    "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
+    "teacher teacher_epochs student student_drop student_init "
+    "engine n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size".split()
 )
 
 _OPTIONS = {
@@ -147,10 +156,10 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("Splits", ", ".join(splits)))
     if config.get("task_loss_weight") is None and config.get("distill_loss_weight") is not None:
         config = {**config, "task_loss_weight": 1 - config["distill_loss_weight"]}
-    for name, keys in _SETTINGS:
-        wanted = (keys,) if isinstance(keys, str) else keys
-        if all(config.get(key) not in (None, {}) for key in wanted):
-            rows.append((name, ", ".join(plain(config[key]) for key in wanted)))
+    for name, value in config.items():
+        if name not in _TOLD_ELSEWHERE and value not in (None, {}, [], ""):
+            words = _SETTINGS.get(name, name.replace("_", " ").capitalize())
+            rows.append((words, public_name(value) if isinstance(value, str) else plain(value)))
     return rows
 
 

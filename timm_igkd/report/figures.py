@@ -1,9 +1,9 @@
-"""Figures of the report page: drawings as inline SVG in the page's colours, and images as data URIs."""
+"""Figures of a report: drawings as SVG, inline in the page's colours or as files, and images as data URIs."""
 
 import base64
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+_MARGIN = 8  # points around a drawing in a file of its own
+
+
 def require_matplotlib() -> None:
     """Raise InputError with the remedy where matplotlib is not installed."""
     try:
@@ -99,7 +102,29 @@ def render_svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     for role, colour in ROLES.items():
         svg = svg.replace(colour, f"var(--{role})")
-    return svg.strip()
+    return _compact(svg)
+
+
+def svg_file(svg: str, colours: Mapping[str, str]) -> str:
+    """Return a drawing of `render_svg` as a file of its own, on a background, for readers that know no CSS variables.
+
+    Args:
+        colours: role -> colour.
+    """
+    width, height = (float(size) + 2 * _MARGIN for size in re.findall(r"[\d.]+", svg)[2:4])  # of the viewBox
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-_MARGIN} {-_MARGIN} {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" font-family="sans-serif">'
+        f'<rect x="{-_MARGIN}" y="{-_MARGIN}" width="100%" height="100%" fill="var(--page)"/>'
+    )
+    svg = opening + svg.partition(">")[2]
+    return re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], svg) + "\n"
+
+
+def _compact(svg: str) -> str:
+    """Return a drawing without what no eye sees: line breaks, and digits beyond a hundredth of a point."""
+    svg = re.sub(r">\s+<", "><", svg.strip())
+    return re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(found[0].split())), svg)
 
 
 def _series(history: History | None, column: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,5 +1,6 @@
 """Write one self-contained HTML page that shows what a run trained, how good it is and how to use it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,11 @@ def write_report(
 def page_style() -> str:
     """Return the style sheet of report pages; colours are the CSS variables that figures are drawn in."""
     return Path(__file__).with_name("report.css").read_text(encoding="utf-8").strip()
+
+
+def light_colours() -> dict[str, str]:
+    """Return the style sheet's colours by name, those of light mode, for figures outside of a page."""
+    return dict(re.findall(r"--(\w+): (#\w+)", page_style().partition("@media")[0]))
 
 
 def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[Disagreement]) -> dict[str, Any]:

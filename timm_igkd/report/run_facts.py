@@ -12,12 +12,6 @@ import yaml
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_json
 
-# 97.5 % quantiles of the t distribution for 1 to 30 degrees of freedom; above, the normal one is close.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
 
@@ -87,5 +81,27 @@ def _yaml(path: Path) -> dict[str, Any]:
 def seed_summary(top1: Sequence[float]) -> dict[str, float]:
     """Return n, mean, standard deviation and the 95 % t interval of the mean."""
     n, mean, sd = len(top1), statistics.fmean(top1), statistics.stdev(top1)
-    half = (_T[n - 2] if n - 2 < len(_T) else 1.96) * sd / math.sqrt(n)
+    half = t_quantile(n - 1) * sd / math.sqrt(n)
     return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+
+
+def t_quantile(degrees: int) -> float:
+    """Return the 97.5 % quantile of the t distribution, to float precision, without scipy.
+
+    Args:
+        degrees: of freedom, at least 1.
+    """
+    low, high = 0.0, math.pi / 2
+    while low < (angle := (low + high) / 2) < high:
+        low, high = (angle, high) if _t_share(angle, degrees) < 0.95 else (low, angle)
+    return math.sqrt(degrees) * math.tan(angle)
+
+
+def _t_share(angle: float, degrees: int) -> float:
+    """Return P(|T| <= sqrt(degrees) * tan(angle)): a finite sum, Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    odd = degrees % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for power in range(2 + odd, degrees + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power - 1) / power
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

@@ -1,0 +1,95 @@
+"""The files of a study's rows and predictions: whole or not there, added once, merged, refused in one line."""
+
+import numpy as np
+import pytest
+
+from studies.rows import COLUMNS, StudyRows, key_of
+from timm_igkd.errors import InputError, MissingFileError, UserError
+
+ROW = dict.fromkeys(COLUMNS, "") | {"config_hash": "abc", "seed": 0, "device": "cpu"}
+
+
+def test_a_damaged_csv_is_refused(tmp_path):
+    (tmp_path / "results.csv").write_text("cell,seed\nKD,0\n")
+    with pytest.raises(InputError, match="lacks column 'study'"):
+        StudyRows(tmp_path).read()
+
+
+def test_missing_rows_and_predictions_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match="no results to merge"):
+        StudyRows(tmp_path / "here").merge(tmp_path / "there")
+    with pytest.raises(MissingFileError, match=r"predictions\.npz' does not exist; .* restore it"):
+        StudyRows(tmp_path).predictions(("abc", 0))
+
+
+def test_a_damaged_file_of_predictions_is_refused_in_one_line_or_read_unchanged(tmp_path):
+    rows = StudyRows(tmp_path)
+    assert rows.add(ROW, np.arange(64) % 5, np.arange(64) % 10)
+    whole, key = rows.predictions_path.read_bytes(), key_of(ROW)
+    flipped = [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(len(whole))]
+    said = []
+    for damaged in [b"", b"no archive", b"\x93NUMPY", whole[: len(whole) // 2], *flipped]:
+        rows.predictions_path.write_bytes(damaged)
+        try:
+            assert rows.predictions(key).tolist() == (np.arange(64) % 5).tolist()
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > len(whole) // 4
+    assert all("restore" in message and "\n" not in message for message in said)
+
+
+def test_a_run_is_not_added_to_predictions_that_cannot_be_read(tmp_path):
+    rows = StudyRows(tmp_path)
+    assert rows.add(ROW, np.arange(8) % 5, np.arange(8) % 10)
+    rows.predictions_path.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="cannot be read"):
+        rows.add(ROW | {"seed": 1}, np.arange(8) % 5, np.arange(8) % 10)
+    assert len(rows.read()) == 1
+    assert rows.predictions_path.read_bytes() == b"no archive"
+
+
+def test_all_predictions_of_a_study_are_one_file_without_temporaries(tmp_path):
+    rows = StudyRows(tmp_path)
+    for seed in range(3):
+        assert rows.add(ROW | {"seed": seed}, np.full(8, seed), np.arange(8) % 10)
+    assert not rows.add(ROW | {"seed": 2}, np.full(8, 7), np.arange(8) % 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "predictions.npz", "results.csv"]
+    assert [rows.predictions(("abc", seed))[0] for seed in range(3)] == [0, 1, 2]
+    assert rows.labels().dtype == rows.predictions(("abc", 0)).dtype == np.uint8
+
+
+def test_predictions_of_a_run_that_was_killed_before_its_row_are_replaced(tmp_path):
+    rows = StudyRows(tmp_path)
+    assert rows.add(ROW, np.zeros(8), np.arange(8) % 10)
+    rows.path.unlink()
+    assert rows.add(ROW, np.ones(8), np.arange(8) % 10)
+    assert rows.predictions(key_of(ROW)).tolist() == [1] * 8
+
+
+def test_classes_beyond_255_are_kept(tmp_path):
+    rows = StudyRows(tmp_path)
+    assert rows.add(ROW, np.array([0, 999]), np.array([0, 1]))
+    assert rows.predictions(key_of(ROW)).tolist() == [0, 999]
+
+
+def test_merged_runs_bring_their_predictions_and_diverged_ones_their_row_alone(tmp_path):
+    here, there = StudyRows(tmp_path / "here"), StudyRows(tmp_path / "there")
+    labels = np.arange(8) % 10
+    assert here.add(ROW, np.zeros(8), labels)
+    assert there.add(ROW | {"seed": 1}, np.ones(8), labels)
+    assert there.add(ROW | {"seed": 2, "diverged_epoch": 3}, None, labels)
+    assert here.merge(there.folder) == 2
+    assert here.merge(there.folder) == 0
+    assert here.run_keys() == {("abc", 0), ("abc", 1), ("abc", 2)}
+    assert here.predictions(("abc", 1)).tolist() == [1] * 8
+    with pytest.raises(MissingFileError, match="lacks the entry 'abc-2'"):
+        here.predictions(("abc", 2))
+
+
+def test_a_merge_whose_predictions_are_missing_takes_nothing(tmp_path):
+    here, there = StudyRows(tmp_path / "here"), StudyRows(tmp_path / "there")
+    assert there.add(ROW, np.zeros(8), np.arange(8) % 10)
+    there.predictions_path.unlink()
+    with pytest.raises(MissingFileError, match="does not exist"):
+        here.merge(there.folder)
+    assert here.read() == []
