@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from timm.optim import list_optimizers
 
-from timm_igkd.attribution.options import Baseline, IGOptions, Output, Reduction, Target
+from timm_igkd.attribution.ig_options import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource

@@ -1,22 +1,28 @@
 """timm-igkd: knowledge distillation with integrated gradients, as a timm plugin.
 
-Importing the package registers the models `mobilenetv2_cifar` and `igkd_truncated` and the augmentation `IGOverlay`
-(timm_ops.py) with timm.
+Importing the package registers its models (`mobilenetv2_cifar`, `igkd_truncated`, …) and the augmentation `IGOverlay`
+with timm: at once where timm is loaded, else when timm is imported. Everything else loads when it is asked for.
 """
 
-from timm_igkd.attribution.options import IGOptions
-from timm_igkd.data.loading import load_labeled_images
-from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.evaluation.metrics import evaluate
-from timm_igkd.maps.build import compute_maps
-from timm_igkd.maps.push import push_maps
-from timm_igkd.maps.store import MapStore
-from timm_igkd.models.loading import load_model, save_model
-from timm_igkd.models.truncation import truncate
-from timm_igkd.overlay.blend import IGOverlay
-from timm_igkd.overlay.dataset import IGOverlayDataset
-from timm_igkd.report.push import push_student
+import importlib
+from typing import TYPE_CHECKING
+
+from timm_igkd.lazy import after_import, lazy_names
 from timm_igkd.version import __version__
+
+if TYPE_CHECKING:
+    from timm_igkd.attribution.ig_options import IGOptions
+    from timm_igkd.data.loading import load_labeled_images
+    from timm_igkd.distillation.task import IGDistillationTask
+    from timm_igkd.evaluation.metrics import evaluate
+    from timm_igkd.maps.build import compute_maps
+    from timm_igkd.maps.push import push_maps
+    from timm_igkd.maps.store import MapStore
+    from timm_igkd.models.loading import load_model, save_model
+    from timm_igkd.models.truncation import truncate
+    from timm_igkd.overlay.blend import IGOverlay
+    from timm_igkd.overlay.dataset import IGOverlayDataset
+    from timm_igkd.report.push import push_student
 
 __all__ = [
     "IGDistillationTask",
@@ -34,3 +40,36 @@ __all__ = [
     "save_model",
     "truncate",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "IGDistillationTask": "distillation",
+        "IGOptions": "attribution",
+        "IGOverlay": "overlay",
+        "IGOverlayDataset": "overlay",
+        "MapStore": "maps",
+        "compute_maps": "maps",
+        "evaluate": "evaluation",
+        "load_labeled_images": "data",
+        "load_model": "models",
+        "push_maps": "maps",
+        "push_student": "report",
+        "save_model": "models",
+        "truncate": "models",
+    },
+    submodules=(
+        *("attribution", "cards", "data", "distillation", "environment", "errors", "evaluation", "files", "hub"),
+        *("maps", "models", "overlay", "random_streams", "report", "runs", "with_plugin"),
+    ),
+)
+
+
+def _register() -> None:
+    """Add the architectures and the augmentation to timm's registries; each module does so when it is imported."""
+    architectures = ("convnet_cifar", "mobilenetv2_cifar", "resnet_cifar", "truncated_model")
+    for module in (*(f"models.{name}" for name in architectures), "overlay.timm_ops"):
+        importlib.import_module(f"{__name__}.{module}")
+
+
+after_import("timm", _register)

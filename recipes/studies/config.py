@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from timm.optim import list_optimizers
 
-from timm_igkd.attribution.options import IGOptions
+from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.distillation.losses import KD_LOSSES
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.overlay.blend import IGOverlay

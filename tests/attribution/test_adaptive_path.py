@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from timm_igkd.attribution.adaptive_path import FIRST_INTERVALS, AdaptivePaths
-from timm_igkd.attribution.options import IGOptions
+from timm_igkd.attribution.ig_options import IGOptions
 
 SHAPE = (3, 4, 5)
 Integrand = Callable[[int, float], Tensor]

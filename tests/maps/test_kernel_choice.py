@@ -13,7 +13,7 @@ from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
 from timm_igkd.attribution.engine import FastEngine
-from timm_igkd.attribution.options import IGOptions
+from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.maps import kernel_choice
 from timm_igkd.maps.kernel_choice import Probe, choose_kernel, computation
 

@@ -574,7 +574,7 @@ def test_dataset_with_a_transform_is_refused(noisy):
 
 
 def test_unknown_view_is_refused(noisy):
-    with pytest.raises(InputError, match="teacher_view must be 'clean' or 'same', got 'both'"):
+    with pytest.raises(InputError, match="teacher_view must be one of same, clean, got 'both'"):
         wrap(noisy, ALWAYS, teacher_view="both")
 
 

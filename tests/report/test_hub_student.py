@@ -152,7 +152,7 @@ def test_private_repository_needs_the_token(hub, plain_run, monkeypatch, tmp_pat
     assert load_model(f"hf-hub:{REPO}").num_classes == 2
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(RunError, match="was not found or is private"):
+    with pytest.raises(RunError, match="does not exist, or is private"):
         load_model(f"hf-hub:{REPO}")
 
 

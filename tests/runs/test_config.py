@@ -140,6 +140,7 @@ def test_default_none_wins_over_the_file_when_given_as_flag(write_yaml):
         (["--teacher-args", "drop"], "--teacher-args must be key=value …, got 'drop'"),
         (["--teacher-args", "a=1", "a=2"], "--teacher-args must be key=value …, got 'a=1 a=2'"),
         (["--teacher-args", "a=[1"], "--teacher-args must be key=value …"),
+        (["--teacher-args", "a={? [b]}"], "--teacher-args must be key=value …"),
     ],
 )
 def test_bad_flag_is_one_line_that_names_it(argv, match, capsys):
@@ -169,6 +170,9 @@ def test_bad_flag_is_one_line_that_names_it(argv, match, capsys):
         ("n_steps: 1\nn-steps: 2", "gives 'n_steps' twice"),
         ("teacher_args: {a: 1, a: 2}", "duplicate key 'a'"),
         ("epochs: [1", "not valid YAML"),
+        ("? [a]", "not valid YAML: .*unhashable key"),
+        ("? [a]\n: 1\n? [a]\n: 2", "not valid YAML: .*unhashable key"),
+        ("teacher_args: {? {b: 1} : 2}", "not valid YAML: .*unhashable key"),
         ("name: 2024-13-45", "not valid YAML"),
         ("a: !!python/object:os.system {}", "not valid YAML"),
         ("- epochs", "must hold `name: value` lines, found list"),

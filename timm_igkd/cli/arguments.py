@@ -1,13 +1,13 @@
-"""Arguments that several commands share: a model, a dataset, a folder; and what they open."""
+"""Arguments that several commands share: a model, a dataset, a folder."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from timm_igkd.data.loading import load_labeled_images
-from timm_igkd.models.loading import load_model
+from timm_igkd.errors import MissingFileError
 from timm_igkd.runs.parsing import read_value
 
 
@@ -46,9 +46,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, role: str, required: bo
     prefix = "--teacher-" if role == "teacher" else "--"
     args_flag = "--teacher-args" if role == "teacher" else "--model-args"
     group = parser.add_argument_group(role)
-    group.add_argument(f"--{role}", required=required, help="timm name, hf-hub:user/name or local-dir:folder")
+    group.add_argument(
+        f"--{role}", required=required, type=name_argument, help="timm name, hf-hub:user/name or local-dir:folder"
+    )
     group.add_argument(args_flag, dest=f"{role}_args", nargs="+", type=key_value, metavar="k=v", help="model arguments")
-    group.add_argument(f"{prefix}checkpoint", dest=f"{role}_checkpoint", help=".safetensors or timm .pth.tar")
+    group.add_argument(
+        f"{prefix}checkpoint", dest=f"{role}_checkpoint", type=checkpoint_argument, help=".safetensors or timm .pth.tar"
+    )
     group.add_argument(f"{prefix}mean", dest=f"{role}_mean", nargs=3, type=float, metavar=("R", "G", "B"))
     group.add_argument(f"{prefix}std", dest=f"{role}_std", nargs=3, type=float, metavar=("R", "G", "B"))
     group.add_argument(
@@ -59,35 +63,46 @@ def add_model_arguments(parser: argparse.ArgumentParser, role: str, required: bo
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a dataset."""
     group = parser.add_argument_group("dataset")
-    group.add_argument("--dataset", required=True, help="Hub id, folder of parquet or of class folders, or digits")
+    group.add_argument(
+        "--dataset", required=True, type=name_argument, help="Hub id, folder of parquet or of class folders, or digits"
+    )
     group.add_argument("--split", required=True)
     group.add_argument("--revision", help="branch, tag or commit of a Hub dataset")
-    group.add_argument("--data-dir", help="root of a timm dataset (torch/…, hfds/…, folder/)")
+    group.add_argument("--data-dir", type=name_argument, help="root of a timm dataset (torch/…, hfds/…, folder/)")
     group.add_argument("--image-column")
     group.add_argument("--label-column")
 
 
-def model_from(args: argparse.Namespace, role: str) -> Any:
-    """Load the model that the options of `role` name."""
-    values = vars(args)
-    return load_model(
-        values[role],
-        model_args=dict(values[f"{role}_args"] or ()),
-        checkpoint=values[f"{role}_checkpoint"],
-        mean=values[f"{role}_mean"],
-        std=values[f"{role}_std"],
-        use_ema=values[f"{role}_use_ema"],
-        role=role,
-    )
-
-
-def dataset_from(args: argparse.Namespace) -> Any:
-    """Open the dataset that the options name."""
-    return load_labeled_images(
-        args.dataset, args.split, args.image_column, args.label_column, args.revision, args.data_dir
-    )
+def name_argument(text: str) -> str:
+    """Parse a name that can be a path, such as a dataset's; refuse what no file system takes."""
+    try:
+        os.stat(text)
+    except (FileNotFoundError, PermissionError) as error:
+        if not text:
+            raise argparse.ArgumentTypeError("expected a name or a path, got an empty text") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or bytes that are no text
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        raise argparse.ArgumentTypeError(f"cannot use {shown!r}: {reason}") from error
+    return text
 
 
 def folder_argument(text: str) -> Path:
     """Parse a path; `~` is the home folder."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(name_argument(text)))
+
+
+def maps_argument(text: str) -> str:
+    """Parse a folder of maps, or user/name of the Hub; what can be neither is refused before anything is imported."""
+    folder = name_argument(text)
+    if not os.path.exists(folder) and (folder.count("/") != 1 or folder.startswith((".", "/", "~"))):
+        raise MissingFileError(f"map store {folder!r} does not exist; build it with: timm-igkd maps --out {folder}")
+    return folder
+
+
+def checkpoint_argument(text: str) -> Path:
+    """Parse a file of weights, which must be there."""
+    path = folder_argument(text)
+    if not path.is_file():
+        raise MissingFileError(f"no checkpoint file {str(path)!r}; give the path of a .safetensors or .pth.tar file")
+    return path

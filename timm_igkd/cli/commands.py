@@ -1,22 +1,13 @@
-"""What each command of `timm-igkd` does; cli.py parses, reporting.py reports."""
+"""What the commands of `timm-igkd` do that build, check and measure; definitions.py says what they are called with."""
 
 import argparse
-import sys
-from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from timm_igkd.attribution.options import Baseline, IGOptions, Output, Reduction, Target
-from timm_igkd.cli import arguments
-from timm_igkd.cli.hub_commands import (
-    push_maps_arguments,
-    push_maps_command,
-    push_student_arguments,
-    push_student_command,
-)
-from timm_igkd.cli.run_commands import run_arguments, run_command
+from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import class_names, read_item, row_name
+from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.maps.build import compute_maps, recompute_rows
@@ -26,36 +17,34 @@ from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.preview import Sample, write_preview
 
 
-def _maps_arguments(parser: argparse.ArgumentParser) -> None:
-    default = IGOptions()
-    arguments.add_model_arguments(parser, "teacher")
-    arguments.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
-    parser.add_argument("--limit", type=int, help="only the first images")
-    parser.add_argument("--engine", choices=("captum", "fast"), default="fast")
-    parser.add_argument("--n-steps", type=arguments.steps_argument, default=default.n_steps, metavar="N|auto")
-    parser.add_argument("--max-steps", type=int, default=default.max_steps, help="most steps of an image with auto")
-    parser.add_argument("--tolerance", type=float, default=default.tolerance, help="least map correlation with auto")
-    parser.add_argument("--baseline", choices=get_args(Baseline), default=default.baseline)
-    parser.add_argument("--target", choices=get_args(Target), default=default.target)
-    parser.add_argument("--output", choices=get_args(Output), default=default.output)
-    parser.add_argument("--reduction", choices=get_args(Reduction), default=default.reduction)
-    parser.add_argument("--map-size", type=int, help="side of the stored maps; default: the teacher's input size")
-    parser.add_argument(
-        "--shard", type=arguments.shard_argument, default=(0, 1), metavar="i/n", help="part for this machine"
+def model_from(args: argparse.Namespace, role: str) -> Any:
+    """Load the model that the options of `role` name."""
+    values = vars(args)
+    return load_model(
+        values[role],
+        model_args=dict(values[f"{role}_args"] or ()),
+        checkpoint=values[f"{role}_checkpoint"],
+        mean=values[f"{role}_mean"],
+        std=values[f"{role}_std"],
+        use_ema=values[f"{role}_use_ema"],
+        role=role,
     )
-    parser.add_argument("--shard-size", type=int, help="rows per shard")
-    parser.add_argument("--chunk-size", type=int, help="(image, step) pairs per pass")
-    parser.add_argument("--logits", action="store_true", help="store the teacher's logits too")
+
+
+def dataset_from(args: argparse.Namespace) -> Any:
+    """Open the dataset that the options name."""
+    return load_labeled_images(
+        args.dataset, args.split, args.image_column, args.label_column, args.revision, args.data_dir
+    )
 
 
 def maps(args: argparse.Namespace) -> None:
     """Compute a teacher's integrated-gradients maps of a dataset."""
     names = ("n_steps", "max_steps", "tolerance", "baseline", "target", "output", "reduction")
     options = IGOptions(**{name: getattr(args, name) for name in names})
-    dataset = arguments.dataset_from(args)
+    dataset = dataset_from(args)
     store = compute_maps(
-        arguments.model_from(args, "teacher"),
+        model_from(args, "teacher"),
         dataset,
         args.out,
         options=options,
@@ -80,16 +69,9 @@ def maps(args: argparse.Namespace) -> None:
     )
 
 
-def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--maps", required=True, help="folder of a store")
-    arguments.add_dataset_arguments(parser)
-    arguments.add_model_arguments(parser, "teacher", required=False)
-    parser.add_argument("--recompute", type=int, metavar="N", help="compute N maps again with --teacher and compare")
-
-
 def verify(args: argparse.Namespace) -> None:
     """Check that every map belongs to its image and was not altered."""
-    store, dataset = MapStore(args.maps), arguments.dataset_from(args)
+    store, dataset = MapStore(args.maps), dataset_from(args)
     store.verify(dataset, progress=lambda rows: tqdm(rows, unit="img", desc="verify", disable=None))
     n, total = len(store), store.provenance["dataset"]["num_images"]
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
@@ -97,7 +79,7 @@ def verify(args: argparse.Namespace) -> None:
     if args.recompute is None:
         return
     made_by = store.provenance["teacher"]
-    teacher = arguments.model_from(args, "teacher") if args.teacher else load_model(made_by["name"], role="teacher")
+    teacher = model_from(args, "teacher") if args.teacher else load_model(made_by["name"], role="teacher")
     if weights_hash(teacher) != made_by["weights_sha256"]:
         raise InputError(
             f"the maps were made by another teacher than {args.teacher or made_by['name']!r}: weights differ"
@@ -112,13 +94,6 @@ def verify(args: argparse.Namespace) -> None:
     print(
         f"{args.recompute} maps computed again: largest difference {worst} of 255, least correlation {correlation:.5f}"
     )
-
-
-def _preview_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--maps", required=True, help="folder of a store")
-    arguments.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="PNG file")
-    parser.add_argument("--count", type=int, default=16, help="images shown, evenly spread")
 
 
 def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
@@ -138,33 +113,15 @@ def preview(args: argparse.Namespace) -> None:
     """Draw images beside their maps and overlays."""
     if args.count < 1:
         raise InputError(f"--count must be at least 1, got {args.count}")
-    write_preview(args.out, overlay_samples(MapStore(args.maps), arguments.dataset_from(args), args.count))
+    write_preview(args.out, overlay_samples(MapStore(args.maps), dataset_from(args), args.count))
     print(args.out)
-
-
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_model_arguments(parser, "model")
-    arguments.add_model_arguments(parser, "teacher", required=False)
-    arguments.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="metrics.json to write")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument(
-        "--corruptions",
-        nargs="?",
-        type=int,
-        const=sys.maxsize,
-        default=0,
-        metavar="N",
-        help="measure robustness to 8 kinds of corruption at 5 severities, on N images each; without N on all",
-    )
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a model on a split: accuracy, calibration, size, latency."""
-    dataset = arguments.dataset_from(args)
-    model = arguments.model_from(args, "model")
-    teacher = arguments.model_from(args, "teacher") if args.teacher else None
+    dataset = dataset_from(args)
+    model = model_from(args, "model")
+    teacher = model_from(args, "teacher") if args.teacher else None
     names = class_names(dataset)
     num_classes = getattr(dataset, "num_classes", None) or len(names or ()) or model.num_classes
     result = evaluate(
@@ -181,15 +138,3 @@ def evaluate_command(args: argparse.Namespace) -> None:
     metrics, robustness = result.metrics, result.metrics.get("robustness")
     corrupted = f", corrupted {robustness['top1']:.2f} % (n = {robustness['n']} each)" if robustness else ""
     print(f"{args.out}: top1 {metrics['top1']:.2f} % of {metrics['n']} images, loss {metrics['loss']:.4f}{corrupted}")
-
-
-Command = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
-COMMANDS: dict[str, Command] = {
-    "maps": (_maps_arguments, maps),
-    "verify": (_verify_arguments, verify),
-    "preview": (_preview_arguments, preview),
-    "evaluate": (_evaluate_arguments, evaluate_command),
-    "push-maps": (push_maps_arguments, push_maps_command),
-    "push-student": (push_student_arguments, push_student_command),
-    "run": (run_arguments, run_command),
-}

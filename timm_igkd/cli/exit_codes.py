@@ -2,39 +2,68 @@
 
 import errno
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
-import huggingface_hub.utils
+from timm_igkd.errors import InputError, RunError, UserError, message_of
 
-from timm_igkd.errors import RunError, UserError, message_of
-
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+# What a path can be that the user gave; every other error of the system is the machine's.
+_PATH_ERRORS = {
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.EINVAL,
+}
+_INTERRUPTED = "interrupted; the same command again goes on from what is finished"
 
 
 def run_reporting_errors(function: Callable[[], None], prog: str) -> int:
     """Run `function`; print what the user can mend as one line and return the exit code."""
-    _quiet_libraries()
     try:
+        _quiet_libraries()
         function()
     except UserError as error:
         return _report(prog, message_of(error), error.exit_code)
     except KeyboardInterrupt:
-        return _report(prog, "interrupted; the same command again goes on from what is finished", 130)
+        return _report(prog, _INTERRUPTED, 130)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno is None:
             raise
         where = f" {error.filename!r}" if error.filename else ""
-        return _report(
-            prog, f"cannot write{where}: {error.strerror}; free space or choose another folder", RunError.exit_code
-        )
+        if error.errno in _PATH_ERRORS:
+            message = f"cannot use the path{where}: {error.strerror}; give another"
+            return _report(prog, message, InputError.exit_code)
+        message = f"cannot read or write{where}: {error.strerror}; free space, permit it or choose another folder"
+        return _report(prog, message, RunError.exit_code)
     return 0
+
+
+def exit_within_imports(number: int, frame: FrameType | None) -> None:
+    """Handle SIGINT: end the process at once while a module is imported, else raise KeyboardInterrupt.
+
+    An import has nothing to save, and many a library swallows or prints an exception that arrives in the middle of it.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"timm-igkd: error: {_INTERRUPTED}\n".encode())
+            os._exit(130)
+        frame = frame.f_back
+    signal.default_int_handler(number, frame)
 
 
 def _quiet_libraries() -> None:
     """Leave stderr to our one line: no log records of what is raised anyway, no bars where nobody watches."""
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
+        import huggingface_hub.utils  # here: Ctrl-C is a line from the start
+
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one warning per retry
         huggingface_hub.utils.disable_progress_bars()
 

@@ -1,15 +1,17 @@
-"""The command `timm-igkd`: maps, verify, preview, evaluate, push-maps, push-student, run.
+"""The command `timm-igkd`; definitions.py lists its commands.
 
-Bad input ends with one line on stderr and exit code 2, a run that could not go on with 1.
+Bad input ends with one line on stderr and exit code 2, a run that could not go on with 1, an interrupted one with 130.
 """
 
 import argparse
+import importlib
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from timm_igkd.cli.exit_codes import run_reporting_errors
+from timm_igkd.cli.exit_codes import exit_within_imports, run_reporting_errors
 from timm_igkd.errors import InputError, nearest
 from timm_igkd.runs.parsing import OneLineParser
 
@@ -32,17 +34,16 @@ class CommandParser(OneLineParser):
 
 def build_parser() -> CommandParser:
     """Return the parser of all commands."""
-    from timm_igkd.cli import commands
+    from timm_igkd.cli.definitions import COMMANDS
     from timm_igkd.version import __version__
 
     parser = CommandParser(prog="timm-igkd", description="Knowledge distillation with integrated gradients for timm.")
     parser.add_argument("--version", action="version", version=f"timm-igkd {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="command", parser_class=CommandParser)
-    for name, (add_arguments, function) in commands.COMMANDS.items():
-        summary = (function.__doc__ or "").splitlines()[0]
-        command = subparsers.add_parser(name, help=summary, description=summary)
-        add_arguments(command)
-        command.set_defaults(function=function, parser=command)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.summary, description=command.summary)
+        command.add_arguments(subparser)
+        subparser.set_defaults(command=command, parser=subparser)
     return parser
 
 
@@ -50,18 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 2 for bad input; 1 for a run that could not go on.
+        0; 2 for bad input; 1 for a run that could not go on; 130 for an interrupted one.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
 
     def run() -> None:
         args = build_parser().parse_known_and_check(arguments)
-        args.function(args)
+        module = importlib.import_module(f"timm_igkd.cli.{args.command.module}")
+        getattr(module, args.command.function)(args)
 
     return run_reporting_errors(run, "timm-igkd")
 
 
 def entry() -> None:
     """Console script: quiet libraries, then `main`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a parent has it ignored
+        signal.signal(signal.SIGINT, exit_within_imports)
     warnings.filterwarnings("ignore", module=r"(torch|timm|datasets|accelerate|PIL)\b")
     raise SystemExit(main())

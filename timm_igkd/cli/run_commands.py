@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import torch.utils.data
 from timm.data import dataset_factory
@@ -29,21 +29,6 @@ from timm_igkd.with_plugin import run_script
 
 STREAMED = ("wds", "tfds", "hfids")
 TRAIN_SPLITS = ("train", "training")  # timm's own synonyms
-
-
-def run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of run."""
-    parser.add_argument("--maps", required=True, metavar="M", help="folder of a finished store, or user/name")
-    parser.add_argument(
-        "--overlay-prob",
-        type=float,
-        default=IGOverlay.overlay_prob,
-        help="share of the training images; a script's --aa rand-…-tigkd replaces it",
-    )
-    parser.add_argument("--overlay-weight", type=float, default=IGOverlay.overlay_weight)
-    parser.add_argument("--overlay-max-power", type=float, default=IGOverlay.max_power)
-    parser.add_argument("--overlay-source", choices=get_args(OverlaySource), default="aligned")
-    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT …", help="script and its arguments")
 
 
 def run_command(args: argparse.Namespace) -> None:

@@ -17,7 +17,8 @@ from huggingface_hub import errors as hub_errors
 from timm_igkd.data.digits import load_digits_split
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
-from timm_igkd.errors import InputError, MissingFileError, RunError, nearest
+from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
+from timm_igkd.hub.errors import hub_error
 
 if TYPE_CHECKING:
     import datasets
@@ -125,30 +126,22 @@ def _load_rows(
             return splits[split]
         with _bars_on_a_terminal_only():
             return datasets.load_dataset(path, split=split, revision=revision, cache_dir=cache_dir)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise RunError(
-            f"dataset {dataset!r} is missing on the Hub or gated for this login ({_first_line(error)}); check the id, "
-            "accept its terms, or set HF_TOKEN"
+    except (datasets.exceptions.DatasetNotFoundError, hub_errors.HfHubHTTPError, ConnectionError) as error:
+        raise hub_error(error, f"dataset {dataset!r}") or RunError(  # datasets cuts some causes off
+            f"dataset {dataset!r} does not exist, or is private and this login may not see it ({first_line(error)}); "
+            "check the id, or log in: hf auth login"
         ) from error
     except datasets.data_files.EmptyDatasetError as error:
         raise InputError(
             f"folder {dataset!r} holds no data, expected parquet files or class folders of images"
         ) from error
-    except hub_errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "unknown")
-        text = "refused the token; log in again: hf auth login" if status in (401, 403) else "failed; try again later"
-        raise RunError(f"the Hub's answer to dataset {dataset!r} (status {status}) {text}") from error
-    except ConnectionError as error:
-        raise RunError(
-            f"dataset {dataset!r} cannot be fetched: {_first_line(error)}; connect, or use a local folder"
-        ) from error
     except ValueError as error:
-        raise InputError(f"split {split!r} of dataset {dataset!r}: {_first_line(error)}") from error
+        raise InputError(f"split {split!r} of dataset {dataset!r}: {first_line(error)}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
-            raise RunError(f"dataset {dataset!r} cannot be prepared: {_first_line(cause)}") from error
-        raise InputError(f"dataset {dataset!r} cannot be read ({_first_line(cause)}); a file is corrupt") from error
+            raise RunError(f"dataset {dataset!r} cannot be prepared: {first_line(cause)}") from error
+        raise InputError(f"dataset {dataset!r} cannot be read ({first_line(cause)}); a file is corrupt") from error
 
 
 @contextmanager
@@ -168,10 +161,6 @@ def _bars_on_a_terminal_only() -> Iterator[None]:
 
 def _saved_to_disk(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _resolved_revision(rows: "datasets.Dataset") -> str | None:
@@ -227,4 +216,4 @@ def _timm_dataset(name: str, split: str, data_dir: str | None) -> Any:
     try:
         return timm.data.create_dataset(name, root=data_dir, split=split)
     except (AssertionError, ImportError, TypeError, RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"timm dataset {name!r} split {split!r} under {data_dir!r}: {_first_line(error)}") from error
+        raise InputError(f"timm dataset {name!r} split {split!r} under {data_dir!r}: {first_line(error)}") from error

@@ -12,6 +12,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.eval_mode import eval_mode
 
 
 class LiveTeacher(nn.Module):
@@ -119,14 +120,10 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
     remedy = f"choose another {role} (most timm models qualify), or set attention_loss_weight=0"
     if not hasattr(model, "forward_intermediates"):
         raise InputError(f"attention transfer needs forward_intermediates, which {role} {name} lacks; {remedy}")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     image = _probe_image(model)
-    final, entries = model.forward_intermediates(image, output_fmt="NCHW")
-    agrees = torch.allclose(model.forward_head(final), model(image), rtol=1e-3, atol=1e-4)
-    model.train(modes[model])
-    for module, mode in modes.items():
-        module.training = mode
+    with eval_mode(model):
+        final, entries = model.forward_intermediates(image, output_fmt="NCHW")
+        agrees = torch.allclose(model.forward_head(final), model(image), rtol=1e-3, atol=1e-4)
     if not agrees:
         raise InputError(
             f"forward_intermediates of {role} {name} must lead to the logits of its forward, got others; {remedy}"

@@ -221,9 +221,15 @@ def _paired(
             f"this loss compares classes with each other, so it needs {least_classes} or more, got "
             f"{student_logits.shape[1]}; use loss_type 'mse' or 'kl'"
         )
+    check_temperature(temperature)
+    return _at_least_float32(student_logits), _at_least_float32(teacher_logits)
+
+
+def check_temperature(temperature: float) -> float:
+    """Return a softmax temperature; an InputError unless it is positive and finite."""
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
-    return _at_least_float32(student_logits), _at_least_float32(teacher_logits)
+    return temperature
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ Arms are option values: a term whose weight is 0 is not computed, and a teacher 
 """
 
 import logging
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from timm.task import TrainingTask
@@ -25,11 +24,11 @@ from timm_igkd.distillation.live_teacher import (
     resolve_attention_index,
     resolve_class_index,
 )
-from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, is_soft
+from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_temperature, is_soft
 from timm_igkd.distillation.views import (
     ONE_VIEW,
-    TEACHER_VIEWS,
     VIEW_LAYOUTS,
+    TeacherViewMode,
     Views,
     check_teacher_input,
     split_flat,
@@ -107,13 +106,11 @@ class IGDistillationTask(TrainingTask):
         check_pair(student, teacher)
         super().__init__(device=device or next(student.parameters()).device, dtype=dtype, verbose=verbose)
         self.loss_type = check_choice("loss_type", loss_type, KD_LOSSES)
-        self.teacher_view = check_choice("teacher_view", teacher_view, TEACHER_VIEWS)
+        self.teacher_view = check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         self.view_layout = check_choice("view_layout", view_layout, VIEW_LAYOUTS)
         weights = resolve_weights(task_loss_weight, distill_loss_weight, attention_loss_weight)
         self.task_loss_weight, self.distill_loss_weight, self.attention_loss_weight = weights
-        if not 0 < temperature < math.inf:
-            raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature)
         dkd_options = {"alpha": check_weight("dkd_alpha", dkd_alpha), "beta": check_weight("dkd_beta", dkd_beta)}
         self._kd_options = dkd_options if loss_type == "dkd" else {}
         self.criterion = resolve_classification_loss(criterion, self.device)

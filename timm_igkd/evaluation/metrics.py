@@ -1,8 +1,7 @@
 """Evaluate a classifier, alone or beside its teacher: accuracy, calibration, agreement, size and warm latency."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from timm_igkd.data.items import dataset_name, read_item
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
 from timm_igkd.evaluation.evaluated_model import Contender, create_contender, shared_transforms
 from timm_igkd.evaluation.latency import describe_hardware, time_model
@@ -52,22 +52,6 @@ class _Views(Dataset[tuple[list[Tensor], int]]):
     def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
         image, label = read_item(self.dataset, index)
         return [transform(image) for transform in self.transforms], label
-
-
-@contextmanager
-def _eval_mode(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Put models on a device in eval mode; give each module its mode and each model its device back on exit."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    homes = [next((p.device for p in model.parameters()), device) for model in models]
-    try:
-        for model in models:
-            model.to(device).eval()
-        yield
-    finally:
-        for model, home in zip(models, homes, strict=True):
-            model.to(home)
-        for module, training in modes:
-            module.training = training
 
 
 def evaluate(
@@ -116,7 +100,7 @@ def evaluate(
     if teacher is not None:
         contenders.append(create_contender("teacher", teacher, teacher_class_indices, dataset))
     device = torch.device(device)
-    with _eval_mode([c.model for c in contenders], device):
+    with eval_mode(*(c.model for c in contenders), device=device):
         all_logits, labels = _predict(contenders, dataset, batch_size, num_workers, device, progress)
         results = [
             _measure(c, logits, labels, device, measure_latency)

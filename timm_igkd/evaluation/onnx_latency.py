@@ -16,6 +16,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.latency import LEAST_REPEATS, MOST_REPEATS
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def onnx_latency(model: nn.Module, *, seconds: float = 1.0, threads: int | None 
     import onnxruntime
 
     image = torch.rand(1, *get_model_input_config(model)["input_size"], generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder, _on_cpu_in_eval_mode(model):
+    with tempfile.TemporaryDirectory() as folder, eval_mode(model, device="cpu"):
         path = os.path.join(folder, "model.onnx")
         _export(model, image, path)
         options = onnxruntime.SessionOptions()
@@ -102,19 +103,6 @@ def _time(session: Any, feed: dict[str, Any], seconds: float) -> dict[str, float
         times.append(1000 * (time.perf_counter() - begin))
     p90 = statistics.quantiles(times, n=10, method="inclusive")[-1]
     return {"median": statistics.median(times), "p90": p90, "n": len(times)}
-
-
-@contextlib.contextmanager
-def _on_cpu_in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    try:
-        model.cpu().eval()
-        yield
-    finally:
-        model.to(home)
-        for module, training in modes:
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ LONGEST_RETRY_AFTER_S = 60.0
 # 412: the branch moved while we prepared the commit; it is prepared again from what is there now.
 _PASSING_STATUS = {408, 412, 425, 429, 500, 502, 503, 504}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_MISSING_FILE = "lacks a file that it should hold; push it again"
 _T = TypeVar("_T")
 
 
@@ -97,36 +98,58 @@ def _retry_after(error: BaseException) -> float:
 
 
 def one_line_error(error: Exception, repo: str, timeout_s: float) -> Exception:
-    """Return the error to raise for what the Hub's client raised; it quotes neither token nor address."""
+    """Return the error to raise for what a request to the Hub raised; it quotes neither token nor address."""
+    found = hub_error(error, repo, timeout_s)
+    if found is not None:
+        return found
     for cause in _causes(error):
-        if isinstance(cause, UserError):
-            return cause
-        text = _known(cause, repo) or _status_text(cause, repo)
-        if text:
-            return InputError(text) if isinstance(cause, hub_errors.HFValidationError) else RunError(text)
-        if _is_transport(cause, "TimeoutException") or isinstance(cause, TimeoutError):
-            return RunError(
-                f"the Hub gave no answer about {repo} within {timeout_s:g} s, several times; try again later: the same "
-                "command goes on and publishes nothing twice"
-            )
-        if _is_transport(cause) or isinstance(cause, ConnectionError):
-            return RunError(
-                f"the connection to the Hub broke while it was asked about {repo} ({type(cause).__name__}); check the "
-                "network and run the same command again: it publishes nothing twice"
-            )
         if isinstance(cause, OSError) and cause.errno is not None:
             return cause
     if isinstance(error, json.JSONDecodeError):
-        return RunError(
-            f"the Hub's answer about {repo} is not what it should be; check HF_ENDPOINT, or try again later"
-        )
+        return RunError(_odd_answer(repo))
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     return RunError(f"{repo}: {redact(type(root).__name__ + ': ' + first_line(root))}")
 
 
-def _known(error: BaseException, repo: str) -> str | None:
+def hub_error(
+    error: BaseException, repo: str, timeout_s: float | None = None, missing_file: str = _MISSING_FILE
+) -> UserError | None:
+    """Return the error to raise for what the Hub's client raised, or wrapped; None for what is not the Hub's.
+
+    Args:
+        error: quoted at most by its status and what the Hub says of it: no token, no address.
+        repo: how messages call the repository.
+        timeout_s: the time-out of one request, where there is one of ours.
+        missing_file: what to say where the repository lacks the file that was asked for.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return cause
+        text = _known(cause, repo, missing_file) or _status_text(cause, repo)
+        if text:
+            return InputError(text) if isinstance(cause, hub_errors.HFValidationError) else RunError(text)
+        if _is_transport(cause, "TimeoutException") or isinstance(cause, TimeoutError):
+            within = f" within {timeout_s:g} s, several times" if timeout_s else ""
+            return RunError(
+                f"the Hub gave no answer about {repo}{within}; run the same command again later: it goes on and does "
+                "nothing twice"
+            )
+        if _is_transport(cause) or isinstance(cause, ConnectionError):
+            return RunError(
+                f"the connection to the Hub broke while it was asked about {repo} ({type(cause).__name__}); check the "
+                "network and run the same command again: it does nothing twice"
+            )
+    is_the_hubs = any(isinstance(cause, hub_errors.HfHubHTTPError) for cause in _causes(error))
+    return RunError(_odd_answer(repo)) if is_the_hubs else None
+
+
+def _odd_answer(repo: str) -> str:
+    return f"the Hub's answer about {repo} is not what it should be; check HF_ENDPOINT, or try again later"
+
+
+def _known(error: BaseException, repo: str, missing_file: str) -> str | None:
     kinds: tuple[tuple[type[BaseException], str], ...] = (
         (hub_errors.HFValidationError, "is no name of a repository; expected user/name"),
         (hub_errors.GatedRepoError, "is gated; ask for access on its page, then log in with: hf auth login"),
@@ -135,7 +158,7 @@ def _known(error: BaseException, repo: str) -> str | None:
             "does not exist, or is private and this login may not see it; check the name, or log in: hf auth login",
         ),
         (hub_errors.RevisionNotFoundError, "has no such revision; name a branch, a tag or a commit of it"),
-        (hub_errors.EntryNotFoundError, "lacks a file that it should hold; push it again"),
+        (hub_errors.EntryNotFoundError, missing_file),
         (hub_errors.OfflineModeIsEnabled, "cannot be reached in offline mode; unset HF_HUB_OFFLINE"),
     )
     if isinstance(error, hub_errors.LocalEntryNotFoundError):  # an EntryNotFoundError too
@@ -164,6 +187,8 @@ def _status_text(error: BaseException, repo: str) -> str | None:
         return (
             f"the Hub refused the token when asked about {repo}; log in again with: hf auth login (or correct HF_TOKEN)"
         )
+    if status == 403 and _asked_to_read(error):
+        return f"this login may not read {repo}; ask its owner for access, or log in as another: hf auth login"
     if status == 403:
         return (
             f"this login may not write to {repo}; choose a name under your own user or organisation, and a token with "
@@ -179,3 +204,10 @@ def _status_text(error: BaseException, repo: str) -> str | None:
     return redact(
         f"the Hub refused what it was sent for {repo} (status {status}{': ' + first_line(error) if said else ''})"
     )
+
+
+def _asked_to_read(error: BaseException) -> bool:
+    try:
+        return getattr(error, "response", None).request.method in ("GET", "HEAD")  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError):  # RuntimeError: httpx, for a response without its request
+        return False

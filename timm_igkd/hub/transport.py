@@ -23,10 +23,10 @@ from huggingface_hub.utils import (
 
 from timm_igkd.cards import is_untouched
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
 from timm_igkd.version import __version__
 
-TIMEOUT_S = 60.0
 _TIMEOUT_KINDS = ("connect", "read", "write", "pool")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _NEUTRAL_SUFFIXES = (".md", ".txt", ".png", ".jpg", ".gitignore", ".gitattributes")

@@ -12,7 +12,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.attribution.chunk_pool import one_thread
-from timm_igkd.attribution.options import IGOptions
+from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 from timm.models import clean_state_dict
 from torch import Tensor
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, UserError, first_line
+from timm_igkd.hub.errors import hub_error
+
+_NO_MODEL = "has no timm config.json and weights; choose a repository of a timm model"
 
 
 def flag_name(role: str, option: str) -> str:
@@ -74,29 +76,16 @@ def translated_errors(spec: str, role: str, weights: str | None = None) -> Itera
 
 
 def _one_line_error(error: Exception, spec: str, role: str, weights: str | None) -> UserError:
-    if isinstance(error, hub_errors.HFValidationError):
-        return InputError(f"{spec!r} is no valid Hub id; expected hf-hub:user/name")
-    for kind, text in (
-        (hub_errors.GatedRepoError, "is gated; ask for access on its page, then log in with: hf auth login"),
-        (hub_errors.RepositoryNotFoundError, "was not found or is private; check the name, or log in: hf auth login"),
-        (hub_errors.RevisionNotFoundError, "has no such revision; check what follows the @"),
-        (hub_errors.LocalEntryNotFoundError, "is not in the local cache and the Hub cannot be reached; go online"),
-        (hub_errors.OfflineModeIsEnabled, "cannot be fetched in offline mode; unset HF_HUB_OFFLINE"),
-        (hub_errors.EntryNotFoundError, "has no timm config.json and weights; choose a repository of a timm model"),
-    ):
-        if isinstance(error, kind):
-            return RunError(f"{spec!r} {text}")
-    if isinstance(error, hub_errors.HfHubHTTPError):
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        text = "refused the token; log in again: hf auth login" if status in (401, 403) else "failed; try again later"
-        return RunError(f"the Hub's answer to {spec!r} (status {status or 'unknown'}) {text}")
+    found = hub_error(error, repr(spec), missing_file=_NO_MODEL)
+    if found is not None:
+        return found
     if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError) or "weights_only=True" in str(error):
         return InputError(
             f"the weights of {weights or spec!r} are corrupt or pickled code; use a sound safetensors file"
         )
     if "loading state_dict" in str(error) or "inconsistent with input_size" in str(error):
         return _mismatch_error(error, spec, role, weights)
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
+    if isinstance(error, OSError):
         return RunError(f"cannot fetch or read {spec!r} ({type(error).__name__}); check the network and the disk")
     text = f"{type(error).__name__}: {first_line(error)}"
     return InputError(f"model {spec!r} cannot be built ({text}); correct {flag_name(role, 'args')} or its config.json")

@@ -22,11 +22,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import timm_igkd.models.convnet_cifar
-import timm_igkd.models.mobilenetv2_cifar
-import timm_igkd.models.resnet_cifar
-import timm_igkd.models.truncated_model  # noqa: F401  (all register architectures that a saved folder may name)
 from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
+from timm_igkd.eval_mode import eval_mode
 from timm_igkd.models.arguments import check_model_arguments
 from timm_igkd.models.checkpoint import flag_name, read_checkpoint, translated_errors
 from timm_igkd.models.folder_config import read_folder_config
@@ -272,12 +269,8 @@ def count_macs(model: nn.Module) -> int:
     """Return the multiply-accumulates of one image at the model's input size, in eval mode."""
     parameter = next(model.parameters())
     image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=parameter.device, dtype=parameter.dtype)
-    training = model.training
     counter = FlopCounterMode(display=False)
-    try:
-        model.eval()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # the plain attention is the one that is counted
-            model(image)
-    finally:
-        model.train(training)
+    plain_attention = sdpa_kernel(SDPBackend.MATH)  # the one that is counted
+    with eval_mode(model), torch.no_grad(), plain_attention, counter:
+        model(image)
     return counter.get_total_flops() // 2

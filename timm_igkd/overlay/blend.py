@@ -4,20 +4,24 @@ import functools
 import math
 import sys
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
-import torch
 from PIL import Image, ImageChops
-from torch import Tensor
 
 from timm_igkd.errors import InputError, check_range
+
+if TYPE_CHECKING:  # the command line reads the defaults here, without torch
+    from torch import Tensor
+
+OverlaySource = Literal["aligned", "shuffled", "permuted", "noise", "blank", "sobel"]
+"""Which maps are overlaid: the images' own, or a control (controls.py)."""
 
 _LEVELS = np.arange(256)
 _BLOCK_ROWS = 32  # of a photograph: what is blended at a time stays in the processor's cache
 
 
-def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: float | Tensor = 1.0) -> Tensor:
+def blend_map(image: "Tensor", attribution: "Tensor", weight: float = 0.5, power: "float | Tensor" = 1.0) -> "Tensor":
     """Blend an attribution map into an image; the reference for `IGOverlay`'s 8-bit path.
 
     Args:
@@ -45,8 +49,8 @@ def blend_map(image: Tensor, attribution: Tensor, weight: float = 0.5, power: fl
     powered = levels**power
     low, high = powered.amin((-2, -1), keepdim=True), powered.amax((-2, -1), keepdim=True)
     has_span = ~is_constant & (high > low)
-    span = (high - low).where(has_span, torch.ones_like(high))
-    scaled = ((powered - low) / span).where(has_span, torch.zeros_like(high))
+    span = (high - low).where(has_span, 1)
+    scaled = ((powered - low) / span).where(has_span, 0)
     return (1 - weight) * image + weight * scaled
 
 

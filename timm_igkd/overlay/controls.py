@@ -5,15 +5,14 @@ something else in the map's place. All go through the same exponent and min-max 
 """
 
 import functools
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import numpy as np
 from PIL import Image
 
 from timm_igkd.errors import InputError
+from timm_igkd.overlay.blend import OverlaySource
 from timm_igkd.random_streams import generator
-
-OverlaySource = Literal["aligned", "shuffled", "permuted", "noise", "blank", "sobel"]
 
 
 class OverlayMaps(Protocol):

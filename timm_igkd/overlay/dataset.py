@@ -5,7 +5,7 @@ and flip with no special case.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,14 +14,13 @@ from PIL import Image
 
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import class_names, dataset_name, first_part, read_item, row_name
-from timm_igkd.errors import InputError, InputTypeError, nearest
+from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource, control_map
 from timm_igkd.overlay.timm_ops import take_overlay_out
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global, uniforms
-
-TeacherViewMode = Literal["clean", "same"]
 
 
 class TwoViews(tuple):
@@ -73,13 +72,8 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         seed: int | None = None,
         with_logits: bool = False,
     ):
-        if teacher_view not in ("clean", "same"):
-            raise InputError(f"teacher_view must be 'clean' or 'same', got {teacher_view!r}")
-        if overlay_source not in get_args(OverlaySource):
-            hint = nearest(str(overlay_source), get_args(OverlaySource))
-            raise InputError(
-                f"overlay_source must be one of {list(get_args(OverlaySource))}, got {overlay_source!r}{hint}"
-            )
+        check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
+        check_choice("overlay_source", overlay_source, get_args(OverlaySource))
         if getattr(first_part(dataset), "transform", None) is not None:
             raise InputError(
                 f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so set the transform "

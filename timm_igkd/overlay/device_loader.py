@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from timm_igkd.distillation.views import TeacherViewMode
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.overlay.blend import IGOverlay, blend_map
-from timm_igkd.overlay.dataset import TeacherViewMode
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.random_streams import generator
 

@@ -1,0 +1,149 @@
+"""The command line answers at once: whatever needs no model and no dataset is said before torch is imported."""
+
+import importlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_lines import subprocess_environment
+
+from timm_igkd.cli.definitions import COMMANDS
+from timm_igkd.cli.exit_codes import exit_within_imports
+
+HEAVY = ("torch", "timm", "datasets", "accelerate", "captum", "pyarrow")
+ANSWERED = """
+import sys
+from timm_igkd.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+loaded = [name for name in {heavy} if name in sys.modules]
+print("code", code, loaded)
+"""
+DIGITS = ["--dataset", "digits", "--split", "train"]
+NONE = "/no/such/path"
+QUESTIONS = {
+    "help": (["--help"], 0, ""),
+    "version": (["--version"], 0, ""),
+    **{f"help of {name}": ([name, "--help"], 0, "") for name in COMMANDS},
+    "unknown command": (["mapz"], 2, "invalid choice: 'mapz'"),
+    "no command": ([], 2, "required"),
+    "unknown option": (["preview", "--maps", ".", "--out", "p.png", *DIGITS, "--cout", "3"], 2, "mean '--count'"),
+    "missing option": (["maps", "--teacher", "resnet18"], 2, "required: --dataset, --split, --out"),
+    "missing maps": (["verify", "--maps", NONE, *DIGITS], 2, f"map store '{NONE}' does not exist"),
+    "missing maps of run": (["run", "--maps", NONE, "--", "train.py"], 2, "does not exist"),
+    "missing checkpoint": (
+        ["evaluate", "--model", "resnet18", "--checkpoint", NONE, *DIGITS, "--out", "m.json"],
+        2,
+        f"no checkpoint file '{NONE}'",
+    ),
+    "missing checkpoint of the teacher": (
+        ["maps", "--teacher", "resnet18", "--teacher-checkpoint", NONE, *DIGITS, "--out", "maps"],
+        2,
+        f"no checkpoint file '{NONE}'",
+    ),
+    "number that is none": (["preview", "--maps", ".", "--out", "p.png", *DIGITS, "--count", "x"], 2, "invalid int"),
+}
+
+
+def answer(tmp_path: Path, *argv: str) -> tuple[str, str, str]:
+    """Return (what main printed last, the rest of stdout, stderr)."""
+    code = ANSWERED.format(heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=subprocess_environment(tmp_path),
+    )
+    *output, last = done.stdout.splitlines()
+    return last, "\n".join(output), done.stderr
+
+
+@pytest.mark.parametrize("case", QUESTIONS)
+def test_question_is_answered_without_torch_timm_or_datasets(case, tmp_path):
+    argv, code, message = QUESTIONS[case]
+    last, output, error = answer(tmp_path, *argv)
+    assert last == f"code {code} []"
+    assert len(error.splitlines()) == (1 if code else 0), error
+    assert message in error
+    assert code or output
+
+
+def test_every_command_names_a_function_that_is_there():
+    for command in COMMANDS.values():
+        function = getattr(importlib.import_module(f"timm_igkd.cli.{command.module}"), command.function)
+        assert (function.__doc__ or "").startswith(command.summary)
+
+
+# ---- Ctrl-C ----
+
+
+def interrupted(tmp_path: Path, ready: str, *argv: str, delay: float = 0.0) -> tuple[int, str, str]:
+    """Start timm-igkd, interrupt it `delay` after it has mapped a library whose path holds `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "timm_igkd", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=subprocess_environment(tmp_path),
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    end = time.monotonic() + 60
+    while process.poll() is None and ready not in maps.read_text() and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    return process.returncode, output, error
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("ready", "delay"),
+    [
+        ("_multiarray_umath", 0.0),
+        ("libtorch_cpu", 0.0),
+        ("libtorch_cpu", 0.3),
+        pytest.param("libtorch_cpu", 0.7, marks=pytest.mark.slow),
+        pytest.param("libtorch_cpu", 1.0, marks=pytest.mark.slow),
+        pytest.param("libtorch_cpu", 1.5, marks=pytest.mark.slow),
+        pytest.param("torchvision", 0.0, marks=pytest.mark.slow),
+        pytest.param("libarrow", 0.0, marks=pytest.mark.slow),
+    ],
+)
+def test_interrupt_is_one_line_and_130_from_the_first_second_on(ready, delay, tmp_path):
+    """Digits, a teacher without weights: the command would end with 2 after its imports."""
+    argv = [
+        "maps",
+        "--teacher",
+        "test_resnet",
+        "--dataset",
+        "digits",
+        "--split",
+        "none",
+        "--out",
+        str(tmp_path / "maps"),
+    ]
+    code, output, error = interrupted(tmp_path, ready, *argv, delay=delay)
+    assert (code, output) == (130, "")
+    assert error.splitlines() == ["timm-igkd: error: interrupted; the same command again goes on from what is finished"]
+
+
+def test_interrupt_outside_an_import_is_pythons():
+    with pytest.raises(KeyboardInterrupt):
+        exit_within_imports(signal.SIGINT, sys._getframe())
+
+
+def test_ignored_interrupts_stay_ignored(tmp_path):
+    """As under nohup: the process a shell starts in the background ignores SIGINT."""
+    code = "import signal, sys; from timm_igkd.cli.main import entry; sys.argv[1:] = ['--version']\n"
+    code += "signal.signal(signal.SIGINT, signal.SIG_IGN)\ntry: entry()\nexcept SystemExit: pass\n"
+    code += "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    environment = subprocess_environment(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.splitlines()[-1] == "True", done.stderr

@@ -1,0 +1,175 @@
+"""What each command of `timm-igkd` is called with; the modules that do the work are imported when one runs.
+
+Nothing here imports torch, timm or datasets, so that help and wrong arguments are answered at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+from timm_igkd.attribution.ig_options import Baseline, IGOptions, Output, Reduction, Target
+from timm_igkd.cli import arguments
+from timm_igkd.hub import TIMEOUT_S
+from timm_igkd.overlay.blend import IGOverlay, OverlaySource
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `timm-igkd`.
+
+    Attributes:
+        summary: its line in `--help`.
+        add_arguments: adds what it is called with to its parser.
+        module: in `timm_igkd.cli`, imported when it runs.
+        function: of that module, called with the parsed arguments.
+    """
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    module: str
+    function: str
+
+
+def _maps_arguments(parser: argparse.ArgumentParser) -> None:
+    default = IGOptions()
+    arguments.add_model_arguments(parser, "teacher")
+    arguments.add_dataset_arguments(parser)
+    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
+    parser.add_argument("--limit", type=int, help="only the first images")
+    parser.add_argument("--engine", choices=("captum", "fast"), default="fast")
+    parser.add_argument("--n-steps", type=arguments.steps_argument, default=default.n_steps, metavar="N|auto")
+    parser.add_argument("--max-steps", type=int, default=default.max_steps, help="most steps of an image with auto")
+    parser.add_argument("--tolerance", type=float, default=default.tolerance, help="least map correlation with auto")
+    parser.add_argument("--baseline", choices=get_args(Baseline), default=default.baseline)
+    parser.add_argument("--target", choices=get_args(Target), default=default.target)
+    parser.add_argument("--output", choices=get_args(Output), default=default.output)
+    parser.add_argument("--reduction", choices=get_args(Reduction), default=default.reduction)
+    parser.add_argument("--map-size", type=int, help="side of the stored maps; default: the teacher's input size")
+    parser.add_argument(
+        "--shard", type=arguments.shard_argument, default=(0, 1), metavar="i/n", help="part for this machine"
+    )
+    parser.add_argument("--shard-size", type=int, help="rows per shard")
+    parser.add_argument("--chunk-size", type=int, help="(image, step) pairs per pass")
+    parser.add_argument("--logits", action="store_true", help="store the teacher's logits too")
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store")
+    arguments.add_dataset_arguments(parser)
+    arguments.add_model_arguments(parser, "teacher", required=False)
+    parser.add_argument("--recompute", type=int, metavar="N", help="compute N maps again with --teacher and compare")
+
+
+def _preview_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store")
+    arguments.add_dataset_arguments(parser)
+    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="PNG file")
+    parser.add_argument("--count", type=int, default=16, help="images shown, evenly spread")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_model_arguments(parser, "model")
+    arguments.add_model_arguments(parser, "teacher", required=False)
+    arguments.add_dataset_arguments(parser)
+    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="metrics.json to write")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument(
+        "--corruptions",
+        nargs="?",
+        type=int,
+        const=sys.maxsize,
+        default=0,
+        metavar="N",
+        help="measure robustness to 8 kinds of corruption at 5 severities, on N images each; without N on all",
+    )
+
+
+def _push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, created if need be"
+    )
+    parser.add_argument("--private", action="store_true", help="create it private")
+    parser.add_argument(
+        "--overwrite-card", action="store_true", help="replace a card that was edited by hand on the Hub"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=TIMEOUT_S, metavar="S", help="silence before a request is made again"
+    )
+
+
+def _push_maps_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", metavar="DIR", type=arguments.folder_argument, help="folder of a finished store")
+    _push_arguments(parser)
+
+
+def _push_student_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "dir", metavar="DIR", type=arguments.folder_argument, help="a run folder, or a timm model folder"
+    )
+    _push_arguments(parser)
+    parser.add_argument("--maps-repo", metavar="USER/NAME", help="the teacher's maps on the Hub, linked from the card")
+    parser.add_argument(
+        "--seed-runs",
+        nargs="+",
+        type=arguments.folder_argument,
+        default=(),
+        metavar="DIR",
+        help="runs that differ in their seed alone",
+    )
+    parser.add_argument("--license", default="apache-2.0", help="identifier of the Hub for the weights' license")
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--maps",
+        required=True,
+        type=arguments.maps_argument,
+        metavar="M",
+        help="folder of a finished store, or user/name",
+    )
+    parser.add_argument(
+        "--overlay-prob",
+        type=float,
+        default=IGOverlay.overlay_prob,
+        help="share of the training images; a script's --aa rand-…-tigkd replaces it",
+    )
+    parser.add_argument("--overlay-weight", type=float, default=IGOverlay.overlay_weight)
+    parser.add_argument("--overlay-max-power", type=float, default=IGOverlay.max_power)
+    parser.add_argument("--overlay-source", choices=get_args(OverlaySource), default="aligned")
+    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT …", help="script and its arguments")
+
+
+COMMANDS: dict[str, Command] = {
+    "maps": Command("Compute a teacher's integrated-gradients maps of a dataset.", _maps_arguments, "commands", "maps"),
+    "verify": Command(
+        "Check that every map belongs to its image and was not altered.", _verify_arguments, "commands", "verify"
+    ),
+    "preview": Command("Draw images beside their maps and overlays.", _preview_arguments, "commands", "preview"),
+    "evaluate": Command(
+        "Measure a model on a split: accuracy, calibration, size, latency.",
+        _evaluate_arguments,
+        "commands",
+        "evaluate_command",
+    ),
+    "push-maps": Command(
+        "Publish a map store as a dataset on the Hugging Face Hub.",
+        _push_maps_arguments,
+        "hub_commands",
+        "push_maps_command",
+    ),
+    "push-student": Command(
+        "Publish a student on the Hugging Face Hub and check that it loads back equal.",
+        _push_student_arguments,
+        "hub_commands",
+        "push_student_command",
+    ),
+    "run": Command(
+        "Run an unmodified timm training script with its training images overlaid.",
+        _run_arguments,
+        "run_commands",
+        "run_command",
+    ),
+}
