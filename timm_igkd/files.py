@@ -11,8 +11,28 @@ from typing import Any
 from timm_igkd.errors import InputError
 
 
+def output_file(path: str | Path) -> Path:
+    """Return where an output goes: through a link to the file it names, and never in the place of anything but a file.
+
+    Raises:
+        InputError: no name, a folder, a device, a pipe or a socket.
+    """
+    if not os.fspath(path) or os.fspath(path) in (".", ".."):
+        raise InputError(f"an output needs a file name, got {os.fspath(path)!r}")
+    found = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    if found.exists() and not found.is_file():
+        kind = "a folder" if found.is_dir() else "a device, pipe or socket"
+        raise InputError(f"{str(path)!r} is {kind}, an output replaces a regular file or nothing; give another name")
+    return found
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it: it is either whole or not there."""
+    """Write a file under a temporary name, then rename it: it is either whole or not there.
+
+    Raises:
+        InputError: the name is that of something else than a regular file; see `output_file`.
+    """
+    path = output_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
