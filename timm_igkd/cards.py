@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from timm_igkd.errors import MissingFileError
+from timm_igkd.errors import MissingFileError, without_credentials
 
 _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "hub" / "templates")  # of a wheel, of a checkout
@@ -27,20 +27,34 @@ def read_template(name: str) -> str:
     )
 
 
+class Markdown(str):
+    """Text that is Markdown already; any other text that a template puts out is escaped."""
+
+
 def render_card(template: str, **values: Any) -> str:
-    """Fill a template and sign the result.
+    """Fill a template and sign the result. Whatever text is filled in is escaped, here and nowhere else.
 
     Args:
-        template: file name under hub/templates.
+        template: file name under hub/templates. Filters: `code` (inline code), `cell` (a table's cell), `verbatim` (inside
+            a code block), `markdown` (text of our own that holds marks).
         values: what it uses; a missing one is an error.
     """
     from jinja2 import Environment, StrictUndefined  # here: who only trains does without
 
-    environment = Environment(  # Markdown: nothing is escaped as HTML, `code` and `cell` keep text in its place
-        autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    environment = Environment(
+        autoescape=False,  # that of jinja is HTML's
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_escaped,
     )
-    environment.filters |= {"code": code, "cell": cell}
+    environment.filters |= {"code": code, "cell": cell, "verbatim": verbatim, "markdown": Markdown}
     return sign(environment.from_string(read_template(template)).render(**values))
+
+
+def _escaped(value: Any) -> Any:
+    return cell(value) if isinstance(value, str) and not isinstance(value, Markdown) else value
 
 
 def sign(card: str) -> str:
@@ -59,20 +73,27 @@ def _digest(card: str) -> str:
     return hashlib.sha256(card.replace("\r\n", "\n").strip().encode()).hexdigest()[:16]
 
 
-def code(value: Any) -> str:
+def code(value: Any) -> Markdown:
     """Return a value as inline code of Markdown, on one line, also inside a table."""
-    text = " ".join(str(value).replace("`", "'").split())
-    return "`" + text.replace("|", "\\|") + "`"
+    return Markdown("`" + verbatim(value).replace("|", "\\|") + "`")
 
 
-def cell(value: Any) -> str:
-    """Return a value as plain text of a Markdown table's cell."""
+def verbatim(value: Any) -> Markdown:
+    """Return a value as text of a code block: one line that cannot end the block."""
+    return Markdown(" ".join(str(value).replace("`", "'").split()))
+
+
+def cell(value: Any) -> Markdown:
+    """Return a value as plain text of Markdown, also of a table's cell: no mark and no HTML of its own."""
+    if isinstance(value, Markdown):
+        return value
     text = re.sub(r"[ \t\r\n\f\v]+", " ", str(value)).strip()  # thin spaces before units stay
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+    return Markdown(re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text))
 
 
 def public_name(name: str) -> str:
     """Return the name of a model or dataset as a card shows it: of a local path only the last part."""
+    name = without_credentials(name)
     source, separator, rest = name.partition(":")
     if separator and source == "local-dir":
         return Path(rest).name

@@ -62,3 +62,8 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
     return value
+
+
+def without_credentials(text: str) -> str:
+    """Return a name or address without the user and password it may hold before its host."""
+    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import re
 
@@ -15,6 +16,7 @@ from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_nam
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.maps.card import dataset_card, map_picture
 from timm_igkd.report.card import base_model, model_card
+from timm_igkd.report.licenses import check_license
 from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
 from timm_igkd.runs.parsing import save_config
 from train_config import TrainConfig
@@ -359,3 +361,71 @@ def test_picture_shows_maps_of_all_classes_and_is_the_same_each_time(store):
     assert first == again
     pixels = np.asarray(Image.open(io.BytesIO(first)).convert("L"))
     assert pixels.std() > 20
+
+
+# ---- what others wrote stays text ----
+
+LIVE = re.compile(r"(?<!\\)<\s*/?\s*\w|(?<!\\)\]\(|(?<!\\)!\[")
+
+
+def outside_of_code(card):
+    """Return a card without its code blocks and its inline code, which show text as it is."""
+    text = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def live_parts(card):
+    return [part for part in LIVE.findall(outside_of_code(card.split("---", 2)[2]))]
+
+
+@pytest.mark.parametrize(
+    "hostile", [HOSTILE, "x` <script>alert(1)</script> `y", "<img src=x onerror=alert(1)>", "![a](http://b)"]
+)
+@pytest.mark.parametrize("field", ["teacher", "dataset", "overlay_source", "loss_type", "student"])
+def test_settings_of_a_run_open_nothing_on_its_card(run, card, field, hostile):
+    facts = read_run(run)
+    changed = dataclasses.replace(facts, config={**facts.config, field: hostile, "overlay_prob": 0.1})
+    found = model_card(plugin_student(), "user/student", changed)
+    plain = model_card(
+        plugin_student(), "user/student", dataclasses.replace(facts, config={**facts.config, "overlay_prob": 0.1})
+    )
+    assert live_parts(found) == live_parts(plain)
+    assert yaml.safe_load(found.split("---")[1])["library_name"] == "timm"
+
+
+def test_versions_open_nothing_on_a_card(run):
+    facts = read_run(run)
+    changed = dataclasses.replace(facts, environment={"timm": "<script>alert(1)</script>", "torch": "[x](y)"})
+    assert "<script>" not in model_card(plugin_student(), "user/student", changed)
+
+
+def test_code_blocks_of_a_card_stay_whole(card):
+    assert len(code_blocks(card)) == len(re.findall(r"^```\w", card, re.MULTILINE))
+    assert "\\" not in "".join(code_blocks(card))
+
+
+def test_text_that_is_no_markdown_is_escaped_wherever_a_template_puts_it(tmp_path, monkeypatch):
+    (tmp_path / "t.md").write_text("{{ a }} {{ a | code }} {{ a | verbatim }} {{ a | markdown }} {{ n }}")
+    monkeypatch.setattr(cards, "_FOLDERS", (tmp_path,))
+    text = cards.render_card("t.md", a="<b>*x*`", n=3)
+    assert text.startswith("\\<b\\>\\*x\\*\\` `<b>*x*'` <b>*x*' <b>*x*` 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("https://user:secret@host/data", "https://host/data"),
+        ("s3://key:pass@bucket/x", "s3://bucket/x"),
+        ("user/name", "user/name"),
+        ("a@b", "a@b"),
+    ],
+)
+def test_credentials_in_a_name_are_not_shown(name, shown):
+    assert public_name(name) == shown
+
+
+@pytest.mark.parametrize("name", ["apache", "Apache-2.0", "", "mit\nother: x", "none"])
+def test_license_is_one_of_the_hubs_list(name):
+    with pytest.raises(InputError, match="must be an identifier of the Hub's list"):
+        check_license(name)
+    assert check_license("mit") == "mit"

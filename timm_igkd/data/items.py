@@ -14,7 +14,7 @@ from PIL import Image
 from timm_igkd.data.images import decode_image, to_rgb
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import to_label
-from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.errors import InputError, InputTypeError, without_credentials
 
 
 def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
@@ -104,7 +104,8 @@ def dataset_name(dataset: Any) -> str:
     """Return the dataset's `name`, its root folder, or its class."""
     dataset = first_part(dataset)
     reader = getattr(dataset, "reader", dataset)
-    return str(getattr(dataset, "name", None) or getattr(reader, "root", None) or type(dataset).__name__)
+    name = str(getattr(dataset, "name", None) or getattr(reader, "root", None) or type(dataset).__name__)
+    return without_credentials(name)
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

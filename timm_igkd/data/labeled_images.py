@@ -13,7 +13,7 @@ from PIL import Image
 
 from timm_igkd.data.images import decode_image
 from timm_igkd.data.labels import label_table, to_label
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, without_credentials
 
 if TYPE_CHECKING:
     import datasets
@@ -47,7 +47,7 @@ class LabeledImages(torch.utils.data.Dataset):
         roots: Sequence[str] = (),
     ):
         self.rows = rows
-        self.name, self.split, self.revision = name, split, revision
+        self.name, self.split, self.revision = without_credentials(name), split, revision
         self.image_column, self.label_column = image_column, label_column
         self.class_names, self.roots = class_names, [os.path.abspath(root) for root in roots]
         self._label_table: np.ndarray | None = None

@@ -8,7 +8,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
-from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
+from timm_igkd.cards import Markdown, cell, code, hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.run_facts import RunFacts, seed_summary
 from timm_igkd.report.tables import (
@@ -126,21 +126,21 @@ def model_card(
     )
 
 
-def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> str:
+def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> Markdown:
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    text = f"An image classifier: `{config['architecture']}`"
+    text = f"An image classifier: {code(config['architecture'])}"
     if run.config.get("student") is None and run.config.get("student_drop"):
-        text += f", its teacher without the last {run.config['student_drop']} blocks"
+        text += f", its teacher without the last {cell(run.config['student_drop'])} blocks"
     text += f", {large(count_parameters(model))} parameters"
     if run.config.get("teacher"):
-        text += f", distilled from `{public_name(str(run.config['teacher']))}`"
+        text += f", distilled from {code(public_name(str(run.config['teacher'])))}"
     if dataset:
-        text += f" on `{public_name(dataset)}`"
+        text += f" on {code(public_name(dataset))}"
     if (run.config.get("overlay_prob") or 0) > 0:
         source = run.config.get("overlay_source", "aligned")
-        what = "integrated-gradients maps of the teacher" if source == "aligned" else f"the control `{source}`"
+        what = "integrated-gradients maps of the teacher" if source == "aligned" else f"the control {code(source)}"
         text += f", with {what} overlaid on part of the training images"
-    return text + "."
+    return Markdown(text + ".")
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.report.card import model_card
+from timm_igkd.report.licenses import check_license
 from timm_igkd.report.run_facts import RunFacts, read_run
 
 _PICKLES = ("pytorch_model.bin",)
@@ -54,6 +55,7 @@ def push_student(
         MissingFileError: no student there. InputError: a student that timm cannot build, or a bad name.
         RunError: no login, no access, no network, or the download does not match what was pushed.
     """
+    check_license(license)
     for name in (repo_id, maps_repo):
         if name is not None:
             check_repo_id(name, timeout_s)
