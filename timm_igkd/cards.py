@@ -35,8 +35,8 @@ def render_card(template: str, **values: Any) -> str:
     """Fill a template and sign the result. Whatever text is filled in is escaped, here and nowhere else.
 
     Args:
-        template: file name under hub/templates. Filters: `code` (inline code), `cell` (a table's cell), `verbatim` (inside
-            a code block), `markdown` (text of our own that holds marks).
+        template: file name under hub/templates. Filters: `code` (inline code), `cell` (a table's cell), `verbatim`
+            (inside a code block), `markdown` (text of our own that holds marks).
         values: what it uses; a missing one is an error.
     """
     from jinja2 import Environment, StrictUndefined  # here: who only trains does without
