@@ -10,17 +10,19 @@ from torch import Tensor, nn
 
 from timm_igkd.attribution.options import Output, selected_output
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class Kernel:
-    """How a chunk's gradient is computed; kernel_choice.py chooses it on a CUDA device.
+    """How a chunk's gradient is computed.
 
     Attributes:
         dtype: of weights and activations. Points of the path and sums are float32 always.
         compiled: by torch.compile, on CUDA into CUDA graphs, for a few fixed chunk sizes.
     """
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     compiled: bool = False
 
 

@@ -3,7 +3,7 @@
 `engine="captum"` is the reference; `engine="fast"` (ig_engine.py) computes the same sums with less work.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -61,9 +61,10 @@ class IGOptions:
         if not 0 < self.tolerance < 1:
             raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain values, for the manifest."""
-        return asdict(self)
+    @property
+    def signed(self) -> bool:
+        """Whether the maps have a sign."""
+        return self.reduction == "sum"
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
+from timm_igkd.attribution.chunk_gradient import Dtype
 from timm_igkd.attribution.options import Baseline, IGOptions, Output, Reduction, Target
 from timm_igkd.cli import arguments
 from timm_igkd.cli.hub_commands import (
@@ -33,6 +34,8 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
     parser.add_argument("--limit", type=int, help="only the first images")
     parser.add_argument("--engine", choices=("captum", "fast"), default="fast")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of weights and activations")
+    parser.add_argument("--compile", action="store_true", help="compile the gradients, for long builds on a GPU")
     parser.add_argument("--n-steps", type=arguments.steps_argument, default=default.n_steps, metavar="N|auto")
     parser.add_argument("--max-steps", type=int, default=default.max_steps, help="most steps of an image with auto")
     parser.add_argument("--tolerance", type=float, default=default.tolerance, help="least map correlation with auto")
@@ -60,6 +63,8 @@ def maps(args: argparse.Namespace) -> None:
         args.out,
         options=options,
         engine=args.engine,
+        dtype=args.dtype,
+        compile=args.compile,
         limit=args.limit,
         shard=args.shard,
         map_size=args.map_size,
@@ -71,12 +76,13 @@ def maps(args: argparse.Namespace) -> None:
     if store is None:
         print(f"{args.out}: shards {args.shard[0]}/{args.shard[1]} are done; other machines' shards are missing")
         return
-    numbers = store.provenance["statistics"]
-    unconverged = len(store) - numbers["converged"]
+    numbers, error = store.provenance.statistics, store.provenance.kernel_error
+    unconverged = len(store) - numbers.converged
     print(
-        f"{args.out}: {len(store)} maps, {numbers['mean_steps']:.1f} steps on average, |delta| median "
-        f"{numbers['abs_delta_median']:.3g} p90 {numbers['abs_delta_p90']:.3g}"
+        f"{args.out}: {len(store)} maps, {numbers.mean_steps:.1f} steps on average, |delta| median "
+        f"{numbers.abs_delta_median:.3g} p90 {numbers.abs_delta_p90:.3g}"
         + (f", {unconverged} images reached --max-steps" if unconverged else "")
+        + (f", least correlation with eager float32 {error.correlation:.5f} (n = {error.images})" if error else "")
     )
 
 
@@ -91,17 +97,15 @@ def verify(args: argparse.Namespace) -> None:
     """Check that every map belongs to its image and was not altered."""
     store, dataset = MapStore(args.maps), arguments.dataset_from(args)
     store.verify(dataset, progress=lambda rows: tqdm(rows, unit="img", desc="verify", disable=None))
-    n, total = len(store), store.provenance["dataset"]["num_images"]
+    n, total = len(store), store.provenance.dataset.num_images
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
     print(f"{args.maps}: keys and map hashes of {coverage} match")
     if args.recompute is None:
         return
-    made_by = store.provenance["teacher"]
-    teacher = arguments.model_from(args, "teacher") if args.teacher else load_model(made_by["name"], role="teacher")
-    if weights_hash(teacher) != made_by["weights_sha256"]:
-        raise InputError(
-            f"the maps were made by another teacher than {args.teacher or made_by['name']!r}: weights differ"
-        )
+    made_by = store.provenance.teacher
+    teacher = arguments.model_from(args, "teacher") if args.teacher else load_model(made_by.name, role="teacher")
+    if weights_hash(teacher) != made_by.weights_sha256:
+        raise InputError(f"the maps were made by another teacher than {args.teacher or made_by.name!r}: weights differ")
     worst, correlation = recompute_rows(store, teacher, dataset, args.recompute)
     if worst > 2 and correlation < 0.999:
         raise InputError(
