@@ -16,7 +16,7 @@ midpoint steps, and c's with captum's. Random weights serve for speed only: thei
 measured one after the other and merged into one JSON file, so that calls can be divided.
 
 On a CUDA device captum is timed as torch runs it by default, its convolutions in TF32, and compared in float32. There
-c, d and limit compute float32 in float32, c and d with the kernel that the engine chooses, limit in eager mode.
+c, d and limit compute float32 in float32.
 """
 
 import argparse

@@ -3,7 +3,8 @@
     python benchmarks/attribution_variants.py '{"variant": "c", "teacher": "cifar", "images": 8, "shared": "../shared"}'
 
 Keys of a job: variant (a, b, c, d, limit, sweep, reference), teacher, images, shared (folder), and optionally chunk
-(captum's `internal_batch_size`), limit_pairs, keep (a file for maps and deltas), memory_gb (address space for a).
+(captum's `internal_batch_size`), dtype and compile (as of `compute_maps`, for c and d), limit_pairs, keep (a file for
+maps and deltas), memory_gb (address space for a).
 """
 
 import contextlib
@@ -22,10 +23,9 @@ import torch
 from timm_igkd import load_labeled_images, load_model
 from timm_igkd.attribution.chunk_gradient import Kernel, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool
-from timm_igkd.attribution.chunk_size import images_per_batch
+from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import CaptumEngine, IGOptions, TeacherView
-from timm_igkd.maps.kernel_choice import computation
 from timm_igkd.models.loading import class_indices
 
 SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}
@@ -37,7 +37,6 @@ LIMIT_BATCHES = {
 }
 CUDA_BATCHES = (16, 64, 256, 1024)
 REFERENCE_STEPS = 1000
-PLANNED_IMAGES = 50_000  # of the build for which a CUDA device's kernel is chosen
 
 
 def load_teacher(name: str, shared: Path) -> tuple[Any, Any]:
@@ -70,7 +69,6 @@ class Work:
         self.job = job
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, dataset = load_teacher(job["teacher"], Path(job["shared"]))
-        self.dataset = dataset
         view, indices = TeacherView(self.model), class_indices(self.model, dataset.class_names, dataset.num_classes)
         count = max(job["images"], 1)
         items = [dataset.read(index * len(dataset) // count) for index in range(count)]
@@ -81,14 +79,13 @@ class Work:
         self.baselines = torch.zeros_like(self.inputs[:1])
 
     def engine(self, n_steps: Any, eager: bool = False) -> FastEngine:
-        """Return the engine as a build of PLANNED_IMAGES would set it up on this device, or in eager float32."""
+        """Return the engine as `compute_maps` sets it up on this device, or in eager float32 with small chunks."""
         options = IGOptions(n_steps=n_steps)
         if eager:
             return FastEngine(self.model, options, min(SWEEP[self.job["teacher"]]), self.shape, self.device)
-        manifest = {"options": options.to_dict(), "engine": "fast", "n": PLANNED_IMAGES}
-        plan = computation(self.model, self.dataset, manifest, self.device, None)
-        kernel = Kernel(plan["dtype"], plan.get("compiled", False))
-        return FastEngine(self.model, options, plan["chunk_size"], self.shape, self.device, kernel=kernel)
+        chunk = activation_chunk(self.model, self.shape, self.device)
+        kernel = Kernel(self.job.get("dtype", "float32"), self.job.get("compile", False))
+        return FastEngine(self.model, options, chunk, self.shape, self.device, kernel=kernel)
 
     def captum(self, chunk: int | None) -> CaptumEngine:
         return CaptumEngine(self.model.to(self.device), IGOptions(), chunk)
@@ -127,7 +124,7 @@ class Work:
             batch = min(8 if name == "a" else chunk, n)
         else:
             engine, batch = self.engine(50 if name == "c" else "auto"), images_per_batch(self.shape, self.device)
-        if self.device.type == "cuda":  # a whole batch, so that no kernel is chosen, compiled or captured in the timing
+        if self.device.type == "cuda":  # a whole batch, so that nothing is compiled or captured in the timing
             self.attribute(engine, batch, count=min(batch, n))
             torch.cuda.reset_peak_memory_stats()
         else:

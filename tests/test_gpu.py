@@ -34,13 +34,18 @@ def test_maps_of_the_gpu_are_those_of_the_cpu(name):
 
 
 @pytest.mark.parametrize("n_steps", [8, "auto"])
-def test_store_says_which_kernel_was_chosen_and_verifies(n_steps, tmp_path):
+@pytest.mark.parametrize(("dtype", "compile"), [("float32", False), ("bfloat16", False), ("float32", True)])
+def test_store_says_what_its_kernel_changed(n_steps, dtype, compile, tmp_path):
     dataset = ImageList([noise_image(index, 32, 32) for index in range(20)], [index % 2 for index in range(20)])
     options = IGOptions(n_steps=n_steps)
-    store = compute_maps(tiny_teacher(size=32), dataset, tmp_path / "maps", options=options, logits=True)
+    kernel = {"dtype": dtype, "compile": compile}
+    store = compute_maps(tiny_teacher(size=32), dataset, tmp_path / "maps", options=options, logits=True, **kernel)
     assert len(store) == 20
-    assert MapStore(tmp_path / "maps").provenance["dtype"] in ("float32", "bfloat16")
-    assert DEVICE.type == "cpu" or store.provenance["kernels"]
+    MapStore(tmp_path / "maps").verify(dataset)
+    if kernel == {"dtype": "float32", "compile": False}:
+        assert store.provenance.kernel_error is None
+    else:
+        assert store.provenance.kernel_error.correlation > (0.9 if dtype == "bfloat16" else 0.999)
 
 
 def test_batches_made_on_the_gpu_are_those_of_the_cpu():

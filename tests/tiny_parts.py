@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import timm
 import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from timm_igkd.attribution.options import IGOptions
 from timm_igkd.data.images import content_key
-from timm_igkd.files import write_json
+from timm_igkd.maps.manifest import Manifest, Provenance, SourceDataset, SourceTeacher, Statistics
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.store import MapStore
-from timm_igkd.maps.store_files import num_shards, shard_path, shard_rows, write_shard
+from timm_igkd.maps.store_files import shard_paths, statistics, write_shard
+from timm_igkd.records import write_record
 
 
 def tiny_teacher(name: str = "test_resnet", classes: int = 2, size: int = 32, seed: int = 0) -> nn.Module:
@@ -63,34 +66,67 @@ def write_store(
     dataset: Any,
     maps: Sequence[np.ndarray],
     *,
-    reduction: str = "abs_sum",
-    target: str = "label",
+    reduction: Any = "abs_sum",
+    target: Any = "label",
     logits: Sequence[np.ndarray] | None = None,
     num_images: int | None = None,
     shard_size: int = 64,
 ) -> MapStore:
     """Write a finished store with chosen maps: row i holds the uint8 levels `maps[i]` of image i."""
-    n = len(maps)
-    manifest = {
-        "format": 1,
-        "dataset": {"name": "list", "split": "train", "num_images": num_images or len(dataset), "class_names": None},
-        "teacher": {"name": "none", "weights_sha256": "0" * 64, "class_indices": None},
-        "options": {"n_steps": 1, "reduction": reduction, "target": target, "baseline": "mean", "output": "logit"},
-        "engine": "fast",
-        "dtype": "float32",
-        "n": n,
-        "map_size": None,
-        "logits": logits is not None,
-        "shard_rows": shard_size,
-        "versions": {"pillow": "1"},
-    }
-    write_json(folder / "manifest.json", manifest)
+    manifest = tiny_manifest(
+        len(maps),
+        num_images=num_images or len(dataset),
+        options=IGOptions(n_steps=1, reduction=reduction, target=target),
+        logits=logits is not None,
+        shard_rows=shard_size,
+    )
+    write_record(folder / "manifest.json", manifest)
     rows = [
         MapRow(content_key(image), label, maps[i], 1.0, 0.0, 1, True, None if logits is None else logits[i])
-        for i, (image, label) in ((i, dataset[i]) for i in range(n))
+        for i, (image, label) in ((i, dataset[i]) for i in range(len(maps)))
     ]
-    for shard in range(num_shards(manifest)):
-        part = shard_rows(manifest, shard)
-        write_shard(shard_path(folder, manifest, shard), to_table(rows[part.start : part.stop]))
-    write_json(folder / "provenance.json", manifest)
+    tables = [to_table([rows[i] for i in manifest.rows_of(shard)]) for shard in range(manifest.num_shards)]
+    for path, table in zip(shard_paths(folder, manifest), tables, strict=True):
+        write_shard(path, table)
+    write_record(folder / "provenance.json", finished(manifest, tables))
     return MapStore(folder)
+
+
+def tiny_manifest(n: int, *, num_images: int | None = None, **settings: Any) -> Manifest:
+    """Return the manifest of a store that no teacher made."""
+    teacher = SourceTeacher(
+        name="none",
+        architecture=None,
+        weights_sha256="0" * 64,
+        input_size=(3, 32, 32),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation=None,
+        class_indices=None,
+    )
+    defaults = {
+        "dataset": SourceDataset(name="list", split="train", num_images=num_images or n),
+        "teacher": teacher,
+        "options": IGOptions(n_steps=1),
+        "engine": "fast",
+        "n": n,
+        "map_size": None,
+        "logits": False,
+        "shard_rows": 64,
+        "versions": {"pillow": "1"},
+        "chunk_size": 1,
+        "batch_images": 1,
+    }
+    return Manifest(**defaults | settings)
+
+
+def finished(manifest: Manifest, tables: Sequence[pa.Table]) -> Provenance:
+    """Return the provenance of a store with these rows."""
+    return Provenance(**vars(manifest), keys_hash="0" * 32, statistics=statistics(list(tables)))
+
+
+def provenance_of(n: int, **options: Any) -> Provenance:
+    """Return the provenance of a store of n maps that were never computed."""
+    numbers = Statistics(mean_steps=1.0, converged=n, abs_delta_median=0.0, abs_delta_p90=0.0, constant_maps=0)
+    manifest = tiny_manifest(n, options=IGOptions(**options))
+    return Provenance(**vars(manifest), keys_hash="0" * 32, statistics=numbers)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, first_line
 
 
 def output_file(path: str | Path) -> Path:
@@ -45,17 +45,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Return strict JSON."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write strict JSON atomically."""
-    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(path, json_bytes(content))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; an InputError names it where it is damaged."""
+    """Read a JSON file of names with values.
+
+    Raises:
+        InputError: the file is damaged, whatever is wrong with it. FileNotFoundError: there is none.
+    """
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{str(path)!r} is not JSON ({error}); restore it or rebuild the store") from error
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # text that is no UTF-8 or no JSON, numbers or nesting without end
+        raise InputError(f"{str(path)!r} is not JSON ({first_line(error)}); restore it or build it again") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); restore it or build it again") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{str(path)!r} must hold names with values, found {type(content).__name__}; restore it or build it again"
+        )
+    return content
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from tiny_parts import tiny_teacher
 
 from timm_igkd import IGOverlay, MapStore, load_labeled_images
 from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.maps.manifest import Halving
 from timm_igkd.models.loading import save_model
 
 
@@ -627,7 +628,7 @@ def test_constant_map_is_zeros(command: Runner, tiny_images: ImageFactory, tmp_p
     outcome = command(*maps_of(images, tmp_path / "constant", tmp_path / "maps"))
     assert outcome.code == 0, outcome.error
     store = MapStore(tmp_path / "maps")
-    assert store.provenance["statistics"]["constant_maps"] == 8
+    assert store.provenance.statistics.constant_maps == 8
     assert all(store.rows[row]["scale"] == 0 and not store.levels(row).any() for row in range(8))
     image = load_labeled_images(str(images), "train")[0][0]
     blended = np.asarray(IGOverlay().apply(image, store.overlay_map(0), 1.5)).astype(int)
@@ -666,7 +667,7 @@ def test_out_of_memory_halves_the_chunk_and_is_recorded(
     manifest = json.loads((tmp_path / "maps" / "manifest.json").read_text())
     assert manifest["chunk_size"] == 4
     assert manifest["out_of_memory_halvings"] == [{"row": 0, "chunk_size": 8}, {"row": 0, "chunk_size": 4}]
-    assert MapStore(tmp_path / "maps").provenance["out_of_memory_halvings"] == manifest["out_of_memory_halvings"]
+    assert MapStore(tmp_path / "maps").provenance.out_of_memory_halvings == (Halving(0, 8), Halving(0, 4))
     assert command("verify", "--maps", tmp_path / "maps", "--dataset", images, "--split", "train").code == 0
     before = files_of(tmp_path / "maps")
     assert command(*argv).code == 0  # the same command finds its store again

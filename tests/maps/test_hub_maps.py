@@ -220,7 +220,7 @@ def test_local_paths_of_teacher_and_data_are_not_published(hub, store, tmp_path)
         (folder / name).write_text(json.dumps(content))
     push_maps(folder, REPO)
     assert not any(b"/home/me" in content for content in published(hub).values())
-    assert MapStore(REPO).provenance["dataset"]["name"] == "images"
+    assert MapStore(REPO).provenance.dataset.name == "images"
 
 
 def test_unfinished_store_is_not_pushed(hub, tmp_path, capfd):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import read_json
 from timm_igkd.maps.build import compute_maps, recompute_rows
+from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import MapRow, decode_png, encode_png, map_hash, quantize, rectify, to_table
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import save_model
@@ -243,7 +245,7 @@ def test_constant_image_at_its_baseline_gives_a_map_of_zeros(teacher, tmp_path):
     store = build(teacher, black, tmp_path, options=IGOptions(n_steps=2, baseline="black"))
     assert store.rows[0]["scale"] == 0
     assert not store.levels(0).any()
-    assert store.provenance["statistics"]["constant_maps"] == 1
+    assert store.provenance.statistics.constant_maps == 1
 
 
 @pytest.mark.parametrize("size", [1, 5, 8])
@@ -271,34 +273,34 @@ def test_images_of_any_size_and_one_pixel_get_maps(teacher, tmp_path):
 
 def test_provenance_says_what_made_the_maps(built, teacher):
     found = built.provenance
-    assert found["dataset"]["name"] == "noise"
-    assert found["dataset"]["num_images"] == found["n"] == N
-    assert found["teacher"]["architecture"] == "test_resnet"
-    assert found["teacher"]["mean"] == list(teacher.pretrained_cfg["mean"])
-    assert len(found["teacher"]["weights_sha256"]) == 64
-    assert found["options"] == TWO_STEPS.to_dict()
-    assert {"timm", "torch", "captum", "pillow", "datasets"} <= found["versions"].keys()
-    assert len(found["keys_hash"]) == 32
+    assert found.dataset.name == "noise"
+    assert found.dataset.num_images == found.n == N
+    assert found.teacher.architecture == "test_resnet"
+    assert found.teacher.mean == tuple(teacher.pretrained_cfg["mean"])
+    assert len(found.teacher.weights_sha256) == 64
+    assert found.options == TWO_STEPS
+    assert {"timm", "torch", "captum", "pillow", "datasets"} <= found.versions.keys()
+    assert len(found.keys_hash) == 32
 
 
 def test_keys_hash_depends_on_the_order(built, teacher, images, tmp_path):
     turned = ImageList(images.images[::-1], images.labels[::-1], name="noise")
-    assert build(teacher, turned, tmp_path).provenance["keys_hash"] != built.provenance["keys_hash"]
+    assert build(teacher, turned, tmp_path).provenance.keys_hash != built.provenance.keys_hash
 
 
 def test_dataset_card_names_teacher_data_and_options(built):
     card = (built.path / "README.md").read_text()
     assert "test_resnet" in card
     assert "noise" in card
-    assert built.provenance["teacher"]["weights_sha256"] in card
-    assert built.provenance["keys_hash"] in card
+    assert built.provenance.teacher.weights_sha256 in card
+    assert built.provenance.keys_hash in card
 
 
 @pytest.mark.parametrize("engine", ["captum", "fast"])
 def test_both_engines_build_the_same_maps_to_a_level(built, teacher, images, tmp_path, engine):
     store = build(teacher, images, tmp_path, engine=engine)
     assert max(np.abs(store.levels(row).astype(int) - built.levels(row)).max() for row in range(N)) <= 1
-    assert store.provenance["engine"] == engine
+    assert store.provenance.engine == engine
 
 
 def test_wordnet_classes_are_mapped_to_the_teachers_1000(tmp_path):
@@ -310,7 +312,7 @@ def test_wordnet_classes_are_mapped_to_the_teachers_1000(tmp_path):
     dataset = ImageList([noise_image(0), noise_image(1), noise_image(2)], [0, 1, 0])
     dataset.classes = names
     store = build(model, dataset, tmp_path / "a", logits=True, options=IGOptions(n_steps=2, reduction="sum"))
-    assert store.provenance["teacher"]["class_indices"] == indices
+    assert store.provenance.teacher.class_indices == tuple(indices)
     with torch.no_grad():
         inputs = torch.stack([TeacherView(model)(image) for image in dataset.images])
         expected = model(inputs)[:, indices]
@@ -488,7 +490,7 @@ def test_size_below_1_is_refused(teacher, images, tmp_path, name):
 def test_limited_store_says_that_it_is_a_prefix(teacher, images, tmp_path):
     store = build(teacher, images, tmp_path, limit=5)
     assert len(store) == 5
-    assert (store.provenance["n"], store.provenance["dataset"]["num_images"]) == (5, N)
+    assert (store.provenance.n, store.provenance.dataset.num_images) == (5, N)
     assert "a prefix, the first 5 of 10 images" in (tmp_path / "README.md").read_text()
     store.verify(images)
     with pytest.raises(
@@ -498,7 +500,7 @@ def test_limited_store_says_that_it_is_a_prefix(teacher, images, tmp_path):
 
 
 def test_limit_beyond_the_dataset_is_the_whole(teacher, images, tmp_path):
-    assert build(teacher, images, tmp_path, limit=999).provenance["n"] == N
+    assert build(teacher, images, tmp_path, limit=999).provenance.n == N
 
 
 # ---- verify
@@ -779,7 +781,7 @@ def test_imagenette_names_are_wordnet_ids(shared):
     assert read_item(dataset, 0)[0].size == (224, 224)
 
 
-def test_provenance_is_plain_json(built):
-    text = (built.path / "provenance.json").read_text()
-    assert json.loads(text) == built.provenance
-    assert "NaN" not in text
+def test_provenance_is_plain_json_with_the_names_of_its_fields(built):
+    found = json.loads((built.path / "provenance.json").read_text())
+    assert found == json.loads(json.dumps(asdict(built.provenance), allow_nan=False))
+    assert list(found) == [field.name for field in fields(Provenance)]

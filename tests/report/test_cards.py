@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -345,14 +346,14 @@ def test_metadata_of_the_dataset_card_is_valid(store):
 
 def test_dataset_card_tells_the_provenance(store):
     card = dataset_card(store.provenance, "user/maps")
-    for part in (store.provenance["keys_hash"], store.provenance["teacher"]["weights_sha256"], "![Maps of 10 images"):
+    for part in (store.provenance.keys_hash, store.provenance.teacher.weights_sha256, "![Maps of 10 images"):
         assert part in card
     assert "all 10 images, in order" in card
     assert 'MapStore("user/maps")' in code_blocks(card)[0]
 
 
 def test_card_of_a_prefix_says_so(store):
-    provenance = store.provenance | {"dataset": store.provenance["dataset"] | {"num_images": 90}}
+    provenance = replace(store.provenance, dataset=replace(store.provenance.dataset, num_images=90))
     assert "a prefix, the first 10 of 90 images" in dataset_card(provenance)
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tiny_parts import provenance_of
 
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.maps.pictures import heat_image
 from timm_igkd.overlay.preview import Sample, write_preview
+from timm_igkd.records import write_record
 from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
 from timm_igkd.report.tables import (
     confused_pairs,
@@ -72,7 +74,7 @@ def make_run(folder, num_classes, with_teacher=True, n=30):
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text(json.dumps({"torch": "2.15", "command": "train_igkd.py --name digits"}))
-    (folder / "maps" / "provenance.json").write_text(json.dumps({"n": 90, "options": {"n_steps": 50}}))
+    write_record(folder / "maps" / "provenance.json", provenance_of(90, n_steps=50))
     (folder / "student_history.csv").write_text(HISTORY)
     (folder / "teacher_history.csv").write_text(HISTORY.replace(",0.4,", ",,").replace(",0.2,", ",,"))
     return folder

@@ -3,24 +3,25 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from timm_igkd.attribution.options import Output, selected_output
+from timm_igkd.attribution.ig_options import Dtype, Output
+from timm_igkd.attribution.options import selected_output
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How a chunk's gradient is computed; kernel_choice.py chooses it on a CUDA device.
+    """How a chunk's gradient is computed.
 
     Attributes:
         dtype: of weights and activations. Points of the path and sums are float32 always.
         compiled: by torch.compile, on CUDA into CUDA graphs, for a few fixed chunk sizes.
     """
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     compiled: bool = False
 
 

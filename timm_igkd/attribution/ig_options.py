@@ -1,7 +1,7 @@
 """Which integrated gradients are computed; imports nothing heavy, for the command line reads its defaults here."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from timm_igkd.errors import InputError, check_range, nearest
 
@@ -9,6 +9,7 @@ Baseline = Literal["mean", "black", "blur", "noise"]
 Target = Literal["label", "predicted"]
 Output = Literal["logit", "probability"]
 Reduction = Literal["abs_sum", "sum", "positive"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class IGOptions:
         if not 0 < self.tolerance < 1:
             raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain values, for the manifest."""
-        return asdict(self)
+    @property
+    def signed(self) -> bool:
+        """Whether the maps have a sign."""
+        return self.reduction == "sum"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
-from timm_igkd.attribution.ig_options import Baseline, IGOptions, Output, Reduction, Target
+from timm_igkd.attribution.ig_options import Baseline, Dtype, IGOptions, Output, Reduction, Target
 from timm_igkd.cli import arguments
 from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
@@ -39,6 +39,8 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
     parser.add_argument("--limit", type=int, help="only the first images")
     parser.add_argument("--engine", choices=("captum", "fast"), default="fast")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of weights and activations")
+    parser.add_argument("--compile", action="store_true", help="compile the gradients, for long builds on a GPU")
     parser.add_argument("--n-steps", type=arguments.steps_argument, default=default.n_steps, metavar="N|auto")
     parser.add_argument("--max-steps", type=int, default=default.max_steps, help="most steps of an image with auto")
     parser.add_argument("--tolerance", type=float, default=default.tolerance, help="least map correlation with auto")

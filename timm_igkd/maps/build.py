@@ -1,8 +1,9 @@
 """Building a map store: images in, attribution, rows out; any number of processes and machines, killed and resumed."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,29 +12,30 @@ from accelerate import PartialState
 from timm.models import get_model_input_config
 from torch import nn
 
+from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.chunk_pool import one_thread
-from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
+from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.data.items import class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
-from timm_igkd.files import write_json
 from timm_igkd.maps.card import write_store_card
-from timm_igkd.maps.kernel_choice import computation
-from timm_igkd.maps.row_maker import RowMaker
+from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
+from timm_igkd.maps.row_maker import RowMaker, kernel_error, map_correlation
 from timm_igkd.maps.shard_builder import ShardBuilder
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import (
-    FORMAT_VERSION,
     check_shard,
+    count_shards,
     default_shard_rows,
-    num_shards,
     open_manifest,
-    shard_path,
+    shard_paths,
     statistics,
 )
 from timm_igkd.models.loading import class_indices, weights_hash
+from timm_igkd.records import write_record
 
-EngineName = Literal["captum", "fast"]
+KERNEL_ERROR_IMAGES = 8
 
 
 def compute_maps(
@@ -43,6 +45,8 @@ def compute_maps(
     *,
     options: IGOptions | None = None,
     engine: EngineName = "fast",
+    dtype: Dtype = "float32",
+    compile: bool = False,
     limit: int | None = None,
     shard: tuple[int, int] = (0, 1),
     map_size: int | None = None,
@@ -63,6 +67,9 @@ def compute_maps(
         out: folder of the store.
         options: which gradients; the default is the paper's.
         engine: "fast", or "captum", the reference.
+        dtype: of the teacher's weights and activations; sums are float32. What bfloat16 changes is measured on some
+            images and stands in the manifest.
+        compile: compile the gradients with torch.compile, which pays in long builds on a GPU; measured likewise.
         limit: only the first images; the store says that it is a prefix.
         shard: (i, n): only every n-th shard, from the i-th; merge by copying the shards of all machines into one
             folder and calling once more without it.
@@ -76,33 +83,50 @@ def compute_maps(
         The finished store; None while other machines' shards are missing.
 
     Raises:
-        InputError: unusable options, image, label or folder. RunError: maps that are not finite.
+        InputError: unusable options, image, label or folder. RunError: maps that are not finite, or no compiler.
     """
-    options = options or IGOptions()
-    teacher = copy.deepcopy(teacher).eval()
-    manifest = _describe(
-        teacher, dataset, options, engine, limit, map_size, logits, shard_size, teacher_name, chunk_size
-    )
+    _check_sizes(limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
     _check_shard_argument(shard)
+    teacher, out = copy.deepcopy(teacher).eval(), Path(out)
     state = PartialState(cpu=not torch.cuda.is_available())
-    out = Path(out)
+    source, shape = _source_dataset(dataset), _input_shape(teacher)
+    n = min(limit or source.num_images, source.num_images)
+    wanted = Manifest(
+        dataset=source,
+        teacher=_source_teacher(teacher, dataset, teacher_name),
+        options=options or IGOptions(),
+        engine=engine,
+        dtype=dtype,
+        compiled=compile,
+        n=n,
+        map_size=map_size,
+        logits=logits,
+        shard_rows=shard_size or default_shard_rows(n),
+        versions=_versions(),
+        chunk_size=chunk_size or activation_chunk(teacher, shape, state.device),
+        batch_images=images_per_batch(shape, state.device),
+    )
     if state.is_main_process:
-        if not (out / "manifest.json").exists():
-            manifest |= computation(teacher, dataset, manifest, state.device, chunk_size)
-        _check_chunk_size(out, open_manifest(out, manifest), chunk_size)
+        _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
-    manifest = open_manifest(out, {})
+    manifest = read_manifest(out)
     builder = ShardBuilder(teacher, dataset, out, manifest, state.device)
-    mine = range(shard[0], num_shards(manifest), shard[1])[state.process_index :: state.num_processes]
+    mine = range(shard[0], manifest.num_shards, shard[1])[state.process_index :: state.num_processes]
     with one_thread():  # the engine has its own threads; another number here could change last bits
         builder.build(list(mine), progress=progress and state.is_main_process)
     state.wait_for_everyone()
-    if any(not shard_path(out, manifest, index).exists() for index in range(num_shards(manifest))):
+    if count_shards(out, manifest) < manifest.num_shards:
         return None
     if state.is_main_process:
-        finish_store(out, open_manifest(out, {}))
+        finish_store(out, read_manifest(out))
     state.wait_for_everyone()
     return MapStore(out)
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, size in sizes.items():
+        if size is not None:
+            check_range(name, size, 1)
 
 
 def _check_shard_argument(shard: tuple[int, int]) -> None:
@@ -111,106 +135,88 @@ def _check_shard_argument(shard: tuple[int, int]) -> None:
         raise InputError(f"shard must be i/n with 0 <= i < n, got {index}/{count}")
 
 
-def _check_chunk_size(out: Path, found: dict[str, Any], asked: int | None) -> None:
-    """Refuse another chunk size than the store was begun with; one that memory halved is kept."""
-    if asked is not None and found["chunk_size"] != asked and not found.get("out_of_memory_halvings"):
+def _begin_store(
+    teacher: nn.Module, dataset: Any, out: Path, wanted: Manifest, chunk_size: int | None, device: torch.device
+) -> None:
+    """Write the manifest of a new store, or refuse a folder whose store was begun with other settings.
+
+    A chunk size that was not asked for, or that memory halved, is kept as it is there.
+    """
+    if wanted.kernel != Kernel() and not (out / "manifest.json").exists():
+        indices = _evenly_spread(wanted.n, min(KERNEL_ERROR_IMAGES, wanted.n))
+        wanted = replace(wanted, kernel_error=kernel_error(teacher, dataset, wanted, device, indices))
+    found = open_manifest(out, wanted)
+    if chunk_size is not None and found.chunk_size != chunk_size and not found.out_of_memory_halvings:
         raise InputError(
-            f"{str(out)!r} holds maps made with other settings: chunk_size is {found['chunk_size']} there, {asked} "
-            "here; "
-            "choose another --out or delete it"
+            f"{str(out)!r} holds maps made with other settings: chunk_size is {found.chunk_size} there, {chunk_size} "
+            "here; choose another --out or delete it"
         )
 
 
-def _input_shape(teacher: nn.Module) -> tuple[int, ...]:
-    """Return what the teacher is fed; a size given when it was built counts before its `pretrained_cfg`'s."""
-    return tuple(get_model_input_config(teacher)["input_size"])
+def _evenly_spread(n: int, count: int) -> list[int]:
+    """Return about `count` of n rows, first and last among them."""
+    return np.unique(np.linspace(0, n - 1, count).round().astype(int)).tolist()
 
 
-def _describe(
-    teacher: Any,
-    dataset: Any,
-    options: IGOptions,
-    engine: str,
-    limit: int | None,
-    map_size: int | None,
-    logits: bool,
-    shard_size: int | None,
-    teacher_name: str | None,
-    chunk_size: int | None,
-) -> dict[str, Any]:
-    """Return the manifest: every setting that changes a number, and what the maps are of."""
-    if engine not in ("captum", "fast"):
-        raise InputError(f"engine must be 'captum' or 'fast', got {engine!r}")
-    if engine == "captum" and options.n_steps == "auto":
-        raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
-    for name, value in (
-        ("limit", limit),
-        ("map_size", map_size),
-        ("shard_size", shard_size),
-        ("chunk_size", chunk_size),
-    ):
-        if value is not None:
-            check_range(name, value, 1)
-    total = len(dataset)
-    if total == 0:
+def _source_dataset(dataset: Any) -> SourceDataset:
+    if len(dataset) == 0:
         raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
-    n = min(limit or total, total)
-    names = class_names(dataset)
-    config = teacher.pretrained_cfg
-    return {
-        "format": FORMAT_VERSION,
-        "dataset": {
-            "name": dataset_name(dataset),
-            "split": str(getattr(dataset, "split", "train")),
-            "revision": getattr(dataset, "revision", None),
-            "num_images": total,
-            "class_names": list(names) if names else None,
-        },
-        "teacher": {
-            "name": teacher_name or config.get("architecture") or type(teacher).__name__,
-            "architecture": config.get("architecture"),
-            "weights_sha256": weights_hash(teacher),
-            **_preprocessing(teacher),
-            "class_indices": class_indices(teacher, names, _num_classes(dataset, teacher)),
-        },
-        "options": options.to_dict(),
-        "engine": engine,
-        "n": n,
-        "map_size": map_size,
-        "logits": logits,
-        "shard_rows": shard_size or default_shard_rows(n),
-        "versions": {name: environment()[name] for name in ("timm_igkd", "python", *PACKAGES)},
-    }
+    return SourceDataset(
+        name=dataset_name(dataset),
+        split=str(getattr(dataset, "split", "train")),
+        revision=getattr(dataset, "revision", None),
+        num_images=len(dataset),
+        class_names=class_names(dataset) or None,
+    )
+
+
+def _source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeacher:
+    config, names = teacher.pretrained_cfg, class_names(dataset)
+    num_classes = len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
+    indices = class_indices(teacher, names, num_classes)
+    return SourceTeacher(
+        name=name or config.get("architecture") or type(teacher).__name__,
+        architecture=config.get("architecture"),
+        weights_sha256=weights_hash(teacher),
+        **_preprocessing(teacher),
+        class_indices=None if indices is None else tuple(indices),
+    )
 
 
 def _preprocessing(teacher: Any) -> dict[str, Any]:
+    """Return how a teacher's inputs are made, by the names of `SourceTeacher`."""
     config = teacher.pretrained_cfg
     return {
-        "input_size": list(_input_shape(teacher)),
-        "mean": list(config["mean"]),
-        "std": list(config["std"]),
+        "input_size": _input_shape(teacher),
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
         "interpolation": config.get("interpolation"),
     }
 
 
-def _num_classes(dataset: Any, teacher: Any) -> int:
-    names = class_names(dataset)
-    return len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
+def _input_shape(teacher: nn.Module) -> tuple[int, int, int]:
+    """Return what the teacher is fed; a size given when it was built counts before its `pretrained_cfg`'s."""
+    return tuple(get_model_input_config(teacher)["input_size"])
 
 
-def finish_store(out: Path, manifest: dict[str, Any]) -> None:
+def _versions() -> dict[str, str | None]:
+    found = environment()
+    return {name: found[name] for name in ("timm_igkd", "python", *PACKAGES)}  # type: ignore[misc]
+
+
+def finish_store(out: Path, manifest: Manifest) -> None:
     """Check all shards, then write provenance and dataset card, which make the store complete."""
     for left_by_a_kill in out.glob("**/.*.tmp"):
         left_by_a_kill.unlink(missing_ok=True)
     digest, tables = xxhash.xxh3_128(), []
-    for shard in range(num_shards(manifest)):
-        table = check_shard(shard_path(out, manifest, shard), manifest, shard)
+    for shard, path in enumerate(shard_paths(out, manifest)):
+        table = check_shard(path, manifest, shard)
         for key in table.column("key").to_pylist():
             digest.update(key.encode())
         tables.append(table.select(["n_steps", "convergence_delta", "converged", "scale"]))
-    provenance = manifest | {"keys_hash": digest.hexdigest(), "statistics": statistics(tables)}
+    provenance = Provenance(**vars(manifest), keys_hash=digest.hexdigest(), statistics=statistics(tables))
     write_store_card(out, provenance)
-    write_json(out / "provenance.json", provenance)
+    write_record(out / "provenance.json", provenance)
 
 
 def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> tuple[int, float]:
@@ -223,24 +229,24 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> t
         InputError: more maps than there are, or a teacher that sees images differently from the one that made the maps.
     """
     check_range("recompute", count, 1, len(store))
-    for name, made_with in _preprocessing(teacher).items():
-        if store.provenance["teacher"][name] != made_with:
+    for name, sees in _preprocessing(teacher).items():
+        made_with = getattr(store.provenance.teacher, name)
+        if made_with != sees:
             raise InputError(
-                f"the maps were made with the teacher's {name} {store.provenance['teacher'][name]}, but this "
-                "teacher has "
-                f"{made_with}; give the same --teacher-mean, --teacher-std and --teacher-args"
+                f"the maps were made with the teacher's {name} {_list(made_with)}, but this teacher has "
+                f"{_list(sees)}; give the same --teacher-mean, --teacher-std and --teacher-args"
             )
     device = PartialState(cpu=not torch.cuda.is_available()).device
     maker = RowMaker(copy.deepcopy(teacher).eval(), dataset, store.provenance, device)
-    indices = np.unique(np.linspace(0, len(store) - 1, count).round().astype(int)).tolist()
     worst, correlation = 0, 1.0
-    size = store.provenance["batch_images"]
+    indices, size = _evenly_spread(len(store), count), store.provenance.batch_images
     for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
         for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
             stored, found = store.levels(index).astype(int), row.map.astype(int)
             worst = max(worst, int(np.abs(stored - found).max()))
-            if stored.std() > 0 and found.std() > 0:
-                correlation = min(correlation, float(np.corrcoef(stored.ravel(), found.ravel())[0, 1]))
-            elif (stored != found).any():  # one of them is constant
-                correlation = 0.0
+            correlation = min(correlation, map_correlation(stored, found))
     return worst, correlation
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

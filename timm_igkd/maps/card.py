@@ -1,6 +1,7 @@
 """The dataset card of a map store and the picture on it: what the Hub's page and viewer need."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,33 @@ from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.files import write_atomic
+from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.pictures import fit_image, heat_image, shorten
 from timm_igkd.maps.row_format import decode_png, rectify
-from timm_igkd.maps.store_files import read_shard, shard_path, shard_rows
+from timm_igkd.maps.store_files import read_shard, shard_path
 
 PICTURE = "maps.png"
 _COLUMNS, _MOST_PICTURED, _GAP, _CAPTION = 8, 24, 6, 18
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def write_store_card(out: Path, provenance: dict[str, Any]) -> None:
+def write_store_card(out: Path, provenance: Provenance) -> None:
     """Write README.md beside the shards."""
     write_atomic(out / "README.md", dataset_card(provenance).encode())
 
 
-def dataset_card(provenance: dict[str, Any], repo_id: str | None = None) -> str:
+def dataset_card(provenance: Provenance, repo_id: str | None = None) -> str:
     """Return the card of a store.
 
     Args:
         provenance: of a finished store.
         repo_id: user/name of the dataset on the Hub, whose card shows the picture and loads by name; None: a folder.
     """
-    options, dataset, teacher = provenance["options"], provenance["dataset"], provenance["teacher"]
-    n, total, numbers = provenance["n"], dataset["num_images"], provenance["statistics"]
-    steps = str(options["n_steps"])
+    options, dataset, teacher = provenance.options, provenance.dataset, provenance.teacher
+    n, total, numbers = provenance.n, dataset.num_images, provenance.statistics
+    steps = str(options.n_steps)
     if steps == "auto":
-        steps = f"auto: {numbers['mean_steps']:.1f} on average; {numbers['converged']} of {n} images converged"
-    signed = options["reduction"] == "sum"
+        steps = f"auto: {numbers.mean_steps:.1f} on average; {numbers.converged} of {n} images converged"
     return render_card(
         "dataset_card.md",
         metadata=_metadata(provenance).to_yaml(),
@@ -44,47 +45,44 @@ def dataset_card(provenance: dict[str, Any], repo_id: str | None = None) -> str:
         split=_shard_split(provenance),
         picture=PICTURE if repo_id else None,
         pictured=min(n, _MOST_PICTURED),
-        dataset=dataset | {"name": public_name(dataset["name"])},
-        teacher=teacher | {"name": public_name(teacher["name"])},
+        dataset=replace(dataset, name=public_name(dataset.name)),
+        teacher=replace(teacher, name=public_name(teacher.name)),
         coverage=f"all {total} images, in order" if n == total else f"a prefix, the first {n} of {total} images",
-        num_classes=len(dataset["class_names"] or ()),
+        num_classes=len(dataset.class_names or ()),
         steps=steps,
-        signed=signed,
-        levels=127 if signed else 255,
-        has_logits=provenance["logits"],
+        levels=127 if options.signed else 255,
         citations=read_template("citations.bib").strip(),
-        **{name: provenance[name] for name in ("options", "engine", "dtype", "keys_hash", "statistics", "versions")},
+        maps=provenance,
     )
 
 
-def _shard_split(provenance: dict[str, Any]) -> str:
+def _shard_split(provenance: Provenance) -> str:
     """Return the split's name as the shards' file names have it."""
     return shard_path(Path(), provenance, 0).name.rpartition("-of-")[0].rpartition("-")[0]
 
 
-def _metadata(provenance: dict[str, Any]) -> DatasetCardData:
-    dataset, split = provenance["dataset"], _shard_split(provenance)
-    source = hub_dataset_id(dataset["name"], dataset["revision"])
+def _metadata(provenance: Provenance) -> DatasetCardData:
+    dataset, split = provenance.dataset, _shard_split(provenance)
+    source = hub_dataset_id(dataset.name, dataset.revision)
     return DatasetCardData(
-        pretty_name=f"Integrated-gradients maps of {public_name(provenance['teacher']['name'])}",
+        pretty_name=f"Integrated-gradients maps of {public_name(provenance.teacher.name)}",
         task_categories=["image-classification"],
-        size_categories=[next((name for most, name in _SIZES if provenance["n"] < most), "1M<n<10M")],
+        size_categories=[next((name for most, name in _SIZES if provenance.n < most), "1M<n<10M")],
         source_datasets=[source] if source else None,
         tags=["integrated-gradients", "attribution", "knowledge-distillation", "timm", "timm-igkd"],
         configs=[{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]}],
     )
 
 
-def map_picture(out: Path, provenance: dict[str, Any]) -> bytes:
+def map_picture(out: Path, provenance: Provenance) -> bytes:
     """Return a PNG grid of evenly spread maps with their classes; it shows no image, which is not ours to pass on."""
-    names, n = provenance["dataset"]["class_names"], provenance["n"]
+    names, n = provenance.dataset.class_names, provenance.n
     count = min(n, _MOST_PICTURED)
     rows = [_row(out, provenance, position * n // count) for position in range(count)]
     maps = []
     for row in rows:
         levels = Image.fromarray(decode_png(row["map"]["bytes"]))
-        signed = provenance["options"]["reduction"] == "sum"
-        maps.append(fit_image(heat_image(rectify(levels) if signed else levels)))
+        maps.append(fit_image(heat_image(rectify(levels) if provenance.options.signed else levels)))
     width, height = max(m.width for m in maps), max(m.height for m in maps)
     columns = min(_COLUMNS, count)
     cell_x, cell_y = width + _GAP, height + _GAP + _CAPTION
@@ -101,7 +99,7 @@ def map_picture(out: Path, provenance: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _row(out: Path, provenance: dict[str, Any], index: int) -> dict[str, Any]:
-    shard = index // provenance["shard_rows"]
+def _row(out: Path, provenance: Provenance, index: int) -> dict[str, Any]:
+    shard = index // provenance.shard_rows
     table: pa.Table = read_shard(shard_path(out, provenance, shard))
-    return table.slice(index - shard_rows(provenance, shard).start, 1).to_pylist()[0]
+    return table.slice(index - provenance.rows_of(shard).start, 1).to_pylist()[0]

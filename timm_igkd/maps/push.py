@@ -1,14 +1,14 @@
 """Map stores on the Hub: pushed as a dataset whose maps the viewer shows, fetched by name into the local cache."""
 
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import snapshot_download
 
 from timm_igkd.cards import public_name
 from timm_igkd.errors import InputError, MissingFileError, RunError
-from timm_igkd.files import read_json
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import (
     TIMEOUT_S,
@@ -21,9 +21,12 @@ from timm_igkd.hub.transport import (
     require_login,
 )
 from timm_igkd.maps.card import PICTURE, dataset_card, map_picture
-from timm_igkd.maps.store_files import check_shard, num_shards, require_complete, shard_path
+from timm_igkd.maps.manifest import Manifest, Provenance, read_manifest
+from timm_igkd.maps.store_files import check_shard, require_complete, shard_paths
+from timm_igkd.records import record_bytes
 
 STORE_FILES = ["manifest.json", "provenance.json", "data/*.parquet"]
+_Kind = TypeVar("_Kind", Manifest, Provenance)
 _REPO = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([^@]+))?")
 
 
@@ -56,10 +59,10 @@ def push_maps(
     provenance = require_complete(folder)
     require_login(repo_id)
     files: dict[str, bytes | Path] = {
-        name: _public_json(folder / name) for name in ("manifest.json", "provenance.json")
+        "manifest.json": record_bytes(_public(read_manifest(folder))),
+        "provenance.json": record_bytes(_public(provenance)),
     }
-    for shard in range(num_shards(provenance)):
-        path = shard_path(folder, provenance, shard)
+    for shard, path in enumerate(shard_paths(folder, provenance)):
         check_shard(path, provenance, shard)
         files[f"data/{path.name}"] = path
     files[PICTURE] = map_picture(folder, provenance)
@@ -72,7 +75,7 @@ def push_maps(
             marker="manifest.json",
             marker_key="shard_rows",
             stale=lambda name: name.startswith("data/") and name.endswith(".parquet"),
-            message=f"{provenance['n']} integrated-gradients maps",
+            message=f"{provenance.n} integrated-gradients maps",
             private=private,
             overwrite_card=overwrite_card,
             timeout_s=timeout_s,
@@ -80,14 +83,11 @@ def push_maps(
     )
 
 
-def _public_json(path: Path) -> bytes:
+def _public(manifest: _Kind) -> _Kind:
     """Return a manifest or provenance; of a teacher or dataset in a local folder only the folder's own name is told."""
-    content = read_json(path)
-    names = {part: content[part]["name"] for part in ("dataset", "teacher")}
-    if all(public_name(name) == name for name in names.values()):
-        return path.read_bytes()
-    changed = {part: content[part] | {"name": public_name(name)} for part, name in names.items()}
-    return (json.dumps(content | changed, indent=2) + "\n").encode()
+    dataset = replace(manifest.dataset, name=public_name(manifest.dataset.name))
+    teacher = replace(manifest.teacher, name=public_name(manifest.teacher.name))
+    return replace(manifest, dataset=dataset, teacher=teacher)
 
 
 def repository_of(path: str | Path, revision: str | None) -> tuple[str, str | None] | None:

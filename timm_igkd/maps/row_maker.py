@@ -1,7 +1,12 @@
 """Images to rows of a store: the teacher's view, the target, the engine, the quantised map."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -9,13 +14,15 @@ from torch import Tensor, nn
 
 from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.engine import FastEngine
-from timm_igkd.attribution.options import Attribution, CaptumEngine, IGOptions, TeacherView, reduce_channels
+from timm_igkd.attribution.options import Attribution, CaptumEngine, TeacherView, reduce_channels
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import InputError, RunError, first_line
+from timm_igkd.maps.manifest import KernelError, Manifest
 from timm_igkd.maps.row_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 
+_MEASURED_CHUNK = 32
 Item = tuple[Image.Image, int, Tensor]  # image, label, the teacher's view of it
 
 
@@ -29,17 +36,15 @@ class RowMaker:
         device: where to compute.
     """
 
-    def __init__(self, teacher: nn.Module, dataset: Any, manifest: dict[str, Any], device: torch.device):
+    def __init__(self, teacher: nn.Module, dataset: Any, manifest: Manifest, device: torch.device):
         self.dataset, self.manifest, self.device = dataset, manifest, device
-        self.options = IGOptions(**manifest["options"])
+        self.options = manifest.options
         self.view = TeacherView(teacher)
-        self.class_indices = manifest["teacher"]["class_indices"]
+        self.class_indices = manifest.teacher.class_indices
         self.num_outputs: int = teacher.num_classes  # type: ignore[assignment]
-        chunk, kernel = manifest["chunk_size"], Kernel()
-        if device.type == "cuda":
-            kernel = Kernel(manifest["dtype"], manifest.get("compiled", False))
-        self.fast = FastEngine(teacher, self.options, chunk, (3, *self.view.size), device, kernel=kernel)
-        self.captum = CaptumEngine(teacher.to(device), self.options, chunk) if manifest["engine"] == "captum" else None
+        chunk, shape = manifest.chunk_size, (3, *self.view.size)
+        self.fast = FastEngine(teacher, self.options, chunk, shape, device, kernel=manifest.kernel)
+        self.captum = CaptumEngine(teacher.to(device), self.options, chunk) if manifest.engine == "captum" else None
 
     def set_chunk_size(self, chunk: int) -> None:
         """Use another number of (image, step) pairs per pass from now on."""
@@ -56,14 +61,12 @@ class RowMaker:
         """Return the rows of some images, computed together."""
         images, labels, views = (list(column) for column in zip(*items, strict=True))
         attribution = self._attribute(images, labels, views, indices)
-        maps = self._resize(reduce_channels(attribution.values, self.options.reduction)).cpu().numpy()
+        maps = self._maps(attribution).numpy()
         logits = self._dataset_logits(attribution.logits).cpu().numpy()
         deltas = attribution.convergence_delta.cpu()  # at once: on a GPU each element read alone would wait for it
         rows = []
         for position, (image, label) in enumerate(zip(images, labels, strict=True)):
-            levels, scale = quantize(
-                maps[position], self.options.reduction == "sum", row_name(self.dataset, indices[position])
-            )
+            levels, scale = quantize(maps[position], self.options.signed, row_name(self.dataset, indices[position]))
             rows.append(
                 MapRow(
                     key=content_key(image),
@@ -73,7 +76,7 @@ class RowMaker:
                     convergence_delta=float(deltas[position]),
                     n_steps=int(attribution.n_steps[position]),
                     converged=bool(attribution.converged[position]),
-                    logits=logits[position] if self.manifest["logits"] else None,
+                    logits=logits[position] if self.manifest.logits else None,
                 )
             )
         return rows
@@ -92,7 +95,8 @@ class RowMaker:
             else []
         )
         baselines = self.view.baseline(inputs, self.options.baseline, seeds)
-        return (self.captum or self.fast).attribute(inputs, baselines, targets, logits)
+        with _compiler_errors() if self.manifest.compiled else nullcontext():
+            return (self.captum or self.fast).attribute(inputs, baselines, targets, logits)
 
     def _targets(self, labels: list[int], logits: Tensor, indices: range | list[int]) -> Tensor:
         if self.options.target == "predicted":
@@ -109,10 +113,68 @@ class RowMaker:
         return torch.tensor(mapped, device=logits.device)
 
     def _dataset_logits(self, logits: Tensor) -> Tensor:
-        return logits if self.class_indices is None else logits[:, self.class_indices]
+        return logits if self.class_indices is None else logits[:, list(self.class_indices)]
+
+    def maps(self, indices: range | list[int], items: list[Item]) -> Tensor:
+        """Return the maps of some images before they are quantised, [B, H, W] float32 on the CPU."""
+        images, labels, views = (list(column) for column in zip(*items, strict=True))
+        return self._maps(self._attribute(images, labels, views, indices))
+
+    def _maps(self, attribution: Attribution) -> Tensor:
+        return self._resize(reduce_channels(attribution.values, self.options.reduction)).cpu()
 
     def _resize(self, maps: Tensor) -> Tensor:
-        size = self.manifest["map_size"]
+        size = self.manifest.map_size
         if size is None or (size >= maps.shape[1] and size >= maps.shape[2]):
             return maps
         return F.interpolate(maps[:, None], size=(size, size), mode="area")[:, 0]
+
+
+@contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """Tell in one line that torch.compile found no compiler, or does not compile this model."""
+    from torch._dynamo.exc import TorchDynamoException  # here, as it takes a second that eager work does without
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise RunError(f"--compile failed ({first_line(error)}); leave it out, or install a compiler") from error
+
+
+def free_memory(kernel: Kernel) -> None:
+    """Free what torch keeps of a kernel's last runs: cached memory; compiled code and its CUDA graphs."""
+    if kernel.compiled:
+        torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the correlation of two maps of one shape; a constant map has 1 with an equal one and 0 with any other."""
+    if first.std() > 0 and second.std() > 0:
+        return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+    return float((first == second).all())
+
+
+def kernel_error(
+    teacher: nn.Module, dataset: Any, manifest: Manifest, device: torch.device, indices: list[int]
+) -> KernelError:
+    """Measure what a manifest's dtype and compiling change in the maps of some images, in chunks that surely fit.
+
+    Raises:
+        RunError: maps that are not finite, or no compiler.
+    """
+    manifest = replace(manifest, chunk_size=min(_MEASURED_CHUNK, manifest.chunk_size))
+    exact = RowMaker(teacher, dataset, replace(manifest, dtype="float32", compiled=False), device)
+    items = [exact.read(index) for index in indices]
+    wanted = exact.maps(indices, items).double().numpy()
+    found = RowMaker(teacher, dataset, manifest, device).maps(indices, items).double().numpy()
+    free_memory(manifest.kernel)
+    if not np.isfinite(found).all():
+        raise RunError(f"maps in {manifest.dtype} are not finite; leave --dtype and --compile out")
+    norms = np.maximum(np.linalg.norm(wanted, axis=(1, 2)), 1e-30)
+    return KernelError(
+        images=len(indices),
+        relative=float((np.linalg.norm(found - wanted, axis=(1, 2)) / norms).max()),
+        correlation=min(map_correlation(*pair) for pair in zip(found, wanted, strict=True)),
+    )

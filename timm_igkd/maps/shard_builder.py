@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.files import read_json, write_json
-from timm_igkd.maps.kernel_choice import give_back
+from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
-from timm_igkd.maps.row_maker import Item, RowMaker
-from timm_igkd.maps.store_files import check_shard, shard_path, shard_rows, write_shard
+from timm_igkd.maps.row_maker import Item, RowMaker, free_memory
+from timm_igkd.maps.store_files import check_shard, shard_path, write_shard
+from timm_igkd.records import write_record
 
 MOST_READERS = 8
 
@@ -36,23 +37,23 @@ class ShardBuilder:
         device: where to compute.
     """
 
-    def __init__(self, teacher: nn.Module, dataset: Any, out: Path, manifest: dict[str, Any], device: torch.device):
+    def __init__(self, teacher: nn.Module, dataset: Any, out: Path, manifest: Manifest, device: torch.device):
         self.dataset, self.out, self.manifest = dataset, out, manifest
         self.maker = RowMaker(teacher, dataset, manifest, device)
 
     def build(self, shards: list[int], progress: bool = True) -> None:
         """Compute and write the shards that are not there yet; those that are there are checked first."""
-        total = sum(len(shard_rows(self.manifest, shard)) for shard in shards)
+        total = sum(len(self.manifest.rows_of(shard)) for shard in shards)
         bar = tqdm(total=total, unit="img", desc="maps", disable=None if progress else True, smoothing=0.05)
         writing: Future[None] | None = None
         with bar, ThreadPoolExecutor(1) as writer:
             missing = [shard for shard in shards if not self._is_done(shard)]
-            bar.update(total - sum(len(shard_rows(self.manifest, shard)) for shard in missing))
+            bar.update(total - sum(len(self.manifest.rows_of(shard)) for shard in missing))
             built: list[MapRow] = []
             for shard, batch, items in self._read_ahead(missing):
                 built += self._within_memory(batch, items)
                 bar.update(len(batch))
-                if batch.stop == shard_rows(self.manifest, shard).stop:
+                if batch.stop == self.manifest.rows_of(shard).stop:
                     if writing is not None:
                         writing.result()
                     writing, built = writer.submit(self._write, shard, built), []
@@ -61,8 +62,8 @@ class ShardBuilder:
 
     def _read_ahead(self, shards: list[int]) -> Iterator[tuple[int, range, list[Item]]]:
         """Yield (shard, batch, items), the next batch decoding meanwhile; no batch crosses a shard's border."""
-        size = self.manifest["batch_images"]
-        borders = ((shard, shard_rows(self.manifest, shard)) for shard in shards)
+        size = self.manifest.batch_images
+        borders = ((shard, self.manifest.rows_of(shard)) for shard in shards)
         batches = ((s, rows[start : start + size]) for s, rows in borders for start in range(0, len(rows), size))
         waiting: deque[tuple[int, range, list[Future[Item]]]] = deque()
         with ThreadPoolExecutor(self._num_readers()) as readers:
@@ -98,7 +99,7 @@ class ShardBuilder:
             tqdm.write(f"rebuilding: {error}")
             path.unlink()
             return False
-        rows = shard_rows(self.manifest, shard)
+        rows = self.manifest.rows_of(shard)
         for position in (0, len(rows) - 1):
             image, _ = read_item(self.dataset, rows[position])
             if table.column("key")[position].as_py() != content_key(image):
@@ -120,15 +121,13 @@ class ShardBuilder:
                         f"the GPU's memory does not hold one image of {row_name(self.dataset, indices[0])} and its "
                         "gradient; free memory, or use a larger GPU"
                     ) from error
-            give_back(self.maker.fast.kernel)  # outside of `except`, where the traceback still holds the tensors
+            free_memory(self.manifest.kernel)  # outside of `except`, where the traceback still holds the tensors
             self._set_chunk(chunk, indices[0])
 
     def _set_chunk(self, chunk: int, row: int) -> None:
         """Use smaller chunks from now on, and on a resume, and record it: the last bits may differ from here."""
         self.maker.set_chunk_size(chunk)
-        path = self.out / "manifest.json"
-        found = read_json(path)
-        halvings = [*found.get("out_of_memory_halvings", ()), {"row": row, "chunk_size": chunk}]
-        self.manifest |= {"chunk_size": chunk, "out_of_memory_halvings": halvings}
-        write_json(path, found | self.manifest)
+        halvings = (*read_manifest(self.out).out_of_memory_halvings, Halving(row, chunk))  # other processes' too
+        self.manifest = replace(self.manifest, chunk_size=chunk, out_of_memory_halvings=halvings)
+        write_record(self.out / "manifest.json", self.manifest)
         tqdm.write(f"maps: out of GPU memory, going on with chunks of {chunk}")

@@ -12,9 +12,10 @@ from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
+from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
 from timm_igkd.maps.row_format import decode_png, is_intact, open_png, rectify
-from timm_igkd.maps.store_files import check_shard, num_shards, read_shard, require_complete, shard_path
+from timm_igkd.maps.store_files import check_shard, read_shard, require_complete, shard_path, shard_paths
 
 if TYPE_CHECKING:
     import datasets
@@ -30,7 +31,7 @@ class MapStore:
 
     Attributes:
         path: the folder; for a store on the Hub, its place in the cache.
-        provenance: teacher, dataset, options, versions and statistics (see store_files.py).
+        provenance: teacher, dataset, options, versions and statistics.
 
     Raises:
         MissingFileError: no store there. InputError: not finished, or corrupt. RunError: the Hub has none, refuses, or
@@ -42,12 +43,11 @@ class MapStore:
     def __init__(self, path: str | Path, revision: str | None = None):
         repository = repository_of(path, revision)
         self.path = Path(path) if repository is None else fetch_maps(*repository)
-        self.provenance: dict[str, Any] = require_complete(self.path)
-        shards = [shard_path(self.path, self.provenance, shard) for shard in range(num_shards(self.provenance))]
-        self._file = arrow_file(shards)
+        self.provenance: Provenance = require_complete(self.path)
+        self._file = arrow_file(shard_paths(self.path, self.provenance))
         self._table = mapped_table(self._file)
-        if len(self) != self.provenance["n"]:
-            raise InputError(f"map store {str(path)!r} has {len(self)} rows, expected {self.provenance['n']}")
+        if len(self) != self.provenance.n:
+            raise InputError(f"map store {str(path)!r} has {len(self)} rows, expected {self.provenance.n}")
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class MapStore:
     @property
     def signed(self) -> bool:
         """Whether the maps have a sign (reduction "sum")."""
-        return self.provenance["options"]["reduction"] == "sum"
+        return self.provenance.options.signed
 
     @property
     def has_logits(self) -> bool:
@@ -99,7 +99,7 @@ class MapStore:
         labels = [self._cell("label", int(row)) for row in candidates]
         if label in labels:
             return int(candidates[labels.index(label)])
-        if self.provenance["options"]["target"] == "label":
+        if self.provenance.options.target == "label":
             raise InputError(
                 f"{text(name)} has label {label}, but its map was made for label {labels[0]}; rebuild the maps with "
                 "these labels"
@@ -120,16 +120,16 @@ class MapStore:
         return self._table.column(column)[row].as_py()
 
     def _missing(self, name: str) -> str:
-        source = self.provenance["dataset"]
-        n, total = self.provenance["n"], source["num_images"]
+        source = self.provenance.dataset
+        n, total = self.provenance.n, source.num_images
         if n < total:
             return (
-                f"{name} has no map: the store covers the first {n} of {total} images of split {source['split']!r}; "
-                f"rebuild it without --limit: timm-igkd maps --split {source['split']}"
+                f"{name} has no map: the store covers the first {n} of {total} images of split {source.split!r}; "
+                f"rebuild it without --limit: timm-igkd maps --split {source.split}"
             )
         return (
-            f"{name} has no map: its pixels are in none of the {n} rows, which were made from {source['name']!r} split "
-            f"{source['split']!r} (pixels decoded by Pillow {self.provenance['versions']['pillow']}); build maps of "
+            f"{name} has no map: its pixels are in none of the {n} rows, which were made from {source.name!r} split "
+            f"{source.split!r} (pixels decoded by Pillow {self.provenance.versions.get('pillow')}); build maps of "
             "this data "
             "with: timm-igkd maps"
         )
@@ -172,14 +172,14 @@ class MapStore:
         Raises:
             InputError: the first row that fails is named.
         """
-        total, rows = self.provenance["dataset"]["num_images"], self._file_rows()
+        total, rows = self.provenance.dataset.num_images, self._file_rows()
         for index in progress(range(min(len(self), len(dataset)))):
             row, (image, label) = next(rows), read_item(dataset, index)
             if row["key"] != content_key(image):
                 raise InputError(
                     f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other "
                     "data, "
-                    f"another order, or another image decoder than Pillow {self.provenance['versions']['pillow']}"
+                    f"another order, or another image decoder than Pillow {self.provenance.versions.get('pillow')}"
                 )
             if row["label"] != label:
                 raise InputError(f"row {index} has label {row['label']}, {row_name(dataset, index)} has {label}")
@@ -196,7 +196,7 @@ class MapStore:
 
     def _file_rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows as the shards hold them now, whatever the cache holds."""
-        for shard in range(num_shards(self.provenance)):
+        for shard in range(self.provenance.num_shards):
             path = shard_path(self.path, self.provenance, shard)
             for batch in read_shard(path, checksums=False).to_batches(max_chunksize=64):
                 yield from batch.to_pylist()

@@ -8,18 +8,18 @@ out/README.md                           dataset card
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.files import read_json, write_atomic, write_json
+from timm_igkd.files import write_atomic
+from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, first_difference, read_manifest, read_provenance
 from timm_igkd.maps.row_format import is_intact
+from timm_igkd.records import write_record
 
-FORMAT_VERSION = 1
-_NOT_SETTINGS = ("versions", "out_of_memory_halvings", "chunk_size", "batch_images", "dtype", "compiled", "kernels")
+_SHARD_NAME = re.compile(r"-(\d+)-of-\d+\.parquet\Z")
 
 
 def default_shard_rows(n: int) -> int:
@@ -27,53 +27,43 @@ def default_shard_rows(n: int) -> int:
     return max(64, -(-n // 256))
 
 
-def shard_path(out: Path, manifest: dict[str, Any], shard: int) -> Path:
+def shard_path(out: Path, manifest: Manifest, shard: int) -> Path:
     """Return the file of one shard."""
-    split = re.sub(r"[^A-Za-z0-9_]+", "_", manifest["dataset"]["split"]).strip("_") or "train"
-    return out / "data" / f"{split}-{shard:05d}-of-{num_shards(manifest):05d}.parquet"
+    split = re.sub(r"[^A-Za-z0-9_]+", "_", manifest.dataset.split).strip("_") or "train"
+    return out / "data" / f"{split}-{shard:05d}-of-{manifest.num_shards:05d}.parquet"
 
 
-def num_shards(manifest: dict[str, Any]) -> int:
-    """Return how many shards the store has when it is complete."""
-    return -(-manifest["n"] // manifest["shard_rows"])
+def shard_paths(out: Path, manifest: Manifest) -> list[Path]:
+    """Return the files of all shards of a complete store."""
+    return [shard_path(out, manifest, shard) for shard in range(manifest.num_shards)]
 
 
-def shard_rows(manifest: dict[str, Any], shard: int) -> range:
-    """Return the rows of one shard."""
-    size = manifest["shard_rows"]
-    return range(shard * size, min((shard + 1) * size, manifest["n"]))
+def count_shards(out: Path, manifest: Manifest) -> int:
+    """Return how many of the shards are there; it takes no longer where a damaged manifest promises billions."""
+    names = {path.name for path in (out / "data").glob("*.parquet")}
+    shards = {int(found[1]) for name in names if (found := _SHARD_NAME.search(name))}
+    return sum(shard < manifest.num_shards and shard_path(out, manifest, shard).name in names for shard in shards)
 
 
-def open_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     """Write the manifest of a new store, or return that of a store begun before with the same settings.
 
     Raises:
         InputError: the folder holds a store with other settings; the first one that differs is named.
     """
-    path = out / "manifest.json"
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
-    if not path.exists():
+    if not (out / "manifest.json").exists():
         if (out / "data").exists() and any((out / "data").iterdir()):
             raise InputError(f"{str(out)!r} holds data but no manifest.json, so it is no store; choose another --out")
-        write_json(path, wanted)
+        write_record(out / "manifest.json", wanted)
         return wanted
-    found = read_json(path)
-    for name in wanted:
-        if name not in _NOT_SETTINGS and found.get(name) != wanted[name]:
-            detail = _difference(name, found.get(name), wanted[name])
-            raise InputError(
-                f"{str(out)!r} holds maps made with other settings: {detail}; choose another --out or delete it"
-            )
+    found = read_manifest(out)
+    if (difference := first_difference(found, wanted)) is not None:
+        raise InputError(
+            f"{str(out)!r} holds maps made with other settings: {difference}; choose another --out or delete it"
+        )
     return found
-
-
-def _difference(name: str, found: Any, wanted: Any) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in wanted:
-            if found.get(key) != wanted[key]:
-                return _difference(f"{name}.{key}", found.get(key), wanted[key])
-    return f"{name} is {found!r} there, {wanted!r} here"
 
 
 def write_shard(path: Path, table: pa.Table) -> None:
@@ -102,14 +92,14 @@ def read_shard(path: Path, checksums: bool = True) -> pa.Table:
         ) from error
 
 
-def check_shard(path: Path, manifest: dict[str, Any], shard: int) -> pa.Table:
+def check_shard(path: Path, manifest: Manifest, shard: int) -> pa.Table:
     """Read a finished shard and check its row count and every map's hash.
 
     Raises:
         InputError: it is not the shard that was written.
     """
     table = read_shard(path)
-    expected = len(shard_rows(manifest, shard))
+    expected = len(manifest.rows_of(shard))
     if table.num_rows != expected:
         raise InputError(
             f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again"
@@ -121,11 +111,12 @@ def check_shard(path: Path, manifest: dict[str, Any], shard: int) -> pa.Table:
     return table
 
 
-def require_complete(out: Path) -> dict[str, Any]:
+def require_complete(out: Path) -> Provenance:
     """Return a finished store's provenance.
 
     Raises:
-        MissingFileError: no store there. InputError: a store that is not finished, or that lost a shard.
+        MissingFileError: no store there. InputError: a store that is not finished, that lost a shard, or whose files
+        are damaged.
     """
     if not out.is_dir():
         raise MissingFileError(f"map store {str(out)!r} does not exist; build it with: timm-igkd maps --out {out}")
@@ -133,28 +124,32 @@ def require_complete(out: Path) -> dict[str, Any]:
         raise MissingFileError(
             f"{str(out)!r} is no map store (manifest.json is missing); build one with: timm-igkd maps"
         )
-    manifest = read_json(out / "manifest.json")
-    missing = [shard for shard in range(num_shards(manifest)) if not shard_path(out, manifest, shard).exists()]
-    if missing or not (out / "provenance.json").exists():
-        done = num_shards(manifest) - len(missing)
+    manifest = read_manifest(out)
+    done = count_shards(out, manifest)
+    if done < manifest.num_shards or not (out / "provenance.json").exists():
         raise InputError(
-            f"map store {str(out)!r} is not complete ({done} of {num_shards(manifest)} shards); run the same "
-            "`timm-igkd maps` "
-            "command again to finish it"
+            f"map store {str(out)!r} is not complete ({done} of {manifest.num_shards} shards); run the same "
+            "`timm-igkd maps` command again to finish it"
         )
-    return read_json(out / "provenance.json")
+    provenance = read_provenance(out)
+    if (difference := first_difference(provenance, manifest)) is not None:
+        raise InputError(
+            f"provenance.json of map store {str(out)!r} is of another manifest.json: {difference}; run the same "
+            "`timm-igkd maps` command again"
+        )
+    return provenance
 
 
-def statistics(tables: list[pa.Table]) -> dict[str, Any]:
+def statistics(tables: list[pa.Table]) -> Statistics:
     """Return what the provenance says of the maps as numbers; all tables in row order."""
     steps = np.concatenate([table.column("n_steps").to_numpy() for table in tables])
     deltas = np.abs(np.concatenate([table.column("convergence_delta").to_numpy() for table in tables]))
     converged = sum(int(np.sum(table.column("converged").to_numpy(zero_copy_only=False))) for table in tables)
     scales = np.concatenate([table.column("scale").to_numpy() for table in tables])
-    return {
-        "mean_steps": float(steps.mean()),
-        "converged": converged,
-        "abs_delta_median": float(np.median(deltas)),
-        "abs_delta_p90": float(np.quantile(deltas, 0.9)),
-        "constant_maps": int((scales == 0).sum()),
-    }
+    return Statistics(
+        mean_steps=float(steps.mean()),
+        converged=converged,
+        abs_delta_median=float(np.median(deltas)),
+        abs_delta_p90=float(np.quantile(deltas, 0.9)),
+        constant_maps=int((scales == 0).sum()),
+    )

@@ -195,25 +195,22 @@ def _start(config: Mapping[str, Any]) -> str:
 def _ig_options(run: RunFacts) -> list[tuple[str, str]]:
     """Return how the maps were made, as their provenance says it."""
     maps = run.provenance
-    if "options" not in maps:
+    if maps is None:
         return []
-    options = maps["options"]
     rows = [
         (_OPTIONS.get(name, name), plain(value))
-        for name, value in options.items()
-        if options.get("n_steps") == "auto" or name not in ("max_steps", "tolerance")
+        for name, value in vars(maps.options).items()
+        if maps.options.n_steps == "auto" or name not in ("max_steps", "tolerance")
     ]
-    rows.append(("Engine", f"{maps.get('engine', '?')}, {maps.get('dtype', '?')}"))
-    rows.append(("Images", plain(maps.get("n"))))
-    numbers = maps.get("statistics") or {}
-    for name, key in (
-        ("Steps on average", "mean_steps"),
-        ("Absolute convergence delta, median", "abs_delta_median"),
-        ("Absolute convergence delta, 90th percentile", "abs_delta_p90"),
-    ):
-        if key in numbers:
-            rows.append((name, f"{numbers[key]:.3g}"))
-    return rows
+    numbers = maps.statistics
+    return [
+        *rows,
+        ("Engine", f"{maps.engine}, {maps.dtype}{', compiled' if maps.compiled else ''}"),
+        ("Images", plain(maps.n)),
+        ("Steps on average", f"{numbers.mean_steps:.3g}"),
+        ("Absolute convergence delta, median", f"{numbers.abs_delta_median:.3g}"),
+        ("Absolute convergence delta, 90th percentile", f"{numbers.abs_delta_p90:.3g}"),
+    ]
 
 
 def _metadata(
@@ -224,8 +221,7 @@ def _metadata(
     maps_repo: str | None,
     license: str,
 ) -> ModelCardData:
-    source = run.provenance.get("dataset") or {}
-    revision = run.config.get("revision") or source.get("revision")
+    revision = run.config.get("revision") or (run.provenance.dataset.revision if run.provenance else None)
     dataset_id = hub_dataset_id(dataset, revision) if dataset else None
     results = [
         EvalResult(

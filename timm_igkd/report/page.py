@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from timm_igkd.files import write_atomic
+from timm_igkd.maps.manifest import Provenance
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
 from timm_igkd.report.figures import learning_curves, require_matplotlib
-from timm_igkd.report.run_files import History, Predictions, read_history, read_mapping, read_predictions
+from timm_igkd.report.run_files import History, Predictions, read_history, read_mapping, read_maps, read_predictions
 from timm_igkd.report.sections import (
     Disagreement,
     calibration_views,
@@ -102,7 +104,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
     config = read_mapping(run_dir / "config.yaml")
     metrics = read_mapping(run_dir / "metrics.json")
     environment = read_mapping(run_dir / "environment.json")
-    provenance = read_mapping(run_dir / "maps" / "provenance.json", optional=True)
+    maps = read_maps(run_dir)
     student_history = read_history(run_dir / "student_history.csv")
     teacher_csv = run_dir / "teacher_history.csv"
     teacher_history = read_history(teacher_csv) if teacher_csv.exists() else None
@@ -112,7 +114,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "run_name": str(config.get("name") or run_dir.resolve().name),
         "summary": tables.summary_sentence(metrics),
         "highlights": _highlights(metrics),
-        "setup": _setup_rows(config, metrics, provenance, teacher_history, predictions),
+        "setup": _setup_rows(config, metrics, maps, teacher_history, predictions),
         "results": tables.result_rows(metrics),
         "n": tables.count(metrics["n"]),
         "split": tables.plain(metrics.get("split")),
@@ -122,14 +124,14 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "teacher_trained_here": teacher_history is not None,
         "curves": learning_curves(student_history, teacher_history),
         "samples": [sample_view(sample) for sample in samples],
-        "has_maps": bool(provenance),
+        "has_maps": maps is not None,
         "confusion": confusion_view(predictions),
         "calibration": calibration_views(predictions),
         "disagreement": disagreement_view(predictions, disagreements),
         "sizes": tables.size_rows(metrics),
         "latency_note": _latency_note(metrics),
         "command": _command(environment),
-        "provenance": _provenance_groups(config, metrics, environment, provenance),
+        "provenance": _provenance_groups(config, metrics, environment, maps),
         "needs_plugin": bool(metrics.get("needs_plugin", True)),
     }
 
@@ -149,7 +151,7 @@ def _highlights(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _setup_rows(
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    maps: Provenance | None,
     teacher_history: History | None,
     predictions: Predictions,
 ) -> list[tuple[str, str]]:
@@ -168,10 +170,9 @@ def _setup_rows(
     if config.get("train_split"):
         rows.append(("Trained on", f"split “{config['train_split']}”"))
     rows.append(("Tested on", f"{tables.count(metrics['n'])} images of split “{tables.plain(metrics.get('split'))}”"))
-    if provenance:
-        options = provenance.get("options") or {}
-        details = ", ".join(f"{key} {tables.plain(value)}" for key, value in options.items())
-        rows.append(("Maps", f"{tables.count(provenance['n'])} integrated-gradients maps: {details}"))
+    if maps is not None:
+        details = ", ".join(f"{key} {tables.plain(value)}" for key, value in vars(maps.options).items())
+        rows.append(("Maps", f"{tables.count(maps.n)} integrated-gradients maps: {details}"))
     for heading, (switch, settings) in _SETUP_WORDS.items():
         known = [
             words.format(tables.plain(config[key])) for key, words in settings.items() if config.get(key) is not None
@@ -210,7 +211,7 @@ def _command(environment: Mapping[str, Any]) -> str:
 
 
 def _provenance_groups(
-    config: Mapping[str, Any], metrics: Mapping[str, Any], environment: Mapping[str, Any], provenance: Mapping[str, Any]
+    config: Mapping[str, Any], metrics: Mapping[str, Any], environment: Mapping[str, Any], maps: Provenance | None
 ) -> list[tuple[str, list[tuple[str, str]]]]:
     times = metrics.get("wall_time_s") or {}
     walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items() if seconds is not None]
@@ -224,6 +225,6 @@ def _provenance_groups(
         ("Wall time", walls),
         ("Software and hardware", packages),
         ("Settings", tables.flat_rows(config)),
-        ("Maps", tables.flat_rows(provenance)),
+        ("Maps", tables.flat_rows({} if maps is None else asdict(maps))),
     ]
     return [(heading, rows) for heading, rows in groups if rows]

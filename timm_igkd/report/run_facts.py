@@ -11,6 +11,8 @@ import yaml
 
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_json
+from timm_igkd.maps.manifest import Provenance
+from timm_igkd.report.run_files import read_maps
 
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
@@ -30,7 +32,7 @@ class RunFacts:
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance | None = None
     seed_metrics: Sequence[Mapping[str, Any]] = ()
 
 
@@ -59,7 +61,7 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
         config=config,
         metrics=metrics,
         environment=_json(folder / "environment.json"),
-        provenance=_json(folder / "maps" / "provenance.json"),
+        provenance=read_maps(folder),
         seed_metrics=[metrics, *seed_metrics] if seed_metrics else (),
     )
 

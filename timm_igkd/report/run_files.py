@@ -15,6 +15,7 @@ from torch import Tensor
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.metrics import Evaluation
 from timm_igkd.files import write_atomic
+from timm_igkd.maps.manifest import Provenance, read_provenance
 
 History = Mapping[str, np.ndarray]
 
@@ -38,10 +39,8 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def read_mapping(path: Path, optional: bool = False) -> dict[str, Any]:
-    """Read a .yaml or .json file of names with values; an optional one that is absent is empty."""
-    if optional and not path.exists():
-        return {}
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a .yaml or .json file of names with values."""
     text = _read_text(path)
     try:
         content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
@@ -50,6 +49,11 @@ def read_mapping(path: Path, optional: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold names with values, found {type(content).__name__}; delete it and run again")
     return content
+
+
+def read_maps(run_dir: Path) -> Provenance | None:
+    """Read the provenance of a run's maps; None for a run without."""
+    return read_provenance(run_dir / "maps") if (run_dir / "maps" / "provenance.json").exists() else None
 
 
 def read_history(path: Path) -> History:

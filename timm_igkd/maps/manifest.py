@@ -1,0 +1,252 @@
+"""What a store says of itself: `Manifest`, written before the first shard, and `Provenance`, written after the last.
+
+Both are JSON files (manifest.json, provenance.json) with the fields' names as keys; everything behind `read_manifest`
+and `read_provenance` trusts them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.ig_options import Dtype, IGOptions
+from timm_igkd.errors import InputError, check_choice, check_range
+from timm_igkd.files import read_json
+from timm_igkd.records import parse_record
+
+FORMAT_VERSION = 1
+EngineName = Literal["captum", "fast"]
+_REMEDY = "restore it, or delete the store and build it again with: timm-igkd maps"
+
+
+def _note(**options: Any) -> Any:
+    """Return a field that no resume is held against: it says how a build went, not what was asked for."""
+    return field(metadata={"is_setting": False}, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceDataset:
+    """The images that maps are of.
+
+    Attributes:
+        name: Hub id, folder or class of the dataset.
+        split: its split.
+        revision: commit of a dataset on the Hub, None of any other.
+        num_images: of the whole split.
+        class_names: in label order, or None.
+    """
+
+    name: str
+    split: str
+    revision: str | None = None
+    num_images: int
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_range("num_images", self.num_images, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTeacher:
+    """The model whose attributions maps are.
+
+    Attributes:
+        name: as it was asked for.
+        architecture: timm's name, or None.
+        weights_sha256: `models.loading.weights_hash`.
+        input_size: (channels, H, W) that it was fed.
+        mean: of its normalisation, per channel.
+        std: of its normalisation, per channel.
+        interpolation: that images were resized with, as its `pretrained_cfg` says it.
+        class_indices: its output for each class of the dataset; None: they are the same in the same order.
+    """
+
+    name: str
+    architecture: str | None
+    weights_sha256: str
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str | None
+    class_indices: tuple[int, ...] | None
+
+    def __post_init__(self) -> None:
+        check_range("class_indices", min(self.class_indices or (0,)), 0)
+
+
+@dataclass(frozen=True)
+class Halving:
+    """A chunk that the device's memory did not hold.
+
+    Attributes:
+        row: that was computed.
+        chunk_size: from there on.
+    """
+
+    row: int
+    chunk_size: int
+
+
+@dataclass(frozen=True)
+class KernelError:
+    """What bfloat16 or compiling changes, measured on some images of the dataset against eager float32.
+
+    Attributes:
+        images: how many.
+        relative: the worst map's difference, as a share of its norm.
+        correlation: the least of a map with the float32 one.
+    """
+
+    images: int
+    relative: float
+    correlation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Every setting that changes a number of a store's maps, and what they are of.
+
+    Attributes:
+        format: of the store's files.
+        dataset: the images.
+        teacher: the model.
+        options: which gradients.
+        engine: "fast" or "captum".
+        n: rows of the store; fewer than the dataset has images: a prefix.
+        map_size: side of the stored maps; None: the teacher's input size.
+        logits: whether the teacher's logits are stored.
+        shard_rows: rows per shard.
+        versions: of the packages that made the store.
+        chunk_size: (image, step) pairs per pass.
+        batch_images: images attributed together.
+        dtype: of weights and activations.
+        compiled: whether gradients were compiled.
+        kernel_error: what that dtype and compiling changed; None in eager float32.
+        out_of_memory_halvings: of `chunk_size`, in order.
+    """
+
+    format: int = FORMAT_VERSION
+    dataset: SourceDataset
+    teacher: SourceTeacher
+    options: IGOptions
+    engine: EngineName
+    n: int
+    map_size: int | None
+    logits: bool
+    shard_rows: int
+    versions: Mapping[str, str | None] = _note()
+    chunk_size: int = _note()
+    batch_images: int = _note()
+    dtype: Dtype = "float32"
+    compiled: bool = False
+    kernel_error: KernelError | None = _note(default=None)
+    out_of_memory_halvings: tuple[Halving, ...] = _note(default=())
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ("captum", "fast"))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.engine == "captum" and self.options.n_steps == "auto":
+            raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
+        if self.engine == "captum" and self.kernel != Kernel():
+            raise InputError("engine 'captum' computes in eager float32; leave dtype and compile out, or take 'fast'")
+        check_range("n", self.n, 1, self.dataset.num_images)
+        for name in ("shard_rows", "chunk_size", "batch_images"):
+            check_range(name, getattr(self, name), 1)
+        if self.map_size is not None:
+            check_range("map_size", self.map_size, 1)
+
+    @property
+    def kernel(self) -> Kernel:
+        """How gradients are computed."""
+        return Kernel(self.dtype, self.compiled)
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards the store has when it is complete."""
+        return -(-self.n // self.shard_rows)
+
+    def rows_of(self, shard: int) -> range:
+        """Return the rows of one shard."""
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A store's maps as numbers.
+
+    Attributes:
+        mean_steps: gradients spent on an image.
+        converged: how many images are.
+        abs_delta_median: of the absolute convergence delta.
+        abs_delta_p90: its 90th percentile.
+        constant_maps: how many have scale 0.
+    """
+
+    mean_steps: float
+    converged: int
+    abs_delta_median: float
+    abs_delta_p90: float
+    constant_maps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Manifest):
+    """The manifest of a finished store, with what its rows are.
+
+    Attributes:
+        keys_hash: xxh3-128 of all keys in order, 32 hex digits.
+        statistics: of the rows.
+    """
+
+    keys_hash: str
+    statistics: Statistics
+
+
+_Kind = TypeVar("_Kind", Manifest, Provenance)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read manifest.json of a store, finished or not.
+
+    Raises:
+        InputError: whatever is wrong with it. FileNotFoundError: there is none.
+    """
+    return _read(Manifest, folder / "manifest.json")
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """Read provenance.json of a finished store; errors as of `read_manifest`."""
+    return _read(Provenance, folder / "provenance.json")
+
+
+def _read(kind: type[_Kind], path: Path) -> _Kind:
+    content = read_json(path)
+    found = content.get("format")
+    if found != FORMAT_VERSION:
+        raise InputError(
+            f"{str(path)!r} is of format {str(found)[:20]!r}, expected {FORMAT_VERSION}; "
+            "update timm-igkd, or build the store again with: timm-igkd maps"
+        )
+    try:
+        return parse_record(kind, content, repr(str(path)))
+    except InputError as error:
+        raise InputError(f"{error}; {_REMEDY}") from error
+
+
+def first_difference(found: Manifest, wanted: Manifest) -> str | None:
+    """Return the first setting in which two manifests differ, in words; None where the same maps were asked for."""
+    for setting in fields(Manifest):
+        if setting.metadata.get("is_setting", True):
+            there, here = (asdict(each)[setting.name] for each in (found, wanted))
+            if there != here:
+                return _difference(setting.name, there, here)
+    return None
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in wanted:
+            if found[key] != wanted[key]:
+                return _difference(f"{name}.{key}", found[key], wanted[key])
+    return f"{name} is {found!r} there, {wanted!r} here"
