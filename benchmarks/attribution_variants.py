@@ -25,6 +25,7 @@ from timm_igkd.attribution.chunk_gradient import Kernel, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.options import CaptumEngine, IGOptions, TeacherView
 from timm_igkd.models.loading import class_indices
 
@@ -80,6 +81,7 @@ class Work:
 
     def engine(self, n_steps: Any, eager: bool = False) -> FastEngine:
         """Return the engine as `compute_maps` sets it up on this device, or in eager float32 with small chunks."""
+        keep_freed_memory()  # as the command does
         options = IGOptions(n_steps=n_steps)
         if eager:
             return FastEngine(self.model, options, min(SWEEP[self.job["teacher"]]), self.shape, self.device)

@@ -29,6 +29,7 @@ from studies.data import StudyData
 from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
 from studies.training import DivergedError, RunTrainer
+from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
@@ -200,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
 
     def run() -> None:
+        keep_freed_memory()
         config = parse_config(StudyConfig, arguments, description=__doc__)
         if config.report:
             require_report_packages()

@@ -24,6 +24,7 @@ from augmentation import train_transform
 from splits import cut_validation, load_split
 from stages import Stage, Stages
 from timm_igkd import IGDistillationTask, IGOverlay, IGOverlayDataset, MapStore, compute_maps, evaluate, truncate
+from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.cli.commands import overlay_samples
 from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.environment import environment
@@ -282,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the recipe; bad input is one line and exit code 2."""
 
     def run() -> None:
+        keep_freed_memory()
         Run(parse_config(TrainConfig, sys.argv[1:] if argv is None else argv, description=__doc__)).main()
 
     return run_reporting_errors(run, "train_igkd")

@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,19 @@ def pytest_unconfigure() -> None:
 def shared() -> Path:
     """Folder of the shared data; a test that asks for it is skipped where it is absent."""
     return _SHARED
+
+
+@pytest.fixture
+def allocator_settings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What the process's allocator would be told from now on, (parameter, value) each; nothing reaches it."""
+    from timm_igkd.attribution import freed_memory
+
+    told: list[tuple[int, int]] = []
+    library = types.SimpleNamespace(mallopt=lambda *setting: told.append(setting))
+    monkeypatch.setattr(freed_memory, "_kept", False)
+    monkeypatch.setattr(freed_memory, "sys", types.SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(freed_memory, "ctypes", types.SimpleNamespace(CDLL=lambda name: library))
+    return told
 
 
 def tiny_image(index: int, label: int, size: int, seed: int) -> Image.Image:

@@ -16,7 +16,6 @@ from timm_igkd.attribution.adaptive_path import AdaptivePaths
 from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
 from timm_igkd.attribution.folding import fold_batch_norm
-from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.frozen_conv import freeze_convolutions
 from timm_igkd.attribution.options import Attribution, IGOptions, selected_output
 
@@ -54,7 +53,6 @@ class FastEngine:
         self.options, self.chunk_size, self.device = options, chunk_size, torch.device(device)
         self._pool: ChunkPool | None = None
         if self.device.type == "cpu":
-            keep_freed_memory()
             self._pool = ChunkPool(workers or torch.get_num_threads())
         example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
         self.model, self.num_folded = fold_batch_norm(model.to("cpu"), example)

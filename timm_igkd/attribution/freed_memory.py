@@ -1,4 +1,8 @@
-"""Keep freed memory in the process, so that every chunk does not fault its pages in again."""
+"""Keep freed memory in the process, so that every chunk does not fault its pages in again.
+
+It changes the allocator of the whole process, so only a process of our own may call it: a command or a recipe, never
+the engine, which others use in theirs.
+"""
 
 import ctypes
 import sys

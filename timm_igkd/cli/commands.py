@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.data.loading import load_labeled_images
@@ -40,6 +41,7 @@ def dataset_from(args: argparse.Namespace) -> Any:
 
 def maps(args: argparse.Namespace) -> None:
     """Compute a teacher's integrated-gradients maps of a dataset."""
+    keep_freed_memory()
     names = ("n_steps", "max_steps", "tolerance", "baseline", "target", "output", "reduction")
     options = IGOptions(**{name: getattr(args, name) for name in names})
     dataset = dataset_from(args)
@@ -85,6 +87,7 @@ def verify(args: argparse.Namespace) -> None:
     teacher = model_from(args, "teacher") if args.teacher else load_model(made_by.name, role="teacher")
     if weights_hash(teacher) != made_by.weights_sha256:
         raise InputError(f"the maps were made by another teacher than {args.teacher or made_by.name!r}: weights differ")
+    keep_freed_memory()
     worst, correlation = recompute_rows(store, teacher, dataset, args.recompute)
     if worst > 2 and correlation < 0.999:
         raise InputError(
