@@ -34,7 +34,8 @@ class RunEvaluator:
         """Return the metrics of a row and the predicted class of every test image, [n] int64 on the CPU.
 
         Args:
-            student: on the data's device; left in eval mode. cell: what it was trained by.
+            student: on the data's device; left in eval mode.
+            cell: what it was trained by.
         """
         test = self.data.test
         student.eval()

@@ -1,11 +1,11 @@
 """Commands and recipes that compute maps keep freed memory: their process is their own."""
 
 import pytest
-import study
-import train_igkd
 from command_lines import run_in_process
 from tiny_parts import tiny_teacher
 
+import study
+import train_igkd
 from timm_igkd.attribution import freed_memory
 from timm_igkd.models.loading import save_model
 

@@ -1,6 +1,6 @@
 """Integrated gradients of a teacher: its view of an image, and the reference engine.
 
-`engine="captum"` is the reference; `engine="fast"` (ig_engine.py) computes the same sums with less work.
+`engine="captum"` is the reference; `engine="fast"` (engine.py) computes the same sums with less work.
 """
 
 from dataclasses import dataclass

@@ -91,9 +91,9 @@ def verify(args: argparse.Namespace) -> None:
     worst, correlation = recompute_rows(store, teacher, dataset, args.recompute)
     if worst > 2 and correlation < 0.999:
         raise InputError(
-            f"{args.recompute} maps computed again differ by up to {worst} of 255 levels (2 allowed), least "
-            "correlation "
-            f"{correlation:.4f} (0.999 needed); the store was made with other code or options: rebuild it"
+            f"{args.recompute} maps computed again differ by up to {worst} of 255 levels (2 allowed), "
+            f"least correlation {correlation:.4f} (0.999 needed); "
+            "the store was made with other code or options: rebuild it"
         )
     print(
         f"{args.recompute} maps computed again: largest difference {worst} of 255, least correlation {correlation:.5f}"

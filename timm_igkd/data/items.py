@@ -36,9 +36,8 @@ def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
         raise InputError(f"{row_name(dataset, index)} cannot be read ({error}); repair or remove it") from error
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise InputTypeError(
-            f"{row_name(dataset, index)} is a {type(item).__name__}, expected (PIL image, label); open rows of "
-            "Hugging Face "
-            "datasets with timm_igkd.load_labeled_images"
+            f"{row_name(dataset, index)} is a {type(item).__name__}, expected (PIL image, label); "
+            "open rows of Hugging Face datasets with timm_igkd.load_labeled_images"
         )
     image, label = item[:2]
     if not isinstance(image, Image.Image):

@@ -113,9 +113,8 @@ def _load_rows(
     path = os.path.expanduser(dataset)
     if looks_local and not os.path.isdir(path):
         raise MissingFileError(
-            f"dataset folder {dataset!r} does not exist; give a Hub dataset id, a folder of parquet or of class "
-            "folders, "
-            "or 'digits'"
+            f"dataset folder {dataset!r} does not exist; give a Hub dataset id, "
+            "a folder of parquet or of class folders, or 'digits'"
         )
     try:
         if looks_local and _saved_to_disk(path):

@@ -26,7 +26,9 @@ class TwoViewMixup:
         """Mix a batch.
 
         Args:
-            student: [B, 3, H, W], B even. teacher: the same images' other view, or None. target: [B] int64.
+            student: [B, 3, H, W], B even.
+            teacher: the same images' other view, or None.
+            target: [B] int64.
             stream: indices of the draw, for example (epoch, batch).
 
         Returns:

@@ -63,7 +63,7 @@ def compute_maps(
 
     Args:
         teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. A copy in eval mode is used.
-        dataset: map-style dataset of (PIL image, label), see data.py.
+        dataset: map-style dataset of (PIL image, label), see data/items.py.
         out: folder of the store.
         options: which gradients; the default is the paper's.
         engine: "fast", or "captum", the reference.

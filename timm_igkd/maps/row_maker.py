@@ -105,9 +105,8 @@ class RowMaker:
         for label, index in zip(labels, indices, strict=True):
             if not 0 <= label < classes:
                 raise InputError(
-                    f"{row_name(self.dataset, index)} has label {label}, but the teacher knows classes 0 to "
-                    f"{classes - 1}; "
-                    "correct the label, or use --target predicted"
+                    f"{row_name(self.dataset, index)} has label {label}, but the teacher knows "
+                    f"classes 0 to {classes - 1}; correct the label, or use --target predicted"
                 )
         mapped = [self.class_indices[label] for label in labels] if self.class_indices else labels
         return torch.tensor(mapped, device=logits.device)

@@ -129,9 +129,8 @@ class MapStore:
             )
         return (
             f"{name} has no map: its pixels are in none of the {n} rows, which were made from {source.name!r} split "
-            f"{source.split!r} (pixels decoded by Pillow {self.provenance.versions.get('pillow')}); build maps of "
-            "this data "
-            "with: timm-igkd maps"
+            f"{source.split!r} (pixels decoded by Pillow {self.provenance.versions.get('pillow')}); "
+            "build maps of this data with: timm-igkd maps"
         )
 
     def levels(self, row: int) -> np.ndarray:
@@ -177,9 +176,9 @@ class MapStore:
             row, (image, label) = next(rows), read_item(dataset, index)
             if row["key"] != content_key(image):
                 raise InputError(
-                    f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other "
-                    "data, "
-                    f"another order, or another image decoder than Pillow {self.provenance.versions.get('pillow')}"
+                    f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; "
+                    "maps of other data, another order, or another image decoder than Pillow "
+                    f"{self.provenance.versions.get('pillow')}"
                 )
             if row["label"] != label:
                 raise InputError(f"row {index} has label {row['label']}, {row_name(dataset, index)} has {label}")

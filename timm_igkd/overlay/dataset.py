@@ -12,7 +12,6 @@ import torch
 import torch.utils.data
 from PIL import Image
 
-from timm_igkd.data.images import content_key
 from timm_igkd.data.items import class_names, dataset_name, first_part, read_item, row_name
 from timm_igkd.distillation.views import TeacherViewMode
 from timm_igkd.errors import InputError, InputTypeError, check_choice
@@ -76,9 +75,8 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         check_choice("overlay_source", overlay_source, get_args(OverlaySource))
         if getattr(first_part(dataset), "transform", None) is not None:
             raise InputError(
-                f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so set the transform "
-                "on the "
-                "IGOverlayDataset instead"
+                f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so "
+                "set the transform on the IGOverlayDataset instead"
             )
         self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
         if maps is None and (self.overlay.overlay_prob > 0 or with_logits):
@@ -200,12 +198,6 @@ def check_views(loader: Any) -> None:
         and getattr(loader, "random_erasing", None)
     ):
         raise InputError(
-            "random erasing in timm's prefetcher erases the two views differently; use "
-            "create_loader(use_prefetcher=False) "
-            "with re_prob, or teacher_view='same'"
+            "random erasing in timm's prefetcher erases the two views differently; "
+            "use create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'"
         )
-
-
-def content_keys(dataset: Any, count: int) -> list[str]:
-    """Return the content keys of the first `count` images."""
-    return [content_key(read_item(dataset, index)[0]) for index in range(count)]
