@@ -63,7 +63,11 @@ class ChunkGradient:
         return tuple(dict.fromkeys(max(1, chunk_size // share) for share in (1, 4, 16)))
 
     def parts(self, pairs: int, chunk_size: int) -> Iterator[slice]:
-        """Cut pairs into chunks, for a compiled kernel into its own sizes: less of the last ones is padding."""
+        """Cut pairs into chunks.
+
+        A compiled kernel has a few sizes of its own: each is compiled once, and a CUDA graph has fixed shapes. Cutting
+        the rest by its smaller sizes leaves less of the last chunk to padding.
+        """
         start = 0
         for size in self.sizes(chunk_size) if self.kernel.compiled else (chunk_size,):
             while pairs - start >= size:
@@ -87,13 +91,15 @@ class ChunkGradient:
         """
         count = len(points)
         missing = self.padded(count, chunk_size) - count
-        if missing:
+        if missing:  # filled up with copies of a point, whose gradients are dropped below
             points = torch.cat([points, points[:1].expand(missing, -1, -1, -1)])
             targets = torch.cat([targets, targets[:1].expand(missing)])
         points = points.to(self.dtype, memory_format=torch.channels_last).requires_grad_()
         if self.kernel.compiled:
             torch.compiler.cudagraph_mark_step_begin()
         with exact_convolutions(points.device):
+            # One scalar for the whole chunk: in eval mode an output depends on its own image alone, so the sum's
+            # gradient holds each pair's own, in one backward pass.
             output = selected_output(self.model(points).float(), targets, self.output).sum()
             gradient = torch.autograd.grad(output, points)[0][:count]
         if self.kernel.compiled:

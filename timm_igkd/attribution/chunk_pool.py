@@ -1,7 +1,8 @@
 """Chunks computed side by side on a CPU, one thread each.
 
-How a library divides one convolution among threads can change its last bits. Dividing whole chunks cannot: the results
-are the same for any number of workers, and they are handed out in order.
+How a library divides one convolution among threads can change its last bits, and with them the bytes of a store.
+Dividing whole chunks cannot: the results are the same for any number of workers, and they are handed out in order.
+Threads inside a layer also wait for each other at the end of each; chunks wait for nothing.
 """
 
 import itertools
@@ -26,6 +27,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _compute(function: Callable[[slice], Tensor], part: slice) -> Tensor:
+    # torch's number of threads belongs to the thread that set it: the caller's one_thread() need not have reached this.
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
     return function(part)
@@ -53,11 +55,13 @@ class ChunkPool:
     def _side_by_side(
         self, executor: ThreadPoolExecutor, function: Callable[[slice], Tensor], parts: Iterator[slice]
     ) -> Iterator[tuple[slice, Tensor]]:
+        # Two per worker: one that it computes and one that it finds ready when done. More would only hold memory where
+        # whoever takes the results is slower than the workers.
         waiting: deque[tuple[slice, Future[Tensor]]] = deque()
         for part in itertools.islice(parts, 2 * self.workers):
             waiting.append((part, executor.submit(_compute, function, part)))
         while waiting:
-            part, future = waiting.popleft()
+            part, future = waiting.popleft()  # the oldest, done or not: float sums depend on their order
             result = future.result()
             for following in itertools.islice(parts, 1):
                 waiting.append((following, executor.submit(_compute, function, following)))

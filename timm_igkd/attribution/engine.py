@@ -1,7 +1,17 @@
 """The fast engine for integrated gradients: the same sums as captum's, with less work.
 
-Weights are frozen, batch norm is folded, the gradient is taken of the summed target outputs (captum builds one autograd
-output per image and step), and (image, step) pairs of all images are packed so that every chunk is full.
+What is saved, and why it changes nothing but rounding:
+
+- Weights are frozen: only the input's gradient is wanted, and autograd would otherwise keep every layer's input for the
+  weights' gradients and compute those too.
+- Batch norm is folded into the convolution before it (folding.py): in eval mode it is a fixed scale and shift, but
+  costs a pass over the activations forward and another backward.
+- One backward pass per chunk, from the sum of its target outputs. In eval mode no image's output depends on another
+  image, so the gradient of the sum at one input is that of its own output; captum builds one autograd output per image
+  and step.
+- The unit of work is a pair (image, step), not an image. Pairs of all images are packed one after the other, so that
+  every chunk but the last is full however many steps each image wants.
+- On a CPU several chunks are computed side by side, each by one thread (chunk_pool.py).
 """
 
 import copy
@@ -54,21 +64,25 @@ class FastEngine:
         self._pool: ChunkPool | None = None
         if self.device.type == "cpu":
             self._pool = ChunkPool(workers or torch.get_num_threads())
+        # Folding finds its pairs and is checked with one input: noise, from a generator of its own, so that the
+        # process's random numbers stay as they were.
         example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
-        self.model, self.num_folded = fold_batch_norm(model.to("cpu"), example)
-        self.model = use_lean_relu6(self.model).requires_grad_(False).eval()
+        folded, _ = fold_batch_norm(model.to("cpu"), example)
+        self.model = use_lean_relu6(folded).requires_grad_(False).eval()
+        # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer.
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kernel = kernel or Kernel()
         if self.device.type == "cpu" and self.kernel == Kernel():
             with one_thread():
                 self.model = freeze_convolutions(self.model, example)
+        # Only gradients are taken in another dtype: outputs, and with them the delta that judges a map, are float32.
         different = self.kernel.dtype != "float32"
         model = copy.deepcopy(self.model).to(torch.bfloat16) if different else self.model
         self._chunk_gradient = ChunkGradient(model, options.output, self.kernel)
         self._start_gradients: dict[int, Tensor] = {}
 
-    def _map(self, function: Callable[[slice], Tensor], pairs: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (chunk, result) in order."""
+    def _compute_in_chunks(self, function: Callable[[slice], Tensor], pairs: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (chunk, function(chunk)) for the slices that `pairs` are cut into, in their order."""
         parts = self._chunk_gradient.parts(pairs, self.chunk_size)
         if self._pool is not None:
             yield from self._pool.map(function, parts)
@@ -83,7 +97,7 @@ class FastEngine:
             with exact_convolutions(inputs.device):
                 return self.model(inputs[part].contiguous(memory_format=torch.channels_last))
 
-        return torch.cat([result for _, result in self._map(outputs, len(inputs))]).float()
+        return torch.cat([result for _, result in self._compute_in_chunks(outputs, len(inputs))]).float()
 
     def gradients(
         self, inputs: Tensor, baselines: Tensor, targets: Tensor, images: Tensor, nodes: Tensor
@@ -91,7 +105,9 @@ class FastEngine:
         """Yield (pairs of one chunk, their gradients [chunk, 3, H, W]) at points of the paths.
 
         Args:
-            inputs: [B, 3, H, W]; baselines: [B or 1, 3, H, W]; targets: [B] int64.
+            inputs: [B, 3, H, W].
+            baselines: [B or 1, 3, H, W].
+            targets: [B] int64.
             images: [P] int64, the image of each (image, step) pair.
             nodes: [P] positions in [0, 1].
         """
@@ -100,11 +116,11 @@ class FastEngine:
         nodes = nodes.to(inputs).view(-1, 1, 1, 1)
 
         def gradient(part: slice) -> Tensor:
-            index = images[part]
+            index = images[part]  # points are made chunk by chunk: all of them would be n_steps times the batch
             points = torch.addcmul(baselines[index], nodes[part], difference[index])
             return self._chunk_gradient(points, targets[index], self.chunk_size)
 
-        yield from self._map(gradient, len(images))
+        yield from self._compute_in_chunks(gradient, len(images))
 
     def attribute(self, inputs: Tensor, baselines: Tensor, targets: Tensor, logits: Tensor) -> Attribution:
         """Attribute the target outputs of inputs [B, 3, H, W] along the paths from `baselines`.
@@ -123,6 +139,8 @@ class FastEngine:
             converged = torch.ones(len(inputs), dtype=torch.bool)
         start = selected_output(self.forward(baselines).expand(len(inputs), -1), targets, self.options.output)
         end = selected_output(logits, targets, self.options.output)
+        # The delta is a small difference of large numbers: hundreds of thousands of values of both signs against the
+        # change of the output. Summed in float32 it would show the rounding of the sum, not the error of the path.
         delta = values.sum((1, 2, 3), dtype=torch.float64) - (end.double() - start.double())
         return Attribution(values, delta.float(), steps, converged, logits)
 
@@ -134,13 +152,15 @@ class FastEngine:
         pair_weights = weights.repeat(batch).to(inputs).view(-1, 1, 1, 1)
         total = torch.zeros_like(inputs, memory_format=torch.contiguous_format)
         for part, gradient in self.gradients(inputs, baselines, targets, images, nodes.repeat(batch)):
+            # A chunk may hold the end of one image's path and the beginning of the next one's: each pair is added to
+            # its own image. Chunks come in order, so the sum is the same to the bit whichever worker was first.
             total.index_add_(0, images[part], (gradient * pair_weights[part]).contiguous())
         return total
 
     def _adaptive(self, inputs: Tensor, baselines: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return attributions, gradients spent, and which images converged; see adaptive_path.py."""
         start = None
-        if len(baselines) == 1:
+        if len(baselines) == 1:  # then every image of a class begins with the same gradient: computed once, not counted
             start = torch.stack([self._start_gradient(baselines, target) for target in targets.tolist()])
         paths = AdaptivePaths(inputs - baselines, self.options, start)
         while len((wanted := paths.wanted())[0]):

@@ -26,7 +26,9 @@ def conv_followers(model: nn.Module, example: Tensor, kinds: tuple[type[nn.Modul
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
             kept.append(output)
-            producer[id(output)] = name, output._version  # ResNets add to it in place
+            # A tensor's identity does not tell what happened to it between two layers: a ResNet adds its shortcut to
+            # the output in place. Its version does.
+            producer[id(output)] = name, output._version
 
         return hook
 
@@ -51,6 +53,7 @@ def conv_followers(model: nn.Module, example: Tensor, kinds: tuple[type[nn.Modul
     finally:
         for handle in handles:
             handle.remove()
+    # A layer that is called again, elsewhere, would need its old self there.
     return [(conv, follower) for conv, follower in pairs if calls[conv] == calls[follower] == 1]
 
 
@@ -77,13 +80,14 @@ def fold_batch_norm(model: nn.Module, example: Tensor, tolerance: float = 1e-3) 
     modules = dict(folded.named_modules())
     for conv_name, norm_name in pairs:
         conv, norm = modules[conv_name], modules[norm_name]
-        if norm.running_mean is None:
+        if norm.running_mean is None:  # it normalises by its own batch, in eval mode too: not a fixed scale
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         parent, _, child = norm_name.rpartition(".")
         setattr(folded.get_submodule(parent), child, _after_norm(norm))
+    # Watching modules cannot see a function of the same output, such as a shortcut around the batch norm: check.
     expected, found = model(example), folded(example)
     if not torch.isfinite(expected).all():
         raise RunError("the teacher's outputs are not finite; check its weights and normalisation")
