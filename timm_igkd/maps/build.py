@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from accelerate import PartialState
 from timm.models import get_model_input_config
 from torch import nn
@@ -28,6 +27,7 @@ from timm_igkd.maps.store_files import (
     check_shard,
     count_shards,
     default_shard_rows,
+    keys_hash,
     open_manifest,
     shard_paths,
     statistics,
@@ -179,6 +179,7 @@ def _source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeach
         architecture=config.get("architecture"),
         weights_sha256=weights_hash(teacher),
         **_preprocessing(teacher),
+        num_classes=teacher.num_classes,
         class_indices=None if indices is None else tuple(indices),
     )
 
@@ -208,13 +209,12 @@ def finish_store(out: Path, manifest: Manifest) -> None:
     """Check all shards, then write provenance and dataset card, which make the store complete."""
     for left_by_a_kill in out.glob("**/.*.tmp"):
         left_by_a_kill.unlink(missing_ok=True)
-    digest, tables = xxhash.xxh3_128(), []
-    for shard, path in enumerate(shard_paths(out, manifest)):
-        table = check_shard(path, manifest, shard)
-        for key in table.column("key").to_pylist():
-            digest.update(key.encode())
-        tables.append(table.select(["n_steps", "convergence_delta", "converged", "scale"]))
-    provenance = Provenance(**vars(manifest), keys_hash=digest.hexdigest(), statistics=statistics(tables))
+    columns = ["key", "n_steps", "convergence_delta", "converged", "scale"]
+    tables = [
+        check_shard(path, manifest, shard).select(columns) for shard, path in enumerate(shard_paths(out, manifest))
+    ]
+    keys = (key for table in tables for key in table.column("key").to_pylist())
+    provenance = Provenance(**vars(manifest), keys_hash=keys_hash(keys), statistics=statistics(tables))
     write_store_card(out, provenance)
     write_record(out / "provenance.json", provenance)
 
