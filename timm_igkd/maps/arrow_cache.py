@@ -15,6 +15,7 @@ import xxhash
 from huggingface_hub import constants
 
 from timm_igkd.errors import InputError
+from timm_igkd.files import atomic_file
 from timm_igkd.maps.manifest import Manifest
 from timm_igkd.maps.store_files import read_shard
 
@@ -51,17 +52,8 @@ def mapped_table(path: Path) -> pa.Table:
 
 def _convert(shards: Sequence[Path], manifest: Manifest, path: Path) -> None:
     """Write the rows of all shards as one Arrow stream file; one shard at a time is in memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            first = read_shard(shards[0], manifest, 0)
-            with pa.ipc.new_stream(file, first.schema) as writer:
-                writer.write_table(first)
-                for shard, file_of_shard in enumerate(shards[1:], start=1):
-                    writer.write_table(read_shard(file_of_shard, manifest, shard))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    first = read_shard(shards[0], manifest, 0)
+    with atomic_file(path) as file, pa.ipc.new_stream(file, first.schema) as writer:
+        writer.write_table(first)
+        for shard, file_of_shard in enumerate(shards[1:], start=1):
+            writer.write_table(read_shard(file_of_shard, manifest, shard))

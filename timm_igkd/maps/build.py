@@ -18,6 +18,7 @@ from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.data.items import class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
+from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
 from timm_igkd.maps.row_maker import RowMaker, kernel_error, map_correlation
@@ -59,7 +60,8 @@ def compute_maps(
     """Compute a teacher's integrated-gradients maps of a dataset and keep them as a store.
 
     Finished shards are kept: calling again after a kill goes on where it stopped. Under `accelerate launch` or
-    `torchrun` the shards are divided among the processes.
+    `torchrun` the shards are divided among the processes. Two calls that build one folder at once, with the same
+    settings, both succeed: each computes the shards that it did not find and renames them into place.
 
     Args:
         teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. A copy in eval mode is used.
@@ -207,8 +209,7 @@ def _versions() -> dict[str, str | None]:
 
 def finish_store(out: Path, manifest: Manifest) -> None:
     """Check all shards, then write provenance and dataset card, which make the store complete."""
-    for left_by_a_kill in out.glob("**/.*.tmp"):
-        left_by_a_kill.unlink(missing_ok=True)
+    remove_abandoned(out)
     columns = ["key", "n_steps", "convergence_delta", "converged", "scale"]
     tables = [
         check_shard(path, manifest, shard).select(columns) for shard, path in enumerate(shard_paths(out, manifest))

@@ -6,6 +6,7 @@ out/provenance.json                     written last: the store is complete
 out/README.md                           dataset card
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,11 +57,12 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
+    has_data = (out / "data").exists() and any((out / "data").iterdir())  # asked first: another build may just begin
     if not (out / "manifest.json").exists():
-        if (out / "data").exists() and any((out / "data").iterdir()):
+        if has_data:
             raise InputError(f"{str(out)!r} holds data but no manifest.json, so it is no store; choose another --out")
-        write_record(out / "manifest.json", wanted)
-        return wanted
+        with contextlib.suppress(FileExistsError):  # of another build that was first
+            write_record(out / "manifest.json", wanted, replace=False)
     found = read_manifest(out)
     if (difference := first_difference(found, wanted)) is not None:
         raise InputError(
