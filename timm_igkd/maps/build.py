@@ -15,7 +15,7 @@ from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
-from timm_igkd.data.items import class_names, dataset_name
+from timm_igkd.data.items import class_map, class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import remove_abandoned
@@ -34,6 +34,7 @@ from timm_igkd.maps.store_files import (
     statistics,
 )
 from timm_igkd.models.loading import class_indices, weights_hash
+from timm_igkd.models.output_names import check_class_map
 from timm_igkd.records import write_record
 
 KERNEL_ERROR_IMAGES = 8
@@ -175,6 +176,9 @@ def _source_dataset(dataset: Any) -> SourceDataset:
 def _source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeacher:
     config, names = teacher.pretrained_cfg, class_names(dataset)
     num_classes = len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
+    if (labels := class_map(dataset)) is not None:
+        check_class_map(teacher, labels)
+        num_classes = teacher.num_classes
     indices = class_indices(teacher, names, num_classes)
     return SourceTeacher(
         name=name or config.get("architecture") or type(teacher).__name__,
