@@ -31,7 +31,7 @@ from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.metrics import write_metrics
 from timm_igkd.evaluation.onnx_latency import onnx_metrics
-from timm_igkd.files import read_json, write_json
+from timm_igkd.files import read_json, remove_abandoned, write_json
 from timm_igkd.models.loading import class_indices, load_model, needs_plugin, save_model, use_image_size
 from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report.page import write_report
@@ -110,8 +110,7 @@ class Run:
         for stage in pending & {"teacher", "student"}:
             for path in (self.folder / stage, *self.folder.glob(f".{stage}-*")):
                 shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob("**/.*.tmp"):
-            path.unlink(missing_ok=True)
+        remove_abandoned(self.folder)
 
     # ---- stages ----
 

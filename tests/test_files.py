@@ -1,13 +1,18 @@
 """Files are whole or not there; an output replaces a regular file or nothing."""
 
+import errno
+import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from timm_igkd.errors import InputError
-from timm_igkd.files import exclusive, write_atomic, write_json
+from timm_igkd.files import atomic_file, exclusive, remove_abandoned, write_atomic, write_json
 
 
 def test_file_is_whole_and_no_temporary_stays(tmp_path):
@@ -86,3 +91,95 @@ def test_lock_is_held_once_and_freed(tmp_path):
             assert not other
     with exclusive(tmp_path / "lock", wait=False) as again:
         assert again
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from timm_igkd.files import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("open", flush=True)
+    time.sleep(300)
+"""
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return list(folder.rglob(".*.tmp"))
+
+
+def test_file_appears_whole_or_not_at_all(tmp_path):
+    with atomic_file(tmp_path / "a" / "file") as file:
+        file.write(b"1")
+        assert not (tmp_path / "a" / "file").exists()
+    assert (tmp_path / "a" / "file").read_bytes() == b"1"
+    with pytest.raises(TypeError), atomic_file(tmp_path / "a" / "file") as file:
+        file.write("no bytes")
+    assert (tmp_path / "a" / "file").read_bytes() == b"1"
+    assert not temporaries(tmp_path)
+
+
+def test_first_of_two_writers_wins_where_nothing_is_replaced(tmp_path):
+    write_atomic(tmp_path / "file", b"first", replace=False)
+    with pytest.raises(FileExistsError):
+        write_atomic(tmp_path / "file", b"second", replace=False)
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert not temporaries(tmp_path)
+
+
+def test_written_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    write_atomic(tmp_path / "file", b"1")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_temporary_file_goes_when_its_process_is_dead_and_not_before(tmp_path):
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "below" / "file")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "open\n"
+            (held,) = temporaries(tmp_path)
+            remove_abandoned(tmp_path)
+            assert held.read_bytes() == b"half"
+        finally:
+            process.kill()
+    remove_abandoned(tmp_path)
+    assert not temporaries(tmp_path)
+
+
+def test_two_writers_of_one_file_in_one_process_do_not_meet(tmp_path):
+    with atomic_file(tmp_path / "file") as first, atomic_file(tmp_path / "file") as second:
+        first.write(b"first")
+        second.write(b"second")
+        remove_abandoned(tmp_path)
+        assert len(temporaries(tmp_path)) == 2
+    assert (tmp_path / "file").read_bytes() == b"first"  # the outer block ends last
+
+
+def test_file_system_without_locks_or_links_is_written_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("os.link", refuse)
+    with atomic_file(tmp_path / "file", replace=False) as file:
+        file.write(b"1")
+        remove_abandoned(tmp_path)  # nobody knows whose it is
+        assert len(temporaries(tmp_path)) == 1
+    assert (tmp_path / "file").read_bytes() == b"1"
+
+
+def test_temporary_file_taken_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    real, taken = fcntl.flock, []
+
+    def flock(file, operation):
+        if not taken:  # another process cleans up in between
+            taken.extend(temporaries(tmp_path))
+            taken[0].unlink()
+        real(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    write_atomic(tmp_path / "file", b"1")
+    assert (tmp_path / "file").read_bytes() == b"1"
+    assert taken

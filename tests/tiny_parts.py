@@ -1,6 +1,7 @@
 """Small teachers, datasets and map stores that several test modules build on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from timm_igkd.data.images import content_key
 from timm_igkd.maps.manifest import Manifest, Provenance, SourceDataset, SourceTeacher, Statistics
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.store import MapStore
-from timm_igkd.maps.store_files import shard_paths, statistics, write_shard
+from timm_igkd.maps.store_files import keys_hash, shard_paths, statistics, write_shard
 from timm_igkd.records import write_record
 
 
@@ -80,6 +81,9 @@ def write_store(
         logits=logits is not None,
         shard_rows=shard_size,
     )
+    classes = 2 if logits is None else len(logits[0])
+    teacher = replace(manifest.teacher, input_size=(3, *maps[0].shape), num_classes=classes)
+    manifest = replace(manifest, teacher=teacher)
     write_record(folder / "manifest.json", manifest)
     rows = [
         MapRow(content_key(image), label, maps[i], 1.0, 0.0, 1, True, None if logits is None else logits[i])
@@ -102,6 +106,7 @@ def tiny_manifest(n: int, *, num_images: int | None = None, **settings: Any) -> 
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         interpolation=None,
+        num_classes=2,
         class_indices=None,
     )
     defaults = {
@@ -122,7 +127,8 @@ def tiny_manifest(n: int, *, num_images: int | None = None, **settings: Any) -> 
 
 def finished(manifest: Manifest, tables: Sequence[pa.Table]) -> Provenance:
     """Return the provenance of a store with these rows."""
-    return Provenance(**vars(manifest), keys_hash="0" * 32, statistics=statistics(list(tables)))
+    keys = [key for table in tables for key in table.column("key").to_pylist()]
+    return Provenance(**vars(manifest), keys_hash=keys_hash(keys), statistics=statistics(list(tables)))
 
 
 def provenance_of(n: int, **options: Any) -> Provenance:

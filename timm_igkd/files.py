@@ -4,9 +4,10 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from timm_igkd.errors import InputError, first_line
 
@@ -26,23 +27,67 @@ def output_file(path: str | Path) -> Path:
     return found
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it: it is either whole or not there.
+@contextlib.contextmanager
+def atomic_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
+    """Open a file under a temporary name of its own and rename it at the end: it is either whole or not there.
+
+    The temporary file is locked for as long as its process lives, see `remove_abandoned`.
+
+    Args:
+        path: of the file.
+        replace: put it in the place of a file that is there; otherwise the first of several writers wins.
 
     Raises:
         InputError: the name is that of something else than a regular file; see `output_file`.
+        FileExistsError: not to be replaced, and another was first.
     """
     path = output_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file = _locked_temporary(path)
+    temporary = Path(file.name)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            (os.replace if replace else _link)(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _locked_temporary(path: Path) -> BinaryIO:
+    """Create a file beside `path` and lock it."""
+    while True:
+        file = open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), "xb")  # noqa: SIM115 - the caller closes
+        with contextlib.suppress(OSError):  # a file system without locks: nobody will take it for abandoned there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # `remove_abandoned` came between the two
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name unless that is taken, in one step."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, where two that come within a moment cannot be told apart
+        os.replace(temporary, path)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files below a folder that killed processes left; one whose process may live stays."""
+    for path in folder.glob("**/.*.tmp"):
+        with contextlib.suppress(OSError), open(path, "r+b") as file:  # renamed by now, or not ours to open
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process holds it
+            path.unlink()
+
+
+def write_atomic(path: Path, data: bytes, replace: bool = True) -> None:
+    """Write a whole file or none; see `atomic_file`."""
+    with atomic_file(path, replace) as file:
+        file.write(data)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

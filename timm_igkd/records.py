@@ -24,9 +24,9 @@ def record_bytes(record: Any) -> bytes:
     return json_bytes(asdict(record))
 
 
-def write_record(path: Path, record: Any) -> None:
-    """Write a dataclass as strict JSON, atomically."""
-    write_atomic(path, record_bytes(record))
+def write_record(path: Path, record: Any, replace: bool = True) -> None:
+    """Write a dataclass as strict JSON, atomically; errors as of `files.atomic_file`."""
+    write_atomic(path, record_bytes(record), replace)
 
 
 def parse_record(kind: type[Record], content: Any, where: str) -> Record:

@@ -165,7 +165,7 @@ class StudyData:
             with seeded(derive_seed(0, "random teacher")):
                 teacher = self._create_teacher(pretrained=False)
         assert teacher is not None
-        with exclusive(self.work / f"{name}.lock"):  # a build tidies its folder, so one process at a time
+        with exclusive(self.work / f"{name}.lock"):  # so that it is built once
             store = compute_maps(
                 copy.deepcopy(teacher),
                 self.train,

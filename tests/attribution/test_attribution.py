@@ -479,4 +479,4 @@ def test_a_teacher_in_training_mode_gives_the_maps_of_eval_mode(tmp_path):
         compute_maps(tiny_teacher().train(mode), dataset, tmp_path / str(mode), options=options, progress=False)
         for mode in (True, False)
     ]
-    assert stores[0].rows["map_hash"][:] == stores[1].rows["map_hash"][:]
+    assert stores[0].rows["row_hash"][:] == stores[1].rows["row_hash"][:]

@@ -352,7 +352,7 @@ def test_altered_map_fails_verify(command: Runner, store: Path, tmp_path: Path) 
     outcome = command("verify", "--maps", store, "--dataset", tmp_path / "images", "--split", "train")
     assert outcome.code == 2
     assert "image 3 of" in outcome.error
-    assert "altered" in outcome.error
+    assert "is damaged: its hash differs" in outcome.error
 
 
 def test_other_split_and_missing_store_fail_verify(

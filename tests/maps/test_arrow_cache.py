@@ -35,9 +35,9 @@ def cached(store: MapStore) -> list[Path]:
 
 def test_table_holds_the_rows_of_all_shards_in_order(store):
     wanted = datasets.load_dataset("parquet", data_files=[str(path) for path in shards_of(store)], split="train")
-    table = mapped_table(arrow_file(shards_of(store)))
+    table = mapped_table(arrow_file(shards_of(store), store.provenance))
     assert table.num_rows == N
-    for column in ("key", "label", "map_hash", "scale", "n_steps", "converged"):
+    for column in ("key", "label", "row_hash", "scale", "n_steps", "converged"):
         assert table.column(column).to_pylist() == wanted[column][:]
     for row in range(N):
         assert np.array_equal(store.levels(row), ramp(row, 16, 16))

@@ -74,9 +74,9 @@ def test_maps_come_back_equal_by_name(hub, store):
 def test_revision_names_an_earlier_push(hub, store, other_store):
     first = push_maps(store.path, REPO)
     push_maps(other_store.path, REPO)
-    assert MapStore(REPO).rows["map_hash"] == other_store.rows["map_hash"]
-    assert MapStore(REPO, revision=first.commit).rows["map_hash"] == store.rows["map_hash"]
-    assert MapStore(f"hf-hub:{REPO}@{first.commit}").rows["map_hash"] == store.rows["map_hash"]
+    assert MapStore(REPO).rows["row_hash"] == other_store.rows["row_hash"]
+    assert MapStore(REPO, revision=first.commit).rows["row_hash"] == store.rows["row_hash"]
+    assert MapStore(f"hf-hub:{REPO}@{first.commit}").rows["row_hash"] == store.rows["row_hash"]
     with pytest.raises(RunError, match="no such revision"):
         MapStore(REPO, revision="v7")
 
@@ -152,11 +152,11 @@ def test_fresh_process_loads_and_streams_as_the_card_says(hub, store, tmp_path):
     check = """
 import json
 keys = [row["key"] for row in rows]
-print(json.dumps([maps.rows["map_hash"][:], maps.rows["key"][:], keys]))
+print(json.dumps([maps.rows["row_hash"][:], maps.rows["key"][:], keys]))
 """
     out = run_python(use + stream + check, hub.environment(tmp_path / "home", HUB_TOKEN), tmp_path)
     hashes, keys, streamed = json.loads(out.splitlines()[-1])
-    assert hashes == store.rows["map_hash"][:]
+    assert hashes == store.rows["row_hash"][:]
     assert keys == streamed == store.rows["key"][:]
     assert HUB_TOKEN not in out
 
@@ -286,7 +286,7 @@ def test_upload_that_is_always_cut_leaves_the_last_push_as_it_is(hub, store, oth
     assert push(other_store) == 1
     assert "the connection to the Hub broke" in one_error_line(capfd)
     assert hub.repo(REPO, "datasets").head == before
-    assert MapStore(REPO).rows["map_hash"] == store.rows["map_hash"]
+    assert MapStore(REPO).rows["row_hash"] == store.rows["row_hash"]
 
 
 def test_server_that_always_stalls_is_one_line(hub, store, capfd):
@@ -308,7 +308,7 @@ def test_download_that_fails_twice_succeeds(hub, store, monkeypatch, kind, path)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     push_maps(store.path, REPO)
     fault = hub.fault(kind, "GET", path, times=2)
-    assert MapStore(REPO).rows["map_hash"] == store.rows["map_hash"]
+    assert MapStore(REPO).rows["row_hash"] == store.rows["row_hash"]
     assert fault.times == 0
 
 

@@ -1,6 +1,7 @@
 """What a store says of itself: read once, checked once, refused in one line."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from tiny_parts import ImageList, noise_image, ramp, tiny_manifest, tiny_teacher, write_store
 
 from timm_igkd.attribution.options import IGOptions
+from timm_igkd.cli.main import build_parser
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.manifest import first_difference, read_manifest
@@ -59,6 +61,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dataset__class_names": [1, 2]}, r"class_names\[0\] must be text, found 1"),
     ({"teacher__mean": ["a"]}, r"teacher: mean\[0\] must be a finite number"),
     ({"teacher__class_indices": [-1]}, r"teacher: class_indices must be in .* got -1"),
+    ({"teacher__class_indices": [0, 2]}, r"class_indices must be in \[0, 1\], got 2"),
+    ({"teacher__num_classes": 0}, "teacher: num_classes must be in"),
     ({"options__n_steps": "many"}, "n_steps must be a whole number of 64 bits or 'auto', found 'many'"),
     ({"options__n_steps": 0}, "options: n_steps must be in"),
     ({"options__baseline": "white"}, "baseline must be 'mean' or 'black'"),
@@ -119,6 +123,43 @@ def test_damaged_manifest_is_refused_by_a_build_too(store):
     change(store / "manifest.json", n="4")
     with pytest.raises(InputError, match="n must be a whole number"):
         compute_maps(tiny_teacher(), IMAGES, store, progress=False)
+
+
+def as_format_1(store: Path, **values: Any) -> None:
+    for name in ("manifest.json", "provenance.json"):
+        change(store / name, format=1, **values)
+
+
+def test_store_of_format_1_is_refused_with_the_command_that_rebuilds_it(store):
+    options = {"n_steps": "auto", "reduction": "sum", "baseline": "mean"}
+    as_format_1(store, options=options, logits=True, map_size=8, n=3, teacher__name="a b", dataset__name="it's\nhere")
+    command = (
+        "timm-igkd maps --teacher 'a b' --dataset 'it'\"'\"'s here' --split train --n-steps auto --reduction sum "
+        "--map-size 8 --limit 3 --logits --out NEW_FOLDER"
+    )
+    for use in (MapStore, lambda folder: compute_maps(tiny_teacher(), IMAGES, folder, progress=False)):
+        with pytest.raises(InputError, match="is of format 1, whose rows have no hash of their own") as caught:
+            use(store)
+        assert str(caught.value).endswith(f"build it again with: {command}")
+
+
+@pytest.mark.parametrize(
+    "damage", [{"teacher": None}, {"options": [], "dataset": 3}, {"n": {}}, {"engine": ["captum"]}]
+)
+def test_damaged_store_of_format_1_is_refused_the_same(store, damage):
+    as_format_1(store, **damage)
+    with pytest.raises(InputError, match=r"is of format 1, .* build it again with: timm-igkd maps") as caught:
+        MapStore(store)
+    assert "\n" not in str(caught.value)
+
+
+def test_rebuilding_command_is_one_that_the_command_line_takes(store):
+    as_format_1(store, options={"n_steps": 7, "tolerance": 0.5}, engine="captum", n=2)
+    with pytest.raises(InputError) as caught:
+        MapStore(store)
+    words = shlex.split(str(caught.value).partition("build it again with: ")[2])
+    args = build_parser().parse_args(words[1:])
+    assert (args.teacher, args.n_steps, args.tolerance, args.engine, args.limit) == ("none", 7, 0.5, "captum", 2)
 
 
 def test_options_of_an_older_version_take_their_defaults(store):

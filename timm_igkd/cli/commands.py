@@ -80,7 +80,7 @@ def verify(args: argparse.Namespace) -> None:
     store.verify(dataset, progress=lambda rows: tqdm(rows, unit="img", desc="verify", disable=None))
     n, total = len(store), store.provenance.dataset.num_images
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
-    print(f"{args.maps}: keys and map hashes of {coverage} match")
+    print(f"{args.maps}: keys and hashes of {coverage} match")
     if args.recompute is None:
         return
     made_by = store.provenance.teacher

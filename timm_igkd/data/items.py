@@ -114,5 +114,23 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
         return dataset.class_names
     if getattr(dataset, "classes", None):
         return tuple(str(name) for name in dataset.classes)
-    class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    return tuple(sorted(class_to_idx, key=class_to_idx.get)) if class_to_idx else None
+    labels = _reader_labels(dataset)
+    return tuple(sorted(labels, key=lambda name: labels[name])) if _are_counted(labels) else None
+
+
+def class_map(dataset: Any) -> dict[str, int] | None:
+    """Return the label of each class of a timm dataset whose labels are not 0, 1, 2, …, one class each; else None.
+
+    A `class_map` file can merge classes, leave gaps, begin at 1 or give the labels of another data set.
+    """
+    labels = _reader_labels(first_part(dataset))
+    return None if _are_counted(labels) else labels or None
+
+
+def _reader_labels(dataset: Any) -> dict[str, int]:
+    found = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    return {str(name): int(label) for name, label in found.items()}
+
+
+def _are_counted(labels: dict[str, int]) -> bool:
+    return bool(labels) and sorted(labels.values()) == list(range(len(labels)))

@@ -8,8 +8,9 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from timm_igkd.data.items import class_names
+from timm_igkd.data.items import class_map, class_names
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.models.output_names import check_class_map
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def create_contender(role: str, model: nn.Module, indices: Sequence[int] | None,
         raise InputError(
             f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"
         )
+    if indices is None and (labels := class_map(dataset)) is not None:
+        check_class_map(model, labels)
     if indices is not None and num_classes and not all(0 <= i < num_classes for i in indices):
         raise InputError(
             f"class_indices of the {role} must be in 0..{num_classes - 1}, got {min(indices)}..{max(indices)}"

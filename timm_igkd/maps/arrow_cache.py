@@ -15,10 +15,12 @@ import xxhash
 from huggingface_hub import constants
 
 from timm_igkd.errors import InputError
+from timm_igkd.files import atomic_file
+from timm_igkd.maps.manifest import Manifest
 from timm_igkd.maps.store_files import read_shard
 
 
-def arrow_file(shards: Sequence[Path]) -> Path:
+def arrow_file(shards: Sequence[Path], manifest: Manifest) -> Path:
     """Return the Arrow stream file with the rows of these shards, written where it is not there yet.
 
     A shard that was written again (another size or time of change) makes another file.
@@ -30,7 +32,7 @@ def arrow_file(shards: Sequence[Path]) -> Path:
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / "timm_igkd"
     path = cache / f"{xxhash.xxh3_128_hexdigest(repr(states).encode())}.arrow"
     if not path.exists():
-        _convert(shards, path)
+        _convert(shards, manifest, path)
     return path
 
 
@@ -48,19 +50,10 @@ def mapped_table(path: Path) -> pa.Table:
         ) from error
 
 
-def _convert(shards: Sequence[Path], path: Path) -> None:
+def _convert(shards: Sequence[Path], manifest: Manifest, path: Path) -> None:
     """Write the rows of all shards as one Arrow stream file; one shard at a time is in memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            first = read_shard(shards[0])
-            with pa.ipc.new_stream(file, first.schema) as writer:
-                writer.write_table(first)
-                for shard in shards[1:]:
-                    writer.write_table(read_shard(shard))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    first = read_shard(shards[0], manifest, 0)
+    with atomic_file(path) as file, pa.ipc.new_stream(file, first.schema) as writer:
+        writer.write_table(first)
+        for shard, file_of_shard in enumerate(shards[1:], start=1):
+            writer.write_table(read_shard(file_of_shard, manifest, shard))

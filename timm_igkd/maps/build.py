@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from accelerate import PartialState
 from timm.models import get_model_input_config
 from torch import nn
@@ -16,9 +15,10 @@ from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
-from timm_igkd.data.items import class_names, dataset_name
+from timm_igkd.data.items import class_map, class_names, dataset_name
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
+from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
 from timm_igkd.maps.row_maker import RowMaker, kernel_error, map_correlation
@@ -28,11 +28,13 @@ from timm_igkd.maps.store_files import (
     check_shard,
     count_shards,
     default_shard_rows,
+    keys_hash,
     open_manifest,
     shard_paths,
     statistics,
 )
 from timm_igkd.models.loading import class_indices, weights_hash
+from timm_igkd.models.output_names import check_class_map
 from timm_igkd.records import write_record
 
 KERNEL_ERROR_IMAGES = 8
@@ -59,7 +61,8 @@ def compute_maps(
     """Compute a teacher's integrated-gradients maps of a dataset and keep them as a store.
 
     Finished shards are kept: calling again after a kill goes on where it stopped. Under `accelerate launch` or
-    `torchrun` the shards are divided among the processes.
+    `torchrun` the shards are divided among the processes. Two calls that build one folder at once, with the same
+    settings, both succeed: each computes the shards that it did not find and renames them into place.
 
     Args:
         teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. A copy in eval mode is used.
@@ -173,12 +176,16 @@ def _source_dataset(dataset: Any) -> SourceDataset:
 def _source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeacher:
     config, names = teacher.pretrained_cfg, class_names(dataset)
     num_classes = len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
+    if (labels := class_map(dataset)) is not None:
+        check_class_map(teacher, labels)
+        num_classes = teacher.num_classes
     indices = class_indices(teacher, names, num_classes)
     return SourceTeacher(
         name=name or config.get("architecture") or type(teacher).__name__,
         architecture=config.get("architecture"),
         weights_sha256=weights_hash(teacher),
         **_preprocessing(teacher),
+        num_classes=teacher.num_classes,
         class_indices=None if indices is None else tuple(indices),
     )
 
@@ -206,15 +213,13 @@ def _versions() -> dict[str, str | None]:
 
 def finish_store(out: Path, manifest: Manifest) -> None:
     """Check all shards, then write provenance and dataset card, which make the store complete."""
-    for left_by_a_kill in out.glob("**/.*.tmp"):
-        left_by_a_kill.unlink(missing_ok=True)
-    digest, tables = xxhash.xxh3_128(), []
-    for shard, path in enumerate(shard_paths(out, manifest)):
-        table = check_shard(path, manifest, shard)
-        for key in table.column("key").to_pylist():
-            digest.update(key.encode())
-        tables.append(table.select(["n_steps", "convergence_delta", "converged", "scale"]))
-    provenance = Provenance(**vars(manifest), keys_hash=digest.hexdigest(), statistics=statistics(tables))
+    remove_abandoned(out)
+    columns = ["key", "n_steps", "convergence_delta", "converged", "scale"]
+    tables = [
+        check_shard(path, manifest, shard).select(columns) for shard, path in enumerate(shard_paths(out, manifest))
+    ]
+    keys = (key for table in tables for key in table.column("key").to_pylist())
+    provenance = Provenance(**vars(manifest), keys_hash=keys_hash(keys), statistics=statistics(tables))
     write_store_card(out, provenance)
     write_record(out / "provenance.json", provenance)
 

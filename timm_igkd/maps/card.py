@@ -101,5 +101,5 @@ def map_picture(out: Path, provenance: Provenance) -> bytes:
 
 def _row(out: Path, provenance: Provenance, index: int) -> dict[str, Any]:
     shard = index // provenance.shard_rows
-    table: pa.Table = read_shard(shard_path(out, provenance, shard))
+    table: pa.Table = read_shard(shard_path(out, provenance, shard), provenance, shard)
     return table.slice(index - provenance.rows_of(shard).start, 1).to_pylist()[0]

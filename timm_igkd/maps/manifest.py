@@ -4,6 +4,7 @@ Both are JSON files (manifest.json, provenance.json) with the fields' names as k
 and `read_provenance` trusts them.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from timm_igkd.errors import InputError, check_choice, check_range
 from timm_igkd.files import read_json
 from timm_igkd.records import parse_record
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 hashed a row's map and scale alone
 EngineName = Literal["captum", "fast"]
 _REMEDY = "restore it, or delete the store and build it again with: timm-igkd maps"
 
@@ -59,6 +60,7 @@ class SourceTeacher:
         mean: of its normalisation, per channel.
         std: of its normalisation, per channel.
         interpolation: that images were resized with, as its `pretrained_cfg` says it.
+        num_classes: how many outputs it has.
         class_indices: its output for each class of the dataset; None: they are the same in the same order.
     """
 
@@ -69,10 +71,13 @@ class SourceTeacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str | None
+    num_classes: int
     class_indices: tuple[int, ...] | None
 
     def __post_init__(self) -> None:
-        check_range("class_indices", min(self.class_indices or (0,)), 0)
+        check_range("num_classes", self.num_classes, 1)
+        for index in self.class_indices or ():
+            check_range("class_indices", index, 0, self.num_classes - 1)
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,20 @@ class Manifest:
         return Kernel(self.dtype, self.compiled)
 
     @property
+    def map_shape(self) -> tuple[int, int]:
+        """(H, W) of the stored maps; a `map_size` beyond the teacher's input changes nothing."""
+        height, width = self.teacher.input_size[1:]
+        if self.map_size is None or (self.map_size >= height and self.map_size >= width):
+            return height, width
+        return self.map_size, self.map_size
+
+    @property
+    def num_logits(self) -> int:
+        """How many logits a row holds, where the store has them: one per class of the dataset."""
+        indices = self.teacher.class_indices
+        return self.teacher.num_classes if indices is None else len(indices)
+
+    @property
     def num_shards(self) -> int:
         """How many shards the store has when it is complete."""
         return -(-self.n // self.shard_rows)
@@ -223,6 +242,11 @@ def read_provenance(folder: Path) -> Provenance:
 def _read(kind: type[_Kind], path: Path) -> _Kind:
     content = read_json(path)
     found = content.get("format")
+    if found == 1:
+        raise InputError(
+            f"{str(path)!r} is of format 1, whose rows have no hash of their own, expected {FORMAT_VERSION}; "
+            f"build it again with: {_rebuilding_command(content)}"
+        )
     if found != FORMAT_VERSION:
         raise InputError(
             f"{str(path)!r} is of format {str(found)[:20]!r}, expected {FORMAT_VERSION}; "
@@ -232,6 +256,29 @@ def _read(kind: type[_Kind], path: Path) -> _Kind:
         return parse_record(kind, content, repr(str(path)))
     except InputError as error:
         raise InputError(f"{error}; {_REMEDY}") from error
+
+
+def _rebuilding_command(content: dict[str, Any]) -> str:
+    """Return the command line that an older store was built with, as far as its manifest tells it."""
+
+    def part(name: str) -> dict[str, Any]:
+        found = content.get(name)
+        return found if isinstance(found, dict) else {}
+
+    dataset, defaults = part("dataset"), asdict(IGOptions())
+    flags = {"teacher": part("teacher").get("name"), "dataset": dataset.get("name"), "split": dataset.get("split")}
+    flags |= {name: part("options").get(name) for name in defaults if part("options").get(name) != defaults[name]}
+    flags |= {"engine": "captum" if content.get("engine") == "captum" else None, "map_size": content.get("map_size")}
+    flags |= {"limit": content.get("n") if content.get("n") != dataset.get("num_images") else None}
+    words = [
+        word
+        for name, value in flags.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    logits = ["--logits"] if content.get("logits") is True else []
+    command = shlex.join(["timm-igkd", "maps", *words, *logits, "--out", "NEW_FOLDER"])
+    return " ".join(command.split())
 
 
 def first_difference(found: Manifest, wanted: Manifest) -> str | None:

@@ -22,7 +22,7 @@ from timm_igkd.hub.transport import (
 )
 from timm_igkd.maps.card import PICTURE, dataset_card, map_picture
 from timm_igkd.maps.manifest import Manifest, Provenance, read_manifest
-from timm_igkd.maps.store_files import check_shard, require_complete, shard_paths
+from timm_igkd.maps.store_files import check_order, check_shard, require_complete, shard_paths
 from timm_igkd.records import record_bytes
 
 STORE_FILES = ["manifest.json", "provenance.json", "data/*.parquet"]
@@ -62,9 +62,11 @@ def push_maps(
         "manifest.json": record_bytes(_public(read_manifest(folder))),
         "provenance.json": record_bytes(_public(provenance)),
     }
+    keys: list[str] = []
     for shard, path in enumerate(shard_paths(folder, provenance)):
-        check_shard(path, provenance, shard)
+        keys += check_shard(path, provenance, shard).column("key").to_pylist()
         files[f"data/{path.name}"] = path
+    check_order(folder, provenance, keys)
     files[PICTURE] = map_picture(folder, provenance)
     return publish(
         Publication(

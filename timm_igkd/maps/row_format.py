@@ -1,16 +1,20 @@
-"""How one attribution map is stored: 8-bit greyscale PNG, a scale and a hash, one row of a Hugging Face dataset."""
+"""How one attribution map is stored: 8-bit greyscale PNG, its numbers and a hash, one row of a Hugging Face dataset."""
 
 import io
+import math
+import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from PIL import Image
 
-from timm_igkd.errors import RunError
+from timm_igkd.errors import InputError, RunError
+from timm_igkd.maps.manifest import Manifest
 
 if TYPE_CHECKING:
     import datasets
@@ -50,14 +54,35 @@ def features(with_logits: bool) -> "datasets.Features":
         "label": datasets.Value("int64"),
         "map": datasets.Image(),
         "scale": datasets.Value("float32"),
-        "map_hash": datasets.Value("string"),
         "convergence_delta": datasets.Value("float32"),
         "n_steps": datasets.Value("int32"),
         "converged": datasets.Value("bool"),
     }
     if with_logits:
         columns["logits"] = datasets.Sequence(datasets.Value("float32"))
-    return datasets.Features(columns)
+    return datasets.Features(columns | {"row_hash": datasets.Value("string")})
+
+
+_COLUMNS = {
+    "key": pa.string(),
+    "label": pa.int64(),
+    "map": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    "scale": pa.float32(),
+    "convergence_delta": pa.float32(),
+    "n_steps": pa.int32(),
+    "converged": pa.bool_(),
+    "row_hash": pa.string(),
+}
+
+
+def check_columns(schema: pa.Schema, with_logits: bool) -> None:
+    """Raise ArrowInvalid unless a file has a store's columns, those of `features`, which would import `datasets`."""
+    for name, wanted in (_COLUMNS | ({"logits": pa.list_(pa.float32())} if with_logits else {})).items():
+        found = schema.field(name).type if schema.get_field_index(name) >= 0 else None
+        if found is not None and name == "logits" and pa.types.is_list(found):
+            found = pa.list_(found.value_type)  # Parquet calls the elements by another name
+        if found != wanted:
+            raise pa.ArrowInvalid(f"column {name!r} is {found or 'missing'}, expected {wanted}")
 
 
 def quantize(attribution: np.ndarray, signed: bool, name: str) -> tuple[np.ndarray, float]:
@@ -81,6 +106,7 @@ def quantize(attribution: np.ndarray, signed: bool, name: str) -> tuple[np.ndarr
     return np.round(255 * (attribution / scale)).astype(np.uint8), float(scale)
 
 
+_KEY = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _RECTIFY = np.round(np.clip(np.arange(256) - 128, 0, 127) * (255 / 127)).astype(np.uint8).tolist()
 
 
@@ -89,10 +115,19 @@ def rectify(levels: Image.Image) -> Image.Image:
     return levels.point(_RECTIFY)
 
 
-def map_hash(levels: np.ndarray, scale: float) -> str:
-    """Return the hash of a stored map's pixels, size and scale, 16 hex digits."""
-    header = struct.pack("<qqf", levels.shape[1], levels.shape[0], scale)
-    return xxhash.xxh3_64_hexdigest(header + np.ascontiguousarray(levels).tobytes())
+def row_hash(row: MapRow) -> str:
+    """Return the hash of everything that a row holds, xxh3-128, 32 hex digits.
+
+    Numbers count as they are stored, in float32; each part's length precedes it, so that none can stand for another.
+    """
+    numbers = row.label, *row.map.shape, row.scale, row.convergence_delta, row.n_steps, row.converged
+    parts = [row.key.encode(), struct.pack("<qqqffi?", *numbers), np.ascontiguousarray(row.map).tobytes()]
+    if row.logits is not None:
+        parts.append(np.ascontiguousarray(row.logits, dtype="<f4").tobytes())
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(struct.pack("<q", len(part)) + part)
+    return digest.hexdigest()
 
 
 def encode_png(levels: np.ndarray) -> bytes:
@@ -112,12 +147,88 @@ def decode_png(data: bytes) -> np.ndarray:
     return np.asarray(open_png(data))
 
 
-def is_intact(data: bytes, scale: float, stored_hash: str) -> bool:
-    """Return whether a row's PNG and scale are those its hash was made of."""
+def read_row(cells: Mapping[str, Any], manifest: Manifest, name: str) -> MapRow:
+    """Return a stored row after holding it against its store's manifest and its own hash.
+
+    Args:
+        cells: as Arrow gives them, by column.
+        manifest: of the store.
+        name: how the error calls the row.
+
+    Raises:
+        InputError: a cell that no row of this store can hold, or a hash of other cells.
+    """
     try:
-        return map_hash(decode_png(data), scale) == stored_hash
-    except Exception:  # PIL's plugins raise OSError, SyntaxError, struct.error and more on altered bytes
-        return False
+        row = MapRow(
+            key=_checked_key(cells["key"]),
+            label=_present(cells["label"], "label"),
+            map=_checked_map(cells["map"], manifest),
+            scale=_checked_number(cells["scale"], "scale", low=0.0),
+            convergence_delta=_checked_number(cells["convergence_delta"], "convergence_delta"),
+            n_steps=_checked_steps(cells["n_steps"], cells["converged"], manifest),
+            converged=cells["converged"],
+            logits=_checked_logits(cells["logits"], manifest.num_logits) if manifest.logits else None,
+        )
+        if row_hash(row) != cells["row_hash"]:
+            raise ValueError("its hash differs from its content")
+    except ValueError as error:
+        raise InputError(
+            f"{name} is damaged: {error}; delete its shard and run the same `timm-igkd maps` again"
+        ) from error
+    return row
+
+
+def _present(value: Any, column: str) -> Any:
+    if value is None:
+        raise ValueError(f"its {column} is null")
+    return value
+
+
+def _checked_key(key: str | None) -> str:
+    if not _KEY.fullmatch(_present(key, "key")):
+        raise ValueError(f"its key is {ascii(key)[:50]}, expected 32 hex digits")
+    return key  # type: ignore[return-value]
+
+
+def _checked_map(cell: dict[str, Any] | None, manifest: Manifest) -> np.ndarray:
+    """Return the levels of a stored map, [H, W] uint8."""
+    data = _present(_present(cell, "map")["bytes"], "map")
+    try:
+        image = open_png(data)
+        image.load()
+    except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error and more on altered bytes
+        raise ValueError("its map cannot be decoded as PNG") from error
+    height, width = manifest.map_shape
+    if image.mode != "L":
+        raise ValueError(f"its map is of mode {image.mode!r}, expected 8-bit greyscale 'L'")
+    if image.size != (width, height):
+        raise ValueError(f"its map is {image.width}x{image.height}, expected {width}x{height}")
+    return np.asarray(image)
+
+
+def _checked_number(value: float | None, column: str, low: float = -math.inf) -> float:
+    number = _present(value, column)
+    if not (math.isfinite(number) and number >= low):
+        raise ValueError(f"its {column} is {number:g}")
+    return number
+
+
+def _checked_steps(n_steps: int | None, converged: bool | None, manifest: Manifest) -> int:
+    steps, fixed = _present(n_steps, "n_steps"), manifest.options.n_steps
+    if fixed == "auto" and not 1 <= steps <= manifest.options.max_steps:
+        raise ValueError(f"its n_steps is {steps}, expected 1 to {manifest.options.max_steps}")
+    if fixed != "auto" and (steps, converged) != (fixed, True):
+        raise ValueError(f"its n_steps is {steps}, expected {fixed}, and converged {converged}, expected True")
+    _present(converged, "converged")
+    return steps
+
+
+def _checked_logits(values: list[float | None] | None, count: int) -> np.ndarray:
+    """Return stored logits, [count] float32."""
+    logits = np.asarray(_present(values, "logits"), dtype=np.float32)  # null becomes NaN
+    if logits.shape != (count,) or not np.isfinite(logits).all():
+        raise ValueError(f"its logits are {len(logits)} numbers, expected {count} finite ones")
+    return logits
 
 
 def to_table(rows: list[MapRow]) -> pa.Table:
@@ -129,7 +240,7 @@ def to_table(rows: list[MapRow]) -> pa.Table:
         "label": [row.label for row in rows],
         "map": [{"bytes": encode_png(row.map), "path": None} for row in rows],
         "scale": [row.scale for row in rows],
-        "map_hash": [map_hash(row.map, row.scale) for row in rows],
+        "row_hash": [row_hash(row) for row in rows],
         "convergence_delta": [row.convergence_delta for row in rows],
         "n_steps": [row.n_steps for row in rows],
         "converged": [row.converged for row in rows],

@@ -64,6 +64,8 @@ class RowMaker:
         maps = self._maps(attribution).numpy()
         logits = self._dataset_logits(attribution.logits).cpu().numpy()
         deltas = attribution.convergence_delta.cpu()  # at once: on a GPU each element read alone would wait for it
+        if not torch.isfinite(deltas).all():
+            raise RunError("the teacher's outputs for the baseline are not finite; check its weights, or take another")
         rows = []
         for position, (image, label) in enumerate(zip(images, labels, strict=True)):
             levels, scale = quantize(maps[position], self.options.signed, row_name(self.dataset, indices[position]))
@@ -123,10 +125,8 @@ class RowMaker:
         return self._resize(reduce_channels(attribution.values, self.options.reduction)).cpu()
 
     def _resize(self, maps: Tensor) -> Tensor:
-        size = self.manifest.map_size
-        if size is None or (size >= maps.shape[1] and size >= maps.shape[2]):
-            return maps
-        return F.interpolate(maps[:, None], size=(size, size), mode="area")[:, 0]
+        shape = self.manifest.map_shape
+        return maps if maps.shape[1:] == shape else F.interpolate(maps[:, None], size=shape, mode="area")[:, 0]
 
 
 @contextmanager

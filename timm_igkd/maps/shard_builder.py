@@ -97,7 +97,6 @@ class ShardBuilder:
             table = check_shard(path, self.manifest, shard)
         except InputError as error:
             tqdm.write(f"rebuilding: {error}")
-            path.unlink()
             return False
         rows = self.manifest.rows_of(shard)
         for position in (0, len(rows) - 1):

@@ -14,8 +14,15 @@ from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
-from timm_igkd.maps.row_format import decode_png, is_intact, open_png, rectify
-from timm_igkd.maps.store_files import check_shard, read_shard, require_complete, shard_path, shard_paths
+from timm_igkd.maps.row_format import decode_png, open_png, read_row, rectify
+from timm_igkd.maps.store_files import (
+    check_order,
+    read_shard,
+    require_complete,
+    rows_of_table,
+    shard_path,
+    shard_paths,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -44,11 +51,12 @@ class MapStore:
         repository = repository_of(path, revision)
         self.path = Path(path) if repository is None else fetch_maps(*repository)
         self.provenance: Provenance = require_complete(self.path)
-        self._file = arrow_file(shard_paths(self.path, self.provenance))
+        self._file = arrow_file(shard_paths(self.path, self.provenance), self.provenance)
         self._table = mapped_table(self._file)
         if len(self) != self.provenance.n:
             raise InputError(f"map store {str(path)!r} has {len(self)} rows, expected {self.provenance.n}")
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
+        self._is_checked = np.zeros(len(self), dtype=bool)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -74,7 +82,7 @@ class MapStore:
     @property
     def has_logits(self) -> bool:
         """Whether the teacher's logits are stored too."""
-        return "logits" in self._table.column_names
+        return self.provenance.logits
 
     def find(self, image: Image.Image, label: int, index: int | None, name: Name) -> int:
         """Return the row that belongs to an image.
@@ -133,18 +141,29 @@ class MapStore:
             "build maps of this data with: timm-igkd maps"
         )
 
+    def _read(self, column: str, row: int) -> Any:
+        """Return a cell of a row that was held against its hash and the manifest, the first time that it is read."""
+        if not self._is_checked[row]:
+            cells = {name: self._cell(name, row) for name in self._table.column_names}
+            read_row(cells, self.provenance, f"row {row} of map store {str(self.path)!r}")
+            self._is_checked[row] = True
+        return self._cell(column, row)
+
     def levels(self, row: int) -> np.ndarray:
-        """Return a stored map as it is, [H, W] uint8 (see `map_format.quantize`)."""
-        return decode_png(self._cell("map", row)["bytes"])
+        """Return a stored map as it is, [H, W] uint8 (see `row_format.quantize`).
+
+        This and all that reads a row below raises an InputError where the row is damaged.
+        """
+        return decode_png(self._read("map", row)["bytes"])
 
     def overlay_map(self, row: int) -> Image.Image:
         """Return a map in the form the overlay takes: 8-bit greyscale, a signed map rectified."""
-        image = open_png(self._cell("map", row)["bytes"])
+        image = open_png(self._read("map", row)["bytes"])
         return rectify(image) if self.signed else image
 
     def float_map(self, row: int) -> np.ndarray:
         """Return a map in units of the integrated output, [H, W] float32, to 1/255 (signed: 1/127) of its scale."""
-        levels, scale = self.levels(row).astype(np.float32), self._cell("scale", row)
+        levels, scale = self.levels(row).astype(np.float32), self._read("scale", row)
         return (levels - 128) * (scale / 127) if self.signed else levels * (scale / 255)
 
     def require_logits(self) -> None:
@@ -157,7 +176,7 @@ class MapStore:
     def logits(self, row: int) -> np.ndarray:
         """Return the teacher's stored logits for the clean image, [classes] float32."""
         self.require_logits()
-        return np.asarray(self._cell("logits", row), dtype=np.float32)
+        return np.asarray(self._read("logits", row), dtype=np.float32)
 
     def push_to_hub(
         self, repo_id: str, private: bool = False, *, overwrite_card: bool = False, timeout_s: float = TIMEOUT_S
@@ -166,12 +185,12 @@ class MapStore:
         return push_maps(self.path, repo_id, private, overwrite_card=overwrite_card, timeout_s=timeout_s)
 
     def verify(self, dataset: Any, progress: Callable = lambda rows: rows) -> None:
-        """Check strictly that row i is the map of image i, for all rows, and that no map was altered.
+        """Check strictly that row i is the map of image i, for all rows, and that nothing of a row was altered.
 
         Raises:
             InputError: the first row that fails is named.
         """
-        total, rows = self.provenance.dataset.num_images, self._file_rows()
+        total, rows, keys = self.provenance.dataset.num_images, self._file_rows(), list[str]()
         for index in progress(range(min(len(self), len(dataset)))):
             row, (image, label) = next(rows), read_item(dataset, index)
             if row["key"] != content_key(image):
@@ -182,9 +201,8 @@ class MapStore:
                 )
             if row["label"] != label:
                 raise InputError(f"row {index} has label {row['label']}, {row_name(dataset, index)} has {label}")
-            if not is_intact(row["map"]["bytes"], row["scale"], row["map_hash"]):
-                name = row_name(dataset, index)
-                raise InputError(f"the map of {name} (row {index}) was altered: its hash differs; rebuild it")
+            read_row(row, self.provenance, f"the map of {row_name(dataset, index)} (row {index})")
+            keys.append(row["key"])
         if len(dataset) != total:
             raise InputError(
                 f"the dataset has {len(dataset)} images, but the maps were made from a split of {total}; row "
@@ -192,11 +210,11 @@ class MapStore:
             )
         for _ in rows:  # checks the last pages
             pass
+        check_order(self.path, self.provenance, keys)
 
     def _file_rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows as the shards hold them now, whatever the cache holds."""
         for shard in range(self.provenance.num_shards):
             path = shard_path(self.path, self.provenance, shard)
-            for batch in read_shard(path, checksums=False).to_batches(max_chunksize=64):
-                yield from batch.to_pylist()
-            check_shard(path, self.provenance, shard)
+            yield from rows_of_table(read_shard(path, self.provenance, shard, checksums=False))
+            read_shard(path, self.provenance, shard)  # the checksums, after the rows, whose errors say more

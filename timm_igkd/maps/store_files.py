@@ -6,17 +6,21 @@ out/provenance.json                     written last: the store is complete
 out/README.md                           dataset card
 """
 
+import contextlib
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import write_atomic
 from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, first_difference, read_manifest, read_provenance
-from timm_igkd.maps.row_format import is_intact
+from timm_igkd.maps.row_format import check_columns, read_row
 from timm_igkd.records import write_record
 
 _SHARD_NAME = re.compile(r"-(\d+)-of-\d+\.parquet\Z")
@@ -53,11 +57,12 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
+    has_data = (out / "data").exists() and any((out / "data").iterdir())  # asked first: another build may just begin
     if not (out / "manifest.json").exists():
-        if (out / "data").exists() and any((out / "data").iterdir()):
+        if has_data:
             raise InputError(f"{str(out)!r} holds data but no manifest.json, so it is no store; choose another --out")
-        write_record(out / "manifest.json", wanted)
-        return wanted
+        with contextlib.suppress(FileExistsError):  # of another build that was first
+            write_record(out / "manifest.json", wanted, replace=False)
     found = read_manifest(out)
     if (difference := first_difference(found, wanted)) is not None:
         raise InputError(
@@ -73,42 +78,58 @@ def write_shard(path: Path, table: pa.Table) -> None:
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
-def read_shard(path: Path, checksums: bool = True) -> pa.Table:
-    """Read a shard.
+def read_shard(path: Path, manifest: Manifest, shard: int, checksums: bool = True) -> pa.Table:
+    """Read a shard, with the columns and the number of rows that it must have.
 
     Args:
         path: of the shard.
+        manifest: of its store.
+        shard: its number.
         checksums: also check every page.
 
     Raises:
-        InputError: the file is cut or altered.
+        InputError: the file is cut or altered, or has other columns or rows.
     """
     try:
-        return pq.read_table(path, page_checksum_verification=checksums)
+        table = pq.read_table(path, page_checksum_verification=checksums)
+        check_columns(table.schema, manifest.logits)
     except (pa.ArrowInvalid, OSError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
             f"shard {str(path)!r} is corrupt ({first}); delete it and run the same `timm-igkd maps` command again"
         ) from error
-
-
-def check_shard(path: Path, manifest: Manifest, shard: int) -> pa.Table:
-    """Read a finished shard and check its row count and every map's hash.
-
-    Raises:
-        InputError: it is not the shard that was written.
-    """
-    table = read_shard(path)
     expected = len(manifest.rows_of(shard))
     if table.num_rows != expected:
         raise InputError(
             f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again"
         )
-    cells, scales = table.column("map"), table.column("scale")
-    for row, stored in enumerate(table.column("map_hash").to_pylist()):
-        if not is_intact(cells[row]["bytes"].as_py(), scales[row].as_py(), stored):
-            raise InputError(f"row {row} of shard {str(path)!r} has an altered map; delete the shard and build again")
     return table
+
+
+def check_shard(path: Path, manifest: Manifest, shard: int) -> pa.Table:
+    """Read a finished shard and check each row.
+
+    Raises:
+        InputError: it is not the shard that was written.
+    """
+    table = read_shard(path, manifest, shard)
+    for row, cells in enumerate(rows_of_table(table)):
+        read_row(cells, manifest, f"row {row} of shard {str(path)!r}")
+    return table
+
+
+def rows_of_table(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table by column, a few at a time as Python objects."""
+    for batch in table.to_batches(max_chunksize=64):
+        yield from batch.to_pylist()
+
+
+def keys_hash(keys: Iterable[str]) -> str:
+    """Return the hash of a store's keys in order, xxh3-128, 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    for key in keys:
+        digest.update(key.encode())
+    return digest.hexdigest()
 
 
 def require_complete(out: Path) -> Provenance:
@@ -138,6 +159,15 @@ def require_complete(out: Path) -> Provenance:
             "`timm-igkd maps` command again"
         )
     return provenance
+
+
+def check_order(out: Path, provenance: Provenance, keys: Iterable[str]) -> None:
+    """Raise InputError unless the rows are those that the store was finished with, in their order."""
+    if keys_hash(keys) != provenance.keys_hash:
+        raise InputError(
+            f"the rows of map store {str(out)!r} are in another order than when it was finished, or were replaced; "
+            "delete its data and run the same `timm-igkd maps` command again"
+        )
 
 
 def statistics(tables: list[pa.Table]) -> Statistics:

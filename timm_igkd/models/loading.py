@@ -16,7 +16,6 @@ from typing import Any, cast
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_model_input_config, save_for_hf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,6 +26,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.models.arguments import check_model_arguments
 from timm_igkd.models.checkpoint import flag_name, read_checkpoint, translated_errors
 from timm_igkd.models.folder_config import read_folder_config
+from timm_igkd.models.output_names import output_names
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 
@@ -233,12 +233,7 @@ def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_class
     Raises:
         InputError: the dataset's classes are not among the model's.
     """
-    outputs = cast(int, model.num_classes)
-    labels = _cfg(model).get("label_names")
-    known = labels is not None
-    if labels is None and (subset := infer_imagenet_subset(model)):
-        labels = ImageNetInfo(subset).label_names()
-    names = {label: int(i) for i, label in (labels.items() if isinstance(labels, dict) else enumerate(labels or ()))}
+    outputs, (names, known) = cast(int, model.num_classes), output_names(model)
     if class_names and all(name in names for name in class_names):
         indices = [names[name] for name in class_names]
         return None if indices == list(range(outputs)) else indices

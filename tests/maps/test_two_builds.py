@@ -1,0 +1,92 @@
+"""Two builds into one folder at once: both succeed, and neither touches what the other is writing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny_parts import ImageList, noise_image, tiny_teacher
+
+from timm_igkd.attribution.options import IGOptions
+from timm_igkd.errors import InputError
+from timm_igkd.maps import store_files
+from timm_igkd.maps.build import compute_maps
+from timm_igkd.maps.manifest import read_manifest
+from timm_igkd.maps.store import MapStore
+from timm_igkd.models.loading import save_model
+from timm_igkd.records import write_record
+
+IMAGES = ImageList([noise_image(seed) for seed in range(10)], [seed % 2 for seed in range(10)])
+
+
+def build(folder, n_steps=2):
+    options = IGOptions(n_steps=n_steps)
+    return compute_maps(tiny_teacher(size=16), IMAGES, folder, options=options, shard_size=4, progress=False)
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_build_finished_while_another_writes_a_file_leaves_that_file(tmp_path, monkeypatch, moment):
+    """The second build runs from beginning to end while the first has a temporary file open."""
+    build(tmp_path / "alone")
+    real, files, found = os.fsync, [], []
+
+    def fsync(descriptor):
+        files.append(descriptor)
+        if len(files) == moment + 1:  # manifest, three shards, card
+            before = set((tmp_path / "both").rglob(".*.tmp"))
+            monkeypatch.setattr(os, "fsync", real)
+            build(tmp_path / "both")
+            assert before
+            assert before <= set((tmp_path / "both").rglob(".*.tmp"))
+            found.append(MapStore(tmp_path / "both"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    build(tmp_path / "both").verify(IMAGES)
+    found[0].verify(IMAGES)
+    assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+
+
+def test_build_that_comes_a_moment_later_with_other_settings_is_refused(tmp_path, monkeypatch):
+    """Both find no manifest; the other one is written first."""
+    other = build(tmp_path / "other", n_steps=3)
+
+    def write_second(path, record, replace):
+        write_record(path, read_manifest(other.path))
+        write_record(path, record, replace)
+
+    monkeypatch.setattr(store_files, "write_record", write_second)
+    with pytest.raises(InputError, match=r"options\.n_steps is 3 there, 2 here"):
+        build(tmp_path / "maps")
+    assert read_manifest(tmp_path / "maps").options.n_steps == 3
+    assert not (tmp_path / "maps" / "data").exists()
+
+
+def test_damaged_shard_stays_until_its_successor_takes_its_place(tmp_path, monkeypatch):
+    store = build(tmp_path / "maps")
+    shard = sorted((store.path / "data").glob("*.parquet"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
+    monkeypatch.setattr("timm_igkd.maps.shard_builder.write_shard", lambda path, table: pytest.fail(str(path.exists())))
+    with pytest.raises(pytest.fail.Exception, match="True"):
+        build(store.path)
+    monkeypatch.undo()
+    build(store.path)
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_end_with_0_and_the_bytes_of_one(command, tiny_images, tmp_path):
+    save_model(tiny_teacher(size=16), tmp_path / "teacher")
+    flags = ["--teacher", f"local-dir:{tmp_path / 'teacher'}", "--dataset", str(tiny_images(n=60)), "--split", "train"]
+    flags += ["--n-steps", "50", "--shard-size", "2", "--logits", "--out"]
+    assert command("maps", *flags, tmp_path / "alone").code == 0
+    words = [sys.executable, "-m", "timm_igkd", "maps", *flags, str(tmp_path / "both")]
+    processes = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
