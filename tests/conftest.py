@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,25 @@ def pytest_unconfigure() -> None:
 def shared() -> Path:
     """Folder of the shared data; a test that asks for it is skipped where it is absent."""
     return _SHARED
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
+    """Return `mount(name, size)`, a file system of that size at tmp_path / name; only where a root user asks for it."""
+    if "TIMM_IGKD_TEST_MOUNT" not in os.environ:
+        pytest.skip("mounts a small tmpfs; as root, set TIMM_IGKD_TEST_MOUNT=1")
+    mounted = []
+
+    def mount(name: str, size: str) -> Path:
+        disk = tmp_path / name
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for disk in mounted:
+        subprocess.run(["umount", disk], check=True)
 
 
 def tiny_image(index: int, label: int, size: int, seed: int) -> Image.Image:
