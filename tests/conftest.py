@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import subprocess
 import tempfile
 import types
 from collections.abc import Callable, Iterator
@@ -63,6 +64,25 @@ def allocator_settings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]
     monkeypatch.setattr(freed_memory, "sys", types.SimpleNamespace(platform="linux"))
     monkeypatch.setattr(freed_memory, "ctypes", types.SimpleNamespace(CDLL=lambda name: library))
     return told
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
+    """Return `mount(name, size)`, a file system of that size at tmp_path / name; only where a root user asks for it."""
+    if "TIMM_IGKD_TEST_MOUNT" not in os.environ:
+        pytest.skip("mounts a small tmpfs; as root, set TIMM_IGKD_TEST_MOUNT=1")
+    mounted = []
+
+    def mount(name: str, size: str) -> Path:
+        disk = tmp_path / name
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for disk in mounted:
+        subprocess.run(["umount", disk], check=True)
 
 
 def tiny_image(index: int, label: int, size: int, seed: int) -> Image.Image:

@@ -99,29 +99,23 @@ def test_store_of_a_killed_build_has_the_bytes_of_an_uninterrupted_one(maps_job:
 
 
 def test_store_of_a_build_that_filled_the_disk_has_the_bytes_of_an_uninterrupted_one(
-    maps_job: list[object], tmp_path: Path
+    maps_job: list[object], tmp_path: Path, small_disk: Callable[[str, str], Path]
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=300k tmpfs {disk} 2>/dev/null") != 0:
-        pytest.skip("needs the right to mount a small tmpfs")
+    disk = small_disk("disk", "300k")
     command = [sys.executable, "-m", "timm_igkd", *maps_job[:-1], "--limit", 160, "--out"]
-    try:
-        process = start([*command, disk / "maps"])
-        _, errors = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 1
-        assert re.fullmatch("[^\n]*No space left on device[^\n]*", errors.strip().splitlines()[-1])
-        finished = list((disk / "maps").glob("data/[!.]*.parquet"))
-        assert 0 < len(finished) < 20
-        assert not (disk / "maps" / "provenance.json").exists()
-        kept = {path: path.stat().st_mtime_ns for path in finished}
-        assert os.system(f"mount -o remount,size=10m {disk}") == 0
-        run([*command, disk / "maps"])
-        assert {path: path.stat().st_mtime_ns for path in finished} == kept
-        run([*command, tmp_path / "whole"])
-        assert files_of(disk / "maps") == files_of(tmp_path / "whole")
-    finally:
-        os.system(f"umount {disk}")
+    process = start([*command, disk / "maps"])
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    assert re.fullmatch("[^\n]*No space left on device[^\n]*", errors.strip().splitlines()[-1])
+    finished = list((disk / "maps").glob("data/[!.]*.parquet"))
+    assert 0 < len(finished) < 20
+    assert not (disk / "maps" / "provenance.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in finished}
+    assert os.system(f"mount -o remount,size=10m {disk}") == 0
+    run([*command, disk / "maps"])
+    assert {path: path.stat().st_mtime_ns for path in finished} == kept
+    run([*command, tmp_path / "whole"])
+    assert files_of(disk / "maps") == files_of(tmp_path / "whole")
 
 
 def test_machines_merged_after_kills_have_the_bytes_of_one(maps_job: list[object], tmp_path: Path) -> None:

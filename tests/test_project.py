@@ -1,4 +1,5 @@
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -6,11 +7,18 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from test_rooms import FLOORS
 
 import timm_igkd
 from timm_igkd.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def read_yaml(name):
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,90 @@ def test_console_script_exists(project):
 def test_changelog_names_the_open_version():
     lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("## [Unreleased]") or line.startswith(f"## [{__version__}]") for line in lines)
+
+
+def test_urls_name_one_repository(project):
+    urls = [url for url in project["project"]["urls"].values() if "github.com" in url]
+    urls.append(read_yaml("CITATION.cff")["repository-code"])
+    urls += [link["url"] for link in read_yaml(".github/ISSUE_TEMPLATE/config.yml")["contact_links"]]
+    assert {"/".join(url.split("/")[:5]) for url in urls} == {"https://github.com/timm-igkd/timm-igkd"}
+
+
+def test_citation_is_that_of_this_version(project):
+    citation = read_yaml("CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    assert citation["version"] == __version__
+    assert citation["license"] == project["project"]["license"]
+    (paper,) = citation["references"]
+    assert paper["url"] == project["project"]["urls"]["Paper"]
+    assert paper["title"] in (ROOT / "hub" / "templates" / "citations.bib").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["bug", "idea"])
+def test_issue_forms_ask_something_with_an_id(name):
+    form = read_yaml(f".github/ISSUE_TEMPLATE/{name}.yml")
+    assert form["name"]
+    assert form["description"]
+    ids = [field["id"] for field in form["body"]]
+    assert len(set(ids)) == len(ids)
+    assert all(field["attributes"]["label"] for field in form["body"])
+
+
+def test_workflow_of_tests_runs_the_makefiles_targets():
+    jobs = read_yaml(".github/workflows/tests.yml")["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == ["make test PYTHON=python", "make test-slow PYTHON=python"]
+    targets = re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert {command.split()[1] for command in commands} <= set(targets)
+
+
+def test_oldest_python_that_is_tested_is_the_oldest_that_is_allowed(project):
+    tested = read_yaml(".github/workflows/tests.yml")["jobs"]["fast"]["strategy"]["matrix"]["python"]
+    assert project["project"]["requires-python"] == f">={tested[0]}"
+    named = [name.rpartition(" ")[2] for name in project["project"]["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    assert (tested[0], tested[-1]) == (named[0], named[-1])
+
+
+def test_release_is_published_by_trust_and_not_by_a_secret():
+    path = ".github/workflows/release.yml"
+    workflow = read_yaml(path)
+    assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML reads the key `on` as a truth value
+    assert workflow["permissions"] == {"contents": "read"}
+    publish = workflow["jobs"]["publish"]
+    assert publish["needs"] == "build"
+    assert publish["permissions"] == {"id-token": "write"}
+    assert publish["environment"]["name"] == "pypi"
+    assert not re.search(r"secrets\.|password", (ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_files_named_in_the_architecture_exist():
+    named = re.findall(r"`([\w./-]+(?:\.py|\.md|/))`", ARCHITECTURE)
+    assert len(named) > 40
+    planned = {"training/", "export/"}
+    folders = (ROOT, ROOT / "timm_igkd")
+    assert {name for name in named if not any((folder / name).exists() for folder in folders)} <= planned
+
+
+def test_names_in_the_architecture_are_those_of_the_code():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "timm_igkd").rglob("*.py"))
+    words = set(re.findall(r"\w+", code))
+    named = re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?)`", ARCHITECTURE)
+    assert len(named) > 20
+    assert {
+        name for name in named if not name.endswith((".py", ".md", ".json")) and name.split(".")[-1] not in words
+    } == set()
+
+
+def test_rooms_of_the_architecture_are_those_of_the_house():
+    rooms = re.findall(r"(?m)^\| `(\w+)/` \|", ARCHITECTURE)
+    assert rooms == [room for floor in FLOORS for room in floor if room]
+
+
+def test_links_between_the_documents_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert ((ROOT / name).parent / link).exists(), f"{name}: {link}"
 
 
 @pytest.mark.slow

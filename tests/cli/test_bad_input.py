@@ -433,23 +433,21 @@ def test_full_disk_ends_the_recipe_with_1(
 
 @pytest.mark.slow
 def test_full_file_system_ends_maps_and_recipe_with_1(
-    command: Runner, recipe: Runner, tiny_images: ImageFactory, teacher_folder: Path, tmp_path: Path
+    command: Runner,
+    recipe: Runner,
+    tiny_images: ImageFactory,
+    teacher_folder: Path,
+    small_disk: Callable[[str, str], Path],
 ) -> None:
-    disk = tmp_path / "runs"
-    disk.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=100k tmpfs {disk} 2>/dev/null") != 0:
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        images = two_splits(tiny_images, n=256, size=32)
-        outcome = recipe(*tiny_run(images))
-        assert outcome.code == 1, outcome
-        assert not (disk / "run" / "teacher" / "config.json").exists()
-        shutil.rmtree(disk / "run")
-        outcome = command(*maps_of(images, teacher_folder, disk / "maps"))
-        assert outcome.code == 1, outcome
-        assert not is_store(disk / "maps")
-    finally:
-        os.system(f"umount {disk}")
+    disk = small_disk("runs", "100k")
+    images = two_splits(tiny_images, n=256, size=32)
+    outcome = recipe(*tiny_run(images))
+    assert outcome.code == 1, outcome
+    assert not (disk / "run" / "teacher" / "config.json").exists()
+    shutil.rmtree(disk / "run")
+    outcome = command(*maps_of(images, teacher_folder, disk / "maps"))
+    assert outcome.code == 1, outcome
+    assert not is_store(disk / "maps")
 
 
 def test_infinite_loss_ends_the_recipe_with_1(recipe: Runner, tiny_images: ImageFactory, tmp_path: Path) -> None:

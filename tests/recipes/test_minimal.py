@@ -1,0 +1,38 @@
+"""recipes/minimal.py: the method in one screen."""
+
+import shlex
+
+import pytest
+import timm
+from command_lines import RECIPES
+
+import minimal
+from timm_igkd import MapStore, evaluate, load_labeled_images
+
+SOURCE = (RECIPES / "minimal.py").read_text(encoding="utf-8")
+TRIED = "--teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128"
+
+
+def test_it_is_one_screen_and_opens_with_its_command():
+    assert len(SOURCE.splitlines()) <= 120
+    first, second = (line.split("#")[0].split() for line in SOURCE.splitlines()[2:4])
+    assert first == ["accelerate", "launch", "recipes/minimal.py"]
+    assert second == [*first, *shlex.split(TRIED)]
+
+
+def test_tiny_run_leaves_maps_and_a_student_that_timm_loads(tmp_path, capsys):
+    metrics = minimal.main([*TRIED.split(), "--out", str(tmp_path)])
+    assert metrics["n"] == 360
+    assert f"student {metrics['top1']:.1f} % of 360 images" in capsys.readouterr().out
+    MapStore(tmp_path / "maps").verify(load_labeled_images("digits", "train").subset(range(128)))
+    student = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
+    again = evaluate(student, load_labeled_images("digits", "test"), measure_latency=False).metrics
+    assert {name: again[name] for name in ("top1", "loss", "ece")}.items() <= metrics.items()
+
+
+@pytest.mark.slow
+def test_whole_run_makes_a_student_that_reads_digits(tmp_path):
+    metrics = minimal.main(["--out", str(tmp_path)])
+    assert metrics["teacher"]["top1"] > 95
+    assert metrics["top1"] > 95
+    assert metrics["compression"] > 4
