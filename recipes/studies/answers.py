@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from studies.config import Cell
+from studies.cells import Cell
 from studies.cost import cost_against_teacher
 from studies.paper import ABLATION, ABLATION_DROP, COMPRESSION, MONTE_CARLO, arm_name, paper_results
 from studies.results import ALPHA, Contrast, StudyResults

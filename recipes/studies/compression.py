@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from studies.config import Cell
+from studies.cells import Cell
 from studies.paper import COMPRESSION, arm_name, paper_results
 from studies.results import StudyResults
 from timm_igkd.report.figures import ROLES, render_svg
