@@ -19,7 +19,11 @@ from timm_igkd.runs.settings import RunConfig
 def main(argv: list[str] | None = None) -> int:
     """Run the job; bad input is one line and exit code 2."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run_reporting_errors(lambda: distill(parse_config(RunConfig, arguments, description=__doc__)), "train_igkd")
+
+    def run() -> None:
+        distill(parse_config(RunConfig, arguments, description=__doc__))
+
+    return run_reporting_errors(run, "train_igkd")
 
 
 if __name__ == "__main__":

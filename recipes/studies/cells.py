@@ -165,7 +165,7 @@ def create_cell(name: str, given: Mapping[str, Any]) -> Cell:
     if protocol not in PROTOCOLS:
         raise InputError(f"cell {name!r}: protocol must be one of {list(get_args(Protocol))}, got {protocol!r}")
     try:
-        values = {key: convert_value(key, value, hints[key]) for key, value in (PROTOCOLS[protocol] | given).items()}
+        values = {key: convert_value(key, value, hints[key]) for key, value in {**PROTOCOLS[protocol], **given}.items()}
         return replace(Cell(), **values)
     except InputError as error:
         raise InputError(f"cell {name!r}: {error}") from error

@@ -225,11 +225,11 @@ class StudyData:
         if self.config.transfer_dataset is None:
             return None
         dataset = load_labeled_images(self.config.transfer_dataset, self.config.transfer_split)
-        size = tuple(self._train_images.images.shape[:1:-1])
+        height, width = self._train_images.images.shape[-2:]
         pixels, labels = [], []
         for index in range(len(dataset)):
             image, label = read_item(dataset, index)
-            pixels.append(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
+            pixels.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
             labels.append(label)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         return self._evaluated(DeviceImages(images, torch.tensor(labels)))

@@ -93,7 +93,6 @@ class Trainer:
         if accelerator.num_processes > 1:  # alone the task's own autocast is all that a model needs
             task.trainable_module = accelerator.prepare_model(task.trainable_module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
-        accelerator.gradient_accumulation_steps = settings.grad_accum_steps  # by this it divides a loss
 
     def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         # not prepared: a prepared scheduler would step once per process
@@ -117,6 +116,7 @@ class Trainer:
             DivergedError: the loss is no longer finite.
             InputError: the checkpoint is damaged, or another training's.
         """
+        self.accelerator.gradient_accumulation_steps = self.settings.grad_accum_steps  # by this it divides a loss
         self._load_checkpoint()
         left = range(len(self.history), self.settings.epochs)
         hidden = None if progress and self.accelerator.is_main_process else True  # None: where stderr is no terminal
