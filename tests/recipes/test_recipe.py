@@ -310,7 +310,7 @@ ARMS: dict[str, tuple[str, set[str]]] = {
     "ig": ("--overlay-prob 1 --distill-loss-weight 0", {"task_loss"}),
     "kd": ("--overlay-prob 0 --distill-loss-weight 0.5", {"task_loss", "distill_loss"}),
     "kd_ig": ("--overlay-prob 0.5 --distill-loss-weight 0.5", {"task_loss", "distill_loss"}),
-    "same_view": ("--overlay-prob 0.5 --distill-loss-weight 0.5 --teacher-view same", {"task_loss", "distill_loss"}),
+    "clean_view": ("--overlay-prob 0.5 --distill-loss-weight 0.5 --teacher-view clean", {"task_loss", "distill_loss"}),
     "stored": ("--stored-logits --distill-loss-weight 0.5", {"task_loss", "distill_loss"}),
     "stored_without_overlay": ("--stored-logits --overlay-prob 0 --task-loss-weight 0", {"distill_loss"}),
     "at": (
@@ -369,7 +369,8 @@ def test_clean_view_reaches_the_teacher_through_mixup(
         return real(self, input, target, teacher_input, teacher_logits)
 
     monkeypatch.setattr(IGDistillationTask, "forward", forward)
-    options = ["--overlay-prob", 1, "--mixup", 0.5, "--cutmix", 1, "--distill-loss-weight", 0.5, "--overlay-weight"]
+    options = ["--overlay-prob", 1, "--mixup", 0.5, "--cutmix", 1, "--distill-loss-weight", 0.5]
+    options += ["--teacher-view", "clean", "--overlay-weight"]
     run(*trained_teacher, *options, 0.5, name="overlaid")
     overlaid = [*seen]
     assert len(overlaid) == 3
@@ -462,6 +463,7 @@ def test_arms_of_one_seed_share_init_order_and_crops(
     }
     for arm, options in arms.items():
         shared = ["--epochs", 2, "--hflip", 0.5, "--distill-loss-weight", 0.5, "--batches", batches]
+        shared += ["--teacher-view", "clean"]
         run(*trained_teacher, *shared, *options, name=arm)
     assert len(seen["kd"]) > 20
     for arm in ("kd_ig", "ig_free"):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from timm_igkd.attribution.ig_options import Baseline, IGOptions, Output, Reduction, Target
+from timm_igkd.distillation.views import TeacherViewMode
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
 from timm_igkd.training.augmentation import TrainAugmentation, TrainCrop
@@ -80,9 +81,7 @@ class RunConfig:
     overlay_weight: float = _setting("share of the map in the blend", 0.5, _STUDENT)
     overlay_max_power: float = _setting("the map's exponent is drawn from 1 to this", 2.0, _STUDENT)
     overlay_source: OverlaySource = _setting("aligned, or a control", "aligned", _STUDENT)
-    teacher_view: Literal["same", "same"] = _setting(
-        "what the teacher in the loop sees of an overlaid image", "same", _STUDENT
-    )
+    teacher_view: TeacherViewMode = _setting("what the teacher in the loop sees of an overlaid image", "same", _STUDENT)
     engine: Literal["captum", "fast"] = _setting("attribution engine", "fast", _MAPS)
     n_steps: int | Literal["auto"] = _setting("integration steps", 50, _MAPS)
     max_steps: int = _setting("most steps per image with auto", IGOptions().max_steps, _MAPS)
