@@ -30,8 +30,8 @@ from torchvision import transforms
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from studies.config import Cell  # noqa: E402
-from studies.training import RunTrainer  # noqa: E402
+from studies.cells import Cell  # noqa: E402
+from studies.training import create_trainer  # noqa: E402
 from timm_igkd import (  # noqa: E402
     IGDistillationTask,
     IGOptions,
@@ -77,9 +77,12 @@ class Contest:
 
     def fast(self, student: torch.nn.Module) -> float:
         """Return images per second of the study's trainer."""
-        arguments = (self.data, student, None, self.accelerator, self.args.compile)
-        RunTrainer(self.cell(1), 0, *arguments).fit(progress=False)  # warm-up, compilation
-        return RunTrainer(self.cell(self.args.epochs), 0, *arguments).fit(progress=False).images_per_s
+        parts, rate = (self.data, student, None, self.accelerator), 0.0
+        for epochs in (1, self.args.epochs):  # the first is the warm-up, with the compilation
+            trainer = create_trainer(self.cell(epochs), 0, *parts, compile_mode=self.args.compile)
+            trainer.fit(progress=False)
+            rate = trainer.images_per_s or 0.0
+        return rate
 
     def loader(self, student: torch.nn.Module) -> float:
         """Return images per second through timm's loader, workers and prefetcher, and a plain loop of its task."""

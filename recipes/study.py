@@ -24,11 +24,12 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from studies import require_report_packages
-from studies.config import Cell, StudyConfig
+from studies.cells import Cell
+from studies.config import StudyConfig
 from studies.data import StudyData
 from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
-from studies.training import DivergedError, RunTrainer
+from studies.training import create_trainer
 from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.environment import environment
@@ -37,6 +38,7 @@ from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
 from timm_igkd.runs.parsing import parse_config
+from timm_igkd.training.trainer import DivergedError
 
 
 class Study:
@@ -49,7 +51,11 @@ class Study:
     def __init__(self, config: StudyConfig):
         self.config = config
         self.rows = StudyRows(config.output_dir)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(
+            log_with=list(config.trackers) or None,
+            project_dir=config.work_dir,
+            cpu=not torch.cuda.is_available(),
+        )
         if self.accelerator.num_processes > 1:
             raise InputError(
                 f"a run of the study is one process, the launcher started {self.accelerator.num_processes}; use "
@@ -77,6 +83,8 @@ class Study:
         if not self.missing():
             return
         self.data.prepare()
+        if self.config.trackers:
+            self.accelerator.init_trackers(self.config.name)
         with tqdm(list(self.runs()), desc=self.config.name, unit="run", disable=None) as bar:
             for name, cell, seed in bar:
                 key = (self.config.run_hash(cell), seed)
@@ -84,6 +92,7 @@ class Study:
                     if is_mine and key not in self.rows.run_keys():
                         bar.set_postfix_str(f"{name}, seed {seed}")
                         self._run(name, cell, seed)
+        self.accelerator.end_training()
 
     def _run(self, name: str, cell: Cell, seed: int) -> None:
         started = time.perf_counter()
@@ -93,20 +102,31 @@ class Study:
         student = self.data.create_student(cell, seed)
         checkpoint = Path(self.config.work_dir) / "runs" / f"{row['config_hash']}-{seed}.pt"
         predictions = None
+        trainer = create_trainer(
+            cell,
+            seed,
+            data,
+            student,
+            self.data.teacher,
+            self.accelerator,
+            compile_mode=self.config.compile,
+            checkpoint=checkpoint,
+            label=f"{name}-{seed}",
+        )
         try:
-            trained = RunTrainer(
-                cell, seed, data, student, self.data.teacher, self.accelerator, self.config.compile, checkpoint
-            ).fit()
+            row["train_loss"] = trainer.fit()[-1].loss
         except DivergedError as error:
             tqdm.write(f"{name}, seed {seed}: {error}")
             row["diverged_epoch"] = error.epoch
         else:
-            row |= {"train_images_per_s": round(trained.images_per_s, 1), "train_loss": trained.loss}
-            metrics, answers = self.evaluator.evaluate(trained.student, cell)
+            if trainer.images_per_s is not None:
+                row["train_images_per_s"] = round(trainer.images_per_s, 1)
+            trained = trainer.final_model()
+            metrics, answers = self.evaluator.evaluate(trained, cell)
             row |= {key: json.dumps(value) if isinstance(value, dict) else value for key, value in metrics.items()}
             predictions = answers.numpy()
             if cell.save:
-                save_model(trained.student.half(), self.rows.folder / "students" / f"{row['config_hash']}-{seed}")
+                save_model(trained.half(), self.rows.folder / "students" / f"{row['config_hash']}-{seed}")
         self.accelerator.free_memory()  # it keeps every optimizer, and with it every student
         row["wall_time_s"] = round(time.perf_counter() - started, 2)
         self.rows.add(row, predictions, self.data.test.images.labels.cpu().numpy())

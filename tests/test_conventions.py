@@ -14,8 +14,8 @@ from accelerate.commands.config.default import write_basic_config
 from command_lines import RECIPES, Runner, subprocess_environment, tiny_run, two_splits
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
-import training
-from train_config import TrainConfig
+from timm_igkd.runs.settings import RunConfig
+from timm_igkd.training.trainer import Trainer
 
 ROOT = RECIPES.parent
 SOURCES = sorted([*(ROOT / "timm_igkd").rglob("*.py"), *RECIPES.rglob("*.py"), *(ROOT / "hub").glob("*.py")])
@@ -33,7 +33,7 @@ def calls(*names: str) -> Iterator[tuple[Path, ast.Call]]:
 
 
 def test_no_setting_competes_with_the_launcher():
-    assert not LAUNCHER & {field.name for field in dataclasses.fields(TrainConfig)}
+    assert not LAUNCHER & {field.name for field in dataclasses.fields(RunConfig)}
     found = list(calls("Accelerator", "PartialState", "AcceleratorState"))
     assert any(getattr(call.func, "id", "") == "Accelerator" for _, call in found)
     given = {keyword.arg for _, call in found for keyword in call.keywords}
@@ -62,13 +62,13 @@ def test_precision_comes_from_the_launcher(recipe: Runner, tiny_images, monkeypa
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     found: list[tuple[str, torch.dtype]] = []
 
-    def record(self: training.Trainer) -> None:
+    def record(self: Trainer) -> None:
         with self.accelerator.autocast():
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         found.append((self.accelerator.mixed_precision, product.dtype))
 
-    monkeypatch.setattr(training.Trainer, "fit", record)
-    monkeypatch.setattr("train_igkd.write_report", lambda *args, **kwargs: None)  # nothing was trained
+    monkeypatch.setattr(Trainer, "fit", record)
+    monkeypatch.setattr("timm_igkd.runs.distill.write_report", lambda *args, **kwargs: None)  # nothing was trained
     outcome = recipe(*tiny_run(two_splits(tiny_images)))
     assert outcome.code == 0, outcome.error
     assert found == [("bf16", torch.bfloat16)] * 2  # teacher and student
@@ -135,8 +135,8 @@ def test_file_of_accelerate_config_decides_the_precision(recipe: Runner, tiny_im
 
 def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    monkeypatch.setattr(training.Trainer, "fit", lambda self: None)  # see test_precision_comes_from_the_launcher
-    monkeypatch.setattr("train_igkd.write_report", lambda *args, **kwargs: None)
+    monkeypatch.setattr(Trainer, "fit", lambda self: None)  # see test_precision_comes_from_the_launcher
+    monkeypatch.setattr("timm_igkd.runs.distill.write_report", lambda *args, **kwargs: None)
     assert recipe(*tiny_run(two_splits(tiny_images))).code == 0
     found = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
     assert (found["mixed_precision"], found["num_processes"]) == ("bf16", 1)

@@ -9,7 +9,8 @@ from timm_igkd import IGOverlay, MapStore, compute_maps
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions, reduce_channels
 from timm_igkd.overlay.device_images import DeviceImages
-from timm_igkd.overlay.device_loader import DeviceAugmentation, DeviceLoader
+from timm_igkd.overlay.device_views import DeviceAugmentation
+from timm_igkd.training.device_batches import DeviceBatches
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +56,7 @@ def test_batches_made_on_the_gpu_are_those_of_the_cpu():
     data = DeviceImages(images, torch.arange(24) % 2, maps, torch.randn(24, 2, generator=generator))
     augmentation = DeviceAugmentation(IGOverlay(0.5), padding=4, hflip=0.5, cutout=8, teacher_view="clean")
     expected, found = (
-        list(DeviceLoader(data.to(device), augmentation, 8, seed=0).epoch(1)) for device in ("cpu", DEVICE)
+        list(DeviceBatches(data.to(device), augmentation, 8, seed=0).epoch(1)) for device in ("cpu", DEVICE)
     )
     for here, there in zip(expected, found, strict=True):
         assert torch.equal(here.labels, there.labels.cpu())

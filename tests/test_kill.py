@@ -218,16 +218,18 @@ def test_two_processes_train_one_student(training_job: list[object], tmp_path: P
 WATCHER = f"""
 import hashlib, sys
 sys.path.insert(0, {str(RECIPES)!r})
-import torch, train_igkd, training
+import train_igkd
 from timm_igkd.models.loading import weights_hash
+from timm_igkd.training.trainer import Trainer
 
-fit = training.Trainer.fit
+fit = Trainer.fit
 
 def watched(self):
-    fit(self)
+    history = fit(self)
     sys.stdout.write(f"final-weights {{weights_hash(self.final_model())}}\\n")
     sys.stdout.flush()
+    return history
 
-training.Trainer.fit = watched
+Trainer.fit = watched
 raise SystemExit(train_igkd.main())
 """

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from timm_igkd.overlay.blend import IGOverlay
     from timm_igkd.overlay.dataset import IGOverlayDataset
     from timm_igkd.report.push import push_student
+    from timm_igkd.runs.distill import distill
+    from timm_igkd.runs.settings import RunConfig
 
 __all__ = [
     "IGDistillationTask",
@@ -30,8 +32,10 @@ __all__ = [
     "IGOverlay",
     "IGOverlayDataset",
     "MapStore",
+    "RunConfig",
     "__version__",
     "compute_maps",
+    "distill",
     "evaluate",
     "load_labeled_images",
     "load_model",
@@ -49,7 +53,9 @@ __getattr__, __dir__ = lazy_names(
         "IGOverlay": "overlay",
         "IGOverlayDataset": "overlay",
         "MapStore": "maps",
+        "RunConfig": "runs",
         "compute_maps": "maps",
+        "distill": "runs",
         "evaluate": "evaluation",
         "load_labeled_images": "data",
         "load_model": "models",
@@ -60,7 +66,7 @@ __getattr__, __dir__ = lazy_names(
     },
     submodules=(
         *("attribution", "cards", "data", "distillation", "environment", "errors", "evaluation", "files", "hub"),
-        *("maps", "models", "overlay", "random_streams", "report", "runs", "with_plugin"),
+        *("maps", "models", "overlay", "random_streams", "report", "runs", "training", "with_plugin"),
     ),
 )
 

@@ -1,6 +1,6 @@
 """The parts of recipes/study.py, along the way of a number.
 
-config -> data -> training -> evaluation -> rows -> results (statistics, resampling) -> tables, figures, answers
+config (cells) -> data -> training -> evaluation -> rows -> results (statistics, resampling) -> tables, figures, answers
 -> report
 """
 

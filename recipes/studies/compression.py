@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from studies.config import Cell
+from studies.cells import Cell
 from studies.paper import COMPRESSION, arm_name, paper_results
 from studies.results import StudyResults
 from timm_igkd.report.figures import ROLES, render_svg
@@ -89,8 +89,8 @@ def _paper_means(results: StudyResults, cells: Sequence[str]) -> dict[float, flo
 
 def _styles(results: StudyResults, arms: dict[str, list[str]]) -> list[dict[str, Any]]:
     """Return colour and marker of each arm; arms of one colour differ in their markers."""
-    markers, used = "osD^vP*X", {}
-    styles = []
+    markers, styles = "osD^vP*X", []
+    used: dict[str, int] = {}
     for cells in arms.values():
         shade = colour(results, cells[0])
         used[shade] = used.get(shade, -1) + 1
@@ -114,8 +114,8 @@ def _draw_gaps(
     pairs = [(cell, others[size]) for cell in cells if (size := _size(results.cell(cell))) in others]
     found = [results.compare(a, b, "top1") for a, b in pairs]
     x = [results.constant(a, "compression") for a, _ in pairs]
-    for (a, b), size in zip(pairs, x, strict=True):
-        _draw_seeds(axes, size, list(results.differences(a, b, "top1")), style)
+    for (a, b), place in zip(pairs, x, strict=True):
+        _draw_seeds(axes, place, list(results.differences(a, b, "top1")), style)
     axes.axhline(0, color=ROLES["ink"], linewidth=1, linestyle=(0, (3, 2)), zorder=1)
     axes.vlines(x, [c.low for c in found], [c.high for c in found], color=style["color"], linewidth=2.4)
     axes.plot(x, [c.difference for c in found], **style, markersize=4.5, linestyle="none")

@@ -14,17 +14,20 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from studies.config import Cell, StudyConfig
+from studies.cells import Cell
+from studies.config import StudyConfig
 from studies.latencies import Latencies
-from timm_igkd import MapStore, compute_maps, load_labeled_images, truncate
+from timm_igkd import MapStore, compute_maps, load_labeled_images
 from timm_igkd.data.items import read_item
+from timm_igkd.data.subsets import stratified_indices
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.corruptions import corrupt
 from timm_igkd.files import exclusive, write_atomic
-from timm_igkd.models.loading import class_indices, count_macs, load_model, use_image_size, weights_hash
+from timm_igkd.models.loading import class_indices, count_macs, weights_hash
 from timm_igkd.overlay.controls import derangement
-from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, derange_logits, load_images, stratified_indices
+from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, derange_logits, load_images
 from timm_igkd.random_streams import derive_seed, seeded
+from timm_igkd.runs.models import create_student, create_teacher
 
 VALIDATION_SHARE = 0.1
 _PREDICT_BATCH = 1000
@@ -69,31 +72,24 @@ class StudyData:
         return None if model is None else model.to(self.device).eval()
 
     def _create_teacher(self, pretrained: bool) -> nn.Module | None:
-        config = self.config
-        if config.teacher is None:
-            return None
-        return load_model(
-            config.teacher,
-            model_args=config.teacher_args,
-            checkpoint=config.teacher_checkpoint if pretrained else None,
-            mean=config.teacher_mean,
-            std=config.teacher_std,
-            role="teacher",
-            pretrained=pretrained,
-        )
+        return None if self.config.teacher is None else create_teacher(self.config, pretrained=pretrained)
 
     def create_student(self, cell: Cell, seed: int) -> nn.Module:
         """Return a student of random weights that only (cell's architecture, seed) decide."""
-        with seeded(derive_seed(seed, "init student")):
-            if cell.student is not None:
-                student = load_model(
-                    cell.student, pretrained=False, model_args=cell.student_args, num_classes=self.train.num_classes
-                )
-                use_image_size(student, *self._train_images.images.shape[-2:])
-                return student
-            architecture = self._create_teacher(pretrained=False)
-            assert architecture is not None  # the config was checked
-            return truncate(architecture, cell.drop, num_classes=self.train.num_classes)
+
+        def architecture() -> nn.Module:
+            return create_teacher(self.config, pretrained=False)
+
+        height, width = self._train_images.images.shape[-2:]
+        return create_student(
+            cell.student,
+            cell.student_args,
+            cell.drop,
+            architecture,
+            num_classes=self.train.num_classes,
+            image_size=(height, width),
+            seed=seed,
+        )
 
     @cached_property
     def teacher_hash(self) -> str | None:
@@ -229,11 +225,11 @@ class StudyData:
         if self.config.transfer_dataset is None:
             return None
         dataset = load_labeled_images(self.config.transfer_dataset, self.config.transfer_split)
-        size = tuple(self._train_images.images.shape[:1:-1])
+        height, width = self._train_images.images.shape[-2:]
         pixels, labels = [], []
         for index in range(len(dataset)):
             image, label = read_item(dataset, index)
-            pixels.append(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
+            pixels.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
             labels.append(label)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         return self._evaluated(DeviceImages(images, torch.tensor(labels)))

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studies.config import Cell, StudyConfig
+from studies.cells import Cell
+from studies.config import StudyConfig
 from studies.data import Evaluated, StudyData, normalized, predict
 from timm_igkd.attribution.chunk_size import activation_chunk
 from timm_igkd.attribution.engine import FastEngine

@@ -5,7 +5,8 @@ Source: arXiv 2506.14440 and the authors' repository: nordlinglab/ModelCompressi
 
 from typing import NamedTuple
 
-from studies.config import Cell, StudyConfig
+from studies.cells import Cell
+from studies.config import StudyConfig
 
 NUM_RUNS = 10  # of each arm of the ablation
 

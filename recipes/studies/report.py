@@ -69,15 +69,16 @@ def write_report(
     studies = [StudyResults.read(config) for config in configs]
     figures = Path(figures or Path(results_md).parent / "figures")
     paths = paths or [f"recipes/configs/study_{name}.yaml" for name in names]
+    sections = [_section(results, path) for results, path in zip(studies, paths, strict=True)]
     context = {
         "lead": lead(studies),
         "glance": glance(studies),
         "figures": os.path.relpath(figures, Path(results_md).parent).replace(os.sep, "/"),
-        "studies": [_section(results, path) for results, path in zip(studies, paths, strict=True)],
+        "studies": sections,
     }
     page = _environment(autoescape=True).from_string(_template("report.html"))
     text = _environment(autoescape=False).from_string(_template("report.md.j2"))
-    for section in context["studies"]:
+    for section in sections:
         for figure in section["figures"]:
             write_atomic(figures / figure.file, svg_file(figure.svg, light_colours()).encode())
     write_atomic(Path(html), page.render(context, style=page_style()).encode())

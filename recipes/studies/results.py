@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from studies.config import Cell, StudyConfig
+from studies.cells import Cell
+from studies.config import StudyConfig
 from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
 from studies.rows import StudyRows
 from studies.statistics import (

@@ -16,15 +16,14 @@ from command_lines import RECIPES, Runner, tiny_run, two_splits
 from conftest import ImageFactory
 from torch import Tensor
 
-import stages
-import train_igkd
-import training
 from timm_igkd import IGDistillationTask, MapStore, evaluate, load_labeled_images
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.runs import distill, stages
 from timm_igkd.runs.parsing import parse_config
-from train_config import TrainConfig
+from timm_igkd.runs.settings import RunConfig
+from timm_igkd.training.trainer import Trainer
 
 CONFIGS = sorted(set((RECIPES / "configs").glob("*.yaml")) - set((RECIPES / "configs").glob("study_*.yaml")))
 
@@ -60,7 +59,7 @@ def run(recipe: Runner, images: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     def run(*options: object, name: str = "run", report: bool = False) -> Path:
         if not report:
-            monkeypatch.setattr(train_igkd, "write_report", lambda *args, **kwargs: None)
+            monkeypatch.setattr(distill, "write_report", lambda *args, **kwargs: None)
         outcome = recipe(*tiny_run(images, *options, "--name", name))
         assert outcome.code == 0, outcome.error
         return tmp_path / "runs" / name
@@ -95,12 +94,12 @@ def trained_teacher(teacher_folder: Path) -> list[object]:
 )
 def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        TrainConfig(**options)
+        RunConfig(**options)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_names_its_command(path: Path) -> None:
-    config = parse_config(TrainConfig, ["--config", str(path)])
+    config = parse_config(RunConfig, ["--config", str(path)])
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert config.name == path.stem
     assert any(f"--config recipes/configs/{path.name}" in line for line in header)
@@ -186,21 +185,22 @@ class Stop(RunError):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, label: str, epoch: int) -> None:
     """Let the training of `label` stop once `epoch` epochs are saved."""
-    real = training.Trainer._save_checkpoint
+    real = Trainer._save_checkpoint
 
-    def save(self: training.Trainer, saved: int, rows: list) -> None:
-        real(self, saved, rows)
-        if saved == epoch and self.label.startswith(label):
+    def save(self: Trainer) -> None:
+        real(self)
+        if len(self.history) == epoch and self.label.startswith(label):
             raise Stop("stopped by the test")
 
-    monkeypatch.setattr(training.Trainer, "_save_checkpoint", save)
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
 
 
 @pytest.mark.parametrize(
     ("label", "options"),
     [
         ("teacher", ["--teacher-epochs", 3]),
-        ("student", ["--workers", 1, "--overlay-prob", 0.5]),
+        ("student", ["--batches", "workers", "--workers", 1, "--overlay-prob", 0.5]),
+        ("student", ["--batches", "device", "--overlay-prob", 0.5, "--hflip", 0.5, "--distill-loss-weight", 0.5]),
         ("student", ["--model-ema", "--grad-accum-steps", 2, "--mixup", 0.2]),
         ("student", ["--max-steps-per-epoch", 2, "--grad-accum-steps", 3, "--sched", "none"]),
     ],
@@ -252,14 +252,14 @@ def test_resume_goes_on_with_the_scale_of_the_fp16_gradients(
             super().__init__(*args, **kwargs)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
-    monkeypatch.setattr(train_igkd, "Accelerator", WithScaler)
-    real = training.Trainer._train_epoch
+    monkeypatch.setattr(distill, "Accelerator", WithScaler)
+    real = Trainer._train_epoch
 
-    def train_epoch(self: training.Trainer, *args: Any) -> dict[str, Any]:
+    def train_epoch(self: Trainer, *args: Any) -> Any:
         scales.append(self.accelerator.scaler.get_scale())
         return real(self, *args)
 
-    monkeypatch.setattr(training.Trainer, "_train_epoch", train_epoch)
+    monkeypatch.setattr(Trainer, "_train_epoch", train_epoch)
     options = [*trained_teacher, "--epochs", 3, "--max-steps-per-epoch", 2]
     with monkeypatch.context() as patch:
         stop_after(patch, "student", 2)
@@ -310,7 +310,7 @@ ARMS: dict[str, tuple[str, set[str]]] = {
     "ig": ("--overlay-prob 1 --distill-loss-weight 0", {"task_loss"}),
     "kd": ("--overlay-prob 0 --distill-loss-weight 0.5", {"task_loss", "distill_loss"}),
     "kd_ig": ("--overlay-prob 0.5 --distill-loss-weight 0.5", {"task_loss", "distill_loss"}),
-    "same_view": ("--overlay-prob 0.5 --distill-loss-weight 0.5 --teacher-view same", {"task_loss", "distill_loss"}),
+    "clean_view": ("--overlay-prob 0.5 --distill-loss-weight 0.5 --teacher-view clean", {"task_loss", "distill_loss"}),
     "stored": ("--stored-logits --distill-loss-weight 0.5", {"task_loss", "distill_loss"}),
     "stored_without_overlay": ("--stored-logits --overlay-prob 0 --task-loss-weight 0", {"distill_loss"}),
     "at": (
@@ -343,7 +343,7 @@ def test_arm_trains_and_logs_its_terms_alone(arm: str, run: Callable[..., Path],
     assert np.isfinite(float(row["loss"]))
     assert float(row["val_top1"]) >= 0
     assert (folder / "report" / "index.html").is_file() == draws
-    config = parse_config(TrainConfig, ["--config", str(folder / "config.yaml")])
+    config = parse_config(RunConfig, ["--config", str(folder / "config.yaml")])
     assert (folder / "maps").exists() == config.needs_maps
     if config.stored_logits:
         assert MapStore(folder / "maps").has_logits
@@ -369,7 +369,8 @@ def test_clean_view_reaches_the_teacher_through_mixup(
         return real(self, input, target, teacher_input, teacher_logits)
 
     monkeypatch.setattr(IGDistillationTask, "forward", forward)
-    options = ["--overlay-prob", 1, "--mixup", 0.5, "--cutmix", 1, "--distill-loss-weight", 0.5, "--overlay-weight"]
+    options = ["--overlay-prob", 1, "--mixup", 0.5, "--cutmix", 1, "--distill-loss-weight", 0.5]
+    options += ["--teacher-view", "clean", "--overlay-weight"]
     run(*trained_teacher, *options, 0.5, name="overlaid")
     overlaid = [*seen]
     assert len(overlaid) == 3
@@ -384,13 +385,13 @@ def test_validation_is_cut_from_the_training_images_by_class(
     run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    real = train_igkd.Run.student
+    real = distill.Run.student
 
-    def student(self: train_igkd.Run) -> None:
-        seen.update(fitting=self.fitting, validation=self.validation)
+    def student(self: distill.Run) -> None:
+        seen.update(fitting=self.data.fitting, validation=self.data.validation)
         real(self)
 
-    monkeypatch.setattr(train_igkd.Run, "student", student)
+    monkeypatch.setattr(distill.Run, "student", student)
     run(*trained_teacher, "--overlay-prob", 1, name="cut")
     assert len(seen["fitting"]) == 12
     assert seen["validation"].labels.tolist().count(0) == seen["validation"].labels.tolist().count(1) == 2
@@ -438,20 +439,20 @@ def test_workers_change_nothing(run: Callable[..., Path], trained_teacher: list[
     assert equal(weights(none), weights(two))
 
 
+@pytest.mark.parametrize("batches", ["workers", "device"])
 def test_arms_of_one_seed_share_init_order_and_crops(
-    run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
+    batches: str, run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[Tensor]] = {}
-    real = training.Trainer._train_step
+    real = Trainer._train_step
 
-    def train_step(self: training.Trainer, batch: Any, epoch: int, step: int) -> Any:
-        views = batch[0]
-        teacher_view = views[1] if isinstance(views, (list, tuple)) else views
+    def train_step(self: Trainer, batch: Any, epoch: int, step: int) -> Any:
+        teacher_view = batch.student if batch.teacher is None else batch.teacher
         init = [p.detach().clone() for p in self.task.parameters()] if epoch == step == 0 else []
-        seen.setdefault(arm, []).extend([*init[:20], teacher_view.clone(), batch[1].clone()])
+        seen.setdefault(arm, []).extend([*init[:20], teacher_view.clone(), batch.labels.clone()])
         return real(self, batch, epoch, step)
 
-    monkeypatch.setattr(training.Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
     arms = {
         "kd": ["--overlay-prob", 0],
         "kd_ig": [
@@ -461,7 +462,9 @@ def test_arms_of_one_seed_share_init_order_and_crops(
         "ig_free": ["--overlay-prob", 0, "--temperature", 9],
     }
     for arm, options in arms.items():
-        run(*trained_teacher, "--epochs", 2, "--hflip", 0.5, "--distill-loss-weight", 0.5, *options, name=arm)
+        shared = ["--epochs", 2, "--hflip", 0.5, "--distill-loss-weight", 0.5, "--batches", batches]
+        shared += ["--teacher-view", "clean"]
+        run(*trained_teacher, *shared, *options, name=arm)
     assert len(seen["kd"]) > 20
     for arm in ("kd_ig", "ig_free"):
         assert all(torch.equal(a, b) for a, b in zip(seen["kd"], seen[arm], strict=True))
@@ -480,7 +483,7 @@ def test_epochs_differ_in_order_and_crops(
         return real(self, index)
 
     monkeypatch.setattr(IGOverlayDataset, "draw", draw)
-    run(*trained_teacher, "--epochs", 2, "--max-steps-per-epoch", 1, name="two")
+    run(*trained_teacher, "--epochs", 2, "--max-steps-per-epoch", 1, "--batches", "workers", name="two")
     assert epochs == [0] * 4 + [1] * 4
 
 

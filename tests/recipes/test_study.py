@@ -30,10 +30,10 @@ from studies.facts import facts
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows, key_of
-from studies.training import RunTrainer
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS
 from timm_igkd.models.loading import load_model, weights_hash
+from timm_igkd.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -412,14 +412,14 @@ def test_map_correlation_is_pearsons_and_0_for_constant_maps():
 
 def stop_after(monkeypatch, epochs_done: int) -> None:
     """Let every run end by Ctrl-C once so many epochs are in its checkpoint."""
-    save = RunTrainer._save_checkpoint
+    save = Trainer._save_checkpoint
 
-    def save_and_stop(self, done, loss):
-        save(self, done, loss)
-        if done == epochs_done:
+    def save_and_stop(self):
+        save(self)
+        if len(self.history) == epochs_done:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunTrainer, "_save_checkpoint", save_and_stop)
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save_and_stop)
 
 
 def test_a_run_that_was_stopped_goes_on_from_its_last_epoch(run, settings, tmp_path, monkeypatch):
@@ -433,8 +433,10 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_epoch(run, settings, tmp_p
     assert rows_of(settings) == []
     (checkpoint,) = (Path(settings["work_dir"]) / "runs").glob("*.pt")
     epochs = []
-    train = RunTrainer._train_epoch
-    monkeypatch.setattr(RunTrainer, "_train_epoch", lambda self, epoch: epochs.append(epoch) or train(self, epoch))
+    train = Trainer._train_epoch
+    monkeypatch.setattr(
+        Trainer, "_train_epoch", lambda self, epoch, bar: epochs.append(epoch) or train(self, epoch, bar)
+    )
     assert run(settings).code == 0
     assert epochs == [2, 3]
     assert without_time(rows_of(settings)) == without_time(rows_of(whole))

@@ -5,7 +5,7 @@ from statsmodels.stats.multitest import multipletests
 from study_parts import ALIGNED, IG, KD, add_rows, edit_rows, helpful_study, primary_study, report, said
 
 from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none, lead
-from studies.config import Cell, create_cell
+from studies.cells import Cell, create_cell
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
 from studies.results import StudyResults
 from studies.tables import (

@@ -9,7 +9,8 @@ import torch
 from command_lines import RECIPES
 from study_parts import ARMS, STUDENT
 
-from studies.config import Cell, StudyConfig, create_cell, load_study
+from studies.cells import Cell, create_cell
+from studies.config import StudyConfig, load_study
 from studies.paper import ABLATION, arm_name
 from timm_igkd.errors import InputError
 from timm_igkd.runs.parsing import parse_config

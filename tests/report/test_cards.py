@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
 from PIL import Image
 from scipy import stats
+from train_config import TrainConfig
 
 from timm_igkd import cards
 from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
@@ -20,7 +21,6 @@ from timm_igkd.report.card import base_model, model_card
 from timm_igkd.report.licenses import check_license
 from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
 from timm_igkd.runs.parsing import save_config
-from train_config import TrainConfig
 
 pytestmark = pytest.mark.hub
 HOSTILE = "a|b`c\n---\n<script>alert(1)</script> [x](y)"

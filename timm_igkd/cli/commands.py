@@ -7,15 +7,14 @@ from tqdm.auto import tqdm
 
 from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.ig_options import IGOptions
-from timm_igkd.data.items import class_names, read_item, row_name
+from timm_igkd.data.items import class_names
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import class_indices, load_model, weights_hash
-from timm_igkd.overlay.blend import IGOverlay
-from timm_igkd.overlay.preview import Sample, write_preview
+from timm_igkd.overlay.preview import overlay_samples, write_preview
 
 
 def model_from(args: argparse.Namespace, role: str) -> Any:
@@ -98,19 +97,6 @@ def verify(args: argparse.Namespace) -> None:
     print(
         f"{args.recompute} maps computed again: largest difference {worst} of 255, least correlation {correlation:.5f}"
     )
-
-
-def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
-    """Return evenly spread images beside their maps and overlays (weight 0.5, exponent 1)."""
-    names, samples = class_names(dataset), []
-    count = min(count, len(store))
-    for position in range(count):
-        index = position * len(store) // count
-        image, label = read_item(dataset, index)
-        levels = store.overlay_map(store.find(image, label, index, row_name(dataset, index)))
-        blended = IGOverlay().apply(image, levels, 1.0)
-        samples.append(Sample(image, levels, blended, names[label] if names else str(label)))
-    return samples
 
 
 def preview(args: argparse.Namespace) -> None:

@@ -1,9 +1,8 @@
 """A data set of small images that fits into the memory of a device, with each image's map and teacher logits.
 
-Decoded and checked once; device_loader.py makes training batches of it.
+Decoded and checked once; device_views.py makes training views of it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,10 @@ from timm_igkd.data.items import dataset_name, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.controls import OverlaySource, control_map
-from timm_igkd.random_streams import generator
+
+
+class SeveralSizesError(InputError):
+    """Images of several sizes, which cannot share a tensor."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def load_images(dataset: Any) -> DeviceImages:
     """Decode all images of a map-style dataset of (PIL image, label).
 
     Raises:
-        InputError: images of several sizes, which cannot share a tensor.
+        SeveralSizesError: they have more than one size.
+        InputError: there are none, or one cannot be read.
     """
     if len(dataset) == 0:
         raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
@@ -66,7 +69,7 @@ def load_images(dataset: Any) -> DeviceImages:
         if pixels is None:
             pixels = np.empty((len(dataset), image.height, image.width, 3), dtype=np.uint8)
         if (image.height, image.width) != pixels.shape[1:3]:
-            raise InputError(
+            raise SeveralSizesError(
                 f"{row_name(dataset, index)} is {image.width}x{image.height}, the first image is "
                 f"{pixels.shape[2]}x{pixels.shape[1]}; the fast path holds images of one size: resize them, or use "
                 "IGOverlayDataset with a loader"
@@ -118,23 +121,6 @@ class StoredMaps:
     def logits(self) -> Tensor:
         """Return the teacher's logits of each clean image, [N, classes] float32."""
         return torch.from_numpy(np.stack([self._store.logits(row) for row in self._rows]))
-
-
-def stratified_indices(labels: Tensor | Sequence[int], fraction: float, seed: int) -> Tensor:
-    """Return the sorted indices of a random share of every class, [n] int64.
-
-    Args:
-        labels: [N] int64.
-        fraction: in (0, 1]; 1 returns all.
-        seed: of the choice.
-    """
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction must be in (0, 1], got {fraction:g}")
-    table, kept = np.asarray(labels), []
-    for label in np.unique(table):
-        rows = np.flatnonzero(table == label)
-        kept.append(generator(seed, "subset", int(label)).permutation(rows)[: round(fraction * len(rows))])
-    return torch.from_numpy(np.sort(np.concatenate(kept)))
 
 
 def derange_logits(data: DeviceImages, rows: Tensor) -> DeviceImages:

@@ -4,12 +4,16 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
 from timm_igkd.maps.pictures import fit_image, heat_image, shorten
+from timm_igkd.maps.store import MapStore
+from timm_igkd.overlay.blend import IGOverlay
 
 _PANELS = ("image", "map", "overlaid")
 _BACKGROUND, _INK, _MUTED = (255, 255, 255), (29, 31, 35), (102, 108, 117)
@@ -31,6 +35,19 @@ class Sample:
     map: Image.Image
     overlaid: Image.Image
     label: str
+
+
+def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
+    """Return evenly spread images beside their maps and overlays (weight 0.5, exponent 1)."""
+    names, samples = class_names(dataset), []
+    count = min(count, len(store))
+    for position in range(count):
+        index = position * len(store) // count
+        image, label = read_item(dataset, index)
+        levels = store.overlay_map(store.find(image, label, index, row_name(dataset, index)))
+        blended = IGOverlay().apply(image, levels, 1.0)
+        samples.append(Sample(image, levels, blended, names[label] if names else str(label)))
+    return samples
 
 
 def sample_panels(sample: Sample) -> tuple[Image.Image, Image.Image, Image.Image]:

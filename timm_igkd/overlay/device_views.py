@@ -1,11 +1,10 @@
-"""Training batches made on the device: overlaid, cropped and flipped in batches, both views at once.
+"""Views of small images made on the device in whole batches: overlaid, cropped, flipped, both views at once.
 
 The same arms as `IGOverlayDataset` behind a loader, in the same order: overlay in source coordinates, then the crop and
 flip that student and teacher share, then normalisation. Draws come from streams of their own, one number per (seed,
 purpose, epoch, image), so that arms of one seed share order, crops and coins.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,22 +21,6 @@ from timm_igkd.random_streams import generator
 
 PaddingMode = Literal["black", "reflect"]
 _PAD_MODES = {"black": "constant", "reflect": "reflect"}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch on the device.
-
-    Attributes:
-        student: [B, 3, H, W] float32, normalised. teacher: the same images' other view, or None.
-        labels: [B] int64.
-        logits: [B, classes] stored teacher logits, or None.
-    """
-
-    student: Tensor
-    teacher: Tensor | None
-    labels: Tensor
-    logits: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -99,56 +82,27 @@ class Draws:
         )
 
 
-class DeviceLoader:
-    """Training batches of a dataset that lies on the device.
+class DeviceViews:
+    """The training views of a dataset that lies on the device.
 
     Args:
         data: images, and maps where the overlay's probability is above 0.
         augmentation: what is done to them.
-        batch_size: images per batch; the last images of an epoch that fill no batch are left out.
-        seed: order, coins, crops, flips and squares all derive from it, in streams of their own.
-        batches_at_once: batches that are augmented together; it changes speed and memory, no number.
+        seed: coins, crops, flips and squares all derive from it, in streams of their own.
 
     Raises:
-        InputError: fewer images than a batch, or an overlay without maps.
+        InputError: an overlay without maps.
     """
 
-    def __init__(
-        self, data: DeviceImages, augmentation: DeviceAugmentation, batch_size: int, seed: int, batches_at_once: int = 1
-    ):
-        check_range("batch_size", batch_size, 1)
-        if len(data) < batch_size:
-            raise InputError(f"a batch needs {batch_size} images, the dataset has {len(data)}; lower batch_size")
+    def __init__(self, data: DeviceImages, augmentation: DeviceAugmentation, seed: int):
         if augmentation.overlay.overlay_prob > 0 and data.maps is None:
             raise InputError("overlays need maps, got none; build them with: timm-igkd maps")
-        self.data, self.augmentation, self.batch_size, self.seed = data, augmentation, batch_size, seed
-        self.batches_at_once = batches_at_once
+        self.data, self.augmentation, self.seed = data, augmentation, seed
         self.device = data.labels.device
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1)
             for values in (augmentation.mean, augmentation.std)
         )
-
-    def __len__(self) -> int:
-        return len(self.data) // self.batch_size
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        draws = self.draws(epoch)
-        order = torch.from_numpy(generator(self.seed, "order", epoch).permutation(len(self.data)))
-        for batches in (
-            order[: len(self) * self.batch_size].to(self.device).split(self.batch_size * self.batches_at_once)
-        ):
-            student, teacher = self.views(batches, draws.at(batches))
-            for start in range(0, len(batches), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                index = batches[part]
-                yield Batch(
-                    student[part],
-                    None if teacher is None else teacher[part],
-                    self.data.labels[index],
-                    None if self.data.logits is None else self.data.logits[index],
-                )
 
     def draws(self, epoch: int) -> Draws:
         """Return the random numbers of one epoch."""
@@ -176,17 +130,30 @@ class DeviceLoader:
         return drawn ^ bool((epoch - drawn_in) % 2)
 
     def views(self, index: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        """Return the student's and the teacher's views of the images at `index`, [B, 3, H, W] float32 each.
+        """Return the student's and the teacher's views of the images at `index`.
 
         Args:
             index: [B] int64. draws: theirs.
+
+        Returns:
+            [B, 3, H, W] float32 each, normalised, channels last in memory; None where there is one view.
         """
         clean = self.data.images[index].float() / 255
         student = self._overlaid(clean, index, draws) if self.augmentation.overlay.overlay_prob > 0 else clean
-        transformed = self._transformed(student, draws)
+        transformed = self._normalized(student, draws)
         if self.augmentation.teacher_view == "same":
             return transformed, None
-        return transformed, transformed if student is clean else self._transformed(clean, draws)
+        return transformed, transformed if student is clean else self._normalized(clean, draws)
+
+    def maps(self, index: Tensor, draws: Draws) -> Tensor:
+        """Return the maps of the images at `index` in the coordinates of their views, [B, 1, H, W] float32 in [0, 1].
+
+        Where a view shows no part of its image, in the border and in the square cut out, the map is 0.
+        """
+        if self.data.maps is None:
+            raise InputError("the images have no maps; build them with: timm-igkd maps")
+        maps = self._cropped(self.data.maps[index].float() / 255, draws, "black")
+        return self._cut_out(maps, draws) if self.augmentation.cutout else maps
 
     def _overlaid(self, clean: Tensor, index: Tensor, draws: Draws) -> Tensor:
         """Blend the maps of the images whose coin fell so, rounded to 8 bits as an image file would be."""
@@ -196,19 +163,23 @@ class DeviceLoader:
         blended = blend_map(clean[chosen], maps, self.augmentation.overlay.overlay_weight, power)
         return clean.index_copy(0, chosen, (blended * 255 + 0.5).floor_() / 255)
 
-    def _transformed(self, images: Tensor, draws: Draws) -> Tensor:
+    def _normalized(self, images: Tensor, draws: Draws) -> Tensor:
+        cropped = self._cropped(images, draws, self.augmentation.padding_mode)
+        normalized = (cropped - self.mean) / self.std
+        return self._cut_out(normalized, draws) if self.augmentation.cutout else normalized
+
+    def _cropped(self, images: Tensor, draws: Draws, padding_mode: PaddingMode) -> Tensor:
+        """Crop and flip by one gather whose result is channels last: what convolutions want needs no copy."""
         padding, (height, width) = self.augmentation.padding, images.shape[-2:]
         rows = draws.shift[:, :1] + torch.arange(height, device=self.device)
         columns = torch.arange(width, device=self.device).expand(len(images), width)
         columns = draws.shift[:, 1:] + torch.where(draws.flipped[:, None], columns.flip(1), columns)
-        padded = F.pad(images, (padding,) * 4, _PAD_MODES[self.augmentation.padding_mode]) if padding else images
+        padded = F.pad(images, (padding,) * 4, _PAD_MODES[padding_mode]) if padding else images
         which = torch.arange(len(images), device=self.device)[:, None, None]
-        cropped = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        normalized = (cropped - self.mean) / self.std
-        return self._cut_out(normalized, draws) if self.augmentation.cutout else normalized
+        return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def _cut_out(self, images: Tensor, draws: Draws) -> Tensor:
-        """Set a square to 0, the mean colour; part of it may lie outside the image."""
+        """Set a square to 0, the mean colour of a normalised image; part of it may lie outside the image."""
         half = self.augmentation.cutout / 2
         near = [
             (torch.arange(side, device=self.device) - draws.square[:, axis : axis + 1] + 0.5).abs() <= half

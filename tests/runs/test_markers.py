@@ -1,0 +1,44 @@
+"""Markers of stages: written, read back, and refused in one line where they are damaged."""
+
+import json
+
+import pytest
+
+from timm_igkd.errors import InputError
+from timm_igkd.runs.markers import StageMarker, read_marker, write_marker
+
+MARKER = StageMarker({"seed": 0, "lr": 0.1}, {"num_processes": 1, "mixed_precision": "no"}, 2, 1.5)
+
+
+def test_a_marker_comes_back_as_it_was_written(tmp_path):
+    path = tmp_path / "student.json"
+    assert read_marker(path) is None
+    write_marker(path, MARKER)
+    assert read_marker(path) == MARKER
+    assert MARKER.is_complete
+    assert not StageMarker({}, {}, 1).is_complete
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        json.dumps({"settings": [], "launch": {}, "torch_threads": 1, "wall_time_s": None}).encode(),
+        json.dumps({"settings": {}, "launch": {}, "torch_threads": "1", "wall_time_s": None}).encode(),
+        json.dumps({"settings": {}, "launch": {}, "torch_threads": 1, "wall_time_s": {}}).encode(),
+    ],
+)
+def test_a_damaged_marker_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "student.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"student\.json' is no marker of a stage .*another --name, or delete"
+    ) as error:
+        read_marker(path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,179 @@
+"""Which road a run's batches take, DataLoader workers or the device, and the batches themselves."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from timm_igkd.distillation.mixup import TwoViewMixup
+from timm_igkd.distillation.task import IGDistillationTask
+from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.errors import InputError
+from timm_igkd.maps.store import MapStore
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.overlay.device_images import DeviceImages, SeveralSizesError, StoredMaps
+from timm_igkd.runs.data import RunData
+from timm_igkd.runs.settings import RunConfig
+from timm_igkd.training.batch import Batches
+from timm_igkd.training.device_batches import DeviceBatches
+from timm_igkd.training.worker_batches import WorkerBatches
+
+LARGEST_SIDE = 64
+MEMORY_SHARE = 1 / 4
+_CHANNELS = 4  # bytes of a pixel: three of the image, one of its map
+
+
+def choose_batches(
+    config: RunConfig, data: RunData, trained: Iterable[nn.Module], accelerator: Accelerator
+) -> Literal["workers", "device"]:
+    """Return who makes the batches where `batches` is auto.
+
+    The device does where all of this holds, else DataLoader workers do:
+
+    - the augmentation is a crop with padding, a flip, the overlay and the normalisation: no RandomResizedCrop,
+      auto-augment, random erasing, Mixup or CutMix;
+    - all images to fit have one size of at most 64 pixels a side, the input size of every model that is trained;
+    - images and maps take at most a quarter of the memory that the device has in all, so that the choice does not
+      depend on what else is running.
+
+    Both draw crops, flips and coins from the same distributions, but not the same numbers; so config.yaml names the
+    choice.
+
+    Args:
+        config: of the run.
+        data: its images; read only as far as needed.
+        trained: models that are going to be trained; asked for last.
+        accelerator: of the run.
+    """
+    if config.only_by_workers is not None or max(data.image_size) > LARGEST_SIDE:
+        return "workers"
+    height, width = data.image_size
+    if len(data.fitting) * height * width * _CHANNELS > MEMORY_SHARE * _memory_per_process(accelerator):
+        return "workers"
+    if any(_input_size(model) != data.image_size for model in trained):
+        return "workers"
+    try:
+        found = data.fitting_images
+    except SeveralSizesError:
+        return "workers"
+    return "device" if _size(found) == data.image_size else "workers"
+
+
+def _memory_per_process(accelerator: Accelerator) -> float:
+    """Return the bytes of the device; processes of one machine share those of its CPU."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_properties(accelerator.device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / accelerator.num_processes
+
+
+def _input_size(model: nn.Module) -> tuple[int, int]:
+    height, width = resolve_model_data_config(model)["input_size"][1:]
+    return height, width
+
+
+def _size(images: DeviceImages) -> tuple[int, int]:
+    height, width = images.images.shape[-2:]
+    return height, width
+
+
+def create_batches(
+    config: RunConfig, data: RunData, task: IGDistillationTask, store: MapStore | None, accelerator: Accelerator
+) -> Batches:
+    """Return the training batches of a teacher or student.
+
+    Args:
+        config: of the run, `batches` resolved.
+        data: its images.
+        task: what is trained.
+        store: maps of the training split; None: no overlay and no stored logits, as a teacher is trained.
+        accelerator: of the run.
+
+    Raises:
+        InputError: fewer images than a step needs, or images that cannot lie on the device as one tensor.
+    """
+    view: TeacherViewMode = config.teacher_view if task.two_view_batches else "same"
+    create = _on_device if config.batches == "device" else _by_workers
+    return create(config, data, task, store, view, accelerator)
+
+
+def _by_workers(
+    config: RunConfig,
+    data: RunData,
+    task: IGDistillationTask,
+    store: MapStore | None,
+    view: TeacherViewMode,
+    accelerator: Accelerator,
+) -> Batches:
+    dataset = IGOverlayDataset(
+        data.fitting,
+        store,
+        config.overlay() if store else None,
+        teacher_view=view,
+        overlay_source=config.overlay_source,
+        seed=config.seed,
+        with_logits=config.stored_logits and store is not None,
+    )
+    dataset.transform = config.augmentation().transform(resolve_model_data_config(task.get_eval_model()))
+    return WorkerBatches(
+        dataset,
+        config.batch_size,
+        config.seed,
+        accelerator.device,
+        workers=config.workers,
+        max_steps=config.max_steps_per_epoch,
+        mixup=_create_mixup(config, data.num_classes),
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def _create_mixup(config: RunConfig, num_classes: int) -> TwoViewMixup | None:
+    if not config.mixes:
+        return None
+    return TwoViewMixup(
+        config.seed,
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        label_smoothing=config.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def _on_device(
+    config: RunConfig,
+    data: RunData,
+    task: IGDistillationTask,
+    store: MapStore | None,
+    view: TeacherViewMode,
+    accelerator: Accelerator,
+) -> Batches:
+    images = data.fitting_images
+    data_config = resolve_model_data_config(task.get_eval_model())
+    if _size(images) != tuple(data_config["input_size"][1:]):
+        raise InputError(
+            f"batches device needs images of the model's input size {tuple(data_config['input_size'][1:])}, they are "
+            f"{_size(images)}; use batches workers"
+        )
+    if store is not None:
+        stored = StoredMaps(store, data.fitting, images)
+        images = replace(
+            images,
+            maps=stored.maps(config.overlay_source, config.seed) if config.overlay_prob > 0 else None,
+            logits=stored.logits() if config.stored_logits else None,
+        )
+    overlay = config.overlay() if store else IGOverlay(0.0)
+    return DeviceBatches(
+        images.to(accelerator.device),
+        config.augmentation().on_device(data_config, overlay, view),
+        config.batch_size,
+        config.seed,
+        max_steps=config.max_steps_per_epoch,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )

@@ -1,0 +1,135 @@
+"""Stages that skip when complete: each leaves a marker with the settings it was run with and its wall time."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from timm_igkd.errors import InputError
+from timm_igkd.runs.markers import StageMarker, read_marker, write_marker
+from timm_igkd.runs.settings import RunConfig, StageName
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        name: of the stage and its marker.
+        function: does the work.
+        partial: a file that it leaves when killed, to go on from with --resume.
+    """
+
+    name: StageName
+    function: Callable[[], None]
+    partial: Path | None = None
+
+
+class Stages:
+    """The stages of one run folder, in order.
+
+    Args:
+        run_dir: the run's folder.
+        config: its settings.
+        accelerator: stages run on all processes, markers are written by the main one.
+        stages: what there is to do.
+    """
+
+    def __init__(self, run_dir: Path, config: RunConfig, accelerator: Accelerator, stages: list[Stage]):
+        self.run_dir, self.config, self.accelerator, self.stages = run_dir, config, accelerator, stages
+
+    @staticmethod
+    def finished(run_dir: Path, name: StageName) -> StageMarker | None:
+        """Return the marker of a stage that is complete, whatever its settings, or None."""
+        marker = read_marker(_path(run_dir, name))
+        return marker if marker is not None and marker.is_complete else None
+
+    def pending(self) -> list[Stage]:
+        """Check the folder against the settings, writing nothing, and return the stages that are left to do.
+
+        A stage that only began holds nothing that other settings could not replace.
+
+        Raises:
+            InputError: the folder holds a stage's output for other settings, or a part of it without --resume, or a
+                damaged marker.
+        """
+        pending = []
+        for stage in self.stages:
+            marker = self._marker(stage)
+            is_half_done = stage.partial is not None and stage.partial.exists()
+            if marker is not None and (marker.is_complete or is_half_done):
+                self._check(stage, marker.settings, self.config.settings_of(stage.name))
+            if marker is not None and marker.is_complete:
+                continue
+            pending.append(stage)
+            if marker is not None and is_half_done:
+                self._check(stage, marker.launch, self.launch())
+            if is_half_done and not self.config.resume:
+                raise InputError(
+                    f"stage {stage.name} of {self.run_dir} was stopped half-way; add --resume to go on, or choose "
+                    "another --name"
+                )
+        return pending
+
+    def run(self) -> None:
+        """Run what is pending; the folder was checked before."""
+        for stage in self.stages:
+            if self.finished(self.run_dir, stage.name):
+                self.accelerator.print(f"{stage.name}: complete, skipped")
+            else:
+                self._run(stage)
+            if self.accelerator.is_main_process and stage.partial is not None and stage.partial.parent.is_dir():
+                stage.partial.unlink(missing_ok=True)
+                stage.partial.parent.rmdir()
+            self.accelerator.wait_for_everyone()
+
+    def _run(self, stage: Stage) -> None:
+        self.accelerator.wait_for_everyone()
+        begun = StageMarker(self.config.settings_of(stage.name), self.launch(), torch.get_num_threads())
+        if self.accelerator.is_main_process:
+            self._note_threads(stage, begun.torch_threads)
+            write_marker(_path(self.run_dir, stage.name), begun)
+        started = time.perf_counter()
+        stage.function()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            seconds = round(time.perf_counter() - started, 2)
+            write_marker(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
+            self.accelerator.print(f"{stage.name}: done in {seconds:.1f} s")
+
+    def _note_threads(self, stage: Stage, threads: int) -> None:
+        """Say it where a stage goes on with other threads than it began with: no reason to refuse a smaller machine."""
+        marker = self._marker(stage)
+        if marker is not None and marker.torch_threads != threads:
+            self.accelerator.print(
+                f"{stage.name}: begun with {marker.torch_threads} CPU threads, goes on with {threads}; the last bits "
+                "of its result can differ from those of a run that was never interrupted"
+            )
+
+    def _marker(self, stage: Stage) -> StageMarker | None:
+        return read_marker(_path(self.run_dir, stage.name))
+
+    def launch(self) -> dict[str, Any]:
+        """Return what `accelerate launch` decides."""
+        return {"num_processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
+
+    def _check(self, stage: Stage, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise InputError(
+                    f"stage {stage.name} of {self.run_dir} was run with {key} = {found.get(key)!r}, now it is "
+                    f"{value!r}; choose another --name, or delete the folder"
+                )
+
+    def wall_times(self) -> dict[str, float]:
+        """Return the seconds of the complete stages."""
+        found = {stage.name: self.finished(self.run_dir, stage.name) for stage in self.stages}
+        return {name: marker.wall_time_s for name, marker in found.items() if marker and marker.wall_time_s is not None}
+
+
+def _path(run_dir: Path, name: StageName) -> Path:
+    return run_dir / ".stages" / f"{name}.json"

@@ -1,0 +1,112 @@
+"""What happens to a training image after the overlay: crop, flip, auto-augment, normalise, erase."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from timm.data import create_transform
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torchvision import transforms
+
+from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.errors import InputError, check_choice, check_range
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.device_views import DeviceAugmentation
+from timm_igkd.overlay.timm_ops import posterize_to_black
+
+TrainCrop = Literal["none", "pad", "rrc"]
+
+
+@dataclass(frozen=True)
+class TrainAugmentation:
+    """The random transform of a training image, for timm's pipeline and, where it can, for the device.
+
+    Attributes:
+        train_crop: "none": the whole image; "pad": a crop of its own size, the image padded by 1/8 (the paper's);
+            "rrc": timm's RandomResizedCrop.
+        scale_min: smallest area of RandomResizedCrop. color_jitter: its strength, with RandomResizedCrop.
+        hflip: probability of a horizontal flip.
+        aa: timm's auto-augment string.
+        reprob: probability of random erasing.
+    """
+
+    train_crop: TrainCrop = "pad"
+    scale_min: float = 0.08
+    hflip: float = 0.0
+    aa: str | None = None
+    color_jitter: float = 0.0
+    reprob: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("train_crop", self.train_crop, ("none", "pad", "rrc"))
+        for name in ("scale_min", "hflip", "reprob"):
+            check_range(name, getattr(self, name), 0, 1)
+
+    @property
+    def only_by_workers(self) -> str | None:
+        """The first setting that only timm's pipeline can do, or None."""
+        needs = {"train_crop rrc": self.train_crop == "rrc", "aa": bool(self.aa), "reprob": self.reprob > 0}
+        return next((name for name, needed in needs.items() if needed), None)
+
+    def on_device(
+        self, data_config: dict[str, Any], overlay: IGOverlay, teacher_view: TeacherViewMode
+    ) -> DeviceAugmentation:
+        """Return the same for whole batches on the device; `only_by_workers` must be None."""
+        padding = _border(data_config) if self.train_crop == "pad" else 0
+        mean, std = data_config["mean"], data_config["std"]
+        return DeviceAugmentation(
+            overlay, padding=padding, hflip=self.hflip, mean=mean, std=std, teacher_view=teacher_view
+        )
+
+    def transform(self, data_config: dict[str, Any]) -> Any:
+        """Return the transform of one image; it ends with a normalised tensor, random erasing included.
+
+        Args:
+            data_config: timm's `resolve_model_data_config` of the model that is trained.
+
+        Raises:
+            InputError: an auto-augment string timm cannot read.
+        """
+        create = self._resized_crop if self.train_crop == "rrc" else self._whole_image
+        try:
+            with posterize_to_black():
+                return create(data_config)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise InputError(
+                f"aa must be a timm auto-augment string such as rand-m9-mstd0.5, got {self.aa!r}"
+            ) from error
+
+    def _resized_crop(self, data_config: dict[str, Any]) -> Any:
+        """Timm's ImageNet pipeline."""
+        return create_transform(
+            input_size=data_config["input_size"],
+            is_training=True,
+            scale=(self.scale_min, 1.0),
+            hflip=self.hflip,
+            color_jitter=self.color_jitter,
+            auto_augment=self.aa,
+            interpolation=data_config["interpolation"],
+            mean=data_config["mean"],
+            std=data_config["std"],
+            re_prob=self.reprob,
+            re_mode="pixel",
+        )
+
+    def _whole_image(self, data_config: dict[str, Any]) -> Any:
+        """Small images: the whole image, shifted by up to 1/8 where train_crop is pad."""
+        size, mean = data_config["input_size"][1:], data_config["mean"]
+        steps: list[Any] = [transforms.Resize(size)]
+        if self.train_crop == "pad":
+            steps.append(transforms.RandomCrop(size, padding=_border(data_config)))
+        if self.hflip > 0:
+            steps.append(transforms.RandomHorizontalFlip(self.hflip))
+        if self.aa:
+            steps.append(rand_augment_transform(self.aa, {"img_mean": tuple(round(255 * value) for value in mean)}))
+        steps += [transforms.ToTensor(), transforms.Normalize(mean, data_config["std"])]
+        if self.reprob > 0:
+            steps.append(RandomErasing(self.reprob, mode="pixel", device="cpu"))
+        return transforms.Compose(steps)
+
+
+def _border(data_config: dict[str, Any]) -> int:
+    return max(1, data_config["input_size"][1] // 8)

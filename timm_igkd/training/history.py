@@ -1,0 +1,65 @@
+"""What a training leaves of each epoch."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from timm_igkd.files import write_atomic
+
+# What a step gives, averaged over steps and processes. The order is that of the reduction over processes: a set's
+# order would differ from process to process, and each number would be averaged with another.
+TERMS = ("loss", "task_loss", "distill_loss", "attention_loss", "top1_train")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch; what was not computed is None.
+
+    Attributes:
+        epoch: from 0. lr: the learning rate of its last step.
+        loss: mean of the weighted sum. task_loss, distill_loss, attention_loss: means of its terms, not weighted.
+        top1_train: percent of the augmented training images.
+        val_loss, val_top1: of the validation images, afterwards.
+        seconds: of the training steps.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    task_loss: float | None = None
+    distill_loss: float | None = None
+    attention_loss: float | None = None
+    top1_train: float | None = None
+    val_loss: float | None = None
+    val_top1: float | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "EpochRecord":
+        """Return the record that `asdict` gave.
+
+        Raises:
+            ValueError: names or values of another kind.
+        """
+        if set(content) != {item.name for item in fields(cls)}:
+            raise ValueError(f"an epoch has the fields {sorted(content)}")
+        for name, value in content.items():
+            if not isinstance(value, int | float) and not (value is None and name not in ("epoch", "lr", "loss")):
+                raise ValueError(f"{name} of an epoch is {value!r}")
+        return cls(**content)
+
+    def computed(self) -> dict[str, float]:
+        """Return what was computed, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def write_history(path: Path, records: Sequence[EpochRecord]) -> None:
+    """Write a CSV, one row per epoch; what was not computed is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([item.name for item in fields(EpochRecord)])
+    writer.writerows(astuple(record) for record in records)
+    write_atomic(path, text.getvalue().encode())

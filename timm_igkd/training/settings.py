@@ -1,0 +1,54 @@
+"""How a task is optimised: what the trainer needs to know, whatever makes its batches."""
+
+import sys
+from dataclasses import dataclass
+
+from timm.optim import list_optimizers
+
+from timm_igkd.errors import InputError, check_choice, check_range, nearest
+
+SCHEDULES = ("cosine", "tanh", "poly", "triangular", "none")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Optimiser, schedule and what goes with them; checked here, for every road that leads to the trainer.
+
+    Attributes:
+        epochs: of the training.
+        seed: of what the model itself draws, such as dropout.
+        opt: a timm optimiser. lr, weight_decay, momentum: its arguments.
+        sched: a timm scheduler, "triangular" (schedule.py), or "none": a constant rate.
+        warmup_epochs: of a linear warm-up. min_lr: the last learning rate.
+        grad_accum_steps: batches per optimiser step; an epoch's last step takes what is left.
+        clip_grad: largest gradient norm, or None.
+        model_ema: validate and keep an exponential moving average of the weights. model_ema_decay: its decay.
+        compile_mode: of torch.compile for student and teacher, or "none".
+    """
+
+    epochs: int
+    seed: int = 0
+    opt: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    sched: str = "cosine"
+    warmup_epochs: int = 0
+    min_lr: float = 0.0
+    grad_accum_steps: int = 1
+    clip_grad: float | None = None
+    model_ema: bool = False
+    model_ema_decay: float = 0.999
+    compile_mode: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "grad_accum_steps"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "min_lr"):
+            check_range(name, getattr(self, name), 0, sys.float_info.max)
+        check_range("model_ema_decay", self.model_ema_decay, 0, 1)
+        if self.clip_grad is not None and not 0 < self.clip_grad <= sys.float_info.max:
+            raise InputError(f"clip_grad must be above 0 and finite, got {self.clip_grad:g}")
+        check_choice("sched", self.sched, SCHEDULES)
+        if self.opt not in (names := [str(name) for name in list_optimizers()]):
+            raise InputError(f"unknown optimiser {self.opt!r}{nearest(self.opt, names)}; timm.optim lists them")

@@ -1,0 +1,253 @@
+"""The one training loop, for teachers and students, recipes and studies: Accelerate, timm's optimisers and schedulers.
+
+A step asks the device for nothing: losses are summed there and read once an epoch. Whatever the model draws, dropout
+for example, derives from (seed, epoch, process); whatever the batches draw is their maker's.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.utils import distribute_bn
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from timm_igkd.distillation.task import IGDistillationTask
+from timm_igkd.errors import RunError
+from timm_igkd.random_streams import derive_seed, seed_global
+from timm_igkd.training.batch import Batch, Batches
+from timm_igkd.training.checkpoint import TrainingState, refusing_damage
+from timm_igkd.training.history import TERMS, EpochRecord, write_history
+from timm_igkd.training.schedule import create_scheduler
+from timm_igkd.training.settings import TrainingSettings
+from timm_igkd.training.validation import validate
+
+_CHECK_STEPS = 200  # long epochs end early where the loss is no longer finite; each check waits for the device
+
+
+class DivergedError(RunError):
+    """The loss of a training is no longer finite.
+
+    Attributes:
+        epoch: the first such epoch.
+    """
+
+    def __init__(self, message: str, epoch: int):
+        super().__init__(message)
+        self.epoch = epoch
+
+
+class Trainer:
+    """Trains the trainable module of one task.
+
+    Args:
+        task: student (or the teacher as student of nobody); it is moved to the accelerator's device.
+        batches: makes the batches of every epoch, on that device.
+        settings: of the optimisation.
+        accelerator: decides device, precision and processes; its trackers get every epoch.
+        label: what errors, bars and trackers call it.
+        checkpoint: file that holds the training after each epoch; where it is there, the training goes on from it.
+        history_path: CSV, one row per epoch.
+        validation: prepared loader of (input, label), or None.
+    """
+
+    def __init__(
+        self,
+        task: IGDistillationTask,
+        batches: Batches,
+        settings: TrainingSettings,
+        accelerator: Accelerator,
+        *,
+        label: str = "student",
+        checkpoint: Path | None = None,
+        history_path: Path | None = None,
+        validation: Any = None,
+    ):
+        self.task, self.batches, self.settings, self.accelerator = task, batches, settings, accelerator
+        self.label, self.checkpoint, self.history_path, self.validation = label, checkpoint, history_path, validation
+        self.history: list[EpochRecord] = []
+        self.steps = len(batches)
+        self.updates_per_epoch = math.ceil(self.steps / settings.grad_accum_steps)
+        self._seconds = 0.0
+        self._trained_epochs = 0
+        task.to(accelerator.device)
+        optimizer = create_optimizer_v2(  # before compilation, whose wrapper would rename the parameters
+            task.trainable_module,
+            opt=settings.opt,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+        self.scheduler = self._create_scheduler(optimizer)
+        self._compiled = settings.compile_mode != "none"
+        if self._compiled:
+            task.compile(mode=settings.compile_mode)
+        if settings.model_ema:
+            task.setup_ema(decay=settings.model_ema_decay)
+        if accelerator.num_processes > 1:  # alone the task's own autocast is all that a model needs
+            task.trainable_module = accelerator.prepare_model(task.trainable_module)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+
+    def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        # not prepared: a prepared scheduler would step once per process
+        return create_scheduler(
+            optimizer,
+            self.settings.sched,
+            lr=self.settings.lr,
+            epochs=self.settings.epochs,
+            updates_per_epoch=self.updates_per_epoch,
+            warmup_epochs=self.settings.warmup_epochs,
+            min_lr=self.settings.min_lr,
+        )
+
+    def fit(self, progress: bool = True) -> list[EpochRecord]:
+        """Train all epochs, or those that are left of an earlier training, and return the history of all.
+
+        Args:
+            progress: show a bar, where stderr is a terminal.
+
+        Raises:
+            DivergedError: the loss is no longer finite.
+            InputError: the checkpoint is damaged, or another training's.
+        """
+        self.accelerator.gradient_accumulation_steps = self.settings.grad_accum_steps  # by this it divides a loss
+        self._load_checkpoint()
+        left = range(len(self.history), self.settings.epochs)
+        hidden = None if progress and self.accelerator.is_main_process else True  # None: where stderr is no terminal
+        with tqdm(total=len(left) * self.steps, desc=self.label, unit="step", leave=False, disable=hidden) as bar:
+            for epoch in left:
+                record = self._train_epoch(epoch, bar)
+                self._average_norms()
+                if self.validation is not None:
+                    val_loss, val_top1 = validate(self.final_model(), self.validation, self.accelerator)
+                    record = replace(record, val_loss=val_loss, val_top1=val_top1)
+                self.history.append(record)
+                shown = record.computed()
+                bar.set_postfix({name: f"{shown[name]:.4g}" for name in ("loss", "val_top1") if name in shown})
+                self.accelerator.log({f"{self.label}/{name}": value for name, value in shown.items()}, step=epoch)
+                if self.accelerator.is_main_process:
+                    self._save_checkpoint()
+                self.accelerator.wait_for_everyone()
+        if self.history_path is not None and self.accelerator.is_main_process:
+            write_history(self.history_path, self.history)  # also where a kill came between checkpoint and history
+        return self.history
+
+    def final_model(self) -> nn.Module:
+        """Return the model to keep: the EMA where there is one."""
+        model: Any = self.task.get_eval_model(ema=self.settings.model_ema)
+        return getattr(model, "_orig_mod", model)
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Training speed of the epochs trained here, or None where there were none."""
+        images = self._trained_epochs * self.steps * self.batches.batch_size * self.accelerator.num_processes
+        return images / self._seconds if images else None
+
+    # ---- epochs and steps ----
+
+    def _train_epoch(self, epoch: int, bar: Any) -> EpochRecord:
+        started = time.perf_counter()
+        self._seed(epoch)
+        self.task.train()
+        totals: dict[str, Tensor] = {}
+        for step, batch in enumerate(self.batches.epoch(epoch)):
+            for name, value in self._train_step(batch, epoch, step).items():
+                if name not in totals:
+                    totals[name] = torch.zeros((), device=self.accelerator.device)
+                totals[name] += value
+            bar.update()
+            if step % _CHECK_STEPS == _CHECK_STEPS - 1:
+                self._check_finite(float(totals["loss"]), epoch)
+        names = [name for name in TERMS if name in totals]
+        sums = self.accelerator.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
+        seconds = time.perf_counter() - started
+        self._seconds, self._trained_epochs = self._seconds + seconds, self._trained_epochs + 1
+        means = {name: value / self.steps for name, value in zip(names, sums, strict=True)}
+        self._check_finite(means["loss"], epoch)
+        return EpochRecord(epoch, self.optimizer.param_groups[0]["lr"], **means, seconds=round(seconds, 3))
+
+    def _seed(self, epoch: int) -> None:
+        """Seed what the model draws, on every device; processes draw apart."""
+        index = self.accelerator.process_index
+        seed = derive_seed(self.settings.seed, "training", epoch, *([index] if index else []))
+        torch.manual_seed(seed)
+        seed_global(seed)
+
+    def _train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
+        """Return the step's loss, its terms and its top1, on the device."""
+        accumulated = self.settings.grad_accum_steps
+        is_update = (step + 1) % accumulated == 0 or step + 1 == self.steps
+        if self.scheduler is not None:
+            self.scheduler.step_update(epoch * self.updates_per_epoch + step // accumulated)
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()
+        with nullcontext() if is_update else self.accelerator.no_sync(self.task.trainable_module):
+            with self.accelerator.autocast():
+                result = self.task(
+                    batch.student, batch.labels, teacher_input=batch.teacher, teacher_logits=batch.logits
+                )
+            self.accelerator.backward(result["loss"])
+        if is_update:
+            self._update()
+        labels = batch.labels.argmax(1) if batch.labels.ndim == 2 else batch.labels
+        result["top1_train"] = 100 * (result["output"].argmax(1) == labels).float().mean()
+        return {name: result[name].detach() for name in TERMS if name in result}
+
+    def _update(self) -> None:
+        if self.settings.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.task.get_clip_parameters(), self.settings.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.update_ema()
+
+    def _average_norms(self) -> None:
+        """Average the batch norms' statistics over the processes, which each gather their own."""
+        if self.accelerator.num_processes > 1:
+            for module in (self.task.trainable_module, getattr(self.task, "trainable_module_ema", None)):
+                if module is not None:
+                    distribute_bn(module, self.accelerator.num_processes, reduce=True)
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            message = (
+                f"the loss of {self.label} became NaN or infinite in epoch {epoch}; lower lr ({self.settings.lr:g}), "
+                "set clip_grad, or use another precision"
+            )
+            raise DivergedError(message, epoch)
+
+    # ---- the file between epochs ----
+
+    def _save_checkpoint(self) -> None:
+        if self.checkpoint is not None:
+            self._state().save(self.checkpoint)
+        if self.history_path is not None:
+            write_history(self.history_path, self.history)
+
+    def _state(self) -> TrainingState:
+        scaler = self.accelerator.scaler  # of fp16
+        return TrainingState(
+            self.history,
+            self.task.get_checkpoint_state()["state_dict"],
+            self.optimizer.state_dict(),
+            self.task.get_checkpoint_state(ema=True)["state_dict_ema"] if self.settings.model_ema else None,
+            None if scaler is None else scaler.state_dict(),
+        )
+
+    def _load_checkpoint(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        state = TrainingState.load(self.checkpoint)
+        with refusing_damage(self.checkpoint):
+            self.task.load_checkpoint_state(state.student)
+            if self.settings.model_ema:
+                self.task.load_checkpoint_state(state.student_ema or {}, ema=True)
+            self.optimizer.load_state_dict(state.optimizer)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state.scaler or {})
+        self.history = list(state.history)

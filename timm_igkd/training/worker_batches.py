@@ -1,0 +1,95 @@
+"""Batches through timm's pipeline: images decoded, overlaid and transformed one by one in DataLoader workers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils.data
+
+from timm_igkd.distillation.mixup import TwoViewMixup
+from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.training.batch import Batch, epoch_order, steps_per_epoch
+
+
+class _Order(torch.utils.data.Sampler[int]):
+    """The indices of one epoch; set before each."""
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class WorkerBatches:
+    """Training batches of an `IGOverlayDataset`: any timm or torchvision transform, Mixup and CutMix.
+
+    Args:
+        dataset: with its transform set, and a seed; items are (views, label[, logits]).
+        batch_size: images per step and process; images that fill no step are left out of an epoch.
+        seed: of order and Mixup; the dataset has its own.
+        device: where the batches go.
+        workers: processes that decode and transform; they change no number.
+        max_steps: stop every epoch early.
+        mixup: mixes every batch, both views alike.
+        process_index: which of `num_processes` this is; each takes its share of every epoch's order.
+        num_processes: processes that train together.
+
+    Raises:
+        InputError: fewer images than a step needs.
+    """
+
+    def __init__(
+        self,
+        dataset: IGOverlayDataset,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        *,
+        workers: int = 0,
+        max_steps: int | None = None,
+        mixup: TwoViewMixup | None = None,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.dataset, self.batch_size, self.seed, self.device, self.mixup = dataset, batch_size, seed, device, mixup
+        self.process_index, self.num_processes = process_index, num_processes
+        self.steps = steps_per_epoch(len(dataset), batch_size, num_processes, max_steps)
+        self._order = _Order()
+        self._loader: Any = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=self._order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its base seed is drawn here, not from the stream of the training
+        )
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch for this process."""
+        self.dataset.set_epoch(epoch)
+        shape = len(self.dataset), self.batch_size, self.steps
+        self._order.indices = epoch_order(*shape, self.seed, epoch, self.process_index, self.num_processes).tolist()
+        for step, (views, labels, *logits) in enumerate(self._loader):
+            student, teacher = views if isinstance(views, list) else (views, None)
+            batch = Batch(
+                self._to_device(student),
+                None if teacher is None else self._to_device(teacher),
+                self._to_device(labels),
+                self._to_device(logits[0]) if logits else None,
+            )
+            yield batch if self.mixup is None else self._mixed(batch, self.mixup, epoch, step)
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _mixed(self, batch: Batch, mixup: TwoViewMixup, epoch: int, step: int) -> Batch:
+        views = mixup(batch.student, batch.teacher, batch.labels, epoch, step, self.process_index)
+        return Batch(*views, batch.logits)
