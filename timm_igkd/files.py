@@ -2,12 +2,15 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import xxhash
 
 from timm_igkd.errors import InputError, first_line
 
@@ -25,6 +28,19 @@ def output_file(path: str | Path) -> Path:
         kind = "a folder" if found.is_dir() else "a device, pipe or socket"
         raise InputError(f"{str(path)!r} is {kind}, an output replaces a regular file or nothing; give another name")
     return found
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return a hash of the contents of files in their order, 32 hex digits; empty where none of them is there."""
+    digest, found = xxhash.xxh3_128(), False
+    for path in paths:
+        if not path.is_file():
+            digest.update(b"-")
+            continue
+        found = True
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, xxhash.xxh3_128).digest())
+    return digest.hexdigest() if found else ""
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import pytest
 from timm_igkd.errors import InputError
 from timm_igkd.runs.markers import StageMarker, read_marker, write_marker
 
-MARKER = StageMarker({"seed": 0, "lr": 0.1}, {"num_processes": 1, "mixed_precision": "no"}, 2, 1.5)
+MARKER = StageMarker({"seed": 0, "lr": 0.1}, {"teacher": "ab"}, {"num_processes": 1, "mixed_precision": "no"}, 2, 1.5)
 
 
 def test_a_marker_comes_back_as_it_was_written(tmp_path):
@@ -16,7 +16,7 @@ def test_a_marker_comes_back_as_it_was_written(tmp_path):
     write_marker(path, MARKER)
     assert read_marker(path) == MARKER
     assert MARKER.is_complete
-    assert not StageMarker({}, {}, 1).is_complete
+    assert not StageMarker({}, {}, {}, 1).is_complete
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_a_marker_comes_back_as_it_was_written(tmp_path):
         b"{",
         b"\xff\xfe",
         b"[" * 100_000,
-        json.dumps({"settings": [], "launch": {}, "torch_threads": 1, "wall_time_s": None}).encode(),
-        json.dumps({"settings": {}, "launch": {}, "torch_threads": "1", "wall_time_s": None}).encode(),
-        json.dumps({"settings": {}, "launch": {}, "torch_threads": 1, "wall_time_s": {}}).encode(),
+        json.dumps({"settings": [], "inputs": {}, "launch": {}, "torch_threads": 1, "wall_time_s": None}).encode(),
+        json.dumps({"settings": {}, "inputs": {}, "launch": {}, "torch_threads": "1", "wall_time_s": None}).encode(),
+        json.dumps({"settings": {}, "inputs": {}, "launch": {}, "torch_threads": 1, "wall_time_s": {}}).encode(),
     ],
 )
 def test_a_damaged_marker_is_refused_in_one_line(tmp_path, content):

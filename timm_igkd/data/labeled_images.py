@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.utils.data
+import xxhash
 from PIL import Image
 
 from timm_igkd.data.images import decode_image
@@ -17,6 +18,8 @@ from timm_igkd.errors import InputError, without_credentials
 
 if TYPE_CHECKING:
     import datasets
+
+_ROWS_AT_ONCE = 1000
 
 
 class LabeledImages(torch.utils.data.Dataset):
@@ -124,6 +127,25 @@ class LabeledImages(torch.utils.data.Dataset):
                 f"{f'0 to {count - 1}' if count else 'a class counted from 0'}; correct or remove the row"
             )
         return values if self._label_table is None else self._label_table[values]
+
+    def content_hash(self) -> str:
+        """Return a hash of all encoded images and labels in their order, 32 hex digits.
+
+        Of the bytes of files, not of decoded pixels: as fast as reading them, and another for any change of a pixel.
+        """
+        digest = xxhash.xxh3_128(self.labels.tobytes())
+        columns = self.rows.select_columns([self.image_column]).with_format("arrow")
+        index = 0
+        for batch in columns.iter(_ROWS_AT_ONCE):
+            for cell in batch[self.image_column]:
+                data = cell["bytes"].as_buffer()
+                if data is None:
+                    path = cell["path"].as_py()
+                    data = self._read_file(path, self._row_name(index, {"path": path}))
+                digest.update(len(data).to_bytes(8, "little"))
+                digest.update(data)
+                index += 1
+        return digest.hexdigest()
 
     @property
     def num_classes(self) -> int:

@@ -2,14 +2,13 @@
 
 from functools import cached_property
 
-from timm_igkd.data.loading import LabeledImages
 from timm_igkd.overlay.device_images import DeviceImages, load_images
 from timm_igkd.runs.settings import RunConfig
-from timm_igkd.runs.splits import cut_validation, load_split
+from timm_igkd.runs.splits import cut_validation, load_other_split, load_split
 
 
 class RunData:
-    """Splits of one run, opened when it begins.
+    """Splits of one run, opened and their labels checked when it begins; all count the training split's classes.
 
     Args:
         config: names them.
@@ -18,6 +17,7 @@ class RunData:
         train: the training split, which maps are made of.
         fitting: the part of it that models are fitted to.
         validation: images to choose by, or None.
+        test: images that are read once, at the end.
         num_classes: of the training split.
     """
 
@@ -26,10 +26,7 @@ class RunData:
         self.train = load_split(config, config.train_split, config.train_limit)
         self.num_classes = self.train.num_classes
         self.fitting, self.validation = cut_validation(config, self.train)
-
-    def test(self) -> LabeledImages:
-        """Open the test split."""
-        return load_split(self.config, self.config.test_split, self.config.test_limit)
+        self.test = load_other_split(config, config.test_split, self.train, config.test_limit)
 
     @cached_property
     def image_size(self) -> tuple[int, int]:

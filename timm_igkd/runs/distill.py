@@ -29,6 +29,7 @@ from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.runs.batches import choose_batches, create_batches
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder
+from timm_igkd.runs.inputs import RunInputs
 from timm_igkd.runs.models import create_student, create_task, create_teacher
 from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig
@@ -82,7 +83,8 @@ class Run:
         self.config = config
         if config.batches == "auto":
             self.config = replace(config, batches=self._choose_batches())
-        self.stages = Stages(self.folder.path, self.config, self.accelerator, self._stages())
+        inputs = RunInputs(self.config, self.data, self.folder)
+        self.stages = Stages(self.folder.path, self.config, self.accelerator, self._stages(), inputs.of)
 
     def _choose_batches(self) -> Literal["workers", "device"]:
         """Return what `auto` is: what a finished student was trained by, else what choose_batches finds."""
@@ -175,7 +177,7 @@ class Run:
         """Read the test split once: metrics.json and predictions.npz."""
         if not self.accelerator.is_main_process:
             return
-        test, student, teacher = self.data.test(), self._saved("student"), self._saved("teacher")
+        test, student, teacher = self.data.test, self._saved("student"), self._saved("teacher")
         indices = self._indices(teacher)
         result = evaluate(
             student,
@@ -197,7 +199,7 @@ class Run:
         self._add_wall_times()
         has_overlay = self.config.overlay_prob > 0
         samples = overlay_samples(MapStore(self.folder.maps), self.data.train, 12) if has_overlay else []
-        shown = collect_disagreements(self.folder.path, self.data.test())
+        shown = collect_disagreements(self.folder.path, self.data.test)
         write_report(self.folder.path, samples=samples, disagreements=shown)
 
     # ---- parts of the stages ----

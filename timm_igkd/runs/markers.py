@@ -16,6 +16,7 @@ class StageMarker:
 
     Attributes:
         settings: what its output depends on, by name.
+        inputs: hashes of what it read, by what messages call it.
         launch: what the launcher decided, by name: a half-done stage cannot go on with another batch size or precision.
         torch_threads: CPU threads it began with.
         wall_time_s: seconds it took; None where it began and is not complete. A stage that was killed and resumed
@@ -23,6 +24,7 @@ class StageMarker:
     """
 
     settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
     launch: Mapping[str, Any]
     torch_threads: int
     wall_time_s: float | None = None
@@ -48,6 +50,7 @@ def read_marker(path: Path) -> StageMarker | None:
         return None
     kinds: dict[str, Any] = {
         "settings": dict,
+        "inputs": dict,
         "launch": dict,
         "torch_threads": int,
         "wall_time_s": (int, float, type(None)),

@@ -6,23 +6,42 @@ import numpy as np
 
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
-from timm_igkd.data.subsets import stratified_indices
+from timm_igkd.data.subsets import stratified_indices, stratified_limit
 from timm_igkd.errors import InputError
 from timm_igkd.runs.settings import RunConfig
 
 
 def load_split(config: RunConfig, split: str, limit: int | None = None) -> LabeledImages:
-    """Return a split of the run's dataset, or only its first `limit` images."""
+    """Return a split of the run's dataset, or `limit` images of it, drawn by the seed with every class in its share."""
     if config.dataset.startswith(TIMM_PREFIXES) and not Path(config.dataset).exists():
         raise InputError(f"dataset must be a Hub id, a folder or digits, got timm's {config.dataset}; give its folder")
     images = load_labeled_images(config.dataset, split, config.image_column, config.label_column, config.revision)
-    return images.subset(range(min(limit, len(images)))) if limit else images
+    labels = images.labels  # all are checked here, before anything is trained
+    return images.subset(stratified_limit(labels, limit, config.seed)) if limit and limit < len(images) else images
+
+
+def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit: int | None = None) -> LabeledImages:
+    """Return a split whose labels count the training split's classes.
+
+    Raises:
+        InputError: a class that the training split lacks, or labels beyond its classes where they have no names.
+    """
+    images = load_split(config, split, limit)
+    if train.class_names is not None:
+        return images.in_class_order(train.class_names)
+    largest = int(images.labels.max())
+    if largest >= train.num_classes:
+        raise InputError(
+            f"split {split!r} of {config.dataset!r} has label {largest}, the training split's classes are 0 to "
+            f"{train.num_classes - 1}; give splits of the same classes"
+        )
+    return images
 
 
 def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
     """Return the images to fit and those to choose by: a split of their own, or a stratified part of `train`."""
     if config.validation_split is not None:
-        return train, load_split(config, config.validation_split)
+        return train, load_other_split(config, config.validation_split, train)
     if config.validation_fraction == 0:
         return train, None
     labels = train.labels

@@ -37,10 +37,19 @@ class Stages:
         config: its settings.
         accelerator: stages run on all processes, markers are written by the main one.
         stages: what there is to do.
+        inputs: tells the hashes of what a stage reads, see `RunInputs`.
     """
 
-    def __init__(self, run_dir: Path, config: RunConfig, accelerator: Accelerator, stages: list[Stage]):
+    def __init__(
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        accelerator: Accelerator,
+        stages: list[Stage],
+        inputs: Callable[[StageName], Mapping[str, str]],
+    ):
         self.run_dir, self.config, self.accelerator, self.stages = run_dir, config, accelerator, stages
+        self.inputs = inputs
 
     @staticmethod
     def finished(run_dir: Path, name: StageName) -> StageMarker | None:
@@ -63,6 +72,7 @@ class Stages:
             is_half_done = stage.partial is not None and stage.partial.exists()
             if marker is not None and (marker.is_complete or is_half_done):
                 self._check(stage, marker.settings, self.config.settings_of(stage.name))
+                self._check_inputs(stage, marker.inputs)
             if marker is not None and marker.is_complete:
                 continue
             pending.append(stage)
@@ -89,7 +99,8 @@ class Stages:
 
     def _run(self, stage: Stage) -> None:
         self.accelerator.wait_for_everyone()
-        begun = StageMarker(self.config.settings_of(stage.name), self.launch(), torch.get_num_threads())
+        inputs = self.inputs(stage.name)
+        begun = StageMarker(self.config.settings_of(stage.name), inputs, self.launch(), torch.get_num_threads())
         if self.accelerator.is_main_process:
             self._note_threads(stage, begun.torch_threads)
             write_marker(_path(self.run_dir, stage.name), begun)
@@ -123,6 +134,14 @@ class Stages:
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was run with {key} = {found.get(key)!r}, now it is "
                     f"{value!r}; choose another --name, or delete the folder"
+                )
+
+    def _check_inputs(self, stage: Stage, found: Mapping[str, str]) -> None:
+        for what, read in self.inputs(stage.name).items():
+            if found.get(what) != read:
+                raise InputError(
+                    f"stage {stage.name} of {self.run_dir} was made with other {what} than are there now; restore "
+                    "them, choose another --name, or delete the folder"
                 )
 
     def wall_times(self) -> dict[str, float]:
