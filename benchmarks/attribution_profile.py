@@ -2,10 +2,10 @@
 
     python benchmarks/attribution_profile.py --teacher mobilenetv2 --shared ../shared
 
-Prints plain text. Part 1 times (image, step) pairs per second in alternating rounds: convolutions as torch's modules
-("plain") or as the engine's ("frozen"), chunks side by side with one thread each or threads within a layer, several
-chunk sizes; ratios are medians within rounds, page faults and CPU time are per pair. Part 2 is torch's profiler on
-one thread. Part 3 is what "linear first layer once per image" could save at most.
+Prints plain text. Part 1 times (image, step) pairs per second in alternating rounds: chunks side by side with one
+thread each or threads within a layer, several chunk sizes; ratios are medians within rounds, page faults and CPU time
+are per pair. Part 2 is torch's profiler on one thread. Part 3 is what "linear first layer once per image" could save at
+most.
 """
 
 import argparse
@@ -23,9 +23,7 @@ from attribution_variants import Work
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from timm_igkd.attribution import engine as ig_engine
 from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
-from timm_igkd.attribution.frozen_conv import FrozenConv2d
 from timm_igkd.environment import environment
 
 KINDS = {
@@ -37,15 +35,9 @@ KINDS = {
 }
 
 
-def make_engine(work: Work, frozen: bool, side_by_side: bool, chunk: int) -> Any:
-    """Return an engine with or without frozen convolutions, and its chunks side by side or one after the other."""
-    real = ig_engine.freeze_convolutions
-    if not frozen:
-        ig_engine.freeze_convolutions = lambda model, example: model
-    try:
-        engine = work.engine(50)
-    finally:
-        ig_engine.freeze_convolutions = real
+def make_engine(work: Work, side_by_side: bool, chunk: int) -> Any:
+    """Return an engine that computes its chunks side by side or one after the other."""
+    engine = work.engine(50)
     engine.chunk_size, engine._pool = chunk, ChunkPool(torch.get_num_threads()) if side_by_side else None
     return engine
 
@@ -110,7 +102,7 @@ def fastest(function: Callable[[], Any], repeats: int = 15) -> float:
 @one_thread()
 def first_layer(engine: Any, work: Work) -> None:
     """Print the share of the first convolution, and what computing it once per image could save at most."""
-    first = next(module for module in engine.model.modules() if isinstance(module, FrozenConv2d | nn.Conv2d))
+    first = next(module for module in engine.model.modules() if isinstance(module, nn.Conv2d))
     points = work.inputs[:1].expand(engine.chunk_size, -1, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def passes(model: nn.Module) -> Tensor:
@@ -150,18 +142,15 @@ def main() -> None:
     work = Work({"teacher": args.teacher, "shared": str(args.shared), "images": 4, "variant": "profile"})
     ways = {}
     for chunk in args.chunks:
-        for frozen in (False, True):
-            for side_by_side in (True, False):
-                way = "side by side" if side_by_side else "threads in a layer"
-                engine = make_engine(work, frozen, side_by_side, chunk)
-                name = f"{'frozen' if frozen else 'plain'}, {way}, chunks of {chunk}"
-                ways[name] = gradients_of(engine, work, args.pairs)
+        for side_by_side in (True, False):
+            way = "side by side" if side_by_side else "threads in a layer"
+            engine = make_engine(work, side_by_side, chunk)
+            ways[f"{way}, chunks of {chunk}"] = gradients_of(engine, work, args.pairs)
     print(f"\n1. {args.pairs} pairs, {args.rounds} rounds")
     compare(ways, args.pairs, args.rounds)
-    for frozen in (False, True):
-        engine = make_engine(work, frozen, True, work.engine(50).chunk_size)
-        print(f"\n2. one thread, chunks of {engine.chunk_size}, {'frozen' if frozen else 'plain'} convolutions")
-        by_kind(engine, gradients_of(engine, work, args.pairs))
+    engine = work.engine(50)
+    print(f"\n2. one thread, chunks of {engine.chunk_size}")
+    by_kind(engine, gradients_of(engine, work, args.pairs))
     print("\n3. the first layer, one thread")
     first_layer(engine, work)
 

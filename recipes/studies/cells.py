@@ -65,8 +65,8 @@ class Cell:
         logits: "aligned": stored, of the clean uncropped image; "shuffled": stored, of another image (one derangement
             per seed, as in the released code); "live": the teacher in the loop, on the view of `teacher_view`.
         subset_fraction: share of every class trained on, drawn anew for each seed.
-        padding, padding_mode, hflip, alternate_flip, cutout: see timm_igkd.overlay.device_views.DeviceAugmentation.
-        clip_grad, model_ema, model_ema_decay: see timm_igkd.training.settings.TrainingSettings.
+        padding: this and all up to `cutout` as in timm_igkd.overlay.device_views.DeviceAugmentation.
+        clip_grad: this and all up to `model_ema_decay` as in timm_igkd.training.settings.TrainingSettings.
         save: keep the student's weights as float16 safetensors beside the rows.
     """
 

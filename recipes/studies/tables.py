@@ -155,8 +155,8 @@ def contrast_note(results: StudyResults) -> str:
         return f"{first} Subsets overlap: tests, effect sizes and bootstraps of independent runs do not apply."
     return (
         f"{first} Welch's test ignores the pairing. d_z: mean over standard deviation of the differences, "
-        "Hedges-corrected, its interval from the noncentral t. "
-        "Over seeds and test images: two-level bootstrap interval, too narrow with few seeds. "
+        "Hedges-corrected, its interval from the noncentral t. Over seeds and test images: two-level bootstrap "
+        "interval, too narrow with few seeds. "
         f"{_tost_note(results)}"
         "Power of the paired test at the observed standard deviation of the differences."
     )

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from timm_igkd.attribution.activations import use_lean_relu6
 from timm_igkd.attribution.adaptive_path import AdaptivePaths
 from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
-from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
+from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.folding import fold_batch_norm
-from timm_igkd.attribution.frozen_conv import freeze_convolutions
 from timm_igkd.attribution.options import Attribution, IGOptions, selected_output
 
 
@@ -72,9 +71,6 @@ class FastEngine:
         # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer.
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kernel = kernel or Kernel()
-        if self.device.type == "cpu" and self.kernel == Kernel():
-            with one_thread():
-                self.model = freeze_convolutions(self.model, example)
         # Only gradients are taken in another dtype: outputs, and with them the delta that judges a map, are float32.
         different = self.kernel.dtype != "float32"
         model = copy.deepcopy(self.model).to(torch.bfloat16) if different else self.model

@@ -36,7 +36,8 @@ class DeviceAugmentation:
             epochs see both sides (K. Jordan, arXiv 2404.00498).
         cutout: side in pixels of a square set to the mean colour at a random place, in both views; 0: none
             (DeVries and Taylor, arXiv 1708.04552).
-        mean: of the normalisation. std: of the normalisation.
+        mean: per channel, of the normalisation.
+        std: per channel, of the normalisation.
         teacher_view: "clean": the teacher's view has the same crop, flip and square, without the overlay. "same": there
             is one view.
     """
@@ -64,8 +65,10 @@ class Draws:
     """The random numbers of one epoch, one row per image of the dataset; all on the device.
 
     Attributes:
-        overlaid: [N] bool. power: [N] float32, the map's exponent.
-        shift: [N, 2] int64, row and column of the crop. flipped: [N] bool.
+        overlaid: [N] bool.
+        power: [N] float32, the map's exponent.
+        shift: [N, 2] int64, row and column of the crop.
+        flipped: [N] bool.
         square: [N, 2] int64, centre of the cutout.
     """
 
@@ -133,7 +136,8 @@ class DeviceViews:
         """Return the student's and the teacher's views of the images at `index`.
 
         Args:
-            index: [B] int64. draws: theirs.
+            index: [B] int64.
+            draws: of these images, a row each.
 
         Returns:
             [B, 3, H, W] float32 each, normalised, channels last in memory; None where there is one view.

@@ -24,7 +24,8 @@ class TrainAugmentation:
     Attributes:
         train_crop: "none": the whole image; "pad": a crop of its own size, the image padded by 1/8 (the paper's);
             "rrc": timm's RandomResizedCrop.
-        scale_min: smallest area of RandomResizedCrop. color_jitter: its strength, with RandomResizedCrop.
+        scale_min: smallest area of RandomResizedCrop.
+        color_jitter: its strength, with RandomResizedCrop.
         hflip: probability of a horizontal flip.
         aa: timm's auto-augment string.
         reprob: probability of random erasing.

@@ -28,8 +28,10 @@ class TrainingState:
 
     Attributes:
         history: of the finished epochs.
-        student: state of the student. student_ema: of its moving average, or None.
-        optimizer: its state. scaler: that of fp16 gradients, or None.
+        student: its state.
+        student_ema: state of its moving average, or None.
+        optimizer: its state.
+        scaler: state of the scaler of fp16 gradients, or None.
     """
 
     history: Sequence[EpochRecord]

@@ -19,10 +19,15 @@ class EpochRecord:
     """One epoch; what was not computed is None.
 
     Attributes:
-        epoch: from 0. lr: the learning rate of its last step.
-        loss: mean of the weighted sum. task_loss, distill_loss, attention_loss: means of its terms, not weighted.
+        epoch: from 0.
+        lr: the learning rate of its last step.
+        loss: mean of the weighted sum of the terms.
+        task_loss: mean of cross-entropy, not weighted.
+        distill_loss: mean of the distillation loss, not weighted.
+        attention_loss: mean of the attention transfer loss, not weighted.
         top1_train: percent of the augmented training images.
-        val_loss, val_top1: of the validation images, afterwards.
+        val_loss: mean over the validation images, after the epoch.
+        val_top1: percent of the validation images, after the epoch.
         seconds: of the training steps.
     """
 

@@ -17,12 +17,17 @@ class TrainingSettings:
     Attributes:
         epochs: of the training.
         seed: of what the model itself draws, such as dropout.
-        opt: a timm optimiser. lr, weight_decay, momentum: its arguments.
+        opt: a timm optimiser.
+        lr: its largest learning rate.
+        weight_decay: of the optimiser.
+        momentum: of the optimiser, where it has one.
         sched: a timm scheduler, "triangular" (schedule.py), or "none": a constant rate.
-        warmup_epochs: of a linear warm-up. min_lr: the last learning rate.
+        warmup_epochs: of a linear warm-up.
+        min_lr: the last learning rate.
         grad_accum_steps: batches per optimiser step; an epoch's last step takes what is left.
         clip_grad: largest gradient norm, or None.
-        model_ema: validate and keep an exponential moving average of the weights. model_ema_decay: its decay.
+        model_ema: validate and keep an exponential moving average of the weights.
+        model_ema_decay: its decay.
         compile_mode: of torch.compile for student and teacher, or "none".
     """
 
