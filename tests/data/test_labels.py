@@ -111,6 +111,16 @@ def test_class_that_the_training_images_lack_is_named(tmp_path):
         images.in_class_order(("red", "blue"))
 
 
+def test_each_split_keeps_its_own_class_names(tmp_path):
+    """`datasets` gives all splits of a folder the names of the first: labels of other classes, without a word."""
+    for split, names in (("train", ["red", "blue"]), ("test", ["blue", "red", "green"]), ("validation", ["red"])):
+        parquet(tmp_path / "images" / f"{split}-0.parquet", [0] * 2, names)
+        images = load_labeled_images(str(tmp_path / "images"), split)
+        assert images.class_names == tuple(names)
+    for split, names in (("train", ("red", "blue")), ("test", ("blue", "red", "green")), ("validation", ("red",))):
+        assert load_labeled_images(str(tmp_path / "images"), split).class_names == names
+
+
 def test_label_table_is_none_where_nothing_changes():
     assert label_table(["a", "b"], ["a", "b", "c"], "x") is None
     assert label_table(["b", "a"], ["a", "b"], "x").tolist() == [1, 0]

@@ -124,6 +124,9 @@ def _load_rows(
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
             return splits[split]
         with _bars_on_a_terminal_only():
+            files = _own_files(path, split, revision, cache_dir)
+            if files is not None:
+                return datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache_dir)
             return datasets.load_dataset(path, split=split, revision=revision, cache_dir=cache_dir)
     except (datasets.exceptions.DatasetNotFoundError, hub_errors.HfHubHTTPError, ConnectionError) as error:
         raise hub_error(error, f"dataset {dataset!r}") or RunError(  # datasets cuts some causes off
@@ -141,6 +144,20 @@ def _load_rows(
         if isinstance(cause, OSError) and cause.errno is not None:
             raise RunError(f"dataset {dataset!r} cannot be prepared: {first_line(cause)}") from error
         raise InputError(f"dataset {dataset!r} cannot be read ({first_line(cause)}); a file is corrupt") from error
+
+
+def _own_files(path: str, split: str, revision: str | None, cache_dir: str | None) -> list[str] | None:
+    """Return the parquet files of one split where they alone say what its columns are, else None.
+
+    Read together with others, a split gets the class names of the first, whatever its own files call them.
+    """
+    import datasets
+
+    builder = datasets.load_dataset_builder(path, revision=revision, cache_dir=cache_dir)
+    if builder.dataset_name is None or builder.name != "parquet" or builder.info.features is not None:
+        return None
+    files = builder.config.data_files
+    return [str(file) for file in files[split]] if files is not None and len(files) > 1 and split in files else None
 
 
 @contextmanager
