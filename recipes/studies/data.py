@@ -19,6 +19,7 @@ from studies.config import StudyConfig
 from studies.latencies import Latencies
 from timm_igkd import MapStore, compute_maps, load_labeled_images
 from timm_igkd.data.items import read_item
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.subsets import stratified_indices
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.corruptions import corrupt
@@ -112,6 +113,10 @@ class StudyData:
     def _split(self, split: str, limit: int | None) -> Any:
         images = load_labeled_images(self.config.dataset, split, revision=self.config.revision)
         return images.subset(range(min(limit, len(images)))) if limit else images
+
+    def _ordered(self, images: LabeledImages) -> LabeledImages:
+        """Return images whose labels count the training split's classes, brought to their order by name."""
+        return images if self.train.class_names is None else images.in_class_order(self.train.class_names)
 
     @cached_property
     def _train_images(self) -> DeviceImages:
@@ -217,14 +222,14 @@ class StudyData:
         """The test split, or the validation images cut from the training split."""
         if self.config.evaluate_on == "validation":
             return self._evaluated(self._train_images.subset(self._held_out))
-        return self._evaluated(load_images(self._split(self.config.test_split, self.config.test_limit)))
+        return self._evaluated(load_images(self._ordered(self._split(self.config.test_split, self.config.test_limit))))
 
     @cached_property
     def transfer(self) -> Evaluated | None:
         """Other images of the same classes, resized to the training images' size; None where there are none."""
         if self.config.transfer_dataset is None:
             return None
-        dataset = load_labeled_images(self.config.transfer_dataset, self.config.transfer_split)
+        dataset = self._ordered(load_labeled_images(self.config.transfer_dataset, self.config.transfer_split))
         height, width = self._train_images.images.shape[-2:]
         pixels, labels = [], []
         for index in range(len(dataset)):
