@@ -64,6 +64,7 @@ def hash_of(cells: Cells) -> str:
     return row_hash(MapRow(cells["key"], cells["label"], levels, *numbers, logits))
 
 
+HUGE = png(Image.new("1", (9000, 9000)))["bytes"][:1000]  # a header that promises more than the file holds
 GREY = np.asarray(ramp(0, 16, 12))
 # What a row may not hold, and how the refusal says it.
 WRONG: dict[str, tuple[Cells, str]] = {
@@ -78,14 +79,21 @@ WRONG: dict[str, tuple[Cells, str]] = {
     "NaN delta": ({"convergence_delta": float("nan")}, "its convergence_delta is nan"),
     "other steps": ({"n_steps": 7}, "its n_steps is 7, expected 1"),
     "not converged": ({"converged": False}, "converged False, expected True"),
-    "RGB map": ({"map": png(Image.new("RGB", (16, 12)))}, "its map is of mode 'RGB', expected 8-bit greyscale 'L'"),
-    "1-bit map": ({"map": png(Image.new("1", (16, 12)))}, "its map is of mode '1'"),
-    "16-bit map": ({"map": png(Image.fromarray(GREY.astype(np.uint16)))}, "its map is of mode 'I;16'"),
-    "palette map": ({"map": png(Image.fromarray(GREY).convert("P"))}, "its map is of mode 'P'"),
-    "map with alpha": ({"map": png(Image.fromarray(GREY).convert("LA"))}, "its map is of mode 'LA'"),
-    "1x1 map": ({"map": png(Image.new("L", (1, 1)))}, "its map is 1x1, expected 16x12"),
-    "turned map": ({"map": png(Image.new("L", (12, 16)))}, "its map is 12x16, expected 16x12"),
+    "RGB map": ({"map": png(Image.new("RGB", (16, 12)))}, "16x12 of mode 'RGB', expected 16x12 of 8-bit greyscale 'L'"),
+    "1-bit map": ({"map": png(Image.new("1", (16, 12)))}, "its map is 16x12 of mode '1'"),
+    "16-bit map": ({"map": png(Image.fromarray(GREY.astype(np.uint16)))}, "its map is 16x12 of mode 'I;16'"),
+    "palette map": ({"map": png(Image.fromarray(GREY).convert("P"))}, "its map is 16x12 of mode 'P'"),
+    "map with alpha": ({"map": png(Image.fromarray(GREY).convert("LA"))}, "its map is 16x12 of mode 'LA'"),
+    "1x1 map": ({"map": png(Image.new("L", (1, 1)))}, "its map is 1x1 of mode 'L', expected 16x12 of"),
+    "huge map": ({"map": {"bytes": HUGE, "path": None}}, "its map is 9000x9000 of mode '1', expected 16x12 of"),
+    "no PNG": ({"map": {"bytes": b"GIF89a", "path": None}}, "its map cannot be decoded as PNG"),
+    "cut map": (
+        {"map": {"bytes": encode_png(GREY)[:-30], "path": None}},
+        "its map cannot be decoded as PNG",
+    ),
+    "turned map": ({"map": png(Image.new("L", (12, 16)))}, "its map is 12x16 of mode 'L', expected 16x12 of"),
 }
+UNREADABLE = ("huge map", "no PNG", "cut map")
 NULLS = ["label", "map", "scale", "convergence_delta", "n_steps", "converged", "logits", "row_hash", "key"]
 
 
@@ -125,7 +133,7 @@ def test_cell_that_no_row_can_hold_is_refused_whatever_its_hash(rewrite, monkeyp
 
     def alter(rows):
         rows[ROW] |= cells
-        if hash_fits and None not in (cells.get("logits") or ()):
+        if hash_fits and None not in (cells.get("logits") or ()) and name not in UNREADABLE:
             rows[ROW]["row_hash"] = hash_of(rows[ROW])
 
     refused_by_every_reader(rewrite(alter), reason, monkeypatch)
@@ -178,6 +186,14 @@ def test_number_that_a_row_could_hold_is_refused_by_its_hash(rewrite, change):
     store = rewrite(lambda rows: rows[ROW].update(change))
     with pytest.raises(InputError, match="its hash differs"):
         store.levels(ROW)
+
+
+@pytest.mark.parametrize("key", [None, "é" * 32, "0" * 64])
+def test_image_of_a_row_whose_key_is_no_key_has_no_map(rewrite, key):
+    store = rewrite(lambda rows: rows[ROW].update(key=key))
+    with pytest.raises(InputError, match="image 4 has no map"):
+        store.find(IMAGES.images[ROW], IMAGES.labels[ROW], ROW, "image 4")
+    assert store.find(IMAGES.images[1], IMAGES.labels[1], None, "image 1") == 1
 
 
 def test_a_damaged_row_is_no_matter_to_the_others(rewrite):

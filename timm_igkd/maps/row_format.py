@@ -194,16 +194,17 @@ def _checked_map(cell: dict[str, Any] | None, manifest: Manifest) -> np.ndarray:
     """Return the levels of a stored map, [H, W] uint8."""
     data = _present(_present(cell, "map")["bytes"], "map")
     try:
-        image = open_png(data)
-        image.load()
+        image = open_png(data)  # its header alone; pixels are decoded when there are as many as there should be
+        found, expected = (image.mode, image.size), ("L", manifest.map_shape[::-1])
+        levels = np.asarray(image) if found == expected else None
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error and more on altered bytes
         raise ValueError("its map cannot be decoded as PNG") from error
-    height, width = manifest.map_shape
-    if image.mode != "L":
-        raise ValueError(f"its map is of mode {image.mode!r}, expected 8-bit greyscale 'L'")
-    if image.size != (width, height):
-        raise ValueError(f"its map is {image.width}x{image.height}, expected {width}x{height}")
-    return np.asarray(image)
+    if levels is None:
+        (mode, size), (_, wanted) = found, expected
+        raise ValueError(
+            f"its map is {size[0]}x{size[1]} of mode {mode!r}, expected {wanted[0]}x{wanted[1]} of 8-bit greyscale 'L'"
+        )
+    return levels
 
 
 def _checked_number(value: float | None, column: str, low: float = -math.inf) -> float:

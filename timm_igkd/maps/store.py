@@ -117,7 +117,8 @@ class MapStore:
     def _candidates(self, key: str) -> np.ndarray:
         if self._sorted is None:
             shards = self._table.column("key").iterchunks()
-            keys = np.concatenate([np.asarray(keys.to_pylist(), dtype="S32") for keys in shards])
+            stored = [[(key or "").encode() for key in keys.to_pylist()] for keys in shards]
+            keys = np.concatenate([np.asarray(part, dtype="S33") for part in stored])  # one more than a key has
             order = np.argsort(keys, kind="stable")
             self._sorted = keys[order], order
         keys, order = self._sorted
