@@ -117,7 +117,7 @@ def test_release_is_published_by_trust_and_not_by_a_secret():
 def test_files_named_in_the_architecture_exist():
     named = re.findall(r"`([\w./-]+(?:\.py|\.md|/))`", ARCHITECTURE)
     assert len(named) > 40
-    planned = {"training/", "export/"}
+    planned = {"export/"}
     folders = (ROOT, ROOT / "timm_igkd")
     assert {name for name in named if not any((folder / name).exists() for folder in folders)} <= planned
 

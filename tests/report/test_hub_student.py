@@ -19,7 +19,7 @@ from timm_igkd.cli.main import main
 from timm_igkd.errors import MissingFileError, RunError
 from timm_igkd.hub import errors as hub_errors
 from timm_igkd.models.loading import weights_hash
-from timm_igkd.report import push as hub_student
+from timm_igkd.report.push import verify_published
 
 pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
     pytest.mark.hub,
@@ -441,13 +441,17 @@ def test_download_that_differs_from_what_was_pushed_is_an_error(hub, plain_run, 
     assert "does not come back from the Hub as it is here: the weights differ" in line
 
 
-def test_outputs_are_compared_as_well_as_weights():
-    here, there = plain_student(), plain_student()
-    there.bn1.eps = 0.5
-    assert "outputs differ" in hub_student._difference(here, there)
-    there = plain_student()
-    there.pretrained_cfg = {**there.pretrained_cfg, "mean": (0.1, 0.1, 0.1)}
-    assert "mean of the preprocessing" in hub_student._difference(here, there)
+def test_outputs_and_preprocessing_are_compared_as_well_as_weights(hub, plain_run):
+    pushed = push_student(plain_run, REPO)
+    here = load_model(f"local-dir:{Path(plain_run) / 'student'}").eval()
+    verify_published(here, pushed)
+    here.bn1.eps = 0.5
+    with pytest.raises(RunError, match="outputs differ"):
+        verify_published(here, pushed)
+    here = load_model(f"local-dir:{Path(plain_run) / 'student'}").eval()
+    here.pretrained_cfg = {**here.pretrained_cfg, "mean": (0.1, 0.1, 0.1)}
+    with pytest.raises(RunError, match="mean of the preprocessing"):
+        verify_published(here, pushed)
 
 
 def test_push_leaves_the_client_as_it_was(hub, plain_run, caplog):
