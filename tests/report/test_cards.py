@@ -11,7 +11,6 @@ from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
 from PIL import Image
 from scipy import stats
-from train_config import TrainConfig
 
 from timm_igkd import cards
 from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
@@ -21,6 +20,7 @@ from timm_igkd.report.card import base_model, model_card
 from timm_igkd.report.licenses import check_license
 from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
 from timm_igkd.runs.parsing import save_config
+from timm_igkd.runs.settings import RunConfig
 
 pytestmark = pytest.mark.hub
 HOSTILE = "a|b`c\n---\n<script>alert(1)</script> [x](y)"
@@ -141,7 +141,7 @@ def test_card_tells_how_it_was_distilled(card):
 
 def test_every_setting_that_moves_the_weights_moves_the_card(tmp_path):
     """Also one that does not exist yet: the table is made from the run's settings, not from a list of them."""
-    save_config(TrainConfig(), tmp_path / "config.yaml")
+    save_config(RunConfig(), tmp_path / "config.yaml")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"new_setting": 7}
     student = plain_student()
     card = model_card(student, "user/x", RunFacts(config=config))
