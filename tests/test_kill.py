@@ -196,8 +196,9 @@ def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     assert set(files_of(folder)) == set(files_of(tmp_path / "whole"))
 
 
-def test_two_processes_train_one_student(training_job: list[object], tmp_path: Path) -> None:
-    job, short = training_job, ["--teacher-epochs", 1, "--epochs", 2]
+@pytest.mark.parametrize("batches", ["workers", "device"])
+def test_two_processes_train_one_student(batches: str, training_job: list[object], tmp_path: Path) -> None:
+    job, short = training_job, ["--teacher-epochs", 1, "--epochs", 2, "--batches", batches]
     watcher = tmp_path / "watch.py"
     watcher.write_text(WATCHER)
     output = run([*TORCHRUN, watcher, *job, "two", *short])

@@ -197,6 +197,7 @@ def test_a_study_without_teacher_trains_and_saves_one(run, settings):
         {"overlay_prob": 0.5, "overlay_source": "shuffled", "distill_loss_weight": 0.1, "logits": "shuffled"},
         {"overlay_prob": 0.5, "attention_loss_weight": 0.8, "logits": "live"},
         {"distill_loss_weight": 0.5, "logits": "live", "teacher_view": "same", "cutout": 4, "smoothing": 0.1},
+        {"model_ema": True, "model_ema_decay": 0.5, "clip_grad": 1.0},
         {"student": None, "drop": 1, "distill_loss_weight": 0.1, "subset_fraction": 0.5, "batch_size": 2},
     ],
 )
@@ -284,6 +285,11 @@ def test_commit_can_be_named_where_there_is_no_history(run, settings, monkeypatc
     monkeypatch.setenv("TIMM_IGKD_COMMIT", "abc1234")
     assert run(settings | {"seeds": 1}).code == 0
     assert {row["commit"] for row in rows_of(settings)} == {"abc1234"}
+
+
+def test_trackers_get_every_epoch_of_a_study(run, settings):
+    assert run(settings | {"seeds": 1, "trackers": ["tensorboard"]}).code == 0
+    assert list(Path(settings["work_dir"]).rglob("events.out.tfevents.*"))
 
 
 def test_a_finished_run_leaves_no_optimizer_behind(settings):

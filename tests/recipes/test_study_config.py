@@ -9,7 +9,7 @@ import torch
 from command_lines import RECIPES
 from study_parts import ARMS, STUDENT
 
-from studies.cells import Cell, create_cell
+from studies.cells import ADDED, Cell, create_cell
 from studies.config import StudyConfig, load_study
 from studies.paper import ABLATION, arm_name
 from timm_igkd.errors import InputError
@@ -81,6 +81,15 @@ def test_hash_follows_what_changes_numbers_and_nothing_else():
     assert config.run_hash(cell) == elsewhere.run_hash(cell)
     assert config.run_hash(cell) != limited.run_hash(cell)
     assert config.run_hash(cell) != config.run_hash(config.cells["Student"])
+
+
+def test_settings_that_came_later_change_the_hash_where_they_are_used_alone():
+    config = StudyConfig(name="x", teacher="test_resnet", cells=ARMS, base=STUDENT)
+    assert not set(ADDED) & set(config.settings(config.cells["KD"])["cell"])
+    for used in ({"model_ema": True}, {"clip_grad": 1.0}, {"model_ema_decay": 0.5}):
+        cells = {name: settings | used for name, settings in ARMS.items()}
+        other = StudyConfig(name="x", teacher="test_resnet", cells=cells, base=STUDENT)
+        assert other.run_hash(other.cells["KD"]) != config.run_hash(config.cells["KD"])
 
 
 def test_cell_settings_win_over_the_protocols():

@@ -1,6 +1,8 @@
 """The settings of a run: which stages each one belongs to."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +65,9 @@ def test_every_setting_says_its_stages_and_its_help():
     for item in dataclasses.fields(RunConfig):
         assert set(item.metadata["stages"]) <= set(STAGES)
         assert item.metadata["help"]
+
+
+def test_settings_are_read_without_torch_and_timm():
+    code = "import sys, timm_igkd; timm_igkd.RunConfig; print({'torch', 'timm', 'torchvision'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr

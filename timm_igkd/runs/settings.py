@@ -6,14 +6,15 @@ A field says which stages its value changes; a stage that is complete is compare
 import json
 import sys
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from timm_igkd.attribution.ig_options import Baseline, IGOptions, Output, Reduction, Target
-from timm_igkd.distillation.views import TeacherViewMode
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
-from timm_igkd.training.augmentation import TrainAugmentation, TrainCrop
-from timm_igkd.training.settings import TrainingSettings
+from timm_igkd.training.settings import TrainCrop, TrainingSettings
+
+if TYPE_CHECKING:  # the command line reads the settings without torch and timm
+    from timm_igkd.training.augmentation import TrainAugmentation
 
 StageName = Literal["teacher", "maps", "student", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -81,7 +82,9 @@ class RunConfig:
     overlay_weight: float = _setting("share of the map in the blend", 0.5, _STUDENT)
     overlay_max_power: float = _setting("the map's exponent is drawn from 1 to this", 2.0, _STUDENT)
     overlay_source: OverlaySource = _setting("aligned, or a control", "aligned", _STUDENT)
-    teacher_view: TeacherViewMode = _setting("what the teacher in the loop sees of an overlaid image", "same", _STUDENT)
+    teacher_view: Literal["clean", "same"] = _setting(
+        "what the teacher in the loop sees of an overlaid image", "same", _STUDENT
+    )
     engine: Literal["captum", "fast"] = _setting("attribution engine", "fast", _MAPS)
     n_steps: int | Literal["auto"] = _setting("integration steps", 50, _MAPS)
     max_steps: int = _setting("most steps per image with auto", IGOptions().max_steps, _MAPS)
@@ -208,8 +211,10 @@ class RunConfig:
         """Return probability and strength of the overlay."""
         return IGOverlay(self.overlay_prob, self.overlay_weight, self.overlay_max_power)
 
-    def augmentation(self) -> TrainAugmentation:
+    def augmentation(self) -> "TrainAugmentation":
         """Return what happens to a training image after the overlay."""
+        from timm_igkd.training.augmentation import TrainAugmentation
+
         return TrainAugmentation(**self._named(TrainAugmentation))
 
     def training(self, epochs: int) -> TrainingSettings:

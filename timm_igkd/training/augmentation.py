@@ -1,7 +1,7 @@
 """What happens to a training image after the overlay: crop, flip, auto-augment, normalise, erase."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
@@ -13,8 +13,7 @@ from timm_igkd.errors import InputError, check_choice, check_range
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.device_views import DeviceAugmentation
 from timm_igkd.overlay.timm_ops import posterize_to_black
-
-TrainCrop = Literal["none", "pad", "rrc"]
+from timm_igkd.training.settings import TrainCrop
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class TrainAugmentation:
     reprob: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("train_crop", self.train_crop, ("none", "pad", "rrc"))
+        check_choice("train_crop", self.train_crop, get_args(TrainCrop))
         for name in ("scale_min", "hflip", "reprob"):
             check_range(name, getattr(self, name), 0, 1)
 

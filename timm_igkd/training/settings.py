@@ -2,12 +2,13 @@
 
 import sys
 from dataclasses import dataclass
-
-from timm.optim import list_optimizers
+from typing import Literal
 
 from timm_igkd.errors import InputError, check_choice, check_range, nearest
 
 SCHEDULES = ("cosine", "tanh", "poly", "triangular", "none")
+TrainCrop = Literal["none", "pad", "rrc"]
+"""What is cut from a training image: see TrainAugmentation."""
 
 
 @dataclass(frozen=True)
@@ -55,5 +56,12 @@ class TrainingSettings:
         if self.clip_grad is not None and not 0 < self.clip_grad <= sys.float_info.max:
             raise InputError(f"clip_grad must be above 0 and finite, got {self.clip_grad:g}")
         check_choice("sched", self.sched, SCHEDULES)
-        if self.opt not in (names := [str(name) for name in list_optimizers()]):
-            raise InputError(f"unknown optimiser {self.opt!r}{nearest(self.opt, names)}; timm.optim lists them")
+        _check_optimizer(self.opt)
+
+
+def _check_optimizer(opt: str) -> None:
+    from timm.optim import list_optimizers  # only here: the command line reads the settings without timm
+
+    names = [str(name) for name in list_optimizers()]
+    if opt not in names:
+        raise InputError(f"unknown optimiser {opt!r}{nearest(opt, names)}; timm.optim lists them")
