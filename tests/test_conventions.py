@@ -95,7 +95,7 @@ def test_caches_go_to_hf_home_and_offline_is_at_once(tmp_path):
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         environment.pop(name)
     done = subprocess.run(
-        [sys.executable, "-c", CACHES, str(maps)], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-c", CACHES, str(maps)], capture_output=True, text=True, timeout=180, env=environment
     )
     assert done.returncode == 0, done.stderr
     count, error = done.stdout.splitlines()
@@ -160,6 +160,6 @@ def test_login_is_the_variables_or_that_of_the_home(tmp_path, place):
         (tmp_path / "hf").mkdir()
         (tmp_path / "hf" / "token").write_text(token)
     done = subprocess.run(
-        [sys.executable, "-c", TOKEN_OF_A_FILE], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-c", TOKEN_OF_A_FILE], capture_output=True, text=True, timeout=180, env=environment
     )
     assert done.stdout.strip() == token, done.stderr

@@ -361,7 +361,11 @@ def test_two_view_batches_of_the_prefetcher_are_what_the_task_takes(noisy, worke
     assert any(overlaid)
     assert not all(overlaid)
     task = IGDistillationTask(
-        tiny_teacher(classes=3), tiny_teacher(classes=3, seed=1), teacher_view="clean", verbose=False
+        tiny_teacher(classes=3),
+        tiny_teacher(classes=3, seed=1),
+        teacher_view="clean",
+        view_layout="flat",
+        verbose=False,
     )
     assert task(images, labels)["output"].shape == (4, 3)
 

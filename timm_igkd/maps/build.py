@@ -16,6 +16,7 @@ from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.data.items import class_map, class_names, dataset_name
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import remove_abandoned
@@ -92,7 +93,7 @@ def compute_maps(
     _check_shard_argument(shard)
     teacher, out = copy.deepcopy(teacher).eval(), Path(out)
     state = PartialState(cpu=not torch.cuda.is_available())
-    source, shape = _source_dataset(dataset), _input_shape(teacher)
+    source, shape = _source_dataset(dataset, limit), _input_shape(teacher)
     n = min(limit or source.num_images, source.num_images)
     wanted = Manifest(
         dataset=source,
@@ -161,7 +162,7 @@ def _evenly_spread(n: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, n - 1, count).round().astype(int)).tolist()
 
 
-def _source_dataset(dataset: Any) -> SourceDataset:
+def _source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
     if len(dataset) == 0:
         raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
     return SourceDataset(
@@ -170,7 +171,15 @@ def _source_dataset(dataset: Any) -> SourceDataset:
         revision=getattr(dataset, "revision", None),
         num_images=len(dataset),
         class_names=class_names(dataset) or None,
+        content_hash=_content_hash(dataset, limit),
     )
+
+
+def _content_hash(dataset: Any, limit: int | None) -> str | None:
+    """Return the hash of the images that get maps, by which a store knows them again when it is finished later."""
+    if not isinstance(dataset, LabeledImages):
+        return None
+    return (dataset.subset(range(limit)) if limit and limit < len(dataset) else dataset).content_hash()
 
 
 def _source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeacher:

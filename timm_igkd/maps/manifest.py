@@ -36,6 +36,7 @@ class SourceDataset:
         revision: commit of a dataset on the Hub, None of any other.
         num_images: of the whole split.
         class_names: in label order, or None.
+        content_hash: of the images and labels that have maps; None where the dataset cannot tell it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SourceDataset:
     revision: str | None = None
     num_images: int
     class_names: tuple[str, ...] | None = None
+    content_hash: str | None = None
 
     def __post_init__(self) -> None:
         check_range("num_images", self.num_images, 1)

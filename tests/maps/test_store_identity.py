@@ -1,0 +1,41 @@
+"""A store that is there is kept for the images and labels it was made of, and refused for any other."""
+
+import pytest
+from tiny_parts import ImageList, noise_image, tiny_teacher
+
+from timm_igkd import compute_maps, load_labeled_images
+from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.errors import InputError
+
+OPTIONS = IGOptions(n_steps=1)
+
+
+def build(dataset, out):
+    return compute_maps(tiny_teacher(classes=2, size=16), dataset, out, options=OPTIONS, progress=False)
+
+
+def changed(images, index, what):
+    if what == "pixel":
+        images.images[index].putpixel((0, 0), (1, 2, 3))
+    else:
+        images.labels[index] = 1 - images.labels[index]
+
+
+@pytest.mark.parametrize("what", ["pixel", "label"])
+@pytest.mark.parametrize("index", [0, 3, 7])
+def test_any_dataset_with_one_other_item_is_refused(index, what, tmp_path):
+    images = ImageList([noise_image(i, 16, 16) for i in range(8)], [i % 2 for i in range(8)])
+    assert build(images, tmp_path / "maps") is not None
+    assert build(images, tmp_path / "maps") is not None
+    changed(images, index, what)
+    with pytest.raises(InputError, match=rf"holds maps of other data: row {index} is not"):
+        build(images, tmp_path / "maps")
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 4, 3, 5, 6, 7], [1, 0, 2, 3, 4, 5, 6, 7]])
+def test_labelled_images_in_another_order_are_refused(order, tiny_images, tmp_path):
+    images = load_labeled_images(str(tiny_images()), "train")
+    assert build(images, tmp_path / "maps") is not None
+    assert build(load_labeled_images(str(tiny_images()), "train"), tmp_path / "maps") is not None
+    with pytest.raises(InputError, match="content_hash is"):
+        build(images.subset(order), tmp_path / "maps")
