@@ -272,12 +272,8 @@ def _rebuilding_command(content: dict[str, Any]) -> str:
     flags |= {name: part("options").get(name) for name in defaults if part("options").get(name) != defaults[name]}
     flags |= {"engine": "captum" if content.get("engine") == "captum" else None, "map_size": content.get("map_size")}
     flags |= {"limit": content.get("n") if content.get("n") != dataset.get("num_images") else None}
-    words = [
-        word
-        for name, value in flags.items()
-        if value is not None
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    given = {f"--{name.replace('_', '-')}": str(value) for name, value in flags.items() if value is not None}
+    words = [word for pair in given.items() for word in pair]
     logits = ["--logits"] if content.get("logits") is True else []
     command = shlex.join(["timm-igkd", "maps", *words, *logits, "--out", "NEW_FOLDER"])
     return " ".join(command.split())
