@@ -37,6 +37,7 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
+from timm_igkd.progress import progress_bar
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.training.trainer import DivergedError
 
@@ -85,7 +86,7 @@ class Study:
         self.data.prepare()
         if self.config.trackers:
             self.accelerator.init_trackers(self.config.name)
-        with tqdm(list(self.runs()), desc=self.config.name, unit="run", disable=None) as bar:
+        with progress_bar(list(self.runs()), desc=self.config.name, unit="run") as bar:
             for name, cell, seed in bar:
                 key = (self.config.run_hash(cell), seed)
                 with exclusive(Path(self.config.work_dir) / "runs" / f"{key[0]}-{seed}.lock", wait=False) as is_mine:
@@ -193,7 +194,7 @@ def run_in_parallel(config: StudyConfig, argv: list[str], rows: StudyRows) -> No
     ]
     planned = {(config.run_hash(cell), seed) for cell in config.cells.values() for seed in config.seed_range}
     try:
-        with tqdm(total=len(planned), desc=config.name, unit="run", disable=None) as bar:
+        with progress_bar(total=len(planned), desc=config.name, unit="run") as bar:
             while any(worker.poll() is None for worker in workers):
                 if any(worker.poll() for worker in workers):
                     raise RunError("a process of the study failed, see above; the same command goes on from its rows")

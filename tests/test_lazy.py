@@ -34,7 +34,7 @@ def test_the_package_imports_nothing_heavy(tmp_path):
 def test_every_public_name_loads_from_the_package_and_from_its_room():
     for name in timm_igkd.__all__:
         assert getattr(timm_igkd, name) is not None
-    rooms = ("attribution", "data", "distillation", "evaluation", "maps", "models", "overlay", "report")
+    rooms = ("attribution", "data", "distillation", "evaluation", "maps", "models", "overlay", "report", "runs")
     modules = [importlib.import_module(f"timm_igkd.{room}") for room in rooms]
     for module in modules:
         for name in module.__all__:

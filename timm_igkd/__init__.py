@@ -65,7 +65,7 @@ __getattr__, __dir__ = lazy_names(
         "truncate": "models",
     },
     submodules=(
-        *("attribution", "cards", "data", "distillation", "environment", "errors", "evaluation", "files", "hub"),
+        *("attribution", "data", "distillation", "environment", "errors", "evaluation", "files", "hub"),
         *("maps", "models", "overlay", "random_streams", "report", "runs", "training", "with_plugin"),
     ),
 )

@@ -12,9 +12,9 @@ from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
 from PIL import Image
 from scipy import stats
 
-from timm_igkd import cards
-from timm_igkd.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.hub import cards
+from timm_igkd.hub.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
 from timm_igkd.maps.card import dataset_card, map_picture
 from timm_igkd.report.card import base_model, model_card
 from timm_igkd.report.licenses import check_license

@@ -3,8 +3,6 @@
 import argparse
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import class_names
@@ -15,6 +13,7 @@ from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import class_indices, load_model, weights_hash
 from timm_igkd.overlay.preview import overlay_samples, write_preview
+from timm_igkd.progress import progress_bar
 
 
 def model_from(args: argparse.Namespace, role: str) -> Any:
@@ -76,7 +75,7 @@ def maps(args: argparse.Namespace) -> None:
 def verify(args: argparse.Namespace) -> None:
     """Check that every map belongs to its image and was not altered."""
     store, dataset = MapStore(args.maps), dataset_from(args)
-    store.verify(dataset, progress=lambda rows: tqdm(rows, unit="img", desc="verify", disable=None))
+    store.verify(dataset, progress=lambda rows: progress_bar(rows, unit="img", desc="verify"))
     n, total = len(store), store.provenance.dataset.num_images
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
     print(f"{args.maps}: keys and hashes of {coverage} match")

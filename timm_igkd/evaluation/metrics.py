@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from timm_igkd.data.items import dataset_name, read_item
 from timm_igkd.errors import InputError, RunError
@@ -20,6 +19,7 @@ from timm_igkd.evaluation.latency import describe_hardware, time_model
 from timm_igkd.evaluation.robustness import measure_robustness
 from timm_igkd.files import write_atomic
 from timm_igkd.models.loading import count_macs, count_parameters
+from timm_igkd.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _predict(
     collected: list[list[Tensor]] = [[] for _ in contenders]
     collected_labels: list[Tensor] = []
     start = 0
-    for images, labels in tqdm(loader, desc="evaluate", unit="batch", disable=None if progress else True):
+    for images, labels in progress_bar(loader, desc="evaluate", unit="batch", show=progress):
         for contender, position, logits in zip(contenders, positions, collected, strict=True):
             logits.append(contender.model(images[position].to(device)).float().cpu())
             contender.check_batch(logits[-1], labels, start)

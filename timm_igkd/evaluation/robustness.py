@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from timm_igkd.data.items import read_item
 from timm_igkd.errors import RunError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_igkd.evaluation.evaluated_model import Contender, shared_transforms
+from timm_igkd.progress import progress_bar
 
 _SETTINGS = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
 
@@ -74,7 +74,7 @@ def measure_robustness(
     views = _CorruptedViews(dataset, limit, transforms)
     loader = DataLoader(views, max(1, batch_size // len(_SETTINGS)), num_workers=num_workers, shuffle=False)
     correct = torch.zeros((len(contenders), len(_SETTINGS)), dtype=torch.int64)
-    for images, labels in tqdm(loader, desc="corruptions", unit="batch", disable=None if progress else True):
+    for images, labels in progress_bar(loader, desc="corruptions", unit="batch", show=progress):
         for count, position, contender in zip(correct, positions, contenders, strict=True):
             batches = images[position].flatten(0, 1).split(batch_size)
             logits = torch.cat([contender.model(batch.to(device)).float().cpu() for batch in batches])

@@ -21,9 +21,9 @@ from huggingface_hub.utils import (
     set_client_factory,
 )
 
-from timm_igkd.cards import is_untouched
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub import TIMEOUT_S
+from timm_igkd.hub.cards import is_untouched
 from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
 from timm_igkd.version import __version__
 

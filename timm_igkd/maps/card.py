@@ -9,8 +9,8 @@ import pyarrow as pa
 from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
 
-from timm_igkd.cards import hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.files import write_atomic
+from timm_igkd.hub.cards import hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.pictures import fit_image, heat_image, shorten
 from timm_igkd.maps.row_format import decode_png, rectify

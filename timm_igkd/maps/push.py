@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from huggingface_hub import snapshot_download
 
-from timm_igkd.cards import public_name
 from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.hub.cards import public_name
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import (
     TIMEOUT_S,

@@ -22,6 +22,7 @@ from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.row_maker import Item, RowMaker, free_memory
 from timm_igkd.maps.store_files import check_shard, shard_path, write_shard
+from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 
 MOST_READERS = 8
@@ -45,7 +46,7 @@ class ShardBuilder:
     def build(self, shards: list[int], progress: bool = True) -> None:
         """Compute and write the shards that are not there yet; those that are there are checked first."""
         total = sum(len(self.manifest.rows_of(shard)) for shard in shards)
-        bar = tqdm(total=total, unit="img", desc="maps", disable=None if progress else True, smoothing=0.05)
+        bar = progress_bar(total=total, unit="img", desc="maps", show=progress, smoothing=0.05)
         writing: Future[None] | None = None
         with bar, ThreadPoolExecutor(1) as writer:
             missing = [shard for shard in shards if not self._is_done(shard)]

@@ -8,7 +8,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
-from timm_igkd.cards import Markdown, cell, code, hub_dataset_id, public_name, read_template, render_card
+from timm_igkd.hub.cards import Markdown, cell, code, hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.run_facts import RunFacts, seed_summary
 from timm_igkd.report.tables import (

@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from timm.utils import distribute_bn
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import RunError
+from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import derive_seed, seed_global
 from timm_igkd.training.batch import Batch, Batches
 from timm_igkd.training.checkpoint import TrainingState, refusing_damage
@@ -119,8 +119,8 @@ class Trainer:
         self.accelerator.gradient_accumulation_steps = self.settings.grad_accum_steps  # by this it divides a loss
         self._load_checkpoint()
         left = range(len(self.history), self.settings.epochs)
-        hidden = None if progress and self.accelerator.is_main_process else True  # None: where stderr is no terminal
-        with tqdm(total=len(left) * self.steps, desc=self.label, unit="step", leave=False, disable=hidden) as bar:
+        show = progress and self.accelerator.is_main_process
+        with progress_bar(total=len(left) * self.steps, desc=self.label, unit="step", show=show, leave=False) as bar:
             for epoch in left:
                 record = self._train_epoch(epoch, bar)
                 self._average_norms()

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm_igkd.errors import MissingFileError, without_credentials
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "hub" / "templates")  # of a wheel, of a checkout
 _MARK = re.compile(r"\s*<!-- made by timm-igkd, sha256 ([0-9a-f]{16}) -->\s*\Z")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
