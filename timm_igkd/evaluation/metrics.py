@@ -21,6 +21,8 @@ from timm_igkd.evaluation.robustness import measure_robustness
 from timm_igkd.files import write_atomic
 from timm_igkd.models.loading import count_macs, count_parameters
 
+MOST_WORKERS = 1024
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -94,12 +96,10 @@ def evaluate(
     """
     if len(dataset) == 0:
         raise InputError("the dataset to evaluate on has no image; name another split")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("corruptions", corruptions, 0),
-    ):
-        check_range(name, value, least)
+    check_range("batch_size", batch_size, 1)
+    check_range("num_workers", num_workers, 0, MOST_WORKERS)
+    check_range("corruptions", corruptions, 0)
+    batch_size = min(batch_size, len(dataset))
     models = [create_evaluated_model("model", model, class_indices, dataset)]
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
