@@ -82,15 +82,16 @@ def accuracy(kept: Path, reference: Path) -> dict[str, Any]:
     """Compare a variant's maps with the reference: per-image correlation and mean absolute error after min-max."""
     import torch
 
+    from timm_igkd.attribution.correlation import map_correlation
+
     found, expected = torch.load(kept, weights_only=True), torch.load(reference, weights_only=True)
     maps, truth = unit_maps(found["maps"]), unit_maps(expected["maps"])
-    centred, truth_centred = maps - maps.mean(1, keepdim=True), truth - truth.mean(1, keepdim=True)
-    correlation = (centred * truth_centred).sum(1) / (centred.norm(dim=1) * truth_centred.norm(dim=1))
+    correlation = map_correlation(found["maps"], expected["maps"])
     error = (maps - truth).abs().mean(1)
     return {
         "corr_median": float(correlation.median()),
         "corr_worst": float(correlation.min()),
-        "share_corr_ge_099": float((correlation >= 0.99).float().mean()),
+        "share_corr_ge_099": float((correlation >= 0.99).double().mean()),
         "mae_median": float(error.median()),
         "mae_worst": float(error.max()),
         "delta_median": float(found["deltas"].median()),

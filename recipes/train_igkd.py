@@ -12,7 +12,7 @@ import sys
 
 from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.cli.exit_codes import run_reporting_errors
-from timm_igkd.runs.distill import distill
+from timm_igkd.runs.job import distill
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
 

@@ -68,7 +68,7 @@ def test_precision_comes_from_the_launcher(recipe: Runner, tiny_images, monkeypa
         found.append((self.accelerator.mixed_precision, product.dtype))
 
     monkeypatch.setattr(Trainer, "fit", record)
-    monkeypatch.setattr("timm_igkd.runs.distill.write_report", lambda *args, **kwargs: None)  # nothing was trained
+    monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)  # nothing was trained
     outcome = recipe(*tiny_run(two_splits(tiny_images)))
     assert outcome.code == 0, outcome.error
     assert found == [("bf16", torch.bfloat16)] * 2  # teacher and student
@@ -136,7 +136,7 @@ def test_file_of_accelerate_config_decides_the_precision(recipe: Runner, tiny_im
 def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(Trainer, "fit", lambda self: None)  # see test_precision_comes_from_the_launcher
-    monkeypatch.setattr("timm_igkd.runs.distill.write_report", lambda *args, **kwargs: None)
+    monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
     assert recipe(*tiny_run(two_splits(tiny_images))).code == 0
     found = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
     assert (found["mixed_precision"], found["num_processes"]) == ("bf16", 1)

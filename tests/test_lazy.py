@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_lines import subprocess_environment
@@ -11,6 +12,10 @@ import timm_igkd
 from timm_igkd.lazy import after_import, lazy_names
 
 HEAVY = ("torch", "torchvision", "timm", "datasets", "captum", "accelerate", "pyarrow", "huggingface_hub", "numpy")
+
+
+ROOMS = [path.parent.name for path in Path(timm_igkd.__file__).parent.glob("*/__init__.py")]
+ROOMS = sorted(room for room in ROOMS if hasattr(importlib.import_module(f"timm_igkd.{room}"), "__all__"))
 
 
 def run_python(code: str, tmp_path, *options: str) -> str:
@@ -34,12 +39,21 @@ def test_the_package_imports_nothing_heavy(tmp_path):
 def test_every_public_name_loads_from_the_package_and_from_its_room():
     for name in timm_igkd.__all__:
         assert getattr(timm_igkd, name) is not None
-    rooms = ("attribution", "data", "distillation", "evaluation", "maps", "models", "overlay", "report", "runs")
-    modules = [importlib.import_module(f"timm_igkd.{room}") for room in rooms]
+    modules = [importlib.import_module(f"timm_igkd.{room}") for room in ROOMS]
     for module in modules:
         for name in module.__all__:
             assert getattr(module, name) is not None
     assert {name for module in modules for name in module.__all__} >= {*timm_igkd.__all__} - {"__version__"}
+
+
+def test_no_public_name_is_a_modules_too():
+    """A package's attribute of that name would be the one or the other, depending on what was imported before."""
+    for room in ("", *ROOMS):
+        folder = Path(timm_igkd.__file__).parent / room
+        modules = {path.stem for path in folder.glob("*.py")} | {
+            path.parent.name for path in folder.glob("*/__init__.py")
+        }
+        assert not modules & {*importlib.import_module(f"timm_igkd.{room}".rstrip(".")).__all__}
 
 
 def test_public_names_are_listed_and_others_are_attribute_errors():
@@ -95,7 +109,14 @@ def test_registering_brings_nothing_but_models_and_the_op(tmp_path):
     )
     packages, modules = run_python(code, tmp_path, "-W", "ignore").splitlines()
     assert packages == "['timm_igkd']"
-    architectures = ("cifar_network", "convnet_cifar", "mobilenetv2_cifar", "resnet_cifar", "truncated_model")
+    architectures = (
+        "arguments",
+        "cifar_network",
+        "convnet_cifar",
+        "mobilenetv2_cifar",
+        "resnet_cifar",
+        "truncated_model",
+    )
     assert modules == str([*(f"timm_igkd.models.{name}" for name in architectures), "timm_igkd.overlay.timm_ops"])
 
 

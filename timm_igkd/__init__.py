@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timm_igkd.overlay.blend import IGOverlay
     from timm_igkd.overlay.dataset import IGOverlayDataset
     from timm_igkd.report.push import push_student
-    from timm_igkd.runs.distill import distill
+    from timm_igkd.runs.job import distill
     from timm_igkd.runs.settings import RunConfig
 
 __all__ = [

@@ -48,7 +48,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise InputError unless low <= value <= high (NaN fails)."""
     if not low <= value <= high:
-        raise InputError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")
+        allowed = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+        raise InputError(f"{name} must be {allowed}, got {value:g}")
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

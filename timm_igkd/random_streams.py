@@ -13,11 +13,19 @@ import numpy as np
 import torch
 import xxhash
 
+from timm_igkd.errors import InputError
+
 
 def derive_seed(seed: int, purpose: str, *indices: int) -> int:
     """Return a 63-bit seed for one stream, e.g. `derive_seed(seed, "overlay", epoch, sample)`."""
-    packed = struct.pack(f"<{len(indices) + 1}q", seed, *indices)
-    return xxhash.xxh3_64_intdigest(purpose.encode() + packed) >> 1
+    return xxhash.xxh3_64_intdigest(_packed(seed, purpose, indices)) >> 1
+
+
+def _packed(seed: int, purpose: str, indices: tuple[int, ...]) -> bytes:
+    try:
+        return purpose.encode() + struct.pack(f"<{len(indices) + 1}q", seed, *indices)
+    except struct.error as error:
+        raise InputError(f"seed must be a whole number of at most 64 bits, got {seed}") from error
 
 
 def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
@@ -27,7 +35,7 @@ def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
 
 def uniforms(seed: int, purpose: str, *indices: int) -> tuple[float, float]:
     """Return two uniform numbers in [0, 1) of one stream, straight from the hash: no generator to set up per image."""
-    bits = xxhash.xxh3_128_intdigest(purpose.encode() + struct.pack(f"<{len(indices) + 1}q", seed, *indices))
+    bits = xxhash.xxh3_128_intdigest(_packed(seed, purpose, indices))
     return (bits & (1 << 53) - 1) * 2.0**-53, (bits >> 64 & (1 << 53) - 1) * 2.0**-53
 
 

@@ -10,8 +10,10 @@ from studies.cells import Cell
 from studies.config import StudyConfig
 from studies.data import Evaluated, StudyData, normalized, predict
 from timm_igkd.attribution.chunk_size import activation_chunk
+from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.engine import FastEngine
-from timm_igkd.attribution.options import IGOptions, reduce_channels
+from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.attribution.options import reduce_channels
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.evaluation.metrics import classification_metrics, teacher_agreement
 from timm_igkd.models.loading import count_macs, count_parameters
@@ -117,11 +119,3 @@ class RunEvaluator:
         black = normalized(model, torch.zeros_like(images.images[:1]))
         attribution = engine.attribute(inputs, black, images.labels, engine.forward(inputs))
         return reduce_channels(attribution.values, "abs_sum").cpu()
-
-
-def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    """Return the Pearson correlation of each pair of maps [N, H, W], [N] float64; 0 where one is constant."""
-    first, second = (values.flatten(1).double() for values in (maps, others))
-    first, second = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
-    norms = first.norm(dim=1) * second.norm(dim=1)
-    return torch.where(norms > 0, (first * second).sum(1) / norms.clamp_min(1e-300), torch.zeros_like(norms))

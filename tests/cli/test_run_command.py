@@ -384,6 +384,16 @@ def test_a_script_without_a_training_dataset_is_named(command, folder, maps, tmp
     assert f"{str(script)!r} ended without asking timm.data.create_dataset for a training dataset" in outcome.error
 
 
+def test_run_says_first_what_it_overlays(maps, tmp_path, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print('script', file=sys.stderr)")
+    assert cli.main(["run", "--maps", str(maps), "--overlay-prob", "0.25", "--", str(script)]) == 2
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert f"overlays aligned maps of {maps} (n = 40) on a share of 0.25 of the training images" in first
+    assert "tigkd in the script's --aa replaces --overlay-prob" in first
+    assert second == "script"
+
+
 def test_the_scripts_own_errors_and_exit_codes_are_its_own(folder, maps, tmp_path, capsys):
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit(7)")

@@ -9,13 +9,13 @@ import torch
 from tiny_parts import ImageList, noise_image, tiny_manifest, tiny_teacher
 
 from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.options import IGOptions
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import read_json
 from timm_igkd.maps import row_maker
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.manifest import KernelError, read_manifest
-from timm_igkd.maps.row_maker import map_correlation
 
 IMAGES = ImageList([noise_image(seed, 32, 32) for seed in range(10)], [seed % 2 for seed in range(10)])
 TWO_STEPS = IGOptions(n_steps=2)
@@ -48,7 +48,8 @@ def test_bfloat16_makes_other_maps_and_the_manifest_has_their_measured_error(exa
     assert error.images == 8
     assert 0.9 < error.correlation < 1
     assert 0 < error.relative < 0.3
-    apart = [map_correlation(exact.levels(row), rounded.levels(row)) for row in range(10)]
+    maps = [torch.from_numpy(np.stack([store.levels(row) for row in range(10)])) for store in (exact, rounded)]
+    apart = map_correlation(*maps).tolist()
     assert error.correlation - 0.01 < min(apart) < 1
 
 
@@ -123,7 +124,7 @@ def test_error_is_that_of_the_worst_map(monkeypatch):
     [([1, 2], [2, 4], 1), ([1, 2], [2, 1], -1), ([0, 0], [0, 0], 1), ([0, 0], [1, 1], 0), ([0, 0], [1, 2], 0)],
 )
 def test_correlation_of_maps_is_defined_for_constant_ones(first, second, wanted):
-    assert map_correlation(np.array([first]), np.array([second])) == pytest.approx(wanted)
+    assert float(map_correlation(torch.tensor([[first]]), torch.tensor([[second]]))) == pytest.approx(wanted)
 
 
 @pytest.mark.slow

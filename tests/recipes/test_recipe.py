@@ -20,7 +20,7 @@ from timm_igkd import IGDistillationTask, MapStore, evaluate, load_labeled_image
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.overlay.dataset import IGOverlayDataset
-from timm_igkd.runs import distill, stages
+from timm_igkd.runs import job, stages
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
 from timm_igkd.training.trainer import Trainer
@@ -59,7 +59,7 @@ def run(recipe: Runner, images: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     def run(*options: object, name: str = "run", report: bool = False) -> Path:
         if not report:
-            monkeypatch.setattr(distill, "write_report", lambda *args, **kwargs: None)
+            monkeypatch.setattr(job, "write_report", lambda *args, **kwargs: None)
         outcome = recipe(*tiny_run(images, *options, "--name", name))
         assert outcome.code == 0, outcome.error
         return tmp_path / "runs" / name
@@ -252,7 +252,7 @@ def test_resume_goes_on_with_the_scale_of_the_fp16_gradients(
             super().__init__(*args, **kwargs)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
-    monkeypatch.setattr(distill, "Accelerator", WithScaler)
+    monkeypatch.setattr(job, "Accelerator", WithScaler)
     real = Trainer._train_epoch
 
     def train_epoch(self: Trainer, *args: Any) -> Any:
@@ -385,13 +385,13 @@ def test_validation_is_cut_from_the_training_images_by_class(
     run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    real = distill.Run.student
+    real = job.Run.student
 
-    def student(self: distill.Run) -> None:
+    def student(self: job.Run) -> None:
         seen.update(fitting=self.data.fitting, validation=self.data.validation)
         real(self)
 
-    monkeypatch.setattr(distill.Run, "student", student)
+    monkeypatch.setattr(job.Run, "student", student)
     run(*trained_teacher, "--overlay-prob", 1, name="cut")
     assert len(seen["fitting"]) == 12
     assert seen["validation"].labels.tolist().count(0) == seen["validation"].labels.tolist().count(1) == 2

@@ -12,6 +12,10 @@ Reduction = Literal["abs_sum", "sum", "positive"]
 Dtype = Literal["float32", "bfloat16"]
 
 
+MOST_STEPS = 10_000
+"""More would not be seen in 8 bits, and the nodes of a rule of n steps are the eigenvalues of an n x n matrix."""
+
+
 @dataclass(frozen=True)
 class IGOptions:
     """Which integrated gradients are computed.
@@ -47,8 +51,8 @@ class IGOptions:
         if self.n_steps != "auto":
             if not isinstance(self.n_steps, int) or isinstance(self.n_steps, bool):
                 raise InputError(f"n_steps must be a whole number or 'auto', got {self.n_steps!r}")
-            check_range("n_steps", self.n_steps, 1)
-        check_range("max_steps", self.max_steps, 2)
+            check_range("n_steps", self.n_steps, 1, MOST_STEPS)
+        check_range("max_steps", self.max_steps, 2, MOST_STEPS)
         if not 0 < self.tolerance < 1:
             raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from timm_igkd.errors import MissingFileError
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.files import output_file
 from timm_igkd.runs.parsing import read_value
 
 
@@ -76,6 +77,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 def name_argument(text: str) -> str:
     """Parse a name that can be a path, such as a dataset's; refuse what no file system takes."""
     try:
+        text.encode()
         os.stat(text)
     except (FileNotFoundError, PermissionError) as error:
         if not text:
@@ -90,6 +92,16 @@ def name_argument(text: str) -> str:
 def folder_argument(text: str) -> Path:
     """Parse a path; `~` is the home folder."""
     return Path(os.path.expanduser(name_argument(text)))
+
+
+def file_argument(text: str) -> Path:
+    """Parse the path of a file to write."""
+    path = folder_argument(text)
+    try:
+        output_file(path)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 def maps_argument(text: str) -> str:

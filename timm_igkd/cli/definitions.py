@@ -67,7 +67,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 def _preview_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store")
     arguments.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="PNG file")
+    parser.add_argument("--out", required=True, type=arguments.file_argument, help="PNG file")
     parser.add_argument("--count", type=int, default=16, help="images shown, evenly spread")
 
 
@@ -75,7 +75,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model_arguments(parser, "model")
     arguments.add_model_arguments(parser, "teacher", required=False)
     arguments.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="metrics.json to write")
+    parser.add_argument("--out", required=True, type=arguments.file_argument, help="metrics.json to write")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument(

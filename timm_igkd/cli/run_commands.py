@@ -42,6 +42,11 @@ def run_command(args: argparse.Namespace) -> None:
         wrapped.append(overlaid(dataset, maps, overlay, args.overlay_source))
         return wrapped[-1]
 
+    print(
+        f"timm-igkd run: overlays {args.overlay_source} maps of {args.maps} (n = {len(maps)}) on a share of "
+        f"{overlay.overlay_prob:g} of the training images; tigkd in the script's --aa replaces --overlay-prob",
+        file=sys.stderr,
+    )
     gc.freeze()  # what is imported stays: a forked worker's collections then leave these pages shared
     with training_datasets(wrap), posterize_to_black():
         _run(script)

@@ -15,15 +15,17 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from timm_igkd.data.digits import load_digits_split
+from timm_igkd.data.folders import check_folder, local_folder
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
-from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
+from timm_igkd.errors import InputError, RunError, first_line, nearest
 from timm_igkd.hub.errors import hub_error
 
 if TYPE_CHECKING:
     import datasets
 
 _LABEL_COLUMN = "one class per image as ClassLabel or whole number (datasets' class_encode_column makes one of texts)"
+_NO_ROWS = "split {!r} of {!r} has no rows, expected at least one image"
 HFDS = "hfds/"
 TIMM_PREFIXES = ("torch/", HFDS, "folder/")
 
@@ -69,15 +71,14 @@ def load_labeled_images(
         source, is_local = dataset, _looks_local(dataset)
     if is_local:
         _refuse(dataset, {"--revision": revision}, "a local folder has no revisions")
-    rows = _load_rows(source, is_local, split, revision, data_dir)
+    path = local_folder(source) if is_local else source
+    rows = _load_rows(dataset, path, is_local, split, revision, data_dir)
     if len(rows) == 0:
-        raise InputError(f"split {split!r} of {dataset!r} has no rows, expected at least one image")
+        raise InputError(_NO_ROWS.format(split, dataset))
     image_column = _find_column(rows, dataset, image_column, datasets.Image, "--image-column")
     label_column = _find_column(rows, dataset, label_column, datasets.ClassLabel, "--label-column")
     label_feature = rows.features[label_column]
-    has_class_folders = (
-        is_local and rows.builder_name == "imagefolder" and not _saved_to_disk(os.path.expanduser(source))
-    )
+    has_class_folders = is_local and rows.builder_name == "imagefolder" and not _saved_to_disk(path)
     rows = rows.select_columns([image_column, label_column]).cast_column(image_column, datasets.Image(decode=False))
     names = tuple(getattr(label_feature, "names", None) or ()) or None
     images = LabeledImages(
@@ -88,7 +89,9 @@ def load_labeled_images(
         label_column,
         class_names=names,
         revision=revision or _resolved_revision(rows),
-        roots=[os.path.expanduser(source)] if is_local else [hub_constants.HF_HUB_CACHE, datasets.config.HF_CACHE_HOME],
+        roots=[path, os.path.realpath(path)]
+        if is_local
+        else [hub_constants.HF_HUB_CACHE, datasets.config.HF_CACHE_HOME],
     )
     return images.in_class_order(class_order(names)) if has_class_folders and names else images
 
@@ -106,18 +109,12 @@ def _looks_local(dataset: str) -> bool:
 
 
 def _load_rows(
-    dataset: str, looks_local: bool, split: str, revision: str | None, cache_dir: str | None
+    dataset: str, path: str, is_local: bool, split: str, revision: str | None, cache_dir: str | None
 ) -> "datasets.Dataset":
     import datasets
 
-    path = os.path.expanduser(dataset)
-    if looks_local and not os.path.isdir(path):
-        raise MissingFileError(
-            f"dataset folder {dataset!r} does not exist; give a Hub dataset id, "
-            "a folder of parquet or of class folders, or 'digits'"
-        )
     try:
-        if looks_local and _saved_to_disk(path):
+        if is_local and _saved_to_disk(path):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
             if split not in splits:
@@ -133,11 +130,13 @@ def _load_rows(
             f"dataset {dataset!r} does not exist, or is private and this login may not see it ({first_line(error)}); "
             "check the id, or log in: hf auth login"
         ) from error
-    except datasets.data_files.EmptyDatasetError as error:
+    except (datasets.data_files.EmptyDatasetError, datasets.exceptions.DataFilesNotFoundError) as error:
         raise InputError(
             f"folder {dataset!r} holds no data, expected parquet files or class folders of images"
         ) from error
     except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise InputError(_NO_ROWS.format(split, dataset)) from error
         raise InputError(f"split {split!r} of dataset {dataset!r}: {first_line(error)}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
@@ -227,9 +226,10 @@ def _no_column(rows: "datasets.Dataset", dataset: str, feature: type, flag: str)
 
 
 def _timm_dataset(name: str, split: str, data_dir: str | None) -> Any:
-    if data_dir is None and not name.startswith("hfds/"):
+    if data_dir is None:
         raise InputError(f"timm dataset {name!r} needs its root folder; give it with --data-dir")
+    root = check_folder(data_dir)
     try:
-        return timm.data.create_dataset(name, root=data_dir, split=split)
+        return timm.data.create_dataset(name, root=root, split=split)
     except (AssertionError, ImportError, TypeError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"timm dataset {name!r} split {split!r} under {data_dir!r}: {first_line(error)}") from error

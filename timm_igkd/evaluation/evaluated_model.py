@@ -14,7 +14,7 @@ from timm_igkd.models.output_names import check_class_map
 
 
 @dataclass(frozen=True)
-class Contender:
+class EvaluatedModel:
     """One model under evaluation with its own preprocessing and the model's index of each dataset class."""
 
     role: str
@@ -48,7 +48,7 @@ class Contender:
             )
 
 
-def create_contender(role: str, model: nn.Module, indices: Sequence[int] | None, dataset: Any) -> Contender:
+def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] | None, dataset: Any) -> EvaluatedModel:
     """Return a model with its preprocessing and classes.
 
     Args:
@@ -84,14 +84,14 @@ def create_contender(role: str, model: nn.Module, indices: Sequence[int] | None,
             "map the dataset's classes with class_indices"
         )
     wanted = None if indices is None else torch.tensor(list(indices), dtype=torch.int64)
-    return Contender(role, model, wanted, resolve_data_config({}, model=model))
+    return EvaluatedModel(role, model, wanted, resolve_data_config({}, model=model))
 
 
-def shared_transforms(contenders: Sequence[Contender]) -> tuple[list[Any], list[int]]:
-    """Return timm's evaluation transforms without repeats, and which of them each contender takes."""
+def shared_transforms(models: Sequence[EvaluatedModel]) -> tuple[list[Any], list[int]]:
+    """Return timm's evaluation transforms without repeats, and which of them each model takes."""
     configs: list[dict[str, Any]] = []
-    for contender in contenders:
-        if contender.data_config not in configs:
-            configs.append(contender.data_config)
+    for evaluated in models:
+        if evaluated.data_config not in configs:
+            configs.append(evaluated.data_config)
     transforms = [create_transform(**config, is_training=False) for config in configs]
-    return transforms, [configs.index(contender.data_config) for contender in contenders]
+    return transforms, [configs.index(evaluated.data_config) for evaluated in models]

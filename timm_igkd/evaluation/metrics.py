@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, read_item
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import InputError, RunError, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
-from timm_igkd.evaluation.evaluated_model import Contender, create_contender, shared_transforms
+from timm_igkd.evaluation.evaluated_model import EvaluatedModel, create_evaluated_model, shared_transforms
 from timm_igkd.evaluation.latency import describe_hardware, time_model
 from timm_igkd.evaluation.robustness import measure_robustness
 from timm_igkd.files import write_atomic
 from timm_igkd.models.loading import count_macs, count_parameters
 from timm_igkd.progress import progress_bar
+
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -94,27 +96,28 @@ def evaluate(
     """
     if len(dataset) == 0:
         raise InputError("the dataset to evaluate on has no image; name another split")
-    if corruptions < 0:
-        raise InputError(f"corruptions must be a number of images, at least 0, got {corruptions}")
-    contenders = [create_contender("model", model, class_indices, dataset)]
+    check_range("batch_size", batch_size, 1)
+    check_range("num_workers", num_workers, 0, MOST_WORKERS)
+    check_range("corruptions", corruptions, 0)
+    batch_size = min(batch_size, len(dataset))
+    models = [create_evaluated_model("model", model, class_indices, dataset)]
     if teacher is not None:
-        contenders.append(create_contender("teacher", teacher, teacher_class_indices, dataset))
+        models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
     device = torch.device(device)
-    with eval_mode(*(c.model for c in contenders), device=device):
-        all_logits, labels = _predict(contenders, dataset, batch_size, num_workers, device, progress)
+    with eval_mode(*(c.model for c in models), device=device):
+        all_logits, labels = _predict(models, dataset, batch_size, num_workers, device, progress)
         results = [
-            _measure(c, logits, labels, device, measure_latency)
-            for c, logits in zip(contenders, all_logits, strict=True)
+            _measure(c, logits, labels, device, measure_latency) for c, logits in zip(models, all_logits, strict=True)
         ]
         if corruptions:
             limit = min(corruptions, len(dataset))
-            found = measure_robustness(contenders, dataset, limit, batch_size, num_workers, device, progress)
+            found = measure_robustness(models, dataset, limit, batch_size, num_workers, device, progress)
             results = [result | {"robustness": r} for result, r in zip(results, found, strict=True)]
     where = {"n": len(labels), "dataset": dataset_name(dataset), "split": getattr(dataset, "split", None)}
     metrics = results[0] | where
     if teacher is None:
         return Evaluation(metrics, all_logits[0], labels)
-    metrics |= _compare(contenders, all_logits)
+    metrics |= _compare(models, all_logits)
     metrics["compression"] = results[1]["num_parameters"] / max(results[0]["num_parameters"], 1)
     metrics["teacher"] = results[1] | where
     return Evaluation(metrics, all_logits[0], labels, all_logits[1])
@@ -122,23 +125,23 @@ def evaluate(
 
 @torch.inference_mode()
 def _predict(
-    contenders: Sequence[Contender],
+    models: Sequence[EvaluatedModel],
     dataset: Any,
     batch_size: int,
     num_workers: int,
     device: torch.device,
     progress: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the logits of every contender and the labels, reading and decoding each image once."""
-    transforms, positions = shared_transforms(contenders)
+    """Return the logits of every model and the labels, reading and decoding each image once."""
+    transforms, positions = shared_transforms(models)
     loader = DataLoader(_Views(dataset, transforms), batch_size, num_workers=num_workers, shuffle=False)
-    collected: list[list[Tensor]] = [[] for _ in contenders]
+    collected: list[list[Tensor]] = [[] for _ in models]
     collected_labels: list[Tensor] = []
     start = 0
     for images, labels in progress_bar(loader, desc="evaluate", unit="batch", show=progress):
-        for contender, position, logits in zip(contenders, positions, collected, strict=True):
-            logits.append(contender.model(images[position].to(device)).float().cpu())
-            contender.check_batch(logits[-1], labels, start)
+        for evaluated, position, logits in zip(models, positions, collected, strict=True):
+            logits.append(evaluated.model(images[position].to(device)).float().cpu())
+            evaluated.check_batch(logits[-1], labels, start)
         collected_labels.append(labels)
         start += len(labels)
     return [torch.cat(logits) for logits in collected], torch.cat(collected_labels)
@@ -166,11 +169,11 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def _measure(
-    contender: Contender, logits: Tensor, labels: Tensor, device: torch.device, measure_latency: bool
+    evaluated: EvaluatedModel, logits: Tensor, labels: Tensor, device: torch.device, measure_latency: bool
 ) -> dict[str, Any]:
     """Return the metrics of one model by itself."""
-    model = contender.model
-    metrics: dict[str, Any] = classification_metrics(logits, contender.targets(labels))
+    model = evaluated.model
+    metrics: dict[str, Any] = classification_metrics(logits, evaluated.targets(labels))
     metrics |= {
         "num_parameters": count_parameters(model),
         "macs": count_macs(model),
@@ -179,10 +182,10 @@ def _measure(
         )
         / 1e6,
     }
-    if contender.class_indices is not None:
-        metrics["top1_subset"] = 100 * (_rank(contender.head(logits), labels) < 1).double().mean().item()
+    if evaluated.class_indices is not None:
+        metrics["top1_subset"] = 100 * (_rank(evaluated.head(logits), labels) < 1).double().mean().item()
     if measure_latency:
-        metrics["latency_ms"] = time_model(model, contender.data_config["input_size"], device)
+        metrics["latency_ms"] = time_model(model, evaluated.data_config["input_size"], device)
         metrics |= {"device": str(device), "threads": torch.get_num_threads(), "hardware": describe_hardware(device)}
     return metrics
 
@@ -194,15 +197,15 @@ def _rank(logits: Tensor, targets: Tensor) -> Tensor:
     return ((logits > target) | tied_before).sum(dim=1)
 
 
-def _compare(contenders: Sequence[Contender], all_logits: Sequence[Tensor]) -> dict[str, float]:
+def _compare(models: Sequence[EvaluatedModel], all_logits: Sequence[Tensor]) -> dict[str, float]:
     """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's."""
     student, teacher = all_logits
-    indices = [c.class_indices for c in contenders]
+    indices = [c.class_indices for c in models]
     same = all(i is None for i in indices) or (
         indices[0] is not None and indices[1] is not None and torch.equal(indices[0], indices[1])
     )
     if not same or student.shape != teacher.shape:
-        student, teacher = (c.head(logits) for c, logits in zip(contenders, all_logits, strict=True))
+        student, teacher = (c.head(logits) for c, logits in zip(models, all_logits, strict=True))
     if student.shape != teacher.shape:
         raise InputError(
             f"teacher and student must share their classes, found {teacher.shape[1]} and {student.shape[1]}; map the "

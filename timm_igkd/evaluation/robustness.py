@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from timm_igkd.data.items import read_item
 from timm_igkd.errors import RunError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from timm_igkd.evaluation.evaluated_model import Contender, shared_transforms
+from timm_igkd.evaluation.evaluated_model import EvaluatedModel, shared_transforms
 from timm_igkd.progress import progress_bar
 
 _SETTINGS = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
@@ -44,7 +44,7 @@ def _to_pil(pixels: Tensor) -> Image.Image:
 
 @torch.inference_mode()
 def measure_robustness(
-    contenders: Sequence[Contender],
+    models: Sequence[EvaluatedModel],
     dataset: Any,
     limit: int,
     batch_size: int,
@@ -55,7 +55,7 @@ def measure_robustness(
     """Return the accuracy of models in eval mode on `device` under every corruption (seed 0).
 
     Args:
-        contenders: the models; each image is read and corrupted once for all.
+        models: in eval mode; each image is read and corrupted once for all.
         dataset: map-style dataset of (PIL RGB image, label), labels checked.
         limit: images per corruption, evenly spread over the dataset, in 1 to its length.
         batch_size: images per forward pass.
@@ -70,20 +70,20 @@ def measure_robustness(
     Raises:
         RunError: non-finite logits.
     """
-    transforms, positions = shared_transforms(contenders)
+    transforms, positions = shared_transforms(models)
     views = _CorruptedViews(dataset, limit, transforms)
     loader = DataLoader(views, max(1, batch_size // len(_SETTINGS)), num_workers=num_workers, shuffle=False)
-    correct = torch.zeros((len(contenders), len(_SETTINGS)), dtype=torch.int64)
+    correct = torch.zeros((len(models), len(_SETTINGS)), dtype=torch.int64)
     for images, labels in progress_bar(loader, desc="corruptions", unit="batch", show=progress):
-        for count, position, contender in zip(correct, positions, contenders, strict=True):
+        for count, position, evaluated in zip(correct, positions, models, strict=True):
             batches = images[position].flatten(0, 1).split(batch_size)
-            logits = torch.cat([contender.model(batch.to(device)).float().cpu() for batch in batches])
+            logits = torch.cat([evaluated.model(batch.to(device)).float().cpu() for batch in batches])
             if not logits.isfinite().all():
                 raise RunError(
-                    f"the {contender.role} gives non-finite logits for a corrupted image; its weights are damaged, or "
+                    f"the {evaluated.role} gives non-finite logits for a corrupted image; its weights are damaged, or "
                     "it needs float32"
                 )
-            count += (logits.argmax(dim=1).view(len(labels), -1) == contender.targets(labels)[:, None]).sum(dim=0)
+            count += (logits.argmax(dim=1).view(len(labels), -1) == evaluated.targets(labels)[:, None]).sum(dim=0)
     return [_summary(row, limit) for row in (100 * correct.double() / limit)]
 
 

@@ -130,6 +130,7 @@ def hub_error(
         text = _known(cause, repo, missing_file) or _status_text(cause, repo)
         if text:
             return InputError(text) if isinstance(cause, hub_errors.HFValidationError) else RunError(text)
+    for cause in _causes(error):  # only now: a bare ConnectionError may hide which of the above it was
         if _is_transport(cause, "TimeoutException") or isinstance(cause, TimeoutError):
             within = f" within {timeout_s:g} s, several times" if timeout_s else ""
             return RunError(

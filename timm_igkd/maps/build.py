@@ -14,6 +14,7 @@ from torch import nn
 from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
+from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.data.items import class_map, class_names, dataset_name
 from timm_igkd.data.labeled_images import LabeledImages
@@ -22,7 +23,7 @@ from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
-from timm_igkd.maps.row_maker import RowMaker, kernel_error, map_correlation
+from timm_igkd.maps.row_maker import RowMaker, kernel_error
 from timm_igkd.maps.shard_builder import ShardBuilder
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import (
@@ -258,7 +259,8 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> t
         for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
             stored, found = store.levels(index).astype(int), row.map.astype(int)
             worst = max(worst, int(np.abs(stored - found).max()))
-            correlation = min(correlation, map_correlation(stored, found))
+            pair = (torch.from_numpy(levels)[None] for levels in (stored, found))
+            correlation = min(correlation, float(map_correlation(*pair)))
     return worst, correlation
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import Attribution, CaptumEngine, TeacherView, reduce_channels
 from timm_igkd.data.images import content_key
@@ -148,13 +149,6 @@ def free_memory(kernel: Kernel) -> None:
     torch.cuda.empty_cache()
 
 
-def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the correlation of two maps of one shape; a constant map has 1 with an equal one and 0 with any other."""
-    if first.std() > 0 and second.std() > 0:
-        return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
-    return float((first == second).all())
-
-
 def kernel_error(
     teacher: nn.Module, dataset: Any, manifest: Manifest, device: torch.device, indices: list[int]
 ) -> KernelError:
@@ -175,5 +169,5 @@ def kernel_error(
     return KernelError(
         images=len(indices),
         relative=float((np.linalg.norm(found - wanted, axis=(1, 2)) / norms).max()),
-        correlation=min(map_correlation(*pair) for pair in zip(found, wanted, strict=True)),
+        correlation=float(map_correlation(torch.from_numpy(found), torch.from_numpy(wanted)).min()),
     )

@@ -1,0 +1,68 @@
+"""Local folders as `datasets` can open them, whatever they are called."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import xxhash
+
+from timm_igkd.errors import InputError, MissingFileError
+
+_PATTERN_SIGNS = re.compile(
+    r"[*?\[\]{}!\\\x00-\x1f]|::"
+)  # `datasets` reads them as patterns and addresses, not as names
+_SYSTEM_FOLDERS = ("/proc", "/sys")  # their files change under one's eyes, and to list them takes minutes
+
+
+def local_folder(name: str) -> str:
+    """Return the path by which `datasets` opens a local folder.
+
+    One whose path holds signs of patterns or line ends is opened through a tree of links beside the caches of
+    `datasets`, which stays there: the rows of class folders name their files by it.
+
+    Args:
+        name: as the user gave it; `~` is the home folder.
+
+    Raises:
+        MissingFileError, InputError: see `check_folder`.
+    """
+    path = os.path.abspath(check_folder(name))
+    return _mirror(path) if _PATTERN_SIGNS.search(path) else os.path.expanduser(name)
+
+
+def check_folder(name: str) -> str:
+    """Return the path of a folder that can hold a dataset.
+
+    Raises:
+        MissingFileError: no such folder, or a file. InputError: a folder of the system's that holds no data.
+    """
+    path = os.path.expanduser(name)
+    if not os.path.isdir(path):
+        found = "is a file, expected a folder" if os.path.exists(path) else "does not exist"
+        raise MissingFileError(
+            f"dataset folder {name!r} {found}; give a Hub dataset id, a folder of parquet or of class folders, or "
+            "'digits'"
+        )
+    if os.path.realpath(path).startswith(_SYSTEM_FOLDERS):
+        raise InputError(f"folder {name!r} holds no data, expected parquet files or class folders of images")
+    return path
+
+
+def _mirror(path: str) -> str:
+    """Return a folder like `path` with links to its files; `datasets` resolves a link to a folder, or follows none."""
+    import datasets  # here: see loading.py
+
+    names = [
+        os.path.relpath(os.path.join(folder, name), path)
+        for folder, _, files in os.walk(path, followlinks=True)
+        for name in files
+    ]
+    identity = xxhash.xxh3_128_hexdigest(os.fsencode("\0".join([path, *sorted(names)])))
+    mirror = Path(datasets.config.HF_DATASETS_CACHE) / "timm_igkd" / "folders" / identity
+    mirror.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (mirror / name).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (mirror / name).symlink_to(os.path.join(path, name))
+    return str(mirror)
