@@ -45,7 +45,7 @@ def test_what_is_iterated_over_is_counted_and_more_is_told(clock, capsys):
     bar.set_postfix(loss="1.5")
     list(bar)
     assert capsys.readouterr().err == "student: 3 of 3 step (100 %), 0:30 gone, about 0:00 left, loss 1.5\n"
-    unknown = progress_bar(iter(range(3)), desc="stream", unit="img")
+    unknown = progress_bar((n for n in range(3)), desc="stream", unit="img")
     unknown.set_postfix_str("shard 2")
     list(unknown)
     assert capsys.readouterr().err == "stream: 3 img, 0:30 gone, shard 2\n"
