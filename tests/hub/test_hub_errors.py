@@ -54,6 +54,12 @@ def test_failure_is_one_line_without_token_or_address_also_when_wrapped(error, m
         assert not any(part in str(found) for part in ("secret", "https:", "\n"))
 
 
+def test_connection_error_around_a_known_one_is_the_known_one():
+    error = ConnectionError("couldn't reach it")
+    error.__cause__ = hub_errors.OfflineModeIsEnabled("offline")
+    assert "offline mode" in str(hub_error(error, "'user/x'"))
+
+
 def test_missing_file_is_named_by_who_asks():
     error = http_error(hub_errors.RemoteEntryNotFoundError, 404)
     assert str(hub_error(error, "'user/x'", missing_file="has no weights")) == "'user/x' has no weights"

@@ -139,8 +139,8 @@ def hub_error(
             )
         if _is_transport(cause) or isinstance(cause, ConnectionError):
             return RunError(
-                f"the connection to the Hub broke while it was asked about {repo} ({type(cause).__name__}); check the "
-                "network and run the same command again: it does nothing twice"
+                f"{repo} cannot be reached, the connection to the Hub broke ({type(cause).__name__}); check the "
+                "network (and HF_HUB_OFFLINE), and run the same command again: it does nothing twice"
             )
     is_the_hubs = any(isinstance(cause, hub_errors.HfHubHTTPError) for cause in _causes(error))
     return RunError(_odd_answer(repo)) if is_the_hubs else None
