@@ -11,7 +11,7 @@ Everything is written under runs/<name>/. A stage whose output is complete is sk
 import sys
 
 from timm_igkd.attribution.freed_memory import keep_freed_memory
-from timm_igkd.cli.exit_codes import run_reporting_errors
+from timm_igkd.cli.exit_codes import RUN_INTERRUPTED, run_reporting_errors
 from timm_igkd.runs.job import distill
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         keep_freed_memory()
         distill(parse_config(RunConfig, arguments, description=__doc__))
 
-    return run_reporting_errors(run, "train_igkd")
+    return run_reporting_errors(run, "train_igkd", RUN_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ QUESTIONS = {
         2,
         f"no checkpoint file '{NONE}'",
     ),
+    "help of distill": (["distill", "--help"], 0, ""),
+    "unknown option of distill": (["distill", "--epochz", "3"], 2, "did you mean '--epochs'?"),
+    "missing config": (["distill", "--config", NONE], 2, f"'{NONE}'"),
+    "number of distill that is none": (["distill", "--epochs", "x"], 2, "--epochs"),
     "number that is none": (["preview", "--maps", ".", "--out", "p.png", *DIGITS, "--count", "x"], 2, "invalid int"),
 }
 
@@ -131,7 +135,8 @@ def test_interrupt_is_one_line_and_130_from_the_first_second_on(ready, delay, tm
     ]
     code, output, error = interrupted(tmp_path, ready, *argv, delay=delay)
     assert (code, output) == (130, "")
-    assert error.splitlines() == ["timm-igkd: error: interrupted; the same command again goes on from what is finished"]
+    (line,) = error.splitlines()
+    assert line.startswith("timm-igkd: error: interrupted")
 
 
 def test_interrupt_outside_an_import_is_pythons():

@@ -144,6 +144,9 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT …", help="script and its arguments")
 
 
+DISTILL_SUMMARY = "Distil a teacher into a student: teacher, maps, student, evaluation, report."
+"""Of the command whose flags are the settings of a run, see distill_command.py."""
+
 COMMANDS: dict[str, Command] = {
     "maps": Command("Compute a teacher's integrated-gradients maps of a dataset.", _maps_arguments, "commands", "maps"),
     "verify": Command(

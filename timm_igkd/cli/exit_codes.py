@@ -22,17 +22,24 @@ _PATH_ERRORS = {
     errno.EINVAL,
 }
 _INTERRUPTED = "interrupted; the same command again goes on from what is finished"
+RUN_INTERRUPTED = "interrupted; the same command with --resume goes on from the last finished epoch"
 
 
-def run_reporting_errors(function: Callable[[], None], prog: str) -> int:
-    """Run `function`; print what the user can mend as one line and return the exit code."""
+def run_reporting_errors(function: Callable[[], None], prog: str, interrupted: str = _INTERRUPTED) -> int:
+    """Run `function`; print what the user can mend as one line and return the exit code.
+
+    Args:
+        function: the work.
+        prog: who speaks.
+        interrupted: what Ctrl-C is answered with.
+    """
     try:
         _quiet_libraries()
         function()
     except UserError as error:
         return _report(prog, message_of(error), error.exit_code)
     except KeyboardInterrupt:
-        return _report(prog, _INTERRUPTED, 130)
+        return _report(prog, interrupted, 130)
     except OSError as error:
         if error.errno is None:
             raise
@@ -52,7 +59,7 @@ def exit_within_imports(number: int, frame: FrameType | None) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib."):
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"timm-igkd: error: {_INTERRUPTED}\n".encode())
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"timm-igkd: error: interrupted\n")
             os._exit(130)
         frame = frame.f_back
     signal.default_int_handler(number, frame)

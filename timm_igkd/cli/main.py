@@ -34,7 +34,7 @@ class CommandParser(OneLineParser):
 
 def build_parser() -> CommandParser:
     """Return the parser of all commands."""
-    from timm_igkd.cli.definitions import COMMANDS
+    from timm_igkd.cli.definitions import COMMANDS, DISTILL_SUMMARY
     from timm_igkd.version import __version__
 
     parser = CommandParser(prog="timm-igkd", description="Knowledge distillation with integrated gradients for timm.")
@@ -44,6 +44,7 @@ def build_parser() -> CommandParser:
         subparser = subparsers.add_parser(name, help=command.summary, description=command.summary)
         command.add_arguments(subparser)
         subparser.set_defaults(command=command, parser=subparser)
+    subparsers.add_parser("distill", help=DISTILL_SUMMARY)
     return parser
 
 
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 for bad input; 1 for a run that could not go on; 130 for an interrupted one.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["distill"]:  # its flags are a dataclass's, not argparse's
+        from timm_igkd.cli.distill_command import distill_command
+
+        return distill_command(arguments[1:])
 
     def run() -> None:
         args = build_parser().parse_known_and_check(arguments)

@@ -1,0 +1,31 @@
+"""`timm-igkd distill`: the whole job; its flags are the settings of a run."""
+
+from collections.abc import Sequence
+
+from timm_igkd.cli.definitions import DISTILL_SUMMARY
+from timm_igkd.cli.exit_codes import RUN_INTERRUPTED, run_reporting_errors
+from timm_igkd.runs.parsing import parse_config
+from timm_igkd.runs.settings import RunConfig
+
+_DESCRIPTION = f"""{DISTILL_SUMMARY}
+
+  timm-igkd distill                                             the digits demo, two CPU cores, minutes
+  timm-igkd distill --dataset FOLDER --teacher resnet50.a1_in1k --teacher-epochs 0 --student resnet18
+  accelerate launch -m timm_igkd distill ...                    several processes, mixed precision
+
+Everything is written under runs/NAME/. A stage whose output is complete is skipped; --resume goes on after a kill.
+"""
+
+
+def distill_command(argv: Sequence[str]) -> int:
+    """Run the job; 2 for bad input, 1 for a run that could not go on, 130 for an interrupted one."""
+
+    def run() -> None:
+        config = parse_config(RunConfig, list(argv), prog="timm-igkd distill", description=_DESCRIPTION)
+        from timm_igkd.attribution.freed_memory import keep_freed_memory  # torch, so only once the settings are right
+        from timm_igkd.runs.job import distill
+
+        keep_freed_memory()
+        distill(config)
+
+    return run_reporting_errors(run, "timm-igkd distill", RUN_INTERRUPTED)
