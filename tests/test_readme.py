@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 TEACHER = "timm/resnet50.a1_in1k"
 N = 8  # images of each split, in as many of ImageNet's classes
-TRAIN_COMMAND = "accelerate launch"
+TRAIN_COMMAND = "timm-igkd distill"
 SHRUNK = " --epochs 1 --batch_size 4 --max_steps_per_epoch 1 --max_steps 9 --test_limit 4"
 CHECKS = {  # of what a python block leaves, by a word in it
     "local-dir:": "assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)",

@@ -23,7 +23,7 @@ from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.subsets import stratified_indices
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.corruptions import corrupt
-from timm_igkd.files import exclusive, write_atomic
+from timm_igkd.files import exclusive, hash_files, write_atomic
 from timm_igkd.models.loading import class_indices, count_macs, weights_hash
 from timm_igkd.overlay.controls import derangement
 from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, derange_logits, load_images
@@ -96,6 +96,11 @@ class StudyData:
     def teacher_hash(self) -> str | None:
         """Short hash of the teacher's weights."""
         return None if self.teacher is None else weights_hash(self.teacher)[:12]
+
+    @cached_property
+    def maps_hash(self) -> str:
+        """Hash of the teacher's maps and logits, which a build on another machine may give in other last bits."""
+        return hash_files(sorted((self.work / "maps").glob("data/*.parquet")))[:12]
 
     @cached_property
     def teacher_macs(self) -> int:

@@ -26,7 +26,7 @@ RunKey = tuple[str, int]
 CORRUPTION_COLUMNS = [f"corruption/{kind}/{severity}" for kind in CORRUPTIONS for severity in SEVERITIES]
 COLUMNS = [
     *"study cell config_hash seed commit hardware device versions settings started wall_time_s".split(),
-    *"train_images_per_s n_train epochs data_hash teacher_hash train_loss diverged_epoch n_left_out".split(),
+    *"train_images_per_s n_train epochs data_hash teacher_hash maps_hash train_loss diverged_epoch n_left_out".split(),
     *"n_test top1 top5 loss ece agreement teacher_kl teacher_top1".split(),
     *"num_parameters macs compression latency_ms_1 latency_ms_64 latency_threads".split(),
     *"teacher_macs teacher_latency_ms_1 teacher_latency_ms_64 teacher_transfer_top1".split(),
@@ -36,7 +36,7 @@ COLUMNS = [
     *"ig_correlation ig_correlation_n".split(),
 ]
 
-_ADDED = ("diverged_epoch", "n_left_out")
+_ADDED = ("diverged_epoch", "n_left_out", "maps_hash")
 """Columns that came after the first rows: files without them are read, the values are empty."""
 
 _DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -199,7 +199,7 @@ def _narrow(classes: np.ndarray) -> np.ndarray:
 
 
 def _check_same_data(path: Path, row: dict[str, str], new: dict[str, str]) -> None:
-    for name, what in (("data_hash", "images"), ("teacher_hash", "teacher")):
+    for name, what in (("data_hash", "images"), ("teacher_hash", "teacher"), ("maps_hash", "maps")):
         if row[name] and new[name] and row[name] != new[name]:
             raise InputError(
                 f"{path} holds runs with other {what} ({name} {row[name]}, this run's is {new[name]}); give another "
