@@ -1,14 +1,16 @@
 """Steps placed by error: which nodes are asked for, what their sum is, when a path stops."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from timm_igkd.attribution.adaptive_path import FIRST_INTERVALS, AdaptivePaths
+from timm_igkd.attribution.adaptive_path import ERROR_SHARE, FIRST_INTERVALS, AdaptivePaths
 from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.attribution.options import reduce_channels
 
 SHAPE = (3, 4, 5)
 Integrand = Callable[[int, float], Tensor]
@@ -136,3 +138,29 @@ def test_promise_holds_on_step_functions():
         kept.append(np.corrcoef(wanted, found)[0, 1] >= 0.99)
     assert paths.converged.all()
     assert np.mean(kept) >= 0.95
+
+
+@pytest.mark.parametrize("reduction", ["abs_sum", "sum"])
+def test_predicted_correlation_is_that_of_all_intervals(reduction):
+    """Recomputed from the nodes: an interval's squared error is a share of (width * jump)^2, of halves too."""
+    rng = torch.Generator().manual_seed(0)
+    difference = torch.randn(1, 3, 4, 4, generator=rng, dtype=torch.float64)
+    low, high = torch.randn(2, 3, 4, 4, generator=rng, dtype=torch.float64)
+
+    def gradient(t):
+        return low + t * high + (t > 0.37) * (high - low)
+
+    paths = AdaptivePaths(difference, IGOptions(n_steps="auto", max_steps=40, tolerance=0.999999, reduction=reduction))
+    nodes: list[float] = []
+    while len((wanted := paths.wanted())[0]):
+        nodes += wanted[1].tolist()
+        paths.add(slice(0, len(wanted[1])), torch.stack([gradient(t) for t in wanted[1]]))
+        paths.refine()
+    ends = sorted(nodes)
+    contributions = [difference[0] * gradient(t) for t in ends]
+    jumps = [(b - a) if reduction == "abs_sum" else (b - a).sum(0) for a, b in pairwise(contributions)]
+    error = ERROR_SHARE * sum((w * jump).square().sum() for w, jump in zip(np.diff(ends), jumps, strict=True))
+    found = reduce_channels(paths.attribution, reduction)[0]
+    signal = (found - found.mean()).square().sum()
+    assert len(ends) == 40
+    assert paths.estimated_correlation()[0] == pytest.approx(float((signal / (signal + error)).sqrt()), rel=1e-6)

@@ -480,3 +480,15 @@ def test_a_teacher_in_training_mode_gives_the_maps_of_eval_mode(tmp_path):
         for mode in (True, False)
     ]
     assert stores[0].rows["row_hash"][:] == stores[1].rows["row_hash"][:]
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_blur_baseline_has_a_sixteenth_of_the_side_as_sigma(size):
+    view = TeacherView(tiny_teacher(size=size))
+    point = torch.zeros(1, 3, size, size)
+    point[..., size // 2, size // 2] = 1
+    blurred = view.baseline(point, "blur", [])[0, 0, size // 2]
+    sigma = size / 16
+    offset = round(sigma)
+    expected = np.exp(-0.5 * (offset / sigma) ** 2)
+    assert blurred[size // 2 + offset] / blurred[size // 2] == pytest.approx(expected, rel=1e-3)

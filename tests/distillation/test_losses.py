@@ -281,3 +281,20 @@ def test_attention_transfer_of_half_precision_features_is_float32():
         loss = attention_transfer(student.half(), teacher.half())
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, attention_transfer(student.half().float(), teacher.half().float()))
+
+
+@pytest.mark.parametrize(("teacher_side", "student_side"), [(9, 3), (12, 4), (10, 4), (7, 3)])
+def test_attention_of_a_larger_teacher_is_averaged_over_areas(teacher_side, student_side):
+    """Bilinear points and area averages agree at a ratio of 2 alone."""
+    rng = torch.Generator().manual_seed(0)
+    teacher = torch.rand(2, 5, teacher_side, teacher_side, generator=rng, dtype=torch.float64)
+    student = torch.rand(2, 3, student_side, student_side, generator=rng, dtype=torch.float64)
+    activity = teacher.square().mean(1).numpy()
+    edges = [
+        (i * teacher_side // student_side, -(-(i + 1) * teacher_side // student_side)) for i in range(student_side)
+    ]
+    pooled = torch.tensor(
+        [[[image[a:b, c:d].mean() for c, d in edges] for a, b in edges] for image in activity], dtype=torch.float64
+    ).flatten(1)
+    expected = F.mse_loss(attention_map(student), F.normalize(pooled, dim=1))
+    torch.testing.assert_close(attention_transfer(student, teacher), expected)

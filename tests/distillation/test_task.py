@@ -666,3 +666,15 @@ def test_task_weight_alone_means_what_it_means_in_timm(batch):
 def test_a_task_needs_a_student():
     with pytest.raises(InputTypeError, match="needs a student"):
         IGDistillationTask(teacher=tiny())
+
+
+def test_teachers_input_is_made_smaller_with_antialiasing():
+    """A checkerboard becomes grey; without antialiasing some of its points would be left."""
+    teacher = tiny(seed=1)
+    live = LiveTeacher(teacher, tiny(), None, (8, 8))
+    board = torch.zeros(1, 3, 32, 32)
+    board[..., ::2, ::2] = board[..., 1::2, 1::2] = 1
+    found = live.prepare_input(board)
+    assert found.shape == (1, 3, 8, 8)
+    grey = live.prepare_input(torch.full_like(board, 0.5))
+    torch.testing.assert_close(found, grey, atol=0.05, rtol=0)

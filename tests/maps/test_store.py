@@ -785,3 +785,21 @@ def test_provenance_is_plain_json_with_the_names_of_its_fields(built):
     found = json.loads((built.path / "provenance.json").read_text())
     assert found == json.loads(json.dumps(asdict(built.provenance), allow_nan=False))
     assert list(found) == [field.name for field in fields(Provenance)]
+
+
+def test_every_image_has_a_noise_baseline_of_its_own(tmp_path, monkeypatch):
+    asked = []
+    real = TeacherView.baseline
+
+    def record(self, inputs, kind, seeds):
+        asked.extend(seeds)
+        return real(self, inputs, kind, seeds)
+
+    monkeypatch.setattr(TeacherView, "baseline", record)
+    images = ImageList([noise_image(seed, 16, 16) for seed in (0, 1, 2, 0)], [0, 1, 0, 0])
+    options = IGOptions(n_steps=1, baseline="noise")
+    store = compute_maps(tiny_teacher(size=16), images, tmp_path / "maps", options=options, progress=False)
+    assert len(asked) == 4
+    assert len(set(asked)) == 3, "one for each image, the same for equal ones"
+    assert store is not None
+    assert np.array_equal(store.levels(0), store.levels(3))

@@ -614,3 +614,16 @@ def test_spawned_persistent_workers_give_the_same_items_and_see_the_epoch(noisy)
     for epoch in (0, 3):
         dataset.set_epoch(epoch)
         assert torch.equal(next(iter(loader))[0], images_of(dataset))
+
+
+def test_exponents_of_overlaid_images_are_spread_over_their_range(noisy):
+    """One number for coin and strength would overlay a tenth of the images with the weakest exponents alone."""
+    dataset = wrap(noisy, IGOverlay(overlay_prob=0.1, max_power=2.0), seed=0)
+    drawn = []
+    for epoch in range(200):
+        dataset.set_epoch(epoch)
+        drawn += [dataset.draw(index) for index in range(50)]
+    powers = np.array([power for is_overlaid, power in drawn if is_overlaid])
+    assert 0.08 < len(powers) / len(drawn) < 0.12
+    shares, _ = np.histogram(np.log(powers) / np.log(2), bins=4, range=(0, 1))
+    assert shares / len(powers) == pytest.approx([0.25] * 4, abs=0.06), shares

@@ -270,3 +270,29 @@ def test_two_processes_of_different_hash_seeds_keep_one_history(tmp_path):
         assert loss == pytest.approx((task + distill) / 2)
         assert abs(task - distill) > 0.01
         assert float(row["top1_train"]) in [100 * hits / 24 for hits in range(25)]
+
+
+# ---- accumulation ----
+
+
+def test_rate_and_average_move_once_an_update(accelerator, monkeypatch):
+    """Three batches to a step: the schedule counts steps, not batches, and the EMA follows each step once."""
+    trainer = create_trainer(
+        accelerator, teacher=False, batch_size=4, epochs=2, grad_accum_steps=3, sched="cosine", model_ema=True
+    )
+    rates, averaged, steps = [], [], []
+    train_step, update_ema, step = trainer._train_step, trainer.task.update_ema, trainer.optimizer.step
+
+    def record(batch, epoch, number):
+        found = train_step(batch, epoch, number)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return found
+
+    monkeypatch.setattr(trainer, "_train_step", record)
+    monkeypatch.setattr(trainer.task, "update_ema", lambda *args: averaged.append(1) or update_ema(*args))
+    monkeypatch.setattr(trainer.optimizer, "step", lambda *args: steps.append(1) or step(*args))
+    trainer.fit(progress=False)
+    assert len(rates) == 12
+    assert len(averaged) == len(steps) == 4
+    assert [rates[start : start + 3] for start in range(0, 12, 3)] == [[rates[start]] * 3 for start in range(0, 12, 3)]
+    assert len(set(rates)) == 4

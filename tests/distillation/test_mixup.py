@@ -1,0 +1,25 @@
+"""Mixup of two views: both alike, and a draw of its own for every epoch, batch and process."""
+
+import torch
+
+from timm_igkd.distillation.mixup import TwoViewMixup
+
+
+def mixed(*stream: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    images = torch.arange(4 * 3 * 8 * 8, dtype=torch.float32).view(4, 3, 8, 8)
+    mixup = TwoViewMixup(seed, mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=3)
+    return mixup(images, images + 1000, torch.tensor([0, 1, 2, 0]), *stream)
+
+
+def test_both_views_are_mixed_alike():
+    student, teacher, target = mixed(0, 0)
+    assert teacher is not None
+    torch.testing.assert_close(teacher, student + 1000, rtol=0, atol=1e-3)
+    torch.testing.assert_close(target.sum(1), torch.ones(4))
+
+
+def test_one_stream_repeats_and_epochs_batches_processes_and_seeds_differ():
+    draws = (((1, 2, 0), 0), ((0, 2, 0), 0), ((1, 0, 0), 0), ((1, 2, 1), 0), ((1, 2, 0), 1))
+    targets = [mixed(*stream, seed=seed)[2] for stream, seed in draws]
+    assert torch.equal(targets[0], mixed(1, 2, 0)[2])
+    assert all(not torch.equal(targets[0], other) for other in targets[1:])

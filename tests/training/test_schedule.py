@@ -1,0 +1,48 @@
+"""The learning rate at every update, whatever the schedule and however batches are accumulated."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from timm_igkd.training.schedule import create_scheduler
+
+LR, EPOCHS, UPDATES = 0.4, 5, 10
+
+
+def rates(sched: str, warmup_epochs: int, min_lr: float = 0.0) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+    scheduler = create_scheduler(
+        optimizer, sched, lr=LR, epochs=EPOCHS, updates_per_epoch=UPDATES, warmup_epochs=warmup_epochs, min_lr=min_lr
+    )
+    found = []
+    for update in range(EPOCHS * UPDATES):
+        scheduler.step_update(update)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+@pytest.mark.parametrize("sched", ["cosine", "triangular"])
+def test_warm_up_rises_from_a_hundredth_in_a_straight_line(sched):
+    found = rates(sched, warmup_epochs=2)
+    assert found[0] == pytest.approx(LR / 100)
+    steps = [after - before for before, after in pairwise(found[:20])]
+    assert steps == pytest.approx([(LR - LR / 100) / 20] * 19)
+
+
+def test_triangle_falls_in_a_straight_line_to_the_last_rate():
+    found = rates("triangular", warmup_epochs=2, min_lr=0.01)
+    assert found[20] == pytest.approx(LR)
+    falls = [before - after for before, after in pairwise(found[20:])]
+    assert falls == pytest.approx([(LR - 0.01) / 30] * 29)
+    assert found[-1] == pytest.approx(0.01 + (LR - 0.01) / 30)
+
+
+def test_without_warm_up_the_first_rate_is_the_highest():
+    assert rates("triangular", warmup_epochs=0)[0] == pytest.approx(LR)
+
+
+def test_warm_up_leaves_the_last_epoch_to_the_schedule():
+    found = rates("triangular", warmup_epochs=99)
+    assert max(found) == pytest.approx(LR)
+    assert found.index(max(found)) == 40
