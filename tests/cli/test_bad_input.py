@@ -135,7 +135,8 @@ def test_bad_data_ends_the_recipe_with_2(case: str, recipe: Runner, tmp_path: Pa
         "--n-steps",
         2,
     ]
-    outcome = recipe(*fixed, "--teacher-epochs", 1, "--dataset", make(tmp_path / "data"), *options)
+    one_split = ["--teacher-epochs", 1, "--test-split", "train"]
+    outcome = recipe(*fixed, *one_split, "--dataset", make(tmp_path / "data"), *options)
     assert outcome.code == 2
     assert re.search(message, outcome.error)
     run = tmp_path / "runs" / "run"
@@ -157,7 +158,7 @@ def test_corrupt_image_in_a_worker_ends_the_recipe_with_2(recipe: Runner, tmp_pa
         "--workers",
         1,
     ]
-    outcome = recipe(*fixed, "--teacher-epochs", 1, "--dataset", images)
+    outcome = recipe(*fixed, "--teacher-epochs", 1, "--test-split", "train", "--dataset", images)
     assert outcome.code == 2
     assert "third.png" in outcome.error
 

@@ -13,8 +13,9 @@ from timm_igkd.attribution.options import IGOptions
 from timm_igkd.cli.main import build_parser
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps
-from timm_igkd.maps.manifest import first_difference, read_manifest
+from timm_igkd.maps.manifest import read_manifest
 from timm_igkd.maps.store import MapStore
+from timm_igkd.maps.store_files import first_difference
 
 IMAGES = ImageList([noise_image(seed) for seed in range(4)], [0, 1, 0, 1])
 
@@ -51,18 +52,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": 5}, r"n must be in \[1, 4\], got 5"),
     ({"n": 10**12}, r"n must be in \[1, 4\]"),
     ({"n": 10**30}, "n must be a whole number of 64 bits, found a larger one"),
-    ({"shard_rows": 0}, "shard_rows must be in"),
+    ({"shard_rows": 0}, "shard_rows must be at least 1"),
     ({"shard_rows": "2"}, "shard_rows must be a whole number"),
-    ({"chunk_size": 0}, "chunk_size must be in"),
-    ({"batch_images": -1}, "batch_images must be in"),
-    ({"map_size": 0}, "map_size must be in"),
+    ({"chunk_size": 0}, "chunk_size must be at least 1"),
+    ({"batch_images": -1}, "batch_images must be at least 1"),
+    ({"map_size": 0}, "map_size must be at least 1"),
     ({"dataset": []}, "dataset must be names with values, found a list of 0"),
     ({"dataset__split": None}, "dataset: split must be text, found null"),
     ({"dataset__class_names": [1, 2]}, r"class_names\[0\] must be text, found 1"),
     ({"teacher__mean": ["a"]}, r"teacher: mean\[0\] must be a finite number"),
     ({"teacher__class_indices": [-1]}, r"teacher: class_indices must be in .* got -1"),
     ({"teacher__class_indices": [0, 2]}, r"class_indices must be in \[0, 1\], got 2"),
-    ({"teacher__num_classes": 0}, "teacher: num_classes must be in"),
+    ({"teacher__num_classes": 0}, "teacher: num_classes must be at least 1"),
     ({"options__n_steps": "many"}, "n_steps must be a whole number of 64 bits or 'auto', found 'many'"),
     ({"options__n_steps": 0}, "options: n_steps must be in"),
     ({"options__baseline": "white"}, "baseline must be 'mean' or 'black'"),

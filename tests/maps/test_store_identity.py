@@ -37,5 +37,22 @@ def test_labelled_images_in_another_order_are_refused(order, tiny_images, tmp_pa
     images = load_labeled_images(str(tiny_images()), "train")
     assert build(images, tmp_path / "maps") is not None
     assert build(load_labeled_images(str(tiny_images()), "train"), tmp_path / "maps") is not None
-    with pytest.raises(InputError, match="content_hash is"):
+    with pytest.raises(InputError, match=r"holds maps of other data: row \d is not"):
         build(images.subset(order), tmp_path / "maps")
+
+
+def test_repaired_image_lets_the_build_go_on(tiny_images, tmp_path):
+    images = load_labeled_images(str(tiny_images("folder")), "train")
+    build(images.subset([0, 1, 2, 3]), tmp_path / "first")
+    store = build(images, tmp_path / "maps")
+    assert store is not None
+    (tmp_path / "maps" / "provenance.json").unlink()
+    (file,) = (tmp_path / "images" / "train" / "class_1").glob("0007.png")
+    noise_image(99, 16, 16).save(file)
+    for shard in sorted((tmp_path / "maps" / "data").glob("*.parquet")):
+        shard.unlink()
+    again = load_labeled_images(str(tmp_path / "images"), "train")
+    rebuilt = build(again, tmp_path / "maps")
+    assert rebuilt is not None
+    rebuilt.verify(again)
+    assert rebuilt.provenance.dataset.content_hash == again.content_hash()

@@ -17,6 +17,7 @@ from conftest import ImageFactory
 from torch import Tensor
 
 from timm_igkd import IGDistillationTask, MapStore, evaluate, load_labeled_images
+from timm_igkd.data.subsets import stratified_limit
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.overlay.dataset import IGOverlayDataset
@@ -135,7 +136,8 @@ def test_digits_run_leaves_every_file_and_its_student_reproduces_the_metrics(
     assert metrics["teacher"]["n"] == 60
     assert set(metrics["wall_time_s"]) == {"teacher", "maps", "student", "evaluate", "report"}
     student = timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True).eval()
-    test = load_labeled_images("digits", "test").subset(range(60))
+    test = load_labeled_images("digits", "test")
+    test = test.subset(stratified_limit(test.labels, 60, seed=0))
     assert evaluate(student, test).metrics["top1"] == metrics["top1"]
     assert f"local-dir:{folder / 'student'}" in outcome.output
 

@@ -111,7 +111,7 @@ def test_cell_settings_win_over_the_protocols():
         ({"a": {"temperature": 0}}, "cell 'a': temperature must be above 0"),
         ({"a": {"subset_fraction": 0}}, "cell 'a': .*subset_fraction in"),
         ({"a": {"grid": {"drop": 3}}}, "cell 'a': grid drop must be a list"),
-        ({"a": {"epochs": 0}}, "cell 'a': epochs must be in"),
+        ({"a": {"epochs": 0}}, "cell 'a': epochs must be at least 1"),
     ],
 )
 def test_wrong_cells_are_named(cells, message):
@@ -123,7 +123,7 @@ def test_wrong_cells_are_named(cells, message):
     ("flags", "message"),
     [
         ({"name": "a/b"}, "name is a part of folder names"),
-        ({"seeds": 0}, "seeds must be in"),
+        ({"seeds": 0}, "seeds must be at least 1"),
         ({"contrasts": [["KD", "Sutdent"]]}, "names an unknown cell .did you mean 'Student'"),
         ({"contrasts": [["KD"]]}, "contrasts are pairs of cells"),
         ({"teacher": None}, "cell 'KD' needs a teacher"),

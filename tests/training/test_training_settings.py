@@ -12,8 +12,8 @@ from timm_igkd.training.settings import TrainingSettings
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, r"epochs must be in \[1, inf\], got 0"),
-        ({"grad_accum_steps": 0}, "grad_accum_steps must be in"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"grad_accum_steps": 0}, "grad_accum_steps must be at least 1"),
         ({"lr": -1.0}, "lr must be in"),
         ({"lr": math.inf}, "lr must be in"),
         ({"weight_decay": math.nan}, "weight_decay must be in"),

@@ -115,7 +115,8 @@ def compute_maps(
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
     manifest = read_manifest(out)
-    builder = ShardBuilder(teacher, dataset, out, manifest, state.device)
+    same_images = source.content_hash is not None and source.content_hash == manifest.dataset.content_hash
+    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, same_images)
     mine = range(shard[0], manifest.num_shards, shard[1])[state.process_index :: state.num_processes]
     with one_thread():  # the engine has its own threads; another number here could change last bits
         builder.build(list(mine), progress=progress and state.is_main_process)
@@ -123,7 +124,11 @@ def compute_maps(
     if count_shards(out, manifest) < manifest.num_shards:
         return None
     if state.is_main_process:
-        finish_store(out, read_manifest(out))
+        manifest = read_manifest(out)
+        if not same_images:  # some were repaired meanwhile; every row was held against those that are there now
+            manifest = replace(manifest, dataset=source)
+            write_record(out / "manifest.json", manifest)
+        finish_store(out, manifest)
     state.wait_for_everyone()
     return MapStore(out)
 

@@ -6,7 +6,7 @@ and `read_provenance` trusts them.
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -277,21 +277,3 @@ def _rebuilding_command(content: dict[str, Any]) -> str:
     logits = ["--logits"] if content.get("logits") is True else []
     command = shlex.join(["timm-igkd", "maps", *words, *logits, "--out", "NEW_FOLDER"])
     return " ".join(command.split())
-
-
-def first_difference(found: Manifest, wanted: Manifest) -> str | None:
-    """Return the first setting in which two manifests differ, in words; None where the same maps were asked for."""
-    for setting in fields(Manifest):
-        if setting.metadata.get("is_setting", True):
-            there, here = (asdict(each)[setting.name] for each in (found, wanted))
-            if there != here:
-                return _difference(setting.name, there, here)
-    return None
-
-
-def _difference(name: str, found: Any, wanted: Any) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in wanted:
-            if found[key] != wanted[key]:
-                return _difference(f"{name}.{key}", found[key], wanted[key])
-    return f"{name} is {found!r} there, {wanted!r} here"

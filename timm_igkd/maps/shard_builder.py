@@ -37,10 +37,19 @@ class ShardBuilder:
         out: the store's folder.
         manifest: as written before the first shard.
         device: where to compute.
+        same_images: whether the dataset's content hash is the manifest's, so that finished shards are of its images.
     """
 
-    def __init__(self, teacher: nn.Module, dataset: Any, out: Path, manifest: Manifest, device: torch.device):
-        self.dataset, self.out, self.manifest = dataset, out, manifest
+    def __init__(
+        self,
+        teacher: nn.Module,
+        dataset: Any,
+        out: Path,
+        manifest: Manifest,
+        device: torch.device,
+        same_images: bool = False,
+    ):
+        self.dataset, self.out, self.manifest, self.same_images = dataset, out, manifest, same_images
         self.maker = RowMaker(teacher, dataset, manifest, device)
 
     def build(self, shards: list[int], progress: bool = True) -> None:
@@ -104,10 +113,9 @@ class ShardBuilder:
         return True
 
     def _check_rows(self, shard: int, table: pa.Table) -> None:
-        """Refuse a shard of other images or labels; of a dataset whose content hash agrees, two rows speak for all."""
+        """Refuse a shard of other images or labels; where their content hash agrees, two rows speak for all."""
         rows = self.manifest.rows_of(shard)
-        is_known = self.manifest.dataset.content_hash is not None
-        for position in (0, len(rows) - 1) if is_known else range(len(rows)):
+        for position in (0, len(rows) - 1) if self.same_images else range(len(rows)):
             image, label = read_item(self.dataset, rows[position])
             found = table.column("key")[position].as_py(), table.column("label")[position].as_py()
             if found != (content_key(image), label):

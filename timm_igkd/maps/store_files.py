@@ -9,6 +9,7 @@ out/README.md                           dataset card
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import xxhash
 
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import write_atomic
-from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, first_difference, read_manifest, read_provenance
+from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manifest, read_provenance
 from timm_igkd.maps.row_format import check_columns, read_row
 from timm_igkd.records import write_record
 
@@ -69,6 +70,31 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
             f"{str(out)!r} holds maps made with other settings: {difference}; choose another --out or delete it"
         )
     return found
+
+
+def first_difference(found: Manifest, wanted: Manifest) -> str | None:
+    """Return the first setting in which two manifests differ, in words; None where the same maps were asked for.
+
+    The images' own hash is no setting: a damaged image may be repaired between two parts of a build.
+    """
+    for setting in fields(Manifest):
+        if setting.metadata.get("is_setting", True):
+            there, here = (asdict(_without_content(each))[setting.name] for each in (found, wanted))
+            if there != here:
+                return _difference(setting.name, there, here)
+    return None
+
+
+def _without_content(manifest: Manifest) -> Manifest:
+    return replace(manifest, dataset=replace(manifest.dataset, content_hash=None))
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in wanted:
+            if found[key] != wanted[key]:
+                return _difference(f"{name}.{key}", found[key], wanted[key])
+    return f"{name} is {found!r} there, {wanted!r} here"
 
 
 def write_shard(path: Path, table: pa.Table) -> None:
