@@ -19,11 +19,12 @@ STUDIES := primary cpu cpu_maps cpu_pair cpu_monte_carlo arms compression monte_
 demo: $(VENV)/.installed-demo
 	$(LAUNCH) recipes/train_igkd.py
 
+# One process a core, each with one thread: more would wait for each other.
 test: lint
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(CORES) --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow and not gpu" -n $(CORES) --dist loadfile
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m gpu

@@ -43,6 +43,13 @@ _SETUP_WORDS: dict[str, tuple[str, dict[str, str]]] = {
         "distill_loss_weight",
         {"loss_type": "{}", "distill_loss_weight": "weight {}", "temperature": "temperature {}"},
     ),
+    "Part of the images": (
+        "train_limit",
+        {
+            "train_limit": "{} training images, drawn by the seed with every class in its share",
+            "test_limit": "{} test images, drawn alike",
+        },
+    ),
     "Attention transfer": ("attention_loss_weight", {"attention_loss_weight": "weight {}"}),
     "Training": (
         "epochs",

@@ -54,8 +54,10 @@ class RunConfig:
         "share cut from train where there is no validation split; 0: none", 0.1, _TEACHER
     )
     test_split: str = _setting("split that is read once, at the end", "test", _EVALUATE)
-    train_limit: int | None = _setting("only the first images of the training split", None, _TEACHER)
-    test_limit: int | None = _setting("only the first images of the test split", None, _EVALUATE)
+    train_limit: int | None = _setting(
+        "only so many images of the training split, drawn by the seed, every class in its share", None, _TEACHER
+    )
+    test_limit: int | None = _setting("only so many images of the test split, drawn alike", None, _EVALUATE)
     corruptions: int = _setting("test images under each of 40 corruptions; 0: none", 0, _EVALUATE)
 
     teacher: str = _setting("timm name, hf-hub:… or local-dir:…", "test_resnet", _TEACHER)
