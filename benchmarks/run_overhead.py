@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = ROOT / "tests" / "timm_scripts" / "train.py"
+TRAIN = ROOT / "tests" / "cli" / "timm_scripts" / "train.py"
 FLIP_ONLY = ["--scale", "1", "1", "--ratio", "1", "1", "--color-jitter", "0", "--train-interpolation", "bilinear"]
 CASES: dict[str, tuple[int, list[str], bool]] = {  # input size, flags of the script, two views
     "default224": (224, [], False),

@@ -79,7 +79,7 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(tmp_path: Path, maps: Path) -> Path:
     """Return a folder as a reader's who has come to any block: a finished demo, maps, a timm script, images."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    shutil.copy(ROOT / "tests" / "timm_scripts" / "train.py", tmp_path)
+    shutil.copy(ROOT / "tests" / "cli" / "timm_scripts" / "train.py", tmp_path)
     shutil.copytree(maps, tmp_path / "maps")
     make_run(tmp_path / "runs" / "demo", plugin_student(), maps)
     (tmp_path / "path" / "or" / "hub-id").mkdir(parents=True)
