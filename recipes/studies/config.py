@@ -28,6 +28,7 @@ class StudyConfig:
         default="exploratory", metadata={"help": "check: of the machinery, no conclusion is drawn"}
     )
     question: str = field(default="", metadata={"help": "what the study asks"})
+    remark: str = field(default="", metadata={"help": "what a reader of its rows must know"})
     output_dir: str = field(
         default="", metadata={"help": "rows and predictions; default: recipes/results/study_<name>"}
     )

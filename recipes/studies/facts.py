@@ -28,6 +28,7 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
         ("Versions", "; ".join(_versions(text) for text in sorted({row["versions"] for row in rows}))),
         ("Commits", _distinct(row["commit"] for row in rows)),
         ("Training", _training(results)),
+        ("Remark", config.remark if rows else ""),
         ("Rows", f"{config.output_dir}/results.csv" if rows else ""),
     ]
     return [(name, text) for name, text in rows_there if text]
