@@ -14,6 +14,7 @@ from timm_igkd.maps.pictures import heat_image
 from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record
 from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
+from timm_igkd.report.run_files import read_metrics, read_predictions
 from timm_igkd.report.tables import (
     confused_pairs,
     confusion_matrix,
@@ -274,3 +275,28 @@ def test_heat_grows_brighter():
     ramp = heat_image(Image.fromarray(np.arange(256, dtype=np.uint8)[None]))
     lightness = np.asarray(ramp.convert("L"))[0].astype(int)
     assert (np.diff(lightness) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda metrics: metrics.clear() or metrics.update(top1=50), "must hold the number top5, found None"),
+        (lambda metrics: metrics.update(top1="92"), "must hold the number top1, found '92'"),
+        (lambda metrics: metrics.update(n=True), "must hold the number n, found True"),
+        (lambda metrics: metrics.update(teacher={"top1": 50}), "teacher must hold the number top5"),
+        (lambda metrics: metrics.update(teacher=[1]), "teacher must hold the number top1"),
+    ],
+)
+def test_metrics_that_are_none_are_one_line(change, message, tmp_path):
+    metrics = {"top1": 90.0, "top5": 99.0, "loss": 0.4, "ece": 0.02, "num_parameters": 1, "macs": 1, "n": 10}
+    change(metrics)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=message):
+        read_metrics(tmp_path / "metrics.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + b"x" * 50, b"\x93NUMPY", b"\x80\x04."])
+def test_damaged_predictions_are_one_line(content, tmp_path):
+    (tmp_path / "predictions.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"predictions\.npz is no archive of predictions .*; delete it and run again"):
+        read_predictions(tmp_path / "predictions.npz")

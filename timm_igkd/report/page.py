@@ -13,7 +13,15 @@ from timm_igkd.maps.manifest import Provenance
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
 from timm_igkd.report.figures import learning_curves, require_matplotlib
-from timm_igkd.report.run_files import History, Predictions, read_history, read_mapping, read_maps, read_predictions
+from timm_igkd.report.run_files import (
+    History,
+    Predictions,
+    read_history,
+    read_mapping,
+    read_maps,
+    read_metrics,
+    read_predictions,
+)
 from timm_igkd.report.sections import (
     Disagreement,
     calibration_views,
@@ -109,7 +117,7 @@ def light_colours() -> dict[str, str]:
 def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[Disagreement]) -> dict[str, Any]:
     """Read the run and return everything the template shows."""
     config = read_mapping(run_dir / "config.yaml")
-    metrics = read_mapping(run_dir / "metrics.json")
+    metrics = read_metrics(run_dir / "metrics.json")
     environment = read_mapping(run_dir / "environment.json")
     maps = read_maps(run_dir)
     student_history = read_history(run_dir / "student_history.csv")

@@ -12,7 +12,7 @@ import yaml
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_json
 from timm_igkd.maps.manifest import Provenance
-from timm_igkd.report.run_files import read_maps
+from timm_igkd.report.run_files import read_maps, read_metrics
 
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
@@ -42,10 +42,10 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
     Raises:
         InputError: a file that cannot be read, or runs that differ in more than the seed.
     """
-    config, metrics = _yaml(folder / "config.yaml"), _json(folder / "metrics.json")
+    config, metrics = _yaml(folder / "config.yaml"), read_metrics(folder / "metrics.json", optional=True)
     seed_metrics = []
     for other in seed_runs:
-        found, result = _yaml(other / "config.yaml"), _json(other / "metrics.json")
+        found, result = _yaml(other / "config.yaml"), read_metrics(other / "metrics.json", optional=True)
         if "top1" not in metrics or "top1" not in result:
             raise InputError(
                 f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,13 @@ import numpy as np
 import yaml
 from torch import Tensor
 
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.errors import InputError, MissingFileError, first_line
 from timm_igkd.evaluation.metrics import Evaluation
 from timm_igkd.files import write_atomic
 from timm_igkd.maps.manifest import Provenance, read_provenance
 
 History = Mapping[str, np.ndarray]
+_NUMBERS = ("top1", "top5", "loss", "ece", "num_parameters", "macs", "n")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,28 @@ def read_maps(run_dir: Path) -> Provenance | None:
     return read_provenance(run_dir / "maps") if (run_dir / "maps" / "provenance.json").exists() else None
 
 
+def read_metrics(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Read the metrics of an evaluation, as `write_metrics` wrote them; an optional file that is absent is empty.
+
+    Raises:
+        InputError: a number that every evaluation has is missing, or no number; the student's, or its teacher's.
+    """
+    if optional and not path.exists():
+        return {}
+    found = read_mapping(path)
+    _check_metrics(found, str(path))
+    if found.get("teacher"):
+        _check_metrics(found["teacher"], f"{path}, teacher")
+    return found
+
+
+def _check_metrics(found: Any, where: str) -> None:
+    for name in _NUMBERS:
+        value = found.get(name) if isinstance(found, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{where} must hold the number {name}, found {value!r}; delete it and run again")
+
+
 def read_history(path: Path) -> History:
     """Read a CSV of numbers into one array per column; an empty field is NaN."""
     rows = list(csv.DictReader(_read_text(path).splitlines()))
@@ -71,13 +96,17 @@ def read_predictions(path: Path) -> Predictions:
     """Read what `write_predictions` wrote."""
     if not path.exists():
         raise MissingFileError(f"{path} is missing, expected a finished run; run the recipe again to complete it")
-    with np.load(path, allow_pickle=False) as arrays:
-        missing = {"labels", "student_logits", "class_names"} - set(arrays.files)
-        if missing:
-            raise InputError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again")
-        teacher = arrays["teacher_logits"] if "teacher_logits" in arrays.files else None
-        names = [str(name) for name in arrays["class_names"]]
-        found = Predictions(arrays["labels"], arrays["student_logits"], teacher, names)
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        message = f"{path} is no archive of predictions ({first_line(error)}); delete it and run again"
+        raise InputError(message) from error
+    missing = {"labels", "student_logits", "class_names"} - set(arrays)
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again")
+    names = [str(name) for name in arrays["class_names"].ravel()]
+    found = Predictions(arrays["labels"], arrays["student_logits"], arrays.get("teacher_logits"), names)
     for logits in (found.student_logits, found.teacher_logits):
         if logits is not None and logits.shape != (len(found.labels), len(names)):
             raise InputError(
