@@ -97,6 +97,9 @@ def good(folder: Path) -> Path:
     return write_rows(folder, [encoded(tiny_image(index, index % 2, 16, 0)) for index in range(4)], [0, 1, 0, 1])
 
 
+ONE_SPLIT = ["--validation-split", "none", "--validation-fraction", 0, "--test-split", "train"]
+TINY_RUN = ["--name", "run", *ONE_SPLIT, "--batch-size", 2, "--teacher-epochs", 1]
+
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "missing folder": (lambda folder: folder, [], "does not exist"),
     "empty folder": (empty_folder, [], "holds no data"),
@@ -123,20 +126,7 @@ def test_bad_data_ends_maps_with_2(case: str, command: Runner, teacher_folder: P
 def test_bad_data_ends_the_recipe_with_2(case: str, recipe: Runner, tmp_path: Path) -> None:
     make, options, message = BAD_DATA[case]
     options = ["--train-split" if option == "--split" else option for option in options]
-    fixed = [
-        "--name",
-        "run",
-        "--validation-split",
-        "none",
-        "--validation-fraction",
-        0,
-        "--batch-size",
-        2,
-        "--n-steps",
-        2,
-    ]
-    one_split = ["--teacher-epochs", 1, "--test-split", "train"]
-    outcome = recipe(*fixed, *one_split, "--dataset", make(tmp_path / "data"), *options)
+    outcome = recipe(*TINY_RUN, "--n-steps", 2, "--dataset", make(tmp_path / "data"), *options)
     assert outcome.code == 2
     assert re.search(message, outcome.error)
     run = tmp_path / "runs" / "run"
@@ -146,19 +136,7 @@ def test_bad_data_ends_the_recipe_with_2(case: str, recipe: Runner, tmp_path: Pa
 
 def test_corrupt_image_in_a_worker_ends_the_recipe_with_2(recipe: Runner, tmp_path: Path) -> None:
     images = corrupt_image(tmp_path / "data")
-    fixed = [
-        "--name",
-        "run",
-        "--validation-split",
-        "none",
-        "--validation-fraction",
-        0,
-        "--batch-size",
-        2,
-        "--workers",
-        1,
-    ]
-    outcome = recipe(*fixed, "--teacher-epochs", 1, "--test-split", "train", "--dataset", images)
+    outcome = recipe(*TINY_RUN, "--workers", 1, "--dataset", images)
     assert outcome.code == 2
     assert "third.png" in outcome.error
 
