@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,16 @@ def folder_argument(text: str) -> Path:
 
 
 def file_argument(text: str) -> Path:
-    """Parse the path of a file to write."""
+    """Parse the path of a file to write; its folder, or the nearest that is there, must take a file before any work."""
     path = folder_argument(text)
     try:
-        output_file(path)
+        parents = output_file(path).absolute().parents
+        with tempfile.TemporaryFile(dir=next(parent for parent in parents if parent.exists())):
+            pass
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}; give another folder") from error
     return path
 
 
