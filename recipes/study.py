@@ -1,8 +1,8 @@
 """Do aligned IG overlays help? A grid of cells and seeds: train, evaluate, one row each, then the report.
 
     accelerate launch recipes/study.py --config recipes/configs/study_check.yaml     # two CPU cores, under an hour
-    accelerate launch --mixed_precision bf16 recipes/study.py --config recipes/configs/study_primary.yaml --parallel 4
-    accelerate launch recipes/study.py --config recipes/configs/study_primary.yaml --merge rows_of_another_machine
+    accelerate launch --mixed_precision bf16 recipes/study.py --config recipes/configs/study_real.yaml --parallel 4
+    accelerate launch recipes/study.py --config recipes/configs/study_real.yaml --merge rows_of_another_machine
 
 Runs go seed by seed over all cells, so that wherever time ends the cells are balanced. A run whose row is there is
 skipped, one that was killed goes on from its last epoch, one whose loss became NaN is a row that says so. Several of

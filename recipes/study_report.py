@@ -1,6 +1,6 @@
 """Write the report of one or several studies from their rows: recipes/RESULTS.md with figures, recipes/RESULTS.html.
 
-python recipes/study_report.py recipes/configs/study_check.yaml recipes/configs/study_primary.yaml
+python recipes/study_report.py recipes/configs/study_real.yaml recipes/configs/study_check.yaml
 """
 
 import argparse

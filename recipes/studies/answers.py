@@ -6,7 +6,7 @@ from dataclasses import replace
 from studies.cells import Cell
 from studies.cost import cost_against_teacher
 from studies.paper import ABLATION, ABLATION_DROP, COMPRESSION, MONTE_CARLO, arm_name, paper_results
-from studies.results import ALPHA, Contrast, StudyResults
+from studies.results import Contrast, StudyResults
 from studies.tables import has_subsets, number, probability, signed, span
 from timm_igkd.report.tables import NARROW
 
@@ -17,8 +17,11 @@ QUESTIONS = {
     "corruption_top1": "Does it help robustness to corruption?",
     "transfer_balanced_top1": "Does it help on foreign images of the same classes?",
 }
-_ADVANTAGE = {"top1": "clean accuracy", "corruption_top1": "accuracy under corruption"}
-_ADVANTAGE["transfer_balanced_top1"] = "balanced transfer accuracy"
+ADVANTAGE = {
+    "top1": "clean accuracy",
+    "corruption_top1": "accuracy under corruption",
+    "transfer_balanced_top1": "balanced transfer accuracy",
+}
 NO_CONCLUSION = "This study checks the machinery: no conclusion is drawn from its numbers."
 
 
@@ -78,7 +81,7 @@ def _alignment(results: StudyResults) -> Answer | None:
         found += [verdict(results, contrast, column) for contrast in against]
         higher = sum(contrast.is_significant and contrast.comparison.difference > 0 for contrast in against)
         if against:
-            counts.append(f"{_ADVANTAGE[column]} over {higher} of {len(against)} controls")
+            counts.append(f"{ADVANTAGE[column]} over {higher} of {len(against)} controls")
     if not found:
         return None
     if results.config.purpose == "primary" and not results.is_interim:
@@ -96,7 +99,7 @@ def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
     "primary" studies claim an effect where Holm's p is below 0.05; others, and outcomes that were not named in advance,
     never.
     """
-    found, what = contrast.comparison, _ADVANTAGE.get(column, column)
+    found, what = contrast.comparison, ADVANTAGE.get(column, column)
     if found.n == 0:
         return ""
     if math.isnan(found.p):
@@ -108,12 +111,12 @@ def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
         f"{signed(found.difference)} points (95{NARROW}% interval {span(found.low, found.high, sign=True)}, "
         f"n = {found.n} {'subsets' if has_subsets(results) else 'seeds'}, Holm-adjusted p {_equals(contrast.holm_p)})"
     )
-    if why := _why_nothing_is_claimed(results, column):
+    if why := why_nothing_is_claimed(results, column):
         return f"{contrast.name}, {what}: {numbers}; {why}, so nothing is claimed."
     return f"For this teacher, on these test images, {_claim(contrast, what)}: {numbers}{_tost(contrast)}."
 
 
-def _why_nothing_is_claimed(results: StudyResults, column: str) -> str:
+def why_nothing_is_claimed(results: StudyResults, column: str) -> str:
     """Return why a contrast is no claim; empty where it may be one."""
     if results.config.purpose != "primary":
         return "exploratory"
@@ -211,27 +214,4 @@ def _beside_paper(results: StudyResults, name: str, kd: str, theirs: float) -> s
     return (
         f"Ours, {name} − {kd}: {signed(found.difference)} points (95{NARROW}% interval {span(low, high, sign=True)}, "
         f"n = {found.n}; not adjusted). The paper's {signed(theirs)} {place} our interval, which {zero} 0."
-    )
-
-
-def lead(studies: list[StudyResults]) -> str:
-    """Return the page's first sentences: how much was run, and what the primary study says."""
-    done = sum(len(results.rows) for results in studies)
-    planned = sum(results.num_planned for results in studies)
-    text = f"{done} of {planned} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
-    primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
-    if not primary:
-        return f"{text} No primary study has been run: nothing is claimed."
-    interim = [results for results in primary if results.is_interim]
-    if interim:
-        return f"{text} The primary study is not complete: nothing is claimed yet."
-    tested = [contrast for results in primary for contrast in results.contrasts(results.config.outcomes[0])]
-    shown = [contrast for contrast in tested if contrast.is_significant]
-    equal = [contrast for contrast in tested if contrast.is_equivalent]
-    outcome = _ADVANTAGE.get(primary[0].config.outcomes[0], primary[0].config.outcomes[0])
-    within = f", {len(equal) or 'none'} equivalence" if any(contrast.equivalence for contrast in tested) else ""
-    return (
-        f"{text} In {outcome}, {len(shown) or 'none'} of {len(tested)} contrasts named in advance "
-        f"show{'s' if len(shown) == 1 else ''} a difference at a Holm-adjusted level of {ALPHA:g}{within}, for this "
-        "teacher."
     )

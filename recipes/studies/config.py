@@ -27,6 +27,7 @@ class StudyConfig:
     purpose: Literal["check", "primary", "exploratory"] = field(
         default="exploratory", metadata={"help": "check: of the machinery, no conclusion is drawn"}
     )
+    appendix: bool = field(default=False, metadata={"help": "shown after the others, in the report's appendix"})
     question: str = field(default="", metadata={"help": "what the study asks"})
     remark: str = field(default="", metadata={"help": "what a reader of its rows must know"})
     output_dir: str = field(

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from studies.answers import answers, lead
+from studies.answers import answers
 from studies.config import StudyConfig
 from studies.facts import facts
 from studies.figures import FIGURES
 from studies.glance import glance
+from studies.opening import opening
 from studies.results import StudyResults
 from studies.tables import cells_table, contrast_table, corruption_table, paper_table, transfer_table
 from studies.trials import trials_table
@@ -53,7 +54,7 @@ def write_report(
     """Write the report of studies, those that were not run included.
 
     Args:
-        configs: the studies, in the order of the report.
+        configs: the studies, in the order of the report; those of the appendix come after the others.
         results_md: Markdown file to write.
         html: page to write, self-contained.
         paths: the studies' YAML files, for their commands; default: recipes/configs/study_<name>.yaml.
@@ -70,8 +71,9 @@ def write_report(
     figures = Path(figures or Path(results_md).parent / "figures")
     paths = paths or [f"recipes/configs/study_{name}.yaml" for name in names]
     sections = [_section(results, path) for results, path in zip(studies, paths, strict=True)]
+    sections.sort(key=lambda section: section["in_appendix"])
     context = {
-        "lead": lead(studies),
+        "lead": opening(studies),
         "glance": glance(studies),
         "figures": os.path.relpath(figures, Path(results_md).parent).replace(os.sep, "/"),
         "studies": sections,
@@ -119,6 +121,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
     section = {
         "slug": f"study-{slug}",
         "title": config.title or config.name,
+        "in_appendix": config.appendix,
         "purpose": _purpose(results),
         "question": config.question,
         "planned": results.num_planned,

@@ -4,8 +4,9 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 from study_parts import ALIGNED, IG, KD, add_rows, edit_rows, helpful_study, primary_study, report, said
 
-from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none, lead
+from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none
 from studies.cells import Cell, create_cell
+from studies.opening import opening
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
 from studies.results import StudyResults
 from studies.tables import (
@@ -47,7 +48,7 @@ def test_no_effect_is_said_to_be_not_shown(tmp_path):
     results = StudyResults.read(config)
     assert not any(contrast.is_significant for contrast in results.contrasts("top1"))
     assert "no difference in clean accuracy is shown" in said(results)["Does the overlay help clean accuracy?"]
-    assert "none of 4 contrasts" in lead([results])
+    assert "no difference shown (" in opening([results])
 
 
 def test_equivalence_within_the_smallest_effect_is_said(tmp_path):
@@ -75,11 +76,30 @@ def test_neither_difference_nor_equivalence_is_said_as_such(tmp_path):
     assert "no difference in clean accuracy is shown between KD&IG aligned and KD, nor equivalence within ±0.2" in text
 
 
+def test_report_opens_with_effect_alignment_and_paper(primary):
+    text = opening([primary])
+    first, second, third = text.split(". ")[:3]
+    assert first.startswith("Overlays of aligned maps against none, for this teacher: higher (+")
+    assert "in clean accuracy; higher (+" in first
+    assert "not named in advance (" in first  # transfer
+    assert second.startswith("Aligned maps against the same maps of other images: higher (+")
+    assert third.startswith("The paper's +0.40 points")
+    assert text.endswith("60 of 60 planned runs in 1 study.")
+
+
+def test_report_opens_with_harm_as_such(tmp_path):
+    config = primary_study(tmp_path)
+    add_rows(config, {ALIGNED: -2.0})
+    text = opening([StudyResults.read(config)])
+    assert "for this teacher: lower (−2" in text
+    assert "lie outside our interval" in text
+
+
 def test_unfinished_primary_study_claims_nothing(tmp_path):
     results = helpful_study(tmp_path, skip=[("KD&IG blank", 11)])
     assert "interim, the plan is not complete, so nothing is claimed" in " ".join(said(results).values())
     assert "For this teacher" not in " ".join(said(results).values())
-    assert lead([results]).endswith("The primary study is not complete: nothing is claimed yet.")
+    assert opening([results]).endswith("The primary study is not complete: nothing is claimed yet.")
 
 
 def test_study_that_ended_early_claims_from_whole_seeds_alone(tmp_path):

@@ -1,6 +1,7 @@
 """The settings of a study: published files, grids, hashes, and the errors of wrong ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from study_parts import ARMS, STUDENT
 
 from studies.cells import ADDED, Cell, create_cell
 from studies.config import StudyConfig, load_study
-from studies.paper import ABLATION, arm_name
 from timm_igkd.errors import InputError
+from timm_igkd.models.loading import count_parameters
 from timm_igkd.runs.parsing import parse_config
 
 CONFIGS = sorted((RECIPES / "configs").glob("study_*.yaml"))
@@ -30,32 +31,37 @@ def test_published_configs_load_and_their_students_can_be_built(path: Path):
 
 
 def test_primary_family_is_that_of_its_plan():
-    config = load_study(RECIPES / "configs" / "study_primary.yaml")
+    config = load_study(RECIPES / "configs" / "study_real.yaml")
     assert config.purpose == "primary"
     assert config.seeds >= 12
     assert config.outcomes == ("top1", "corruption_top1")
     assert [b for a, b in config.contrasts if a == "KD&IG aligned"] == [
         "KD", "KD&IG shuffled", "KD&IG permuted", "KD&IG blank"
     ]  # fmt: skip
-    for cell in config.cells.values():
-        assert (cell.drop, cell.epochs, cell.opt, cell.lr, cell.batch_size, cell.sched) == (
-            5,
-            100,
-            "adam",
-            1e-3,
-            64,
-            "none",
-        )
-        assert (cell.weight_decay, cell.padding, cell.hflip, cell.logits) == (0, 4, 0.5, "aligned")
+    (kd, *overlaid) = config.cells.values()
+    for cell in overlaid:
+        assert replace(cell, overlay_prob=0.0, overlay_source="aligned") == kd
+        assert (cell.overlay_prob, cell.overlay_weight, cell.overlay_max_power) == (0.1, 0.5, 2.0)
+    student = timm.create_model(kd.student, num_classes=10, **kd.student_args)
+    assert count_parameters(student) <= 543_498
 
 
-def test_arms_of_the_hyperparameter_study_have_as_many_trials():
-    config = load_study(RECIPES / "configs" / "study_hyperparameters.yaml")
-    arms = [name.split(",")[0] for name in config.cells]
-    assert {arms.count(arm) for arm in arms} == {12}
-    assert set(arms) == set(ABLATION)
-    assert {(name.split(",")[0], arm_name(cell)) for name, cell in config.cells.items()} == {(a, a) for a in ABLATION}
-    assert config.evaluate_on == "validation"
+@pytest.mark.parametrize("name", ["real_arms", "real_often"])
+def test_exploratory_studies_take_over_the_kd_rows_of_the_primary_one(name):
+    primary, other = (load_study(RECIPES / "configs" / f"study_{study}.yaml") for study in ("real", name))
+    assert other.run_hash(other.cells["KD"]) == primary.run_hash(primary.cells["KD"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in CONFIGS if path.stem.startswith("study_real_") and path.stem != "study_real_kd"],
+    ids=lambda path: path.stem,
+)
+def test_students_kd_setting_is_that_of_the_primary_study(path: Path):
+    kd = load_study(RECIPES / "configs" / "study_real.yaml").cells["KD"]
+    for cell in load_study(path).cells.values():
+        if cell.distill_loss_weight:
+            assert (cell.distill_loss_weight, cell.temperature) == (kd.distill_loss_weight, kd.temperature)
 
 
 def test_grid_makes_a_cell_of_every_combination():
