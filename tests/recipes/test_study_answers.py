@@ -91,7 +91,7 @@ def test_report_opens_with_harm_as_such(tmp_path):
     config = primary_study(tmp_path)
     add_rows(config, {ALIGNED: -2.0})
     text = opening([StudyResults.read(config)])
-    assert "for this teacher: lower (−2" in text
+    assert "for this teacher: lower (−" in text
     assert "lie outside our interval" in text
 
 
