@@ -70,7 +70,7 @@ def _paper(results: StudyResults) -> str:
         if is_overlay_against_none(*pair) and pair[1].distill_loss_weight > 0 and not math.isnan(found.p):
             place = "inside" if found.low <= theirs <= found.high else "outside"
             return (
-                f"The paper's {signed(theirs)} points for overlays beside KD, of another network and with maps of other "
+                f"The paper's {signed(theirs)} points for overlays beside KD, of another network, with maps of other "
                 f"images, lie {place} our interval."
             )
     return ""
