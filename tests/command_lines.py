@@ -56,8 +56,9 @@ def run_recipe(capsys: pytest.CaptureFixture, runs: Path, *argv: object) -> Outc
 
 def tiny_run(images: Path, *options: object) -> list[object]:
     """Return the recipe's flags for a run of seconds on `images`, which needs a train and a test split."""
-    fixed = "--name run --validation-split none --validation-fraction 0.25 --teacher-epochs 1 --epochs 1 --batch-size 4"
-    return [*fixed.split(), "--n-steps", 2, "--dataset", images, *options]
+    sizes = "--validation-fraction 0.25 --teacher-epochs 1 --epochs 1 --batch-size 4 --n-steps 2"
+    fixed = f"--protocol demo --name run --validation-split none {sizes}"
+    return [*fixed.split(), "--dataset", images, *options]
 
 
 def two_splits(tiny_images: ImageFactory, n: int = 16, **options: object) -> Path:

@@ -24,7 +24,8 @@ from timm_igkd.data.subsets import stratified_indices
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.corruptions import corrupt
 from timm_igkd.files import exclusive, hash_files, write_atomic
-from timm_igkd.models.loading import class_indices, count_macs, weights_hash
+from timm_igkd.models.loading import count_macs, weights_hash
+from timm_igkd.models.output_names import class_indices
 from timm_igkd.overlay.controls import derangement
 from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, derange_logits, load_images
 from timm_igkd.random_streams import derive_seed, seeded

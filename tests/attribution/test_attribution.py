@@ -29,7 +29,8 @@ from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.row_format import quantize
-from timm_igkd.models.loading import class_indices, load_model, weights_hash
+from timm_igkd.models.loading import load_model, weights_hash
+from timm_igkd.models.output_names import class_indices
 
 FAMILIES = ("test_efficientnet", "test_resnet", "test_vit", "test_convnext")
 

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.models import loading as model_loading
 from timm_igkd.models.loading import (
-    class_indices,
     count_macs,
     count_parameters,
     load_model,
@@ -21,6 +20,7 @@ from timm_igkd.models.loading import (
     save_model,
     weights_hash,
 )
+from timm_igkd.models.output_names import class_indices
 
 SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[3] / "shared"))
 SMALL = {"drop_blocks": 16}
@@ -309,7 +309,7 @@ def test_hub_failure_is_one_line_without_the_token(error, message, monkeypatch):
         failure.args = ("Authorization: Bearer hf_secret\nand more",)
         raise failure
 
-    monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr(model_loading, "fetch_folder", fail)
     with pytest.raises(RunError, match=message) as caught:
         load_model("hf-hub:user/name")
     assert "hf_secret" not in str(caught.value)

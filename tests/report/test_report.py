@@ -171,7 +171,7 @@ def test_released_teacher_has_no_history(run_dir):
     (run_dir / "teacher_history.csv").unlink()
     text, _ = read_page(run_dir)
     assert "The teacher came with its weights" in text
-    assert "released weights" in text
+    assert "its pretrained weights" in text
 
 
 def test_run_without_maps_and_validation_still_has_every_section(run_dir):

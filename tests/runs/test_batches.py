@@ -34,7 +34,9 @@ def chosen(config: RunConfig, accelerator: Accelerator, *sizes: int) -> str:
 
 @pytest.fixture
 def config(tiny_images: ImageFactory) -> RunConfig:
-    return RunConfig(dataset=str(two_splits(tiny_images)), validation_split=None, validation_fraction=0.25)
+    return RunConfig(
+        protocol="demo", dataset=str(two_splits(tiny_images)), validation_split=None, validation_fraction=0.25
+    )
 
 
 def test_small_images_of_one_size_lie_on_the_device(config, accelerator):
@@ -66,7 +68,7 @@ def test_images_of_several_sizes_go_through_workers(config, accelerator, tiny_im
 def test_large_images_go_through_workers_and_are_not_read(tiny_images, accelerator, monkeypatch):
     monkeypatch.setattr(batches_module, "LARGEST_SIDE", 15)
     monkeypatch.setattr(RunData, "fitting_images", property(lambda self: pytest.fail("all images were decoded")))
-    config = RunConfig(dataset=str(two_splits(tiny_images)), validation_split=None)
+    config = RunConfig(protocol="demo", dataset=str(two_splits(tiny_images)), validation_split=None)
     assert chosen(config, accelerator, 16) == "workers"
 
 

@@ -16,19 +16,20 @@ FIRST_STAGE = {
         *("seed", "dataset", "revision", "image_column", "label_column", "train_split", "train_limit"),
         *("validation_split", "validation_fraction"),
         *("teacher", "teacher_args", "teacher_checkpoint", "teacher_mean", "teacher_std", "teacher_epochs"),
+        *("teacher_init", "teacher_lr", "freeze_teacher_bn", "img_size"),
     },
     "maps": {
         *("engine", "n_steps", "max_steps", "tolerance", "map_baseline", "map_target", "map_output"),
-        *("map_reduction", "map_size", "stored_logits"),
+        *("map_reduction", "map_size", "stored_logits", "maps"),
     },
     "student": {
-        *("student", "student_args", "student_drop", "student_init"),
+        *("student", "student_args", "student_drop", "student_init", "student_checkpoint"),
         *("overlay_prob", "overlay_weight", "overlay_max_power", "overlay_source", "teacher_view"),
         *("loss_type", "distill_loss_weight", "task_loss_weight", "temperature", "attention_loss_weight", "epochs"),
     },
     "training": {  # of the teacher too, where it is trained
         *("batch_size", "opt", "lr", "weight_decay", "momentum", "sched", "warmup_epochs", "min_lr"),
-        *("grad_accum_steps", "clip_grad", "model_ema", "model_ema_decay", "max_steps_per_epoch"),
+        *("layer_decay", "grad_accum_steps", "clip_grad", "model_ema", "model_ema_decay", "max_steps_per_epoch"),
         *(
             "train_crop",
             "scale_min",
@@ -43,7 +44,7 @@ FIRST_STAGE = {
         ),
     },
     "evaluate": {"test_split", "test_limit", "corruptions"},
-    "no stage": {"name", "output_dir", "resume", "compile", "workers", "trackers"},
+    "no stage": {"name", "protocol", "output_dir", "resume", "compile", "workers", "trackers"},
 }
 
 

@@ -11,7 +11,8 @@ from timm_igkd.errors import InputError
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.store import MapStore
-from timm_igkd.models.loading import class_indices, load_model, weights_hash
+from timm_igkd.models.loading import load_model, weights_hash
+from timm_igkd.models.output_names import class_indices
 from timm_igkd.overlay.preview import overlay_samples, write_preview
 from timm_igkd.progress import progress_bar
 

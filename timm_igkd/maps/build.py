@@ -35,8 +35,8 @@ from timm_igkd.maps.store_files import (
     shard_paths,
     statistics,
 )
-from timm_igkd.models.loading import class_indices, weights_hash
-from timm_igkd.models.output_names import check_class_map
+from timm_igkd.models.loading import weights_hash
+from timm_igkd.models.output_names import check_class_map, class_indices
 from timm_igkd.records import write_record
 
 KERNEL_ERROR_IMAGES = 8
@@ -98,7 +98,7 @@ def compute_maps(
     n = min(limit or source.num_images, source.num_images)
     wanted = Manifest(
         dataset=source,
-        teacher=_source_teacher(teacher, dataset, teacher_name),
+        teacher=source_teacher(teacher, dataset, teacher_name),
         options=options or IGOptions(),
         engine=engine,
         dtype=dtype,
@@ -188,7 +188,8 @@ def _content_hash(dataset: Any, limit: int | None) -> str | None:
     return (dataset.subset(range(limit)) if limit and limit < len(dataset) else dataset).content_hash()
 
 
-def _source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeacher:
+def source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeacher:
+    """Return what a store says of the teacher whose maps of a dataset it holds; without a name, its architecture."""
     config, names = teacher.pretrained_cfg, class_names(dataset)
     num_classes = len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
     if (labels := class_map(dataset)) is not None:

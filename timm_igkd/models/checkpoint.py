@@ -1,4 +1,4 @@
-"""Weights files read without running their code, and one-line errors for what timm and the Hub's client raise."""
+"""Weights: where they are, read without running their code; one line for what timm and the Hub's client raise."""
 
 import argparse
 import pickle
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
+import timm
 import torch
 from safetensors import SafetensorError
 from timm.models import clean_state_dict
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, UserError, first_line
 from timm_igkd.hub.errors import hub_error
+from timm_igkd.hub.weights import WEIGHT_FILES, cached_file
 
 _NO_MODEL = "has no timm config.json and weights; choose a repository of a timm model"
 
@@ -24,6 +26,30 @@ def flag_name(role: str, option: str) -> str:
     if role == "model":
         return "--model-args" if option == "args" else f"--{option}"
     return f"--{role}-{option}"
+
+
+def has_weights(spec: str) -> bool:
+    """Return whether a name comes with weights: every folder and repository, and what timm has trained."""
+    if ":" in spec:
+        return True
+    cfg = timm.get_pretrained_cfg(spec) if timm.is_model(spec) else None
+    return bool(cfg and cfg.has_weights)
+
+
+def start_files(spec: str, checkpoint: str | Path | None = None) -> list[Path]:
+    """Return the files on this machine that a model's weights come from; none where a Hub's file is not cached."""
+    source, _, rest = spec.partition(":")
+    if source == "local-dir":
+        files = sorted(path for path in Path(rest).glob("*") if path.is_file() and path.suffix != ".md")
+        return files if checkpoint is None else [*files, Path(checkpoint)]
+    if checkpoint is not None:
+        return [Path(checkpoint)]
+    repo_id, _, revision = rest.partition("@")
+    if source != "hf-hub":
+        known = timm.get_pretrained_cfg(spec) if timm.is_model(spec) else None
+        repo_id = (known.hf_hub_id if known else None) or ""
+    found = cached_file(repo_id, WEIGHT_FILES, revision or None) if repo_id else None
+    return [] if found is None else [found]
 
 
 def read_checkpoint(file: Path, use_ema: bool, role: str) -> dict[str, Tensor]:

@@ -16,17 +16,17 @@ from typing import Any, cast
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.models import get_model_input_config, save_for_hf
+from timm.models import get_model_input_config, resolve_model_input_args, save_for_hf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
 from timm_igkd.eval_mode import eval_mode
+from timm_igkd.hub.weights import WEIGHT_FILES, fetch_file, fetch_folder
 from timm_igkd.models.arguments import check_model_arguments
-from timm_igkd.models.checkpoint import flag_name, read_checkpoint, translated_errors
+from timm_igkd.models.checkpoint import flag_name, has_weights, read_checkpoint, translated_errors
 from timm_igkd.models.folder_config import read_folder_config
-from timm_igkd.models.output_names import output_names
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 
@@ -47,6 +47,7 @@ def load_model(
     std: Sequence[float] | None = None,
     use_ema: bool = False,
     num_classes: int | None = None,
+    img_size: int | None = None,
     role: str = "model",
     pretrained: bool = True,
 ) -> nn.Module:
@@ -60,6 +61,7 @@ def load_model(
         std: as `mean`, above 0.
         use_ema: take the EMA weights of `checkpoint`.
         num_classes: outputs; with pretrained weights another number than theirs gives a new head, as in timm.
+        img_size: side of its input in pixels; timm resamples the positional embeddings of pretrained weights.
         role: "model", or whose flags an error names ("teacher": --teacher-checkpoint).
         pretrained: False for random weights.
 
@@ -68,21 +70,50 @@ def load_model(
         MissingFileError: no such checkpoint or folder.
         RunError: the Hub cannot be reached or refuses.
     """
-    _check_spec(spec, role, needs_weights=pretrained and checkpoint is None)
     statistics = {key: _check_statistics(key, value, role) for key, value in (("mean", mean), ("std", std))}
     arguments = dict(model_args or {})
     check_model_arguments(arguments, flag_name(role, "args"))
+    if checkpoint is None and use_ema:
+        raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
+    source, stored = find_model(spec, role, weights=pretrained and checkpoint is None)
     if num_classes is not None:
         arguments["num_classes"] = num_classes
-    if checkpoint is None:
-        if use_ema:
-            raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
-        with translated_errors(spec, role):
-            model = timm.create_model(spec, pretrained=pretrained, **arguments)
-    else:
-        model = _load_checkpoint(spec, Path(checkpoint), arguments, use_ema, role)
+    with translated_errors(spec, role, weights=None if checkpoint is None else str(checkpoint)):
+        if img_size is not None:
+            wanted = resolve_model_input_args(source, {"img_size": img_size}, **arguments)
+            arguments |= {"img_size": wanted["img_size"]} if "img_size" in wanted else {}
+        if checkpoint is not None:
+            weights = read_checkpoint(Path(checkpoint), use_ema, role)
+            model = _create_with(weights, source, arguments, exact=True)
+        elif stored is not None:
+            model = _create_with(read_checkpoint(stored, False, role), source, arguments, exact=False)
+        else:
+            model = timm.create_model(source, pretrained=pretrained, **arguments)
     _cfg(model).update({key: value for key, value in statistics.items() if value is not None})
+    if img_size is not None:
+        _cfg(model).update(input_size=(_cfg(model)["input_size"][0], img_size, img_size), test_input_size=None)
     return model.eval()
+
+
+def find_model(spec: str, role: str = "model", *, weights: bool = True) -> tuple[str, Path | None]:
+    """Find a model, and its weights if asked for, on this machine or on the Hub, from where they are downloaded.
+
+    Returns:
+        The name under which timm builds it, and the file of a timm name's weights; None where the name leads to them.
+
+    Raises:
+        as `load_model` does; without a network within seconds.
+    """
+    _check_spec(spec, role, weights)
+    source, _, rest = spec.partition(":")
+    with translated_errors(spec, role):
+        if source == "hf-hub":
+            repo_id, _, revision = rest.partition("@")
+            folder = fetch_folder(repo_id, revision or None, weights=weights)
+            read_folder_config(folder)
+            return f"local-dir:{folder}", None
+        hub_id = None if rest or not weights else timm.get_pretrained_cfg(spec).hf_hub_id  # type: ignore[union-attr]
+        return spec, fetch_file(hub_id, WEIGHT_FILES) if hub_id else None
 
 
 def _check_spec(spec: str, role: str, needs_weights: bool) -> None:
@@ -105,8 +136,7 @@ def _check_registered(name: str, role: str, needs_weights: bool) -> None:
     tagged = timm.list_models(f"{architecture}.*", include_tags=True)
     if name != architecture and name not in tagged:
         raise InputError(f"unknown pretrained tag in {name!r}{nearest(name, tagged)}; {architecture} has {tagged}")
-    cfg = timm.get_pretrained_cfg(name)
-    if needs_weights and not (cfg and cfg.has_weights):
+    if needs_weights and not has_weights(name):
         raise InputError(f"timm has no pretrained weights for {name!r}; give {flag_name(role, 'checkpoint')} FILE")
 
 
@@ -128,18 +158,21 @@ def _check_statistics(name: str, values: Sequence[float] | None, role: str) -> t
     return numbers
 
 
-def _load_checkpoint(spec: str, file: Path, arguments: dict[str, Any], use_ema: bool, role: str) -> nn.Module:
-    """Build the model with the file's weights, by timm's own path so that the model's checkpoint filter applies."""
-    overlay: dict[str, Any] = {
-        "state_dict": read_checkpoint(file, use_ema, role),
-        "source": "",
-        "custom_load": False,
-        "label_offset": None,
-    }
-    with translated_errors(spec, role, weights=str(file)):
+def _create_with(weights: dict[str, Tensor], source: str, arguments: dict[str, Any], *, exact: bool) -> nn.Module:
+    """Build the model with these weights, by timm's own path so that the model's checkpoint filter applies.
+
+    Args:
+        weights: of the model.
+        source: under which timm builds it.
+        arguments: of its architecture.
+        exact: they must have the model's own head; else another number of classes gives a new one.
+    """
+    overlay: dict[str, Any] = {"state_dict": weights, "source": "", "custom_load": False}
+    if exact:
+        overlay["label_offset"] = None
         if arguments.get("num_classes") is not None:
             overlay["num_classes"] = arguments["num_classes"]
-        model = timm.create_model(spec, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    model = timm.create_model(source, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     _cfg(model).pop("state_dict", None)
     return model
 
@@ -220,30 +253,6 @@ def _move_into_place(written: Path, folder: Path) -> None:
 
 
 # ---- describing ----------------------------------------------------------------------------------------------------
-
-
-def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
-    """Return the model's output for each class of a dataset, or None where they are the same in the same order.
-
-    Args:
-        model: its `label_names`, or ImageNet's WordNet ids by its number of outputs, name the outputs.
-        class_names: the dataset's class names in label order, None where it has none.
-        num_classes: the dataset's number of classes.
-
-    Raises:
-        InputError: the dataset's classes are not among the model's.
-    """
-    outputs, (names, known) = cast(int, model.num_classes), output_names(model)
-    if class_names and all(name in names for name in class_names):
-        indices = [names[name] for name in class_names]
-        return None if indices == list(range(outputs)) else indices
-    if outputs == num_classes and not (known and class_names):
-        return None
-    missing = next((f", {name!r} is not among them" for name in class_names or () if names and name not in names), "")
-    raise InputError(
-        f"the model has {outputs} classes{missing}, the dataset has {num_classes}; "
-        "use a model of the dataset's classes, or one whose label_names contain the dataset's class names"
-    )
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -1,7 +1,7 @@
 """What a model's outputs are called, and whether a dataset's own numbering of its classes is the model's."""
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
@@ -17,6 +17,47 @@ def output_names(model: nn.Module) -> tuple[dict[str, int], bool]:
         labels = ImageNetInfo(subset).label_names()
     numbered = labels.items() if isinstance(labels, dict) else enumerate(labels or ())
     return {label: int(i) for i, label in numbered}, known
+
+
+def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
+    """Return the model's output for each class of a dataset, or None where they are the same in the same order.
+
+    Args:
+        model: its `label_names`, or ImageNet's WordNet ids by its number of outputs, name the outputs.
+        class_names: the dataset's class names in label order, None where it has none.
+        num_classes: the dataset's number of classes.
+
+    Raises:
+        InputError: the dataset's classes are not among the model's.
+    """
+    outputs, (names, known) = cast(int, model.num_classes), output_names(model)
+    if class_names and all(name in names for name in class_names):
+        indices = [names[name] for name in class_names]
+        return None if indices == list(range(outputs)) else indices
+    if outputs == num_classes and not (known and class_names):
+        return None
+    missing = next((f", {name!r} is not among them" for name in class_names or () if names and name not in names), "")
+    raise InputError(
+        f"the model has {outputs} classes{missing}, the dataset has {num_classes}; "
+        "use a model of the dataset's classes, or one whose label_names contain the dataset's class names, or "
+        "fine-tune it on them: timm-igkd distill --teacher-epochs N"
+    )
+
+
+def renew_head(model: Any, class_names: Sequence[str] | None, num_classes: int) -> None:
+    """Give a model a new head for a dataset's classes, from torch's random state, unless its outputs are these already.
+
+    Args:
+        model: a timm model with its own head.
+        class_names: as `class_indices` takes them; without names on either side the number decides.
+        num_classes: the dataset's number of classes.
+    """
+    names, _ = output_names(model)
+    same = not names or not class_names or sorted(names, key=names.__getitem__) == list(class_names)
+    if model.num_classes != num_classes or not same:
+        model.reset_classifier(num_classes)
+        for name in ("label_names", "label_descriptions"):
+            model.pretrained_cfg.pop(name, None)
 
 
 def check_class_map(model: nn.Module, class_map: Mapping[str, int]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from timm_igkd.hub.cards import Markdown, cell, code, hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
-from timm_igkd.report.run_facts import RunFacts, seed_summary
+from timm_igkd.report.run_facts import RunFacts, seed_summary, start_of
 from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
@@ -25,6 +25,7 @@ from timm_igkd.report.tables import (
 # Settings in words; one that is not here is shown by its own name.
 _SETTINGS = {
     "teacher_checkpoint": "Weights of the teacher",
+    "student_checkpoint": "Weights of the student",
     "teacher_args": "Arguments of the teacher",
     "student_args": "Arguments of the student",
     "overlay_prob": "Overlay probability",
@@ -58,7 +59,7 @@ _SETTINGS = {
 # Told in sentences or in the table of the maps, or without a trace in the weights.
 _TOLD_ELSEWHERE = frozenset(
     "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
-    "teacher teacher_epochs student student_drop student_init "
+    "teacher teacher_epochs teacher_init student student_drop student_init maps "
     "engine n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size".split()
 )
 
@@ -148,10 +149,15 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     rows = [("Teacher", public_name(str(config.get("teacher"))))]
     if config.get("teacher_epochs"):
-        rows.append(("Teacher's training", f"{config['teacher_epochs']} epochs from random weights, on the same data"))
+        rows.append(
+            (
+                "Teacher's training",
+                f"{config['teacher_epochs']} epochs from {start_of(config, 'teacher')}, on the same data",
+            )
+        )
     truncated = f"the teacher without its last {config.get('student_drop')} blocks"
     student = public_name(str(config["student"])) if config.get("student") else truncated
-    rows.append(("Student", f"{student}, from {_start(config)} weights"))
+    rows.append(("Student", f"{student}, from {start_of(config, 'student')}"))
     splits = [str(config[key]) for key in ("train_split", "validation_split", "test_split") if config.get(key)]
     rows.append(("Splits", ", ".join(splits)))
     if config.get("task_loss_weight") is None and config.get("distill_loss_weight") is not None:
@@ -186,10 +192,6 @@ def _robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
         [kind.replace("_", " "), *(f"{value:.1f}" for value in (*top1, statistics.fmean(top1)))]
         for kind, top1 in (robustness.get("kinds") or {}).items()
     ]
-
-
-def _start(config: Mapping[str, Any]) -> str:
-    return "the teacher's" if config.get("student") is None and config.get("student_init") == "teacher" else "random"
 
 
 def _ig_options(run: RunFacts) -> list[tuple[str, str]]:

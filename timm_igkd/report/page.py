@@ -13,6 +13,7 @@ from timm_igkd.maps.manifest import Provenance
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
 from timm_igkd.report.figures import learning_curves, require_matplotlib
+from timm_igkd.report.run_facts import start_of
 from timm_igkd.report.run_files import (
     History,
     Predictions,
@@ -174,13 +175,16 @@ def _setup_rows(
     rows = []
     teacher = metrics.get("teacher")
     if teacher:
-        origin = f"trained here for {len(teacher_history['epoch'])} epochs" if teacher_history else "released weights"
+        origin = start_of(config, "teacher")
+        if teacher_history:
+            origin = f"trained here for {len(teacher_history['epoch'])} epochs from {origin}"
         name, size = tables.plain(config.get("teacher")), tables.large(teacher["num_parameters"])
         rows.append(("Teacher", f"{name}, {size} parameters, {origin}"))
     name = (
         config.get("student") or f"the teacher cut at its end (student_drop {tables.plain(config.get('student_drop'))})"
     )
-    rows.append(("Student", f"{name}, {tables.large(metrics['num_parameters'])} parameters"))
+    size, origin = tables.large(metrics["num_parameters"]), start_of(config, "student")
+    rows.append(("Student", f"{name}, {size} parameters, trained from {origin}"))
     rows.append(("Dataset", f"{tables.plain(metrics.get('dataset'))}, {len(predictions.class_names)} classes"))
     if config.get("train_split"):
         rows.append(("Trained on", f"split “{config['train_split']}”"))

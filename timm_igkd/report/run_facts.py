@@ -80,6 +80,22 @@ def _yaml(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def start_of(config: Mapping[str, Any], name: str) -> str:
+    """Return what the teacher or student of a run started from, in words.
+
+    Args:
+        config: of the run.
+        name: "teacher" or "student".
+    """
+    is_given = name == "teacher" and not config.get("teacher_epochs")
+    start = config.get(f"{name}_init", "pretrained" if is_given else "random")
+    if start == "pretrained" and config.get(f"{name}_checkpoint"):
+        return "the weights of a checkpoint"
+    return {"teacher": "the weights of the teacher's kept layers", "pretrained": "its pretrained weights"}.get(
+        start, "random weights"
+    )
+
+
 def seed_summary(top1: Sequence[float]) -> dict[str, float]:
     """Return n, mean, standard deviation and the 95 % t interval of the mean."""
     n, mean, sd = len(top1), statistics.fmean(top1), statistics.stdev(top1)

@@ -1,10 +1,16 @@
 """The images of a run: what it fits, what it chooses by, and what it is tested on."""
 
 from functools import cached_property
+from pathlib import Path
 
+import numpy as np
+
+from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
+from timm_igkd.data.subsets import stratified_indices, stratified_limit
+from timm_igkd.errors import InputError
 from timm_igkd.overlay.device_images import DeviceImages, load_images
 from timm_igkd.runs.settings import RunConfig
-from timm_igkd.runs.splits import cut_validation, load_other_split, load_split
 
 
 class RunData:
@@ -38,3 +44,47 @@ class RunData:
     def fitting_images(self) -> DeviceImages:
         """All images to fit, decoded once, on the CPU; a SeveralSizesError where they have several sizes."""
         return load_images(self.fitting)
+
+
+def load_split(config: RunConfig, split: str, limit: int | None = None) -> LabeledImages:
+    """Return a split of the run's dataset, or `limit` images of it, drawn by the seed with every class in its share."""
+    if config.dataset.startswith(TIMM_PREFIXES) and not Path(config.dataset).exists():
+        raise InputError(f"dataset must be a Hub id, a folder or digits, got timm's {config.dataset}; give its folder")
+    images = load_labeled_images(config.dataset, split, config.image_column, config.label_column, config.revision)
+    labels = images.labels  # all are checked here, before anything is trained
+    return images.subset(stratified_limit(labels, limit, config.seed)) if limit and limit < len(images) else images
+
+
+def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit: int | None = None) -> LabeledImages:
+    """Return a split whose labels count the training split's classes.
+
+    Raises:
+        InputError: a class that the training split lacks, or labels beyond its classes where they have no names.
+    """
+    images = load_split(config, split, limit)
+    if train.class_names is not None:
+        return images.in_class_order(train.class_names)
+    largest = int(images.labels.max())
+    if largest >= train.num_classes:
+        raise InputError(
+            f"split {split!r} of {config.dataset!r} has label {largest}, the training split's classes are 0 to "
+            f"{train.num_classes - 1}; give splits of the same classes"
+        )
+    return images
+
+
+def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
+    """Return the images to fit and those to choose by: a split of their own, or a stratified part of `train`."""
+    if config.validation_split is not None:
+        return train, load_other_split(config, config.validation_split, train)
+    if config.validation_fraction == 0:
+        return train, None
+    labels = train.labels
+    held_out = stratified_indices(labels, config.validation_fraction, config.seed, "validation").numpy()
+    fitting = np.setdiff1d(np.arange(len(labels)), held_out)
+    if not len(held_out) or not len(fitting):
+        raise InputError(
+            f"validation_fraction {config.validation_fraction:g} leaves {len(fitting)} of {len(labels)} images to "
+            f"train on and {len(held_out)} to choose by; give another, or 0 for none"
+        )
+    return train.subset(fitting), train.subset(held_out)

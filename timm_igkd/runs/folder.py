@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def maps(self) -> Path:
-        """The store of the training split's maps."""
+        """The store of the training split's maps, or a link to the one that was given."""
         return self.path / "maps"
 
     @property
@@ -65,4 +65,6 @@ class RunFolder:
         for name in {"teacher", "student"}.intersection(pending):
             for path in (self.model(name), *self.path.glob(f".{name}-*")):
                 shutil.rmtree(path, ignore_errors=True)
+        if "maps" in pending and self.maps.is_symlink():
+            self.maps.unlink()  # to somebody's store: nothing is ever built into it
         remove_abandoned(self.path)

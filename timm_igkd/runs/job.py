@@ -1,7 +1,7 @@
 """The whole job: teacher -> maps -> student -> evaluate -> report, each stage skipped where it is complete."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,19 +20,18 @@ from timm_igkd.evaluation.onnx_latency import onnx_metrics
 from timm_igkd.files import read_json, write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
-from timm_igkd.models.loading import class_indices, load_model, needs_plugin, save_model, use_image_size
+from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.overlay.preview import overlay_samples
-from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import write_predictions
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.runs.batches import choose_batches, create_batches
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder
-from timm_igkd.runs.inputs import RunInputs
-from timm_igkd.runs.models import create_student, create_task, create_teacher
+from timm_igkd.runs.inputs import RunInputs, check_given_maps
+from timm_igkd.runs.models import RunModels, Trained, find_start
 from timm_igkd.runs.parsing import save_config
-from timm_igkd.runs.settings import RunConfig
+from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import Stage, Stages
 from timm_igkd.training.batch import steps_per_epoch
 from timm_igkd.training.trainer import Trainer
@@ -79,12 +78,26 @@ class Run:
             raise InputError(
                 f"trackers {' '.join(config.trackers)} are not all installed; pip install them, or leave them out"
             )
-        self.data = RunData(config)
-        self.config = config
+        self.config, self.notes = self._find_starts(config)  # before all images are opened
+        self.data = RunData(self.config)
+        self.models = RunModels(self.config, self.data, self.folder)
         if config.batches == "auto":
-            self.config = replace(config, batches=self._choose_batches())
+            self.config = replace(self.config, batches=self._choose_batches())
+            self.models.config = self.config
         inputs = RunInputs(self.config, self.data, self.folder)
         self.stages = Stages(self.folder.path, self.config, self.accelerator, self._stages(), inputs.of)
+
+    def _is_done(self, name: Trained) -> bool:
+        return Stages.finished(self.folder.path, name) is not None
+
+    def _find_starts(self, config: RunConfig) -> tuple[RunConfig, list[str]]:
+        """Have the weights at hand that the models start from, and return the settings with what was found."""
+        notes = []
+        names: tuple[Trained, ...] = ("teacher", "student")
+        for name in names:
+            config, note = find_start(config, name, fetch=not self._is_done(name))
+            notes += [note] if note and not self._is_done(name) else []
+        return config, notes
 
     def _choose_batches(self) -> Literal["workers", "device"]:
         """Return what `auto` is: what a finished student was trained by, else what choose_batches finds."""
@@ -94,11 +107,17 @@ class Run:
         trains_teacher = self.config.teacher_epochs > 0
 
         def trained() -> Iterator[nn.Module]:
-            teacher = self._create_teacher(pretrained=False)
+            teacher = self._teacher_architecture()
             yield from [teacher] * trains_teacher
-            yield self._create_student(lambda: teacher)
+            yield self.models.student(lambda: teacher, weights=False)
 
         return choose_batches(self.config, self.data, trained(), self.accelerator)
+
+    def _teacher_architecture(self) -> nn.Module:
+        """Return the teacher with random weights; of a finished stage without asking for what it came from."""
+        if self._is_done("teacher"):
+            return self.models.saved("teacher", pretrained=False)
+        return self.models.teacher(weights=False)
 
     def _stages(self) -> list[Stage]:
         maps = [Stage("maps", self.maps)] if self.config.needs_maps else []
@@ -114,7 +133,9 @@ class Run:
         """Check everything, then run all stages in order."""
         pending = {stage.name for stage in self.stages.pending()}
         if "student" in pending:
-            self._check_models()
+            self._check_models(pending)
+        for note in self.notes:
+            self.accelerator.print(note)
         self.accelerator.wait_for_everyone()
         if pending and self.accelerator.is_main_process:
             self.folder.remove_unfinished(pending)
@@ -129,31 +150,37 @@ class Run:
         if self.accelerator.is_main_process:
             self._print_usage()
 
-    def _check_models(self) -> None:
-        """Build everything with random weights, so that what does not fit ends the run before anything is written."""
-        teacher = self._create_teacher(pretrained=False)
-        student = self._create_student(lambda: teacher)
-        self._create_task(student, teacher)
+    def _check_models(self, pending: set[StageName]) -> None:
+        """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""
+        teacher = self._teacher_architecture() if "teacher" not in pending else self.models.teacher()
+        student = self.models.student(lambda: teacher)
+        self.models.task(student, teacher)
         self.config.augmentation().transform(resolve_model_data_config(student))
         steps_per_epoch(len(self.data.fitting), self.config.batch_size, self.accelerator.num_processes)
+        if self.config.maps is not None and "maps" in pending:
+            check_given_maps(self.config, teacher if "teacher" in pending else self.models.saved("teacher"), self.data)
 
     # ---- stages ----
 
     def teacher(self) -> None:
-        """Take the given teacher, or train one from random weights."""
-        config = self.config
-        model = self._create_teacher(pretrained=config.teacher_epochs == 0)
-        if config.teacher_epochs > 0:
-            task = IGDistillationTask(model, task_loss_weight=1.0, distill_loss_weight=0, criterion=self._criterion())
-            model = self._fit(task, None, config.teacher_epochs, "teacher")
+        """Take the given teacher, or train one: from pretrained weights, or from random ones."""
+        model = self.models.teacher()
+        if self.config.teacher_epochs > 0:
+            task = IGDistillationTask(
+                model, task_loss_weight=1.0, distill_loss_weight=0, criterion=self.models.criterion()
+            )
+            model = self._fit(task, None, "teacher")
         if self.accelerator.is_main_process:
-            names = self.data.train.class_names if self._indices(model) is None else None
+            names = self.data.train.class_names if self.models.teacher_indices(model) is None else None
             save_model(model, self.folder.model("teacher"), label_names=names)
 
     def maps(self) -> None:
-        """Compute the teacher's maps of the training split."""
+        """Compute the teacher's maps of the training split, or hold a store that was given against it."""
+        if self.config.maps is not None:
+            self._link_maps()
+            return
         compute_maps(
-            self._saved("teacher"),
+            self.models.saved("teacher"),
             self.data.train,
             self.folder.maps,
             options=self.config.ig_options(),
@@ -163,13 +190,26 @@ class Run:
             teacher_name=self.config.teacher,
         )
 
+    def _link_maps(self) -> None:
+        """Check every row of the store that was given, then link to it: it is neither built again nor copied."""
+        if not self.accelerator.is_main_process:
+            return
+        assert self.config.maps is not None
+        store = MapStore(self.config.maps)
+        store.verify(self.data.train)
+        if self.folder.maps.is_dir() and not self.folder.maps.is_symlink():
+            raise InputError(
+                f"{str(self.folder.maps)!r} holds maps of an earlier run; choose another --name, or delete it"
+            )
+        self.folder.maps.symlink_to(store.path.resolve(), target_is_directory=True)
+
     def student(self) -> None:
         """Distil the student."""
         keeps_weights = self.config.student_init == "teacher"
-        model = self._create_student(lambda: self._saved("teacher", pretrained=keeps_weights))
-        task = self._create_task(model, self._saved("teacher"))
+        model = self.models.student(lambda: self.models.saved("teacher", pretrained=keeps_weights))
+        task = self.models.task(model, self.models.saved("teacher"))
         store = MapStore(self.folder.maps) if self.config.needs_maps else None
-        model = self._fit(task, store, self.config.epochs, "student")
+        model = self._fit(task, store, "student")
         if self.accelerator.is_main_process:
             save_model(model, self.folder.model("student"), label_names=self.data.train.class_names)
 
@@ -177,8 +217,8 @@ class Run:
         """Read the test split once: metrics.json and predictions.npz."""
         if not self.accelerator.is_main_process:
             return
-        test, student, teacher = self.data.test, self._saved("student"), self._saved("teacher")
-        indices = self._indices(teacher)
+        test, student, teacher = self.data.test, self.models.saved("student"), self.models.saved("teacher")
+        indices = self.models.teacher_indices(teacher)
         result = evaluate(
             student,
             test,
@@ -204,7 +244,7 @@ class Run:
 
     # ---- parts of the stages ----
 
-    def _fit(self, task: IGDistillationTask, store: MapStore | None, epochs: int, name: str) -> nn.Module:
+    def _fit(self, task: IGDistillationTask, store: MapStore | None, name: Trained) -> nn.Module:
         config, model = self.config, task.get_eval_model()
         if config.batches == "device":
             task.to(memory_format=torch.channels_last)  # as the batches are
@@ -212,7 +252,7 @@ class Run:
         trainer = Trainer(
             task,
             create_batches(config, self.data, task, store, self.accelerator),
-            config.training(epochs),
+            config.training(name),
             self.accelerator,
             label=name,
             checkpoint=self.folder.checkpoint(name),
@@ -224,51 +264,6 @@ class Run:
         trainer.fit()
         return trainer.final_model()
 
-    def _create_teacher(self, pretrained: bool) -> nn.Module:
-        """Return the teacher, checked against the dataset's classes, or one of random weights."""
-        is_given = self.config.teacher_epochs == 0
-        with seeded(derive_seed(self.config.seed, "init teacher")):
-            num_classes = None if is_given else self.data.num_classes
-            model = create_teacher(self.config, pretrained=pretrained, num_classes=num_classes)
-        if not is_given:
-            use_image_size(model, *self.data.image_size)
-        self._indices(model)
-        return model
-
-    def _create_student(self, create_whole: Callable[[], nn.Module]) -> nn.Module:
-        """Return the student before training; `create_whole` makes the teacher that is truncated."""
-        config = self.config
-        return create_student(
-            config.student,
-            config.student_args,
-            config.student_drop,
-            create_whole,
-            num_classes=self.data.num_classes,
-            image_size=self.data.image_size,
-            seed=config.seed,
-        )
-
-    def _create_task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
-        weight = self.config.task_loss_weight
-        live = self.config.needs_live_teacher
-        return create_task(
-            self.config,
-            student,
-            teacher,
-            self._criterion(),
-            task_loss_weight=weight,
-            teacher_class_indices=self._indices(teacher) if live else None,
-        )
-
-    def _criterion(self) -> nn.Module | None:
-        return None if self.config.mixes else nn.CrossEntropyLoss(label_smoothing=self.config.smoothing)
-
-    def _indices(self, teacher: nn.Module) -> list[int] | None:
-        return class_indices(teacher, self.data.train.class_names, self.data.num_classes)
-
-    def _saved(self, name: str, pretrained: bool = True) -> nn.Module:
-        return load_model(f"local-dir:{self.folder.model(name)}", role=name, pretrained=pretrained)
-
     def _add_wall_times(self) -> None:
         metrics = read_json(self.folder.metrics)
         write_metrics(self.folder.metrics, metrics | {"wall_time_s": self.stages.wall_times()})
@@ -278,6 +273,6 @@ class Run:
         student = self.folder.model("student")
         self.accelerator.print(f"report: {self.folder.page}")
         self.accelerator.print("use the student:\n    import timm")
-        if needs_plugin(self._saved("student")):
+        if needs_plugin(self.models.saved("student")):
             self.accelerator.print("    import timm_igkd")
         self.accelerator.print(f'    model = timm.create_model("local-dir:{student}", pretrained=True)')

@@ -1,81 +1,89 @@
 """The models of a run and the task that joins them, for recipes and studies alike."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.models.loading import load_model, use_image_size
+from timm_igkd.errors import MissingFileError, RunError
+from timm_igkd.models.checkpoint import has_weights
+from timm_igkd.models.loading import find_model, load_model, use_image_size
+from timm_igkd.models.output_names import class_indices, renew_head
 from timm_igkd.models.truncation import truncate
 from timm_igkd.random_streams import derive_seed, seeded
+from timm_igkd.runs.data import RunData
+from timm_igkd.runs.folder import RunFolder
+from timm_igkd.runs.settings import RunConfig
+
+Trained = Literal["teacher", "student"]
 
 
-class TeacherSettings(Protocol):
-    """Which teacher; settings that have these names."""
+@dataclass(frozen=True)
+class Start:
+    """Pretrained weights that a student starts from.
 
-    @property
-    def teacher(self) -> str | None:
-        """A timm name, hf-hub:… or local-dir:…."""
+    Attributes:
+        class_names: of the dataset, or None; a head for other classes is replaced.
+        checkpoint: file of the weights, or None: the name's own.
+        weights: False: the architecture alone, with random weights.
+    """
 
-    @property
-    def teacher_args(self) -> dict[str, Any]:
-        """Its arguments."""
-
-    @property
-    def teacher_checkpoint(self) -> str | None:
-        """Its weights, where they are not its own."""
-
-    @property
-    def teacher_mean(self) -> tuple[float, float, float] | None:
-        """Normalisation, where its own is not right."""
-
-    @property
-    def teacher_std(self) -> tuple[float, float, float] | None:
-        """Normalisation, where its own is not right."""
+    class_names: Sequence[str] | None = None
+    checkpoint: str | None = None
+    weights: bool = True
 
 
-class TaskSettings(Protocol):
-    """Which losses; settings that have these names."""
+def find_start(config: RunConfig, name: Trained, *, fetch: bool) -> tuple[RunConfig, str | None]:
+    """Have the weights at hand that a model of a run starts from, before anything is done.
 
-    @property
-    def loss_type(self) -> str:
-        """Of distillation."""
+    Args:
+        config: of the run.
+        name: of the model.
+        fetch: look for the weights, on the Hub too; False where its stage is complete and needs them no more.
 
-    @property
-    def distill_loss_weight(self) -> float:
-        """Its weight."""
+    Returns:
+        The settings, with a random start where timm has no weights of that name, and a line that says so, or None.
 
-    @property
-    def temperature(self) -> float:
-        """Of distillation."""
+    Raises:
+        InputError, MissingFileError: no such model or file. RunError: no network, answered within seconds.
+    """
+    spec, checkpoint = getattr(config, name), getattr(config, f"{name}_checkpoint")
+    note = None
+    is_given = name == "teacher" and config.teacher_epochs == 0
+    if spec is None:
+        return config, None
+    if getattr(config, f"{name}_init") == "pretrained" and not (is_given or checkpoint or has_weights(spec)):
+        note = f"{name}: timm has no pretrained weights of the name {spec!r}, so it starts from random ones"
+        found: dict[str, Any] = {f"{name}_init": "random"}
+        config = replace(config, **found)
+    if not fetch:
+        return config, note
+    pretrained = getattr(config, f"{name}_init") == "pretrained"
+    if checkpoint and not Path(checkpoint).is_file():
+        raise MissingFileError(f"no checkpoint file {checkpoint!r} (--{name}-checkpoint)")
+    try:
+        find_model(spec, name, weights=pretrained and checkpoint is None)
+    except RunError as error:
+        random = "" if is_given or ":" in spec else f"--{name}-init random, "
+        remedy = f"{random}--{name} local-dir:FOLDER or --{name}-checkpoint FILE"
+        raise RunError(f"{error}; or start without the Hub: {remedy}") from error
+    return config, note
 
-    @property
-    def attention_loss_weight(self) -> float:
-        """Weight of attention transfer."""
 
-    @property
-    def overlay_prob(self) -> float:
-        """Share of overlaid images."""
-
-    @property
-    def teacher_view(self) -> str:
-        """What a live teacher sees of an overlaid image."""
-
-    @property
-    def needs_live_teacher(self) -> bool:
-        """Whether the teacher runs in the training loop."""
-
-
-def create_teacher(settings: TeacherSettings, *, pretrained: bool, num_classes: int | None = None) -> nn.Module:
+def create_teacher(
+    settings: Any, *, pretrained: bool, num_classes: int | None = None, img_size: int | None = None
+) -> nn.Module:
     """Return the teacher, or with `pretrained=False` its architecture with random weights.
 
     Args:
-        settings: name it; `teacher` is not None.
+        settings: a RunConfig or a study's; their teacher, teacher_args, teacher_checkpoint, teacher_mean, teacher_std.
         pretrained: read its weights.
         num_classes: another number of outputs than its own.
+        img_size: side of its input, its own if None.
     """
-    assert settings.teacher is not None
     return load_model(
         settings.teacher,
         model_args=settings.teacher_args,
@@ -83,6 +91,7 @@ def create_teacher(settings: TeacherSettings, *, pretrained: bool, num_classes: 
         mean=settings.teacher_mean,
         std=settings.teacher_std,
         num_classes=num_classes,
+        img_size=img_size,
         role="teacher",
         pretrained=pretrained,
     )
@@ -97,28 +106,39 @@ def create_student(
     num_classes: int,
     image_size: tuple[int, int],
     seed: int,
+    img_size: int | None = None,
+    start: Start | None = None,
 ) -> nn.Module:
-    """Return a student of random weights that only (architecture, seed) decide.
+    """Return a student; what is random in it, only (architecture, seed) decide.
 
     Args:
-        name: a timm name, or None: the teacher truncated.
+        name: a timm name, hf-hub:… or local-dir:…, or None: the teacher truncated.
         model_args: of the named model.
         drop: entries cut from the teacher's end.
         create_whole: makes the model that is truncated, of random weights or those that the student starts from.
         num_classes: of the dataset.
         image_size: (H, W) of its images.
         seed: of the run.
+        img_size: side of the named model's input, its own if None.
+        start: pretrained weights of the named model; None: random ones.
     """
     with seeded(derive_seed(seed, "init student")):
         if name is None:
             return truncate(create_whole(), drop, num_classes=num_classes)
-        student = load_model(name, pretrained=False, model_args=model_args, num_classes=num_classes)
-    use_image_size(student, *image_size)
+        options: dict[str, Any] = {"model_args": model_args, "img_size": img_size, "role": "student"}
+        if start is None:
+            student = load_model(name, pretrained=False, num_classes=num_classes, **options)
+        else:
+            checkpoint = start.checkpoint if start.weights else None
+            student = load_model(name, pretrained=start.weights, checkpoint=checkpoint, **options)
+            renew_head(student, start.class_names, num_classes)
+    if start is None and img_size is None:
+        use_image_size(student, *image_size)
     return student
 
 
 def create_task(
-    settings: TaskSettings,
+    settings: Any,
     student: nn.Module,
     teacher: nn.Module | None,
     criterion: nn.Module | None,
@@ -130,7 +150,7 @@ def create_task(
     """Return the task of a run; the teacher is in the loop only where the settings ask for it.
 
     Args:
-        settings: of the losses.
+        settings: a RunConfig or a cell of a study; their losses and views.
         student: to train.
         teacher: on its device, or None.
         criterion: of the labels; None: timm's for Mixup's soft targets, cross-entropy for others.
@@ -152,3 +172,80 @@ def create_task(
         teacher_view=settings.teacher_view if is_live and settings.overlay_prob > 0 else "same",
         verbose=verbose,
     )
+
+
+class RunModels:
+    """Teacher and student of a run: where each starts from, and what is saved of them.
+
+    Args:
+        config: the run's settings.
+        data: its images.
+        folder: its files.
+    """
+
+    def __init__(self, config: RunConfig, data: RunData, folder: RunFolder):
+        self.config, self.data, self.folder = config, data, folder
+
+    def teacher(self, weights: bool = True) -> nn.Module:
+        """Return the teacher before training, checked against the dataset's classes where it is not trained.
+
+        Args:
+            weights: read those that it starts from; False for its architecture alone.
+        """
+        config = self.config
+        is_trained, pretrained = config.teacher_epochs > 0, config.teacher_init == "pretrained"
+        with seeded(derive_seed(config.seed, "init teacher")):
+            num_classes = None if pretrained else self.data.num_classes
+            model = create_teacher(
+                config, pretrained=pretrained and weights, num_classes=num_classes, img_size=config.img_size
+            )
+            if is_trained and pretrained:
+                renew_head(model, self.data.train.class_names, self.data.num_classes)
+        if not pretrained and config.img_size is None:
+            use_image_size(model, *self.data.image_size)
+        self.teacher_indices(model)
+        return model
+
+    def student(self, create_whole: Callable[[], nn.Module], weights: bool = True) -> nn.Module:
+        """Return the student before training.
+
+        Args:
+            create_whole: makes the teacher that is truncated where no student is named.
+            weights: read those that it starts from; False for its architecture alone.
+        """
+        config = self.config
+        is_pretrained = config.student_init == "pretrained"
+        return create_student(
+            config.student,
+            config.student_args,
+            config.student_drop,
+            create_whole,
+            num_classes=self.data.num_classes,
+            image_size=self.data.image_size,
+            seed=config.seed,
+            img_size=config.img_size,
+            start=Start(self.data.train.class_names, config.student_checkpoint, weights) if is_pretrained else None,
+        )
+
+    def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
+        """Return the task that distils the student."""
+        return create_task(
+            self.config,
+            student,
+            teacher,
+            self.criterion(),
+            task_loss_weight=self.config.task_loss_weight,
+            teacher_class_indices=self.teacher_indices(teacher) if self.config.needs_live_teacher else None,
+        )
+
+    def criterion(self) -> nn.Module | None:
+        """Return the loss of the labels; None: timm's for Mixup's soft targets."""
+        return None if self.config.mixes else nn.CrossEntropyLoss(label_smoothing=self.config.smoothing)
+
+    def teacher_indices(self, teacher: nn.Module) -> list[int] | None:
+        """Return the teacher's outputs for the dataset's classes, None where they are the same."""
+        return class_indices(teacher, self.data.train.class_names, self.data.num_classes)
+
+    def saved(self, name: str, pretrained: bool = True) -> nn.Module:
+        """Return a model as its stage left it."""
+        return load_model(f"local-dir:{self.folder.model(name)}", role=name, pretrained=pretrained)

@@ -21,6 +21,7 @@ class TrainingSettings:
         opt: a timm optimiser.
         lr: its largest learning rate.
         weight_decay: of the optimiser.
+        layer_decay: timm's: the rate of a layer is this share of the next one's; None: one rate for all.
         momentum: of the optimiser, where it has one.
         sched: a timm scheduler, "triangular" (schedule.py), or "none": a constant rate.
         warmup_epochs: of a linear warm-up.
@@ -29,6 +30,7 @@ class TrainingSettings:
         clip_grad: largest gradient norm, or None.
         model_ema: validate and keep an exponential moving average of the weights.
         model_ema_decay: its decay.
+        freeze_bn: batch norms normalise by the statistics that they have, and keep them.
         compile_mode: of torch.compile for student and teacher, or "none".
     """
 
@@ -37,6 +39,7 @@ class TrainingSettings:
     opt: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    layer_decay: float | None = None
     momentum: float = 0.9
     sched: str = "cosine"
     warmup_epochs: int = 0
@@ -45,6 +48,7 @@ class TrainingSettings:
     clip_grad: float | None = None
     model_ema: bool = False
     model_ema_decay: float = 0.999
+    freeze_bn: bool = False
     compile_mode: str = "none"
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class TrainingSettings:
         for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "min_lr"):
             check_range(name, getattr(self, name), 0, sys.float_info.max)
         check_range("model_ema_decay", self.model_ema_decay, 0, 1)
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be in (0, 1], got {self.layer_decay:g}")
         if self.clip_grad is not None and not 0 < self.clip_grad <= sys.float_info.max:
             raise InputError(f"clip_grad must be above 0 and finite, got {self.clip_grad:g}")
         check_choice("sched", self.sched, SCHEDULES)

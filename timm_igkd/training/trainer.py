@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from timm.utils import distribute_bn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import RunError
@@ -83,6 +84,7 @@ class Trainer:
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
+            layer_decay=settings.layer_decay,
         )
         self.scheduler = self._create_scheduler(optimizer)
         self._compiled = settings.compile_mode != "none"
@@ -155,6 +157,10 @@ class Trainer:
         started = time.perf_counter()
         self._seed(epoch)
         self.task.train()
+        if self.settings.freeze_bn:
+            for module in self.task.trainable_module.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         totals: dict[str, Tensor] = {}
         for step, batch in enumerate(self.batches.epoch(epoch)):
             for name, value in self._train_step(batch, epoch, step).items():
@@ -170,7 +176,8 @@ class Trainer:
         self._seconds, self._trained_epochs = self._seconds + seconds, self._trained_epochs + 1
         means = {name: value / self.steps for name, value in zip(names, sums, strict=True)}
         self._check_finite(means["loss"], epoch)
-        return EpochRecord(epoch, self.optimizer.param_groups[0]["lr"], **means, seconds=round(seconds, 3))
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        return EpochRecord(epoch, lr, **means, seconds=round(seconds, 3))
 
     def _seed(self, epoch: int) -> None:
         """Seed what the model draws, on every device; processes draw apart."""

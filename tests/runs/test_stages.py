@@ -5,7 +5,7 @@ import json
 import pytest
 
 from timm_igkd.errors import InputError
-from timm_igkd.runs.markers import StageMarker, read_marker, write_marker
+from timm_igkd.runs.stages import StageMarker, read_marker, write_marker
 
 MARKER = StageMarker({"seed": 0, "lr": 0.1}, {"teacher": "ab"}, {"num_processes": 1, "mixed_precision": "no"}, 2, 1.5)
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from timm_igkd.runs.data import cut_validation, load_split
 from timm_igkd.runs.settings import RunConfig
-from timm_igkd.runs.splits import cut_validation, load_split
 
 
 @pytest.fixture
 def config(tiny_images) -> RunConfig:
     """A run on 40 images of class 0 to 3."""
     images = tiny_images(n=40, classes=4)
-    return RunConfig(dataset=str(images), validation_split=None, validation_fraction=0.3)
+    return RunConfig(protocol="demo", dataset=str(images), validation_split=None, validation_fraction=0.3)
 
 
 def test_validation_cut_keeps_the_share_of_every_class(config):

@@ -1,0 +1,101 @@
+"""Files of models on the Hub: from the cache without a question, else after one that is answered in seconds."""
+
+import time
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import constants
+from tiny_parts import tiny_teacher
+
+from timm_igkd import load_model, save_model
+from timm_igkd.errors import RunError
+from timm_igkd.hub import weights
+from timm_igkd.hub.weights import fetch_file
+from timm_igkd.models.checkpoint import start_files
+
+NAME, REPO = "test_resnet.r160_in1k", "timm/test_resnet.r160_in1k"
+
+
+@pytest.fixture
+def published(hub):
+    """Publish test_resnet of other weights under timm's name; return them."""
+    torch.manual_seed(7)
+    tensors = timm.create_model("test_resnet").state_dict()
+    hub.add(REPO).commit({"model.safetensors": safetensors.torch.save(tensors)})
+    return tensors
+
+
+def test_a_timm_name_gets_its_weights_from_the_hub_and_then_from_the_cache(hub, published):
+    model = load_model(NAME)
+    assert torch.equal(model.state_dict()["fc.weight"], published["fc.weight"])
+    asked = len(hub.requests)
+    again = load_model("test_resnet")  # without the tag: timm's default
+    assert torch.equal(again.state_dict()["fc.weight"], published["fc.weight"])
+    assert len(hub.requests) == asked
+
+
+def test_another_number_of_classes_gives_a_new_head_on_the_weights_of_the_hub(published):
+    model = load_model(NAME, num_classes=3)
+    assert model.num_classes == 3
+    assert torch.equal(model.state_dict()["conv1.0.weight"], published["conv1.0.weight"])
+
+
+def test_a_model_of_a_repository_comes_from_one_commit_and_from_the_cache(hub, tmp_path):
+    save_model(tiny_teacher(), tmp_path / "model", label_names=["cat", "dog"])
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    hub.add("user/model").commit(files)
+    model = load_model("hf-hub:user/model")
+    asked = len(hub.requests)
+    again = load_model("hf-hub:user/model")
+    assert len(hub.requests) == asked
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(model(image), again(image))
+    assert [path.read_bytes() for path in start_files("hf-hub:user/model")] == [files["model.safetensors"]]
+
+
+def test_weights_that_are_only_a_pickle_are_found_and_read_without_its_code(hub, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "run"), "w"))
+
+    torch.save({"weights": Code()}, tmp_path / "pickle.bin")
+    hub.add(REPO).commit({"pytorch_model.bin": (tmp_path / "pickle.bin").read_bytes()})
+    with pytest.raises(Exception, match="never run"):
+        load_model(NAME)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_repository_without_weights_is_one_line(hub):
+    hub.add(REPO)
+    with pytest.raises(RunError, match=r"has no timm config\.json and weights"):
+        load_model(NAME)
+
+
+def test_a_closed_port_is_answered_within_seconds_and_quietly(hub, monkeypatch, capfd):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    closed = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", closed)
+    begun = time.monotonic()
+    with pytest.raises(RunError, match="check the network"):
+        load_model(NAME)
+    assert time.monotonic() - begun < 20  # timm's own attempt: 46 s
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr(weights, "ANSWER_S", 0.05)
+    monkeypatch.setattr(weights, "get_hf_file_metadata", lambda *args, **kwargs: time.sleep(5))
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        fetch_file(REPO, ["model.safetensors"])
+    assert time.monotonic() - begun < 4
+
+
+def test_offline_mode_is_one_line_and_the_cache_still_serves(hub, published, monkeypatch):
+    load_model(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_model(NAME).num_classes == 1000
+    with pytest.raises(RunError, match="offline mode"):
+        load_model("test_vit.r160_in1k")

@@ -1,0 +1,109 @@
+"""Ranges and combinations of a run's settings, checked before anything expensive starts."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from timm_igkd.errors import InputError, check_range
+
+if TYPE_CHECKING:
+    from timm_igkd.runs.settings import RunConfig
+
+
+def check_settings(config: "RunConfig") -> None:
+    """Raise InputError for the first setting that is out of its range, or does not go with another."""
+    _check_ranges(config)
+    config.overlay()
+    config.ig_options()
+    for trained in ("teacher", "student"):
+        config.training(trained)
+    config.augmentation()
+    if "/" in config.name or config.name in ("", ".", ".."):
+        raise InputError(f"name is a folder under output_dir, not a path, got {config.name!r}")
+    _check_teacher(config)
+    _check_student(config)
+    _check_maps(config)
+    _check_losses(config)
+    if config.batches == "device" and config.only_by_workers is not None:
+        raise InputError(f"batches device cannot do {config.only_by_workers}; leave it out, or use batches workers")
+
+
+def _check_ranges(config: "RunConfig") -> None:
+    check_range("batch_size", config.batch_size, 1)
+    for name in ("train_limit", "test_limit", "map_size", "img_size", "max_steps_per_epoch"):
+        if getattr(config, name) is not None:
+            check_range(name, getattr(config, name), 1)
+    check_range("seed", config.seed, 0, 2**63 - 1)
+    for name in (
+        "corruptions teacher_epochs workers distill_loss_weight attention_loss_weight color_jitter mixup cutmix"
+    ).split():
+        check_range(name, getattr(config, name), 0, sys.float_info.max)
+    for name in ("smoothing", "validation_fraction"):
+        check_range(name, getattr(config, name), 0, 1)
+    if not 0 < config.temperature <= sys.float_info.max:
+        raise InputError(f"temperature must be above 0 and finite, got {config.temperature:g}")
+
+
+def _check_teacher(config: "RunConfig") -> None:
+    if not config.teacher:
+        raise InputError(
+            f"protocol {config.protocol} needs a teacher, got none; give --teacher NAME, a timm name, hf-hub:… or "
+            "local-dir:…, and --teacher-epochs N to fine-tune it on these images"
+        )
+    is_trained = config.teacher_epochs > 0
+    if config.teacher_init == "random":
+        if not is_trained:
+            raise InputError(
+                "teacher_init random with teacher_epochs 0 is a teacher that has learned nothing; set teacher_epochs "
+                "above 0, or teacher_init to pretrained"
+            )
+        if config.teacher_checkpoint is not None:
+            raise InputError("teacher_checkpoint holds weights that teacher_init random does not use; drop one of them")
+    if config.freeze_teacher_bn and (config.teacher_init == "random" or not is_trained):
+        raise InputError(
+            "freeze_teacher_bn keeps the statistics of pretrained weights in fine-tuning; set teacher_epochs above 0 "
+            "and teacher_init to pretrained, or drop it"
+        )
+
+
+def _check_student(config: "RunConfig") -> None:
+    if config.student is None:
+        if config.student_drop < 1:
+            raise InputError(f"student_drop must be at least 1 where student is none, got {config.student_drop}")
+        for name in ("student_args", "student_checkpoint"):
+            if getattr(config, name):
+                raise InputError(f"{name} is for a student given by name; student is none: drop it")
+    elif config.student_init == "teacher":
+        raise InputError(
+            "student_init teacher is for a truncated teacher; set student to none, or student_init to pretrained or "
+            "random"
+        )
+    elif config.student_checkpoint is not None and config.student_init == "random":
+        raise InputError("student_checkpoint holds weights that student_init random does not use; drop one of them")
+
+
+def _check_maps(config: "RunConfig") -> None:
+    if config.engine == "captum" and config.n_steps == "auto":
+        raise InputError("n_steps auto needs engine fast; captum takes a whole number")
+    if config.maps is None:
+        return
+    if not config.needs_maps:
+        raise InputError(
+            "maps are not read where overlay_prob is 0 and stored_logits false; set --overlay-prob 0.1, or drop --maps"
+        )
+    if config.teacher_epochs > 0:
+        raise InputError(
+            "maps of a teacher that this run trains cannot be there yet; set teacher_epochs to 0 and give the teacher "
+            "that they were made with, or drop --maps"
+        )
+
+
+def _check_losses(config: "RunConfig") -> None:
+    if config.mixes and config.batch_size % 2:
+        raise InputError(f"Mixup and CutMix need an even batch_size, got {config.batch_size}")
+    if config.stored_logits and (config.mixes or config.attention_loss_weight > 0):
+        raise InputError(
+            "stored_logits belong to the clean, uncropped image: with Mixup, CutMix or attention transfer use a "
+            "live teacher (stored_logits: false)"
+        )
+    if config.stored_logits and config.distill_loss_weight == 0:
+        raise InputError("stored_logits without distillation do nothing; set distill_loss_weight above 0, or drop them")
