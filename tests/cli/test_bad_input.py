@@ -98,7 +98,7 @@ def good(folder: Path) -> Path:
 
 
 ONE_SPLIT = ["--validation-split", "none", "--validation-fraction", 0, "--test-split", "train"]
-TINY_RUN = ["--name", "run", *ONE_SPLIT, "--batch-size", 2, "--teacher-epochs", 1]
+TINY_RUN = ["--protocol", "demo", "--name", "run", *ONE_SPLIT, "--batch-size", 2, "--teacher-epochs", 1]
 
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "missing folder": (lambda folder: folder, [], "does not exist"),
@@ -306,7 +306,7 @@ def test_unknown_names_offer_the_nearest(command: Runner, recipe: Runner, tmp_pa
         "--smoothing 1.5",
         "--validation-split none --validation-fraction 1",
         "--name a/b",
-        "--dataset torch/cifar10",
+        "--protocol demo --dataset torch/cifar10",
     ],
 )
 def test_numbers_out_of_range_end_the_recipe_before_it_writes(options: str, recipe: Runner, tmp_path: Path) -> None:

@@ -29,10 +29,13 @@ def flag_name(role: str, option: str) -> str:
 
 
 def has_weights(spec: str) -> bool:
-    """Return whether a name comes with weights: every folder and repository, and what timm has trained."""
-    if ":" in spec:
+    """Return whether a name promises weights: folders and repositories do, timm's may not, one unknown is no answer."""
+    if ":" in spec or not timm.is_model(spec):
         return True
-    cfg = timm.get_pretrained_cfg(spec) if timm.is_model(spec) else None
+    try:
+        cfg = timm.get_pretrained_cfg(spec)
+    except RuntimeError:  # an unknown tag
+        return True
     return bool(cfg and cfg.has_weights)
 
 

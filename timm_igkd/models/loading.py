@@ -91,7 +91,7 @@ def load_model(
             model = timm.create_model(source, pretrained=pretrained, **arguments)
     _cfg(model).update({key: value for key, value in statistics.items() if value is not None})
     if img_size is not None:
-        _cfg(model).update(input_size=(_cfg(model)["input_size"][0], img_size, img_size), test_input_size=None)
+        _set_input_size(model.eval(), img_size, spec)
     return model.eval()
 
 
@@ -175,6 +175,20 @@ def _create_with(weights: dict[str, Tensor], source: str, arguments: dict[str, A
     model = timm.create_model(source, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     _cfg(model).pop("state_dict", None)
     return model
+
+
+def _set_input_size(model: nn.Module, img_size: int, spec: str) -> None:
+    """Note the size that a model was built for, and see that it can read it."""
+    shape = (_cfg(model)["input_size"][0], img_size, img_size)
+    _cfg(model).update(input_size=shape, test_input_size=None)
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *shape, dtype=next(model.parameters()).dtype))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"model {spec!r} cannot read images of {img_size} x {img_size} pixels ({first_line(error)}); choose "
+            "another --img-size"
+        ) from error
 
 
 def use_image_size(model: nn.Module, height: int, width: int) -> None:

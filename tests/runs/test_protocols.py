@@ -1,0 +1,98 @@
+"""Protocols: presets under the YAML file, which is under the flags; the resolved config says all."""
+
+import dataclasses
+
+import pytest
+
+from timm_igkd.errors import InputError
+from timm_igkd.runs.parsing import parse_config, save_config
+from timm_igkd.runs.protocols import PRESETS, PerProtocol
+from timm_igkd.runs.settings import RunConfig
+
+MINE = ["--dataset", "some/flowers", "--teacher", "resnet50"]
+
+
+def parse(*argv) -> RunConfig:
+    return parse_config(RunConfig, [str(word) for word in argv])
+
+
+def test_every_protocol_gives_every_setting_that_has_no_default_of_its_own():
+    open_settings = {item.name for item in dataclasses.fields(RunConfig) if isinstance(item.default, PerProtocol)}
+    for protocol, preset in PRESETS.items():
+        assert set(preset) == open_settings, protocol
+
+
+def test_without_arguments_it_is_the_digits_demo_from_random_weights():
+    config = parse()
+    assert config == RunConfig()
+    assert (config.protocol, config.name, config.dataset, config.teacher) == ("demo", "demo", "digits", "test_resnet")
+    assert (config.teacher_init, config.student_init) == ("random", "random")
+    assert (config.overlay_prob, config.distill_loss_weight, config.temperature) == (0.1, 0.01, 2.5)
+
+
+def test_a_dataset_of_ones_own_gets_the_modern_protocol_and_its_name():
+    config = parse(*MINE)
+    assert (config.protocol, config.name) == ("modern", "flowers")
+    assert (config.teacher_init, config.student_init) == ("pretrained", "teacher")  # the student is the teacher cut
+    assert parse(*MINE, "--student", "resnet18").student_init == "pretrained"
+    assert (config.overlay_prob, config.teacher_view, config.sched) == (0, "same", "cosine")
+
+
+def test_paper_protocol_is_the_papers_settings():
+    config = parse(*MINE, "--protocol", "paper")
+    assert (config.opt, config.lr, config.batch_size, config.epochs) == ("adam", 1e-3, 64, 100)
+    assert (config.sched, config.weight_decay, config.warmup_epochs) == ("none", 0, 0)
+    assert (config.distill_loss_weight, config.task_loss_weight, config.temperature) == (0.01, None, 2.5)
+    assert (config.n_steps, config.map_baseline, config.map_target, config.map_output) == (50, "mean", "label", "logit")
+    assert (config.overlay_prob, config.overlay_weight, config.overlay_max_power) == (0.1, 0.5, 2)
+    assert (config.train_crop, config.hflip, config.smoothing) == ("pad", 0.5, 0)
+    assert (config.stored_logits, config.student_init, config.student_drop) == (True, "random", 5)
+    assert (config.validation_split, config.validation_fraction) == (None, 0)  # the last epoch is reported
+
+
+def test_fast_protocol_is_that_of_the_studies():
+    from studies.cells import PROTOCOLS
+
+    config = parse(*MINE, "--protocol", "fast")
+    known = {item.name for item in dataclasses.fields(RunConfig)}
+    for name, value in PROTOCOLS["fast"].items():
+        if name in known:
+            assert getattr(config, name) == value, name
+    assert config.train_crop == "pad"
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_protocol(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("protocol: paper\nlr: 0.5\nepochs: 7\n")
+    config = parse(*MINE, "--config", path, "--epochs", 3)
+    assert (config.protocol, config.lr, config.epochs, config.opt) == ("paper", 0.5, 3, "adam")
+    assert parse(*MINE, "--config", path, "--protocol", "modern").opt == "adamw"
+
+
+@pytest.mark.parametrize("protocol", PRESETS)
+def test_resolved_settings_name_everything_and_read_back_equal(protocol, tmp_path):
+    config = parse(*MINE, "--protocol", protocol)
+    save_config(config, tmp_path / "config.yaml")
+    assert parse("--config", tmp_path / "config.yaml") == config
+    assert "PerProtocol" not in (tmp_path / "config.yaml").read_text()
+
+
+def test_help_names_each_protocols_value(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: demo test_resnet, modern to be given, paper to be given, fast to be given)" in text
+    assert "(default: demo 20, modern 30, paper 100, fast 12)" in text
+
+
+def test_teacher_taken_as_it_is_has_its_weights_whatever_the_protocol():
+    assert parse("--teacher-epochs", 0).teacher_init == "pretrained"
+    with pytest.raises(InputError, match="learned nothing"):
+        parse("--teacher-epochs", 0, "--teacher-init", "random")
+
+
+def test_unknown_protocol_offers_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'paper'"):
+        parse("--protocol", "papier")
+    with pytest.raises(InputError, match="did you mean 'paper'"):
+        RunConfig(protocol="papier")  # type: ignore[arg-type]
