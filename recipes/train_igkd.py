@@ -3,7 +3,7 @@
     accelerate launch recipes/train_igkd.py                                   # the digits demo, two CPU cores, minutes
     accelerate launch recipes/train_igkd.py --config recipes/configs/cifar10_cpu.yaml
     accelerate launch recipes/train_igkd.py --name mine --dataset user/images \\
-        --teacher resnet50 --teacher-epochs 0 --student resnet18 --train-crop rrc
+        --teacher resnet50.a1_in1k --teacher-epochs 5 --student resnet18.a1_in1k
 
 Everything is written under runs/<name>/. A stage whose output is complete is skipped; --resume goes on after a kill.
 """

@@ -10,7 +10,7 @@ from timm_igkd.runs.settings import RunConfig
 _DESCRIPTION = f"""{DISTILL_SUMMARY}
 
   timm-igkd distill                                             the digits demo, two CPU cores, minutes
-  timm-igkd distill --dataset FOLDER --teacher resnet50.a1_in1k --teacher-epochs 0 --student resnet18
+  timm-igkd distill --dataset FOLDER --teacher resnet50.a1_in1k --teacher-epochs 5 --student resnet18.a1_in1k
   accelerate launch -m timm_igkd distill ...                    several processes, mixed precision
 
 Everything is written under runs/NAME/. A stage whose output is complete is skipped; --resume goes on after a kill.
