@@ -1,6 +1,7 @@
 """Shared fixtures, and a Hugging Face home of its own for the session: no test reads or writes the user's."""
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow machines would print them into what a test compares."""
+    monkeypatch.setattr("timm_igkd.progress.SECONDS_BETWEEN_LINES", math.inf)
 
 
 @pytest.fixture(scope="session")

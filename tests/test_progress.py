@@ -19,6 +19,7 @@ def clock(monkeypatch):
         return now[0]
 
     monkeypatch.setattr(progress.time, "monotonic", look)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 30.0)
     return now
 
 
