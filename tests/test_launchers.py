@@ -1,0 +1,64 @@
+"""Two machines, each with a launcher of its own under one address: as one launcher with as many processes."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from command_lines import subprocess_environment, tiny_run, two_splits
+
+from timm_igkd.files import read_json
+
+LAUNCH = Path(__file__).resolve().parents[1] / "docs" / "launch"
+LIMIT_S = 300
+
+
+@pytest.mark.parametrize(("name", "machines", "processes"), [("one_machine", 1, 8), ("two_machines", 2, 16)])
+def test_accelerate_reads_the_files_of_the_docs(name, machines, processes):
+    found = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    assert (found.num_machines, found.num_processes, found.mixed_precision) == (machines, processes, "bf16")
+
+
+@pytest.mark.parametrize("name", ["maps", "distill"])
+def test_job_scripts_are_whole_shell_scripts(name):
+    subprocess.run(["bash", "-n", str(LAUNCH / f"{name}.sbatch")], check=True)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def launch(tmp_path: Path, options: list[object], *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "timm_igkd", "distill", *map(str, options)]
+    return subprocess.Popen(
+        command,
+        env=subprocess_environment(tmp_path / "home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        output, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, output[-2000:]
+
+
+@pytest.mark.slow
+def test_two_launchers_train_the_student_of_one_launcher_with_two_processes(tiny_images, tmp_path):
+    images = two_splits(tiny_images, size=32)
+    options = tiny_run(images, "--overlay-prob", 0.5)
+    together = launch(tmp_path, [*options, "--output-dir", tmp_path / "one"], "--standalone", "--nproc-per-node=2")
+    finish([together])
+    address = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    machines = [f"--node-rank={rank}" for rank in (0, 1)]
+    apart = [launch(tmp_path, [*options, "--output-dir", tmp_path / "two"], *address, rank) for rank in machines]
+    finish(apart)
+    files = [tmp_path / name / "run" / "student" / "model.safetensors" for name in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert read_json(tmp_path / "two" / "run" / "metrics.json")["n"] == 8
