@@ -29,11 +29,10 @@ import torch
 from torch import Tensor, nn
 
 import timm_igkd  # noqa: F401  registers its models
-from timm_igkd.attribution.activations import use_lean_relu6
 from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk
-from timm_igkd.attribution.folding import fold_batch_norm
 from timm_igkd.attribution.freed_memory import keep_freed_memory
+from timm_igkd.attribution.lighter_model import lighter_model
 from timm_igkd.environment import environment
 from timm_igkd.files import write_json
 
@@ -70,8 +69,7 @@ def create_net(name: str, size: int) -> nn.Module:
 
 def prepare(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """Return a net as the engine prepares it: batch norm folded, lean ReLU6, frozen, channels last."""
-    folded, _ = fold_batch_norm(model, torch.rand(1, *shape))
-    return use_lean_relu6(folded).requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    return lighter_model(model, torch.rand(1, *shape)).to(memory_format=torch.channels_last)
 
 
 def gradients_of(model: nn.Module, points: Tensor) -> Callable[[slice], Tensor]:

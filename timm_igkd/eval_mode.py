@@ -1,10 +1,54 @@
-"""Models in eval mode meanwhile."""
+"""Any torch model: without its wrappers, copied, in eval mode meanwhile."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from timm.utils import ModelEmaV2, ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel, ModelEmaV2, ModelEmaV3)
+
+
+def bare_model(model: Any) -> Any:
+    """Return the model inside DataParallel, DDP, torch.compile, an average of weights or timm's DistillationTeacher.
+
+    By their types: timm's `unwrap_model` takes any attribute `module` for a wrapped model.
+    """
+    from timm.task.distillation import DistillationTeacher  # here, as it takes a while
+
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif isinstance(model, DistillationTeacher):
+            model = model.model
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            # torch.compile's wrapper, whose type is slow to import
+            model = model._modules["_orig_mod"]
+        else:
+            return model
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a copy; of tensors that were computed, as old weight norm leaves them, which `deepcopy` refuses, too."""
+    computed: dict[int, Any] = {}
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                computed[id(value)] = value.detach().clone()
+        elif isinstance(value, dict | list | tuple):
+            for part in value.values() if isinstance(value, dict) else value:
+                collect(part)
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name != "_modules":
+                collect(value)
+    return copy.deepcopy(model, computed)
 
 
 @contextmanager

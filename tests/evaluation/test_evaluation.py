@@ -13,6 +13,7 @@ from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, corrupt
+from timm_igkd.evaluation.evaluated_model import create_evaluated_model
 from timm_igkd.evaluation.latency import time_model
 from timm_igkd.evaluation.metrics import Evaluation, classification_metrics, evaluate, write_metrics
 from timm_igkd.models.loading import save_model
@@ -352,3 +353,9 @@ def test_command_refuses_a_negative_number_of_corrupted_images(evaluate_digits, 
     assert evaluate_digits("--corruptions", "-2") == 2
     assert "corruptions must be at least 0" in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_model_of_grey_images_is_refused():
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=2)
+    with pytest.raises(InputError, match="the student must read colour images, 3 channels, got one of 1"):
+        create_evaluated_model("student", model, None, [])

@@ -10,6 +10,7 @@ import timm_igkd  # noqa: F401  (registers the models)
 from timm_igkd.errors import InputError
 from timm_igkd.models.arguments import check_model_arguments
 from timm_igkd.models.loading import load_model, save_model
+from timm_igkd.models.output_names import check_reads_colour
 
 URL = "https://example.com/weights.pth"
 BASE = {"base": "test_resnet", "drop": 1}
@@ -82,7 +83,28 @@ def test_arguments_of_a_command_are_those_of_the_architecture(attack, no_network
         load_model("test_resnet", model_args=attack, pretrained=False, role="teacher")
 
 
-@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.0, "0.1", True])
+@pytest.mark.parametrize("found", [7, 0, -3, 3.5, "3", True, [3]])
+@pytest.mark.parametrize("place", ["config", "model_args"])
+def test_number_of_classes_that_is_not_the_weights_is_refused(place, found, folder):
+    """Timm puts a classifier of random weights there, without a word."""
+    edit(folder, lambda config: config.get(place, config).update(num_classes=found))
+    with pytest.raises(InputError, match=r"config\.json in .*: num_classes must be one whole number"):
+        load_model(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_data_set_decides_the_number_of_classes(role):
+    with pytest.raises(InputError, match=rf"--{role}-args has num_classes=7, but the data set decides, which has 3"):
+        load_model("test_resnet", model_args={"num_classes": 7}, num_classes=3, pretrained=False, role=role)
+
+
+def test_model_of_grey_images_is_refused_where_colour_is_fed():
+    model = load_model("test_resnet", model_args={"in_chans": 1}, pretrained=False)
+    with pytest.raises(InputError, match="the teacher must read colour images, 3 channels, got one of 1"):
+        check_reads_colour(model, "teacher")
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.0, "0.1", True, [0.1]])
 def test_rates_outside_their_range_are_refused(value):
     with pytest.raises(InputError, match=r"drop_rate must be in \[0, 1\)"):
         load_model("test_resnet", model_args={"drop_rate": value}, pretrained=False)
@@ -104,12 +126,12 @@ def test_deep_nesting_is_refused():
 
 WRONG = {
     "mean": [None, ["a", 0, 0], [], "0.5", [0.5, float("nan"), 0.5], {"r": 1}],
-    "std": [[0, 1, 1], [1, -1, 1], "x"],
-    "input_size": [[3, 32], [3, 0, 32], [3, 32.5, 32], "32", [True, 32, 32], 32],
-    "crop_pct": ["0.9", 0, -1, [0.9], float("inf")],
+    "std": [None, [0, 1, 1], [1, -1, 1], "x"],
+    "input_size": [None, [3, 32], [3, 0, 32], [3, 32.5, 32], "32", [True, 32, 32], 32],
+    "crop_pct": ["0.9", 0, -1, [0.9], float("inf"), 1e300],
     "interpolation": ["bicubicc", 3, ["bicubic"]],
 }
-CASES = [(name, value) for name, values in WRONG.items() for value in values if value is not None]
+CASES = [(name, value) for name, values in WRONG.items() for value in values]
 
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name} {value}" for name, value in CASES])
@@ -119,10 +141,11 @@ def test_wrong_preprocessing_of_a_folder_is_one_line(name, value, folder):
         load_model(f"local-dir:{folder}")
 
 
+@pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("names", ["abc", [1, 2], {"0": 1}, 3, [["a"]]])
-def test_wrong_names_of_classes_are_one_line(names, folder):
-    edit(folder, lambda config: config.update(label_names=names))
-    with pytest.raises(InputError, match=r"label_names of config\.json"):
+def test_wrong_names_of_classes_are_one_line(names, inner, folder):
+    edit(folder, lambda config: (config["pretrained_cfg"] if inner else config).update(label_names=names))
+    with pytest.raises(InputError, match=r"label_names of (pretrained_cfg of )?config\.json"):
         load_model(f"local-dir:{folder}")
 
 

@@ -4,8 +4,8 @@ What is saved, and why it changes nothing but rounding:
 
 - Weights are frozen: only the input's gradient is wanted, and autograd would otherwise keep every layer's input for the
   weights' gradients and compute those too.
-- Batch norm is folded into the convolution before it (folding.py): in eval mode it is a fixed scale and shift, but
-  costs a pass over the activations forward and another backward.
+- Batch norm is folded into the convolution before it (lighter_model.py): in eval mode it is a fixed scale and shift,
+  but costs a pass over the activations forward and another backward.
 - One backward pass per chunk, from the sum of its target outputs. In eval mode no image's output depends on another
   image, so the gradient of the sum at one input is that of its own output; captum builds one autograd output per image
   and step.
@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timm_igkd.attribution.activations import use_lean_relu6
 from timm_igkd.attribution.adaptive_path import AdaptivePaths
 from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool
-from timm_igkd.attribution.folding import fold_batch_norm
+from timm_igkd.attribution.lighter_model import lighter_model
 from timm_igkd.attribution.options import Attribution, IGOptions, selected_output
 
 
@@ -39,10 +38,10 @@ class FastEngine:
     """Integrated gradients by packed chunks of (image, step) pairs.
 
     Args:
-        model: the teacher, in eval mode; a folded, frozen copy is made.
+        model: the teacher, as `teacher_copy` gives it; a lighter, frozen copy is made.
         options: which gradients.
         chunk_size: (image, step) pairs per forward and backward pass.
-        input_shape: (3, H, W).
+        input_shape: (C, H, W).
         device: where to compute.
         workers: chunks computed at the same time on a CPU, each by one thread, so that the results do not depend on
             their number; default: torch's number of threads.
@@ -63,11 +62,10 @@ class FastEngine:
         self._pool: ChunkPool | None = None
         if self.device.type == "cpu":
             self._pool = ChunkPool(workers or torch.get_num_threads())
-        # Folding finds its pairs and is checked with one input: noise, from a generator of its own, so that the
+        # What can be left out is found and checked with one input: noise, from a generator of its own, so that the
         # process's random numbers stay as they were.
         example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
-        folded, _ = fold_batch_norm(model.to("cpu"), example)
-        self.model = use_lean_relu6(folded).requires_grad_(False).eval()
+        self.model = lighter_model(model.to("cpu"), example)
         # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer.
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kernel = kernel or Kernel()

@@ -3,6 +3,7 @@
 `engine="captum"` is the reference; `engine="fast"` (engine.py) computes the same sums with less work.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class Attribution:
     """What an engine returns for B images.
 
     Attributes:
-        values: [B, 3, H, W] float32, attribution of each normalised input value.
+        values: [B, C, H, W] float32, attribution of each normalised input value.
         convergence_delta: [B] float32, sum(values) - (f(x) - f(baseline)), captum's definition.
         n_steps: [B] int64, gradients spent on each image.
         converged: [B] bool; always true with a fixed number of steps.
@@ -40,28 +41,32 @@ class TeacherView:
     """How the teacher sees a whole image: resized (not cropped) to its input size, in [0, 1], normalised.
 
     Args:
-        model: a timm model; size, interpolation, mean and std come from its `pretrained_cfg`.
+        model: a timm model; size, channels, interpolation, mean and std come from its `pretrained_cfg`. One of 1
+            channel sees grey (Pillow's "L", as in timm), with the mean of a mean and std for colours.
     """
 
     def __init__(self, model: Any):
         config = model.pretrained_cfg
-        self.size = tuple(get_model_input_config(model)["input_size"][1:])
-        self.mean = torch.tensor(config["mean"], dtype=torch.float32).view(3, 1, 1)
-        self.std = torch.tensor(config["std"], dtype=torch.float32).view(3, 1, 1)
+        self.shape: tuple[int, int, int] = tuple(get_model_input_config(model)["input_size"])
+        self.size, channels = self.shape[1:], self.shape[0]
+        self.statistics = {name: _by_channel(config[name], channels) for name in ("mean", "std")}
+        self.mean, self.std = (torch.tensor(self.statistics[name]).view(-1, 1, 1) for name in ("mean", "std"))
         name = str(config.get("interpolation") or "bilinear")
         self.interpolation = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}.get(
             name, Image.Resampling.BILINEAR
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the normalised input, [3, H, W] float32."""
+        """Return the normalised input, [C, H, W] float32."""
+        if self.shape[0] == 1:
+            image = image.convert("L")
         if image.size != self.size[::-1]:
             image = image.resize(self.size[::-1], self.interpolation)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
         return (pixels.float().div_(255) - self.mean) / self.std
 
     def baseline(self, inputs: Tensor, kind: Baseline, seeds: list[int]) -> Tensor:
-        """Return the paths' starting points for inputs [B, 3, H, W]: [B, 3, H, W], or [1, 3, H, W] where all share one.
+        """Return the paths' starting points for inputs [B, C, H, W]: [B, C, H, W], or [1, C, H, W] where all share one.
 
         Args:
             seeds: one per image, used by "noise" alone.
@@ -75,6 +80,11 @@ class TeacherView:
             return gaussian_blur(inputs, sigma=max(self.size) / 16)
         noise = [torch.rand(inputs.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return (torch.stack(noise).to(inputs) - mean) / std
+
+
+def _by_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return one value per channel: the mean of all for another number of them, as timm takes it."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
@@ -95,7 +105,7 @@ def selected_output(logits: Tensor, targets: Tensor, output: Output) -> Tensor:
 
 
 def reduce_channels(values: Tensor, reduction: Reduction) -> Tensor:
-    """Reduce attributions [B, 3, H, W] to maps [B, H, W]; see IGOptions.reduction."""
+    """Reduce attributions [B, C, H, W] to maps [B, H, W]; see IGOptions.reduction."""
     if reduction == "abs_sum":
         return values.abs().sum(1)
     summed = values.sum(1)
@@ -124,7 +134,7 @@ class CaptumEngine:
         return logits.softmax(-1) if self.options.output == "probability" else logits
 
     def attribute(self, inputs: Tensor, baselines: Tensor, targets: Tensor, logits: Tensor) -> Attribution:
-        """Attribute the target outputs of inputs [B, 3, H, W] along the paths from `baselines`."""
+        """Attribute the target outputs of inputs [B, C, H, W] along the paths from `baselines`."""
         batch = inputs.shape[0]
         internal = None if self.chunk_size is None else max(self.chunk_size, batch)
         values, delta = self.integrated_gradients.attribute(

@@ -7,7 +7,7 @@ Every image is decoded as timm does it (images.py) and named in every error. Not
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import timm.data
@@ -19,6 +19,7 @@ from timm_igkd.data.folders import check_folder, local_folder
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
 from timm_igkd.errors import InputError, RunError, first_line, nearest
+from timm_igkd.hub.cache_notice import cache_use_is_told
 from timm_igkd.hub.errors import hub_error
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _load_rows(
             if split not in splits:
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
             return splits[split]
-        with _bars_on_a_terminal_only():
+        with _bars_on_a_terminal_only(), nullcontext() if is_local else cache_use_is_told(f"dataset {dataset!r}"):
             files = _own_files(path, split, revision, cache_dir)
             if files is not None:
                 return datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache_dir)

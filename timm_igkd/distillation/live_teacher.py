@@ -7,12 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data.loader import adapt_to_chs
-from timm.task.distillation import FeatureDistillationTrainableModule
-from timm.utils import unwrap_model
+from timm.task.distillation import DistillationTeacher, FeatureDistillationTrainableModule
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, InputTypeError
-from timm_igkd.eval_mode import eval_mode
+from timm_igkd.eval_mode import bare_model, eval_mode
 
 
 class LiveTeacher(nn.Module):
@@ -41,6 +40,8 @@ class LiveTeacher(nn.Module):
         input_size: tuple[int, int] | None = None,
     ):
         super().__init__()
+        # A wrapper that changes how a model is run stays on; timm's own teacher is no model of its kind.
+        model = bare_model(model) if isinstance(model, DistillationTeacher) else model
         self.model: Any = model.requires_grad_(False).eval()
         self.attention_index = attention_index
         self.input_size = input_size or own_input_size(model)
@@ -84,14 +85,25 @@ class LiveTeacher(nn.Module):
         """
         x = self.prepare_input(input)
         if not features:
-            return self.model(x), None
+            return check_logits("teacher", self.model(x)), None
+        bare = bare_model(self.model)
         if logits:
-            return forward_with_features(self.model, x, self.attention_index)
+            return forward_with_features(bare, x, self.attention_index)
         indices = [self.attention_index]
-        (entry,) = self.model.forward_intermediates(
+        (entry,) = bare.forward_intermediates(
             x, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
         return None, entry
+
+
+def check_logits(role: str, output: Any) -> Tensor:
+    """Return a model's output; raise InputTypeError unless it is one tensor."""
+    if not isinstance(output, Tensor):
+        raise InputTypeError(
+            f"the {role} must return one tensor of logits, got {type(output).__name__}; wrap it so that it does (a "
+            "distilled DeiT: set_distilled_training(False))"
+        )
+    return output
 
 
 def forward_with_features(model: Any, input: Tensor, index: int | None) -> tuple[Tensor, Tensor]:
@@ -115,7 +127,7 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
     Raises:
         InputError: a model attention transfer cannot read, or an index outside.
     """
-    model = unwrap_model(model)
+    model = bare_model(model)
     name = type(model).__name__
     remedy = f"choose another {role} (most timm models qualify), or set attention_loss_weight=0"
     if not hasattr(model, "forward_intermediates"):
@@ -148,7 +160,7 @@ def own_input_size(model: nn.Module) -> tuple[int, int] | None:
 
     The patch embedding knows an `img_size` given to `timm.create_model`, which `pretrained_cfg` does not.
     """
-    model = unwrap_model(model)
+    model = bare_model(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is None:
         size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
@@ -169,7 +181,7 @@ def check_pair(student: nn.Module, teacher: nn.Module | None) -> None:
         return
     if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
         raise InputError("teacher and student must not share weights, since the teacher is frozen; pass a copy")
-    channels = [getattr(unwrap_model(model), "in_chans", None) for model in (student, teacher)]
+    channels = [getattr(bare_model(model), "in_chans", None) for model in (student, teacher)]
     if None not in channels and channels[0] != channels[1]:
         raise InputError(
             f"student and teacher must read the same channels, got in_chans {channels[0]} and {channels[1]}; "
@@ -179,8 +191,8 @@ def check_pair(student: nn.Module, teacher: nn.Module | None) -> None:
 
 def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teacher: nn.Module | None) -> Tensor | None:
     """Return the checked indices of the teacher's outputs for the student's classes."""
-    classes: int | None = getattr(unwrap_model(student), "num_classes", None)
-    teacher_classes: int | None = None if teacher is None else getattr(unwrap_model(teacher), "num_classes", None)
+    classes: int | None = getattr(bare_model(student), "num_classes", None)
+    teacher_classes: int | None = None if teacher is None else getattr(bare_model(teacher), "num_classes", None)
     if indices is None:
         if classes is not None and teacher_classes is not None and classes != teacher_classes:
             raise InputError(
@@ -223,7 +235,7 @@ def _probe_image(model: nn.Module) -> Tensor:
 
 def _mean_std(role: str, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the normalisation a model's input has, one value per channel."""
-    model = unwrap_model(model)
+    model = bare_model(model)
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = config.get("mean"), config.get("std")
     if mean is None or std is None:

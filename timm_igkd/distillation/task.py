@@ -14,12 +14,13 @@ from typing import Any, get_args
 import torch
 from timm.task import TrainingTask
 from timm.task.classification import resolve_classification_loss
-from timm.utils import ModelEmaV3, unwrap_model
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from timm_igkd.distillation.live_teacher import (
     LiveTeacher,
     StudentWithFeatures,
+    check_logits,
     check_pair,
     resolve_attention_index,
     resolve_class_index,
@@ -36,6 +37,7 @@ from timm_igkd.distillation.views import (
 )
 from timm_igkd.distillation.weights import check_weight, resolve_weights
 from timm_igkd.errors import InputError, InputTypeError, check_choice
+from timm_igkd.eval_mode import bare_model
 
 _logger = logging.getLogger(__name__)
 
@@ -190,6 +192,7 @@ class IGDistillationTask(TrainingTask):
         features: Any = None
         if self._transfers_attention:
             output, features = output
+        output = check_logits("student", output)
         teacher_features: Any = None
         if self.teacher is not None and (distills or transfers):
             teacher_logits, teacher_features = self.teacher(teacher_input, logits=distills, features=transfers)
@@ -282,7 +285,7 @@ class IGDistillationTask(TrainingTask):
         self, decay: float = 0.9999, use_warmup: bool = False, device: torch.device | None = None, **kwargs: Any
     ) -> nn.Module:
         """Create an EMA copy of the trainable module, also once it is wrapped for distributed training or compiled."""
-        module = unwrap_model(self.trainable_module)
+        module = bare_model(self.trainable_module)
         self.trainable_module_ema = ModelEmaV3(module, decay=decay, use_warmup=use_warmup, device=device, **kwargs)
         return self.trainable_module_ema
 
@@ -290,5 +293,5 @@ class IGDistillationTask(TrainingTask):
         """Return the student (its EMA) free of wrappers, or its compiled form after `compile` (`compile_ema`)."""
         if module is None and hasattr(self, "eval_model_ema" if ema else "eval_model"):
             return super().get_eval_model(ema=ema)
-        module = unwrap_model(super().get_eval_model(module=module, ema=ema))
+        module = bare_model(super().get_eval_model(module=module, ema=ema))
         return module.student if isinstance(module, StudentWithFeatures) else module

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.models.output_names import check_class_map
+from timm_igkd.eval_mode import bare_model
+from timm_igkd.models.output_names import check_class_map, check_reads_colour
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,20 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
 
     Args:
         role: what errors call it.
-        model: a timm classifier; the wrapper of DataParallel or DDP is taken off.
+        model: a timm classifier; wrappers, such as DataParallel's, are taken off.
         indices: the model's index of each dataset class; None where they are the model's classes in order.
         dataset: what it is evaluated on.
 
     Raises:
         InputError: no preprocessing, or the dataset's classes are not the model's.
     """
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = bare_model(model)
     if not getattr(model, "pretrained_cfg", None):
         raise InputError(
             f"the {role} must carry its preprocessing as timm models do, found no pretrained_cfg; set "
             "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
         )
+    check_reads_colour(model, role)
     names, num_classes = class_names(dataset), getattr(model, "num_classes", None)
     if indices is not None and names is not None and len(indices) != len(names):
         raise InputError(

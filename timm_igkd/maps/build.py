@@ -1,6 +1,5 @@
 """Building a map store: images in, attribution, rows out; any number of processes and machines, killed and resumed."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.attribution.chunk_gradient import Kernel
@@ -16,10 +14,13 @@ from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
+from timm_igkd.attribution.options import TeacherView
+from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import class_map, class_names, dataset_name
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
+from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
@@ -67,7 +68,7 @@ def compute_maps(
     settings, both succeed: each computes the shards that it did not find and renames them into place.
 
     Args:
-        teacher: a timm model; its `pretrained_cfg` gives input size, mean and std. A copy in eval mode is used.
+        teacher: a timm model, or any with timm's `pretrained_cfg` for input size, mean and std; see `teacher_copy`.
         dataset: map-style dataset of (PIL image, label), see data/items.py.
         out: folder of the store.
         options: which gradients; the default is the paper's.
@@ -92,13 +93,13 @@ def compute_maps(
     """
     _check_sizes(limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
     _check_shard_argument(shard)
-    teacher, out = copy.deepcopy(teacher).eval(), Path(out)
+    given, teacher, out = teacher, teacher_copy(teacher), Path(out)
     state = PartialState(cpu=not torch.cuda.is_available())
-    source, shape = _source_dataset(dataset, limit), _input_shape(teacher)
+    source, shape = _source_dataset(dataset, limit), TeacherView(teacher).shape
     n = min(limit or source.num_images, source.num_images)
     wanted = Manifest(
         dataset=source,
-        teacher=source_teacher(teacher, dataset, teacher_name),
+        teacher=source_teacher(teacher, dataset, teacher_name, given),
         options=options or IGOptions(),
         engine=engine,
         dtype=dtype,
@@ -188,8 +189,15 @@ def _content_hash(dataset: Any, limit: int | None) -> str | None:
     return (dataset.subset(range(limit)) if limit and limit < len(dataset) else dataset).content_hash()
 
 
-def source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeacher:
-    """Return what a store says of the teacher whose maps of a dataset it holds; without a name, its architecture."""
+def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Module | None = None) -> SourceTeacher:
+    """Return what a store says of the teacher whose maps of a dataset it holds.
+
+    Args:
+        teacher: the model, or its `teacher_copy`.
+        dataset: whose maps.
+        name: what the teacher was asked for by; default: its architecture.
+        given: the model that `teacher` is a copy of; its weights are hashed as they are.
+    """
     config, names = teacher.pretrained_cfg, class_names(dataset)
     num_classes = len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
     if (labels := class_map(dataset)) is not None:
@@ -199,7 +207,7 @@ def source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeache
     return SourceTeacher(
         name=name or config.get("architecture") or type(teacher).__name__,
         architecture=config.get("architecture"),
-        weights_sha256=weights_hash(teacher),
+        weights_sha256=weights_hash(bare_model(given or teacher)),
         **_preprocessing(teacher),
         num_classes=teacher.num_classes,
         class_indices=None if indices is None else tuple(indices),
@@ -208,18 +216,8 @@ def source_teacher(teacher: Any, dataset: Any, name: str | None) -> SourceTeache
 
 def _preprocessing(teacher: Any) -> dict[str, Any]:
     """Return how a teacher's inputs are made, by the names of `SourceTeacher`."""
-    config = teacher.pretrained_cfg
-    return {
-        "input_size": _input_shape(teacher),
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
-        "interpolation": config.get("interpolation"),
-    }
-
-
-def _input_shape(teacher: nn.Module) -> tuple[int, int, int]:
-    """Return what the teacher is fed; a size given when it was built counts before its `pretrained_cfg`'s."""
-    return tuple(get_model_input_config(teacher)["input_size"])
+    view = TeacherView(teacher)
+    return {"input_size": view.shape, **view.statistics, "interpolation": teacher.pretrained_cfg.get("interpolation")}
 
 
 def _versions() -> dict[str, str | None]:
@@ -250,6 +248,7 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> t
         InputError: more maps than there are, or a teacher that sees images differently from the one that made the maps.
     """
     check_range("recompute", count, 1, len(store))
+    teacher = teacher_copy(teacher)
     for name, sees in _preprocessing(teacher).items():
         made_with = getattr(store.provenance.teacher, name)
         if made_with != sees:
@@ -258,7 +257,7 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> t
                 f"{_list(sees)}; give the same --teacher-mean, --teacher-std and --teacher-args"
             )
     device = PartialState(cpu=not torch.cuda.is_available()).device
-    maker = RowMaker(copy.deepcopy(teacher).eval(), dataset, store.provenance, device)
+    maker = RowMaker(teacher, dataset, store.provenance, device)
     worst, correlation = 0, 1.0
     indices, size = _evenly_spread(len(store), count), store.provenance.batch_images
     for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:

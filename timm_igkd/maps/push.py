@@ -8,6 +8,7 @@ from typing import TypeVar
 from huggingface_hub import snapshot_download
 
 from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.hub.cache_notice import cache_use_is_told
 from timm_igkd.hub.cards import public_name
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import (
@@ -126,7 +127,7 @@ def fetch_maps(repo_id: str, revision: str | None = None, timeout_s: float = TIM
 
     label = repo_label(repo_id, "dataset")
     try:
-        with hub_session(timeout_s):
+        with hub_session(timeout_s), cache_use_is_told(label):
             folder = Path(with_retries(download, label, timeout_s))
     except RunError as error:
         raise RunError(f"{error} (there is no folder {repo_id!r} either)") from error

@@ -31,7 +31,7 @@ class RowMaker:
     """Attributes images of one dataset as one manifest says.
 
     Args:
-        teacher: in eval mode.
+        teacher: as `teacher_copy` gives it.
         dataset: map-style dataset of (PIL image, label).
         manifest: the store's settings.
         device: where to compute.
@@ -43,8 +43,8 @@ class RowMaker:
         self.view = TeacherView(teacher)
         self.class_indices = manifest.teacher.class_indices
         self.num_outputs: int = teacher.num_classes  # type: ignore[assignment]
-        chunk, shape = manifest.chunk_size, (3, *self.view.size)
-        self.fast = FastEngine(teacher, self.options, chunk, shape, device, kernel=manifest.kernel)
+        chunk = manifest.chunk_size
+        self.fast = FastEngine(teacher, self.options, chunk, self.view.shape, device, kernel=manifest.kernel)
         self.captum = CaptumEngine(teacher.to(device), self.options, chunk) if manifest.engine == "captum" else None
 
     def set_chunk_size(self, chunk: int) -> None:

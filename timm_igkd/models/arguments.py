@@ -52,9 +52,12 @@ def _check_depth(value: Any, where: str, left: int) -> None:
 
 
 def _check_share(name: str, value: Any, where: str) -> None:
-    if value is None or isinstance(value, list | tuple):
+    if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    if name == "drop_path_rate" and isinstance(value, list | tuple):  # of each stage
+        for part in value:
+            _check_share(name, part, where)
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise InputError(f"{where}: {name} must be in [0, 1), got {value!r}")
 
 

@@ -33,37 +33,56 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{where} names no architecture; save the model with timm") from error
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models())
-        raise InputError(f"{where} names the unknown model {architecture!r}{hint}; correct it")
+        raise InputError(f"{where} names the unknown model {_shown(architecture)}{hint}; correct it")
     check_model_arguments(config.get("model_args") or {}, f"model_args of {where}")
-    _check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}")
+    _check_num_classes(config, where)
+    check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}")
     _check_names(config.get("label_names"), where)
     return config
 
 
-def _check_preprocessing(cfg: Any, where: str) -> None:
-    """Check what decides how an image is fed to the model; None leaves timm's default."""
+def _check_num_classes(config: dict[str, Any], where: str) -> None:
+    """Check that all say the same: where they differ, timm puts a new classifier of random weights on the model."""
+    preprocessing = config.get("pretrained_cfg")
+    places = (config, config.get("model_args") or {}, preprocessing if isinstance(preprocessing, dict) else {})
+    found = [place["num_classes"] for place in places if place.get("num_classes") is not None]
+    if "num_classes" in config:  # timm takes it instead of the innermost
+        found = found[:2]
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 or n != found[0] for n in found):
+        raise InputError(
+            f"{where}: num_classes must be one whole number, the outputs of the weights, got {_shown(found)}"
+        )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
+
+
+def check_preprocessing(cfg: Any, where: str) -> None:
+    """Raise InputError unless what decides how an image is fed to the model is sound; absent leaves timm's default."""
     if not isinstance(cfg, dict):
         raise InputError(f"{where} must hold settings by name, got {type(cfg).__name__}; save the model with timm")
-    size = cfg.get("input_size")
-    if size is not None and not (_are_numbers(size, 3) and all(isinstance(n, int) and n > 0 for n in size)):
-        raise InputError(f"{where}: input_size must be three whole numbers (channels, height, width), got {size!r}")
+    size = cfg.get("input_size", (3, 224, 224))
+    if not (_are_numbers(size, 3) and all(isinstance(n, int) and n > 0 for n in size)):
+        raise InputError(f"{where}: input_size must be (channels, height, width), whole numbers, got {_shown(size)}")
     for name in ("mean", "std"):
-        values = cfg.get(name)
-        if values is None:
-            continue
+        values = cfg.get(name, (1.0,))
         if not _are_numbers(values) or (name == "std" and min(values) <= 0):
             raise InputError(
-                f"{where}: {name} must be a number for each channel{' above 0' * (name == 'std')}, got {values!r}"
+                f"{where}: {name} must be a number for each channel{' above 0' * (name == 'std')}, got {_shown(values)}"
             )
     crop = cfg.get("crop_pct")
-    if crop is not None and not (_is_number(crop) and crop > 0):
-        raise InputError(f"{where}: crop_pct must be a number above 0, got {crop!r}")
+    if crop is not None and not (_is_number(crop) and 0 < crop <= 10):
+        raise InputError(f"{where}: crop_pct must be a number above 0, at most 10, got {_shown(crop)}")
     interpolation = cfg.get("interpolation")
     if interpolation is not None:
         try:
             str_to_interp_mode(interpolation)
         except (KeyError, TypeError) as error:
-            raise InputError(f"{where}: interpolation must be one that timm knows, got {interpolation!r}") from error
+            raise InputError(
+                f"{where}: interpolation must be one that timm knows, got {_shown(interpolation)}"
+            ) from error
+    _check_names(cfg.get("label_names"), where)
 
 
 def _check_names(names: Any, where: str) -> None:

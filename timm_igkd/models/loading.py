@@ -26,7 +26,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.hub.weights import WEIGHT_FILES, fetch_file, fetch_folder
 from timm_igkd.models.arguments import check_model_arguments
 from timm_igkd.models.checkpoint import flag_name, has_weights, read_checkpoint, translated_errors
-from timm_igkd.models.folder_config import read_folder_config
+from timm_igkd.models.folder_config import check_preprocessing, read_folder_config
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 
@@ -76,8 +76,11 @@ def load_model(
     if checkpoint is None and use_ema:
         raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
     source, stored = find_model(spec, role, weights=pretrained and checkpoint is None)
-    if num_classes is not None:
-        arguments["num_classes"] = num_classes
+    if num_classes is not None and arguments.setdefault("num_classes", num_classes) != num_classes:
+        raise InputError(
+            f"{flag_name(role, 'args')} has num_classes={arguments['num_classes']}, but the data set decides, "
+            f"which has {num_classes}; leave it out"
+        )
     with translated_errors(spec, role, weights=None if checkpoint is None else str(checkpoint)):
         if img_size is not None:
             wanted = resolve_model_input_args(source, {"img_size": img_size}, **arguments)
@@ -90,6 +93,7 @@ def load_model(
         else:
             model = timm.create_model(source, pretrained=pretrained, **arguments)
     _cfg(model).update({key: value for key, value in statistics.items() if value is not None})
+    check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}")
     if img_size is not None:
         _set_input_size(model.eval(), img_size, spec)
     return model.eval()

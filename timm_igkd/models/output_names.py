@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.errors import InputError
@@ -86,3 +87,12 @@ def check_class_map(model: nn.Module, class_map: Mapping[str, int]) -> None:
                 f"the class map gives class {name!r} label {label}, which {found} of the model; give each class the "
                 "number of its output, or leave the class map out"
             )
+
+
+def check_reads_colour(model: nn.Module, role: str) -> None:
+    """Raise InputError unless the model reads images of three channels."""
+    channels = get_model_input_config(model)["input_size"][0]
+    if channels != 3:
+        raise InputError(
+            f"the {role} must read colour images, 3 channels, got one of {channels}; take one with in_chans=3"
+        )

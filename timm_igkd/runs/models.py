@@ -11,7 +11,7 @@ from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import MissingFileError, RunError
 from timm_igkd.models.checkpoint import has_weights
 from timm_igkd.models.loading import find_model, load_model, use_image_size
-from timm_igkd.models.output_names import class_indices, renew_head
+from timm_igkd.models.output_names import check_reads_colour, class_indices, renew_head
 from timm_igkd.models.truncation import truncate
 from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.runs.data import RunData
@@ -84,7 +84,7 @@ def create_teacher(
         num_classes: another number of outputs than its own.
         img_size: side of its input, its own if None.
     """
-    return load_model(
+    teacher = load_model(
         settings.teacher,
         model_args=settings.teacher_args,
         checkpoint=settings.teacher_checkpoint if pretrained else None,
@@ -95,6 +95,8 @@ def create_teacher(
         role="teacher",
         pretrained=pretrained,
     )
+    check_reads_colour(teacher, "teacher")
+    return teacher
 
 
 def create_student(
@@ -132,6 +134,7 @@ def create_student(
             checkpoint = start.checkpoint if start.weights else None
             student = load_model(name, pretrained=start.weights, checkpoint=checkpoint, **options)
             renew_head(student, start.class_names, num_classes)
+    check_reads_colour(student, "student")
     if start is None and img_size is None:
         use_image_size(student, *image_size)
     return student

@@ -1,0 +1,106 @@
+"""The teacher's copy that is attributed: any classifier, whatever it is wrapped in, made of and computed with."""
+
+from typing import Any
+
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from timm_igkd.attribution.lighter_model import outputs_and_gradient
+from timm_igkd.errors import InputError, InputTypeError, RunError, first_line
+from timm_igkd.eval_mode import bare_model, copy_model
+
+_NEEDED = ("input_size", "mean", "std")
+
+
+def teacher_copy(teacher: Any) -> Any:
+    """Return a copy of a teacher to attribute: bare, float32, frozen, in eval mode, with plain weights, tried once.
+
+    Args:
+        teacher: a classifier with timm's `pretrained_cfg` (input_size, mean, std), for 1 or 3 channels. DataParallel,
+            DDP, torch.compile and timm's DistillationTeacher are taken off; half and double precision become float32;
+            parametrized, weight-normed, spectral-normed and pruned weights are computed once.
+
+    Raises:
+        InputTypeError: no torch module.
+        InputError: no `pretrained_cfg`, other channels, or outputs that cannot be attributed.
+        RunError: outputs that are not finite.
+    """
+    bare = bare_model(teacher)
+    if not isinstance(bare, nn.Module):
+        raise InputTypeError(f"teacher must be a model, got {type(bare).__name__}; make it with timm.create_model")
+    config, name = getattr(bare, "pretrained_cfg", None) or {}, type(bare).__name__
+    if missing := [key for key in _NEEDED if config.get(key) is None]:
+        raise InputError(
+            f"the teacher's pretrained_cfg must say how images are fed to it, {name} has no {missing[0]}; set "
+            "teacher.pretrained_cfg = {'input_size': (3, height, width), 'mean': ..., 'std': ...}"
+        )
+    shape = tuple(get_model_input_config(bare)["input_size"])
+    if shape[0] not in (1, 3):
+        raise InputError(
+            f"the teacher {name} reads {shape[0]} channels, images have 3, or 1 as grey; take one with in_chans=3 or 1"
+        )
+    copied = copy_model(bare).float().requires_grad_(False).eval()
+    _make_weights_plain(copied)
+    _try(copied, shape)
+    return copied
+
+
+def _make_weights_plain(model: nn.Module) -> None:
+    """Compute once what would be computed in every pass, so that a layer's weight is what it seems."""
+    for module in list(model.modules()):
+        if is_parametrized(module):
+            # torch takes the weight off the class that it made for this layer, which a copy shares with its original
+            own = {key: value for key, value in vars(type(module)).items() if key not in ("__dict__", "__weakref__")}
+            module.__class__ = type(type(module).__name__, type(module).__bases__, own)
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                remove_parametrizations(module, name, leave_parametrized=True)
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+                hook.remove(module)
+                del module._forward_pre_hooks[key]
+    model.requires_grad_(False)
+
+
+def _try(model: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless the model gives an image logits that have a gradient and are its own; let it say how many."""
+    name, device = type(model).__name__, next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        with torch.no_grad():
+            found = model(images[:1])
+            together = model(images)
+        is_logits = isinstance(found, Tensor) and found.shape[:-1] == (1,) and found.is_floating_point()
+        if is_logits:
+            outputs_and_gradient(model, images[:1])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        raise InputError(
+            f"the teacher {name} cannot be attributed on an image of {list(shape)} ({first_line(error)}); it must be "
+            "differentiable in float32 at its pretrained_cfg's input_size"
+        ) from error
+    if not is_logits:
+        is_tensor = isinstance(found, Tensor)
+        kind = f"{str(found.dtype)[6:]} of shape {list(found.shape)}" if is_tensor else type(found).__name__
+        raise InputError(
+            f"the teacher {name} must return logits [images, classes], got {kind}; wrap it so that it does"
+        )
+    if not torch.isfinite(found).all():
+        raise RunError("the teacher's outputs are not finite; check its weights and normalisation")
+    if not torch.allclose(together[:1], found, rtol=0, atol=1e-2 * float(found.abs().max())):
+        raise InputError(
+            f"the teacher {name} answers an image differently beside another one; give its batch norms running "
+            "statistics (track_running_stats=True)"
+        )
+    if not isinstance(getattr(model, "num_classes", None), int):
+        model.num_classes = found.shape[1]
+    if model.num_classes != found.shape[1]:
+        raise InputError(
+            f"the teacher {name} has num_classes {model.num_classes}, but returns {found.shape[1]} outputs; give a "
+            "classifier whose num_classes is right"
+        )
