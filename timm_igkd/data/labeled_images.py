@@ -91,7 +91,7 @@ class LabeledImages(torch.utils.data.Dataset):
         try:
             if not stat.S_ISREG(os.stat(file).st_mode):
                 raise InputError(f"{name} names {path!r}, which is no regular file; remove the row")
-            with open(file, "rb") as opened:
+            with open(file, "rb", buffering=0) as opened:
                 return opened.read()
         except OSError as error:
             raise InputError(f"{name} cannot be read ({error.strerror}); restore or remove it") from error

@@ -169,7 +169,7 @@ class IGOverlayDataset(torch.utils.data.Dataset):
             return [self._item(index, *item) for index, item in zip(indices, read, strict=True)]
 
     def _item(self, index: int, image: Image.Image, label: int) -> tuple:
-        is_overlaid, power = self.draw(index)
+        is_overlaid, power = self.draw(index) if self.overlay_prob else (False, 1.0)
         student = self.overlaid(image, label, index, power) if is_overlaid else image
         views = self._transformed(student, image if is_overlaid else None, index)
         if self.with_logits:
