@@ -23,11 +23,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from paired import facts, run_child
 
 VARIANTS = ("a", "b", "c", "d", "limit")
 TEACHERS = ("cifar", "mobilenetv2", "resnet50", "vit_small")
@@ -59,16 +59,12 @@ IMAGENET_IMAGES = 1_281_167
 CHILD = Path(__file__).with_name("attribution_variants.py")
 
 
-def run_child(args: argparse.Namespace, teacher: str, variant: str, images: int, **extra: Any) -> dict[str, Any]:
+def run_variant(args: argparse.Namespace, teacher: str, variant: str, images: int, **extra: Any) -> dict[str, Any]:
     """Run one variant in a process of its own and return what it measured; with peak_memory_mb, or an error."""
     job = {"variant": variant, "teacher": teacher, "images": images, "shared": str(args.shared), **extra}
     if variant == "a":
         job["memory_gb"] = args.memory_gb
-    done = subprocess.run([sys.executable, str(CHILD), json.dumps(job)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"])[-1]
-        return {"error": last}
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_child(CHILD, job)
 
 
 def unit_maps(maps: Any) -> Any:
@@ -115,7 +111,7 @@ def add_accuracy(args: argparse.Namespace, teacher: str, chunk: int, rows: list[
         count, folder = ACCURACY_IMAGES[teacher], Path(name)
         kept = {variant: folder / f"{variant}.pt" for variant in ("reference", "b", "c", "d")}
         for variant, path in kept.items():
-            done = run_child(args, teacher, variant, count, keep=str(path), chunk=chunk)
+            done = run_variant(args, teacher, variant, count, keep=str(path), chunk=chunk)
             if "error" in done:
                 print(f"{teacher} {variant}: no accuracy: {done['error']}", flush=True)
         for row in rows[:4]:  # a and b are the same sums; a's own call would take hours, so b's maps stand for both
@@ -129,7 +125,7 @@ def add_accuracy(args: argparse.Namespace, teacher: str, chunk: int, rows: list[
 def measure_teacher(args: argparse.Namespace, teacher: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows of one teacher, and everything measured."""
     timed = {variant: images * args.images_factor for variant, images in TIMED[args.device][teacher].items()}
-    sweep = run_child(args, teacher, "sweep", SWEEP_IMAGES[args.device][teacher])
+    sweep = run_variant(args, teacher, "sweep", SWEEP_IMAGES[args.device][teacher])
     print(f"{teacher}: captum sweep {sweep}", flush=True)
     if "error" in sweep:
         raise SystemExit(f"{teacher} sweep: {sweep['error']}")
@@ -139,7 +135,7 @@ def measure_teacher(args: argparse.Namespace, teacher: str) -> tuple[list[dict[s
         measured = {}
         for variant in VARIANTS:
             extra = {"b": {"chunk": sweep["chunk"]}, "limit": {"limit_pairs": limit_pairs}}.get(variant, {})
-            measured[variant] = run_child(args, teacher, variant, timed[variant], **extra)
+            measured[variant] = run_variant(args, teacher, variant, timed[variant], **extra)
             print(f"{teacher} round {number} {variant}: {measured[variant]}", flush=True)
         rounds.append(measured)
     rows = [row_of(teacher, variant, rounds) for variant in VARIANTS]
@@ -191,7 +187,6 @@ def main() -> None:
     """Measure the teachers and merge their rows into the result file."""
     import torch
 
-    from timm_igkd.environment import environment
     from timm_igkd.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,8 +210,7 @@ def main() -> None:
             print(f"{teacher}: already in {args.out}; measure again with --overwrite")
             continue
         rows, measured = measure_teacher(args, teacher)
-        facts = {"command": " ".join(["python", *sys.argv]), "environment": environment()}
-        result["measurements"][teacher] = facts | measured
+        result["measurements"][teacher] = facts() | measured
         result["rows"] = [row for row in result["rows"] if row["teacher"] != teacher] + rows
         write_json(args.out, result)
     print_table(result["rows"])

@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from typing import Any
 
 import timm
 import torch
+from paired import ROOT, facts
 from torch import Tensor, nn
 
 import timm_igkd  # noqa: F401  registers its models
@@ -33,10 +33,8 @@ from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk
 from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.lighter_model import lighter_model
-from timm_igkd.environment import environment
 from timm_igkd.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 LAST_COMMIT = "7195c47"  # the last one with frozen_conv.py
 NETS = (
     "mobilenetv2_cifar:32 test_resnet:32 resnet20_cifar:32 convnet_cifar:32 mobilenetv2_100:96 resnet10t:96 "
@@ -137,12 +135,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/frozen_convolutions.json")
     args = parser.parse_args()
     keep_freed_memory()  # as the command does
-    facts = {"command": " ".join(["python", *sys.argv]), "environment": environment(), "last_commit": LAST_COMMIT}
     rows = []
     for net in args.nets:
         rows.append(measure(net, args.rounds))
         print(rows[-1], flush=True)
-        write_json(args.out, facts | {"rows": rows})
+        write_json(args.out, facts() | {"last_commit": LAST_COMMIT, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import time
 from datetime import date
 from pathlib import Path
 
-from timm_igkd.environment import environment
+from paired import facts
+
 from timm_igkd.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "import_times.json"
@@ -69,13 +70,11 @@ def main() -> None:
     timm, ours = (times[f"import timm, then timm_igkd: import {name}"] for name in ("timm", "timm_igkd"))
     share = statistics.median(after / before for before, after in zip(timm, ours, strict=True))
     record = {
-        "command": f"python benchmarks/import_times.py --rounds {rounds}",
         "date": date.today().isoformat(),
         "share_of_timm": round(share, 4),
         "share_allowed": MOST_OF_TIMM,
         "times": results,
-        "environment": environment(),
-    }
+    } | facts()
     write_json(RESULT, record)
     for name, result in results.items():
         print(f"{result['median_s']:8.3f} s  {name}")

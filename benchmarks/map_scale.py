@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from timm_igkd.environment import environment
+from paired import facts
+
 from timm_igkd.files import write_json
 
 PARTS = ("processes", "memory", "disk")
@@ -169,8 +170,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             found = measures[part](args, Path(folder))
-        facts = {"command": " ".join(["python", *sys.argv]), "environment": environment()}
-        result[part] = facts | found
+        result[part] = facts() | found
         write_json(args.out, result)
         print(part, {name: value for name, value in found.items() if name != "rounds"}, flush=True)
 

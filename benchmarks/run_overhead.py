@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paired import ROOT, alternating, commit, summarize
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "tests" / "cli" / "timm_scripts" / "train.py"
 FLIP_ONLY = ["--scale", "1", "1", "--ratio", "1", "1", "--color-jitter", "0", "--train-interpolation", "bilinear"]
 CASES: dict[str, tuple[int, list[str], bool]] = {  # input size, flags of the script, two views
@@ -149,24 +149,16 @@ def peak_memory_mib(command: list[str], output: Path) -> float:
     return max(peaks)
 
 
-def summarize(ratios: list[float]) -> dict[str, Any]:
-    """Return median and 95 % bootstrap interval of paired ratios."""
-    samples = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
-    return {"median": float(np.median(ratios)), "interval_95": [float(low), float(high)], "n": len(ratios)}
-
-
 def measure(case: str, folder: Path, paths: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Measure one case: alternating rounds, then memory."""
     arms, output = commands(case, folder, paths, args), folder / "output"
-    rounds = []
-    for index in range(args.rounds):
-        order = list(arms) if index % 2 == 0 else list(arms)[::-1]
-        rates = {arm: images_per_s(arms[arm], output) for arm in order}
-        if CASES[case][2]:
-            rates["overlay"] /= 2  # the script counts both views
-        rounds.append({**rates, "first": order[0], "ratio": rates["overlay"] / rates["alone"]})
-        print(f"{case} round {index}: {rates['alone']:.1f} alone, {rates['overlay']:.1f} with overlay", flush=True)
+
+    def rate(arm: str) -> float:
+        views = 2 if arm == "overlay" and CASES[case][2] else 1  # the script counts both
+        return images_per_s(arms[arm], output) / views
+
+    rounds = alternating(list(arms), args.rounds, rate, case)
+    rounds = [found | {"ratio": found["overlay"] / found["alone"]} for found in rounds]
     result: dict[str, Any] = {"case": case}
     if rounds:
         result |= {"throughput_ratio": summarize([r["ratio"] for r in rounds]), "rounds": rounds}
@@ -175,12 +167,6 @@ def measure(case: str, folder: Path, paths: dict[str, Any], args: argparse.Names
         ratios = [pair["overlay"] / pair["alone"] for pair in memory]
         result |= {"peak_memory_mib": memory, "memory_ratio": float(np.median(ratios))}
     return result | {"commands": {arm: " ".join(command) for arm, command in arms.items()}}
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout, with a + where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or None
 
 
 def earlier_cases(path: Path, environment: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -22,17 +22,17 @@ import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
+from paired import ROOT, alternating, facts
 from timm.data import create_loader
 from timm.data.transforms import ToNumpy
 from timm.optim import create_optimizer_v2
 from torchvision import transforms
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from studies.cells import Cell  # noqa: E402
-from studies.training import create_trainer  # noqa: E402
-from timm_igkd import (  # noqa: E402
+from studies.cells import Cell
+from studies.training import create_trainer
+from timm_igkd import (
     IGDistillationTask,
     IGOptions,
     IGOverlay,
@@ -40,8 +40,7 @@ from timm_igkd import (  # noqa: E402
     compute_maps,
     load_labeled_images,
 )
-from timm_igkd.environment import environment  # noqa: E402
-from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, load_images  # noqa: E402
+from timm_igkd.overlay.device_images import DeviceImages, StoredMaps, load_images
 
 STUDENTS = {  # architecture, arguments, images on a CPU
     "test_resnet": ("test_resnet", {}, 8192),
@@ -121,13 +120,12 @@ class Contest:
 
     def measure(self, name: str) -> dict[str, Any]:
         """Alternate both ways; return rates, and the ratio of each round."""
-        rounds = []
-        for index in range(self.args.rounds):
-            rates = {}
-            for way in ("fast", "loader") if index % 2 == 0 else ("loader", "fast"):
-                rates[way] = getattr(self, way)(create_student(name, self.dataset.num_classes))
-            rounds.append(rates | {"ratio": rates["fast"] / rates["loader"]})
-            print(f"{name} round {index}: {rounds[-1]}", flush=True)
+
+        def rate(way: str) -> float:
+            return getattr(self, way)(create_student(name, self.dataset.num_classes))
+
+        rounds = alternating(("fast", "loader"), self.args.rounds, rate, name)
+        rounds = [found | {"ratio": found["fast"] / found["loader"]} for found in rounds]
         medians = {key: statistics.median(found[key] for found in rounds) for key in ("fast", "loader", "ratio")}
         spread = [float(value) for value in np.percentile([found["ratio"] for found in rounds], [0, 100])]
         return {
@@ -158,11 +156,7 @@ def main() -> None:
             rows.append(contest.measure(name))
     device = contest.accelerator.device.type
     out = ROOT / "benchmarks" / "results" / f"small_images_{device}.json"
-    report = {
-        "command": " ".join(["python", "benchmarks/small_images.py", *sys.argv[1:]]),
-        "environment": environment(),
-    }
-    out.write_text(json.dumps(report | {"options": vars(args), "rows": rows}, indent=1) + "\n")
+    out.write_text(json.dumps(facts() | {"options": vars(args), "rows": rows}, indent=1) + "\n")
     for row in rows:
         rates = row["images_per_s"]
         print(

@@ -22,6 +22,7 @@ from timm_igkd.data.items import read_item
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.subsets import stratified_indices
 from timm_igkd.errors import InputError
+from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.corruptions import corrupt
 from timm_igkd.files import exclusive, hash_files, write_atomic
 from timm_igkd.models.loading import count_macs, weights_hash
@@ -290,9 +291,6 @@ def normalized(model: nn.Module, images: Tensor) -> Tensor:
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Return a model's logits for uint8 images [N, 3, H, W] on its device, [N, classes] float32, in eval mode."""
-    training = model.training
-    model.eval()
     batch = _PREDICT_BATCH if images.device.type == "cuda" else 100
-    logits = torch.cat([model(normalized(model, part)).float() for part in images.split(batch)])
-    model.train(training)
-    return logits
+    with eval_mode(model):
+        return torch.cat([model(normalized(model, part)).float() for part in images.split(batch)])

@@ -87,6 +87,7 @@ def test_subset_keeps_order_and_names(tiny_images):
     found = load_labeled_images(str(tiny_images()), "train")
     part = found.subset([5, 2])
     assert keys(part) == [keys(found)[5], keys(found)[2]]
+    assert [content_key(image) for image, _ in found.read_each([5, 2])] == keys(part)
     assert (part.name, part.split, part.class_names) == (found.name, found.split, found.class_names)
 
 

@@ -267,6 +267,21 @@ def test_a_seeded_item_leaves_the_global_generators(noisy):
     assert (torch.rand(()), np.random.rand()) == expected
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_batch_holds_the_items_one_by_one(noisy, seed):
+    def views(read: Callable) -> list[torch.Tensor]:
+        dataset = wrap(noisy, IGOverlay(0.5), pipeline("RandAugment"), teacher_view="clean", seed=seed)
+        with seeded(3):
+            return [view for views, _ in read(dataset) for view in views]
+
+    order = [3, 0, 7]
+    alone, batch = (
+        views(lambda dataset: [dataset[i] for i in order]),
+        views(lambda dataset: dataset.__getitems__(order)),
+    )
+    assert all(torch.equal(first, second) for first, second in zip(alone, batch, strict=True))
+
+
 @pytest.mark.parametrize("view", ["same", "clean"])
 def test_workers_do_not_change_the_items_of_a_seed(noisy, view):
     def run(workers: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ torch's Subset and ConcatDataset are looked through; timm's ImageDataset is read
 """
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,13 @@ def read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
         )
     name = row_name(dataset, index)
     return to_rgb(image, name), to_label(label, name)
+
+
+def read_items(dataset: Any, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+    """Yield what `read_item` reads for each of `indices`."""
+    if isinstance(dataset, LabeledImages):
+        return dataset.read_each(indices)
+    return (read_item(dataset, index) for index in indices)
 
 
 def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.Image, int]:

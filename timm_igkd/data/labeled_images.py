@@ -3,8 +3,7 @@
 import copy
 import os
 import stat
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +65,14 @@ class LabeledImages(torch.utils.data.Dataset):
     def read(self, index: int) -> tuple[Image.Image, int]:
         """Return row `index` as (8-bit RGB image, label), before any transform."""
         row = self.rows[int(index)]
-        cell, label = row[self.image_column], row[self.label_column]
+        return self._decoded(index, row[self.image_column], row[self.label_column])
+
+    def read_each(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+        """Yield what `read` returns for each of `indices`; the table is asked once for all of them."""
+        rows = self.rows[[int(index) for index in indices]]
+        yield from map(self._decoded, indices, rows[self.image_column], rows[self.label_column])
+
+    def _decoded(self, index: int, cell: dict[str, Any] | None, label: Any) -> tuple[Image.Image, int]:
         name = self._row_name(index, cell)
         if label is None or cell is None:
             raise InputError(f"{name} has no {'label' if label is None else 'image'}; remove the row")
@@ -77,15 +83,16 @@ class LabeledImages(torch.utils.data.Dataset):
         """Return a file that a row names instead of holding it; only below the dataset's own folder is one read."""
         if path is None:
             raise InputError(f"{name} has neither bytes nor a path; remove the row")
-        file = Path(os.path.abspath(path))  # links below the folder are the user's own, ".." is not followed out of it
-        if not any(file.is_relative_to(root) for root in self.roots):
+        file = os.path.abspath(path)  # links below the folder are the user's own, ".." is not followed out of it
+        if not any(file.startswith(os.path.join(root, "")) for root in self.roots):
             raise InputError(
                 f"{name} names {path!r}, a file outside of its dataset's folder; put the image's bytes into the row"
             )
         try:
-            if not stat.S_ISREG(file.stat().st_mode):
+            if not stat.S_ISREG(os.stat(file).st_mode):
                 raise InputError(f"{name} names {path!r}, which is no regular file; remove the row")
-            return file.read_bytes()
+            with open(file, "rb", buffering=0) as opened:
+                return opened.read()
         except OSError as error:
             raise InputError(f"{name} cannot be read ({error.strerror}); restore or remove it") from error
 

@@ -4,7 +4,8 @@ The map is blended into the untransformed image, which then goes through any tra
 and flip with no special case.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.utils.data
 from PIL import Image
 
-from timm_igkd.data.items import class_names, dataset_name, first_part, read_item, row_name
+from timm_igkd.data.items import class_names, dataset_name, first_part, read_items, row_name
 from timm_igkd.distillation.views import TeacherViewMode
 from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.maps.store import MapStore
@@ -156,8 +157,19 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         return self.overlay.apply(image, levels, power)
 
     def __getitem__(self, index: int) -> tuple:
-        image, label = read_item(self.dataset, index)
-        is_overlaid, power = self.draw(index)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple]:
+        """Return the items of a batch, as a DataLoader asks for them.
+
+        With a seed, the global generators are put aside once for all of them: that costs more than reading an image.
+        """
+        with nullcontext() if self.seed is None else restored_state():
+            read = read_items(self.dataset, indices)
+            return [self._item(index, *item) for index, item in zip(indices, read, strict=True)]
+
+    def _item(self, index: int, image: Image.Image, label: int) -> tuple:
+        is_overlaid, power = self.draw(index) if self.overlay_prob else (False, 1.0)
         student = self.overlaid(image, label, index, power) if is_overlaid else image
         views = self._transformed(student, image if is_overlaid else None, index)
         if self.with_logits:
@@ -167,13 +179,8 @@ class IGOverlayDataset(torch.utils.data.Dataset):
 
     def _transformed(self, student: Image.Image, clean: Image.Image | None, index: int) -> Any:
         """Transform the student's view, and the teacher's with the same random numbers where it differs."""
-        if self.seed is None:
-            return self._views(student, clean)
-        with restored_state():
+        if self.seed is not None:
             seed_global(derive_seed(self.seed, "transform", int(self._epoch), index))
-            return self._views(student, clean)
-
-    def _views(self, student: Image.Image, clean: Image.Image | None) -> Any:
         transform = self._applied or (lambda image: image)
         if self.teacher_view == "same":
             return transform(student)

@@ -119,7 +119,8 @@ def _by_workers(
         seed=config.seed,
         with_logits=config.stored_logits and store is not None,
     )
-    dataset.transform = config.augmentation().transform(resolve_model_data_config(task.get_eval_model()))
+    data_config = resolve_model_data_config(task.get_eval_model())
+    dataset.transform = config.augmentation().transform(data_config)
     return WorkerBatches(
         dataset,
         config.batch_size,
@@ -128,6 +129,8 @@ def _by_workers(
         workers=config.workers,
         max_steps=config.max_steps_per_epoch,
         mixup=_create_mixup(config, data.num_classes),
+        mean=data_config["mean"],
+        std=data_config["std"],
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )

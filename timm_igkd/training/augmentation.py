@@ -6,6 +6,7 @@ from typing import Any, get_args
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import ToNumpy
 from torchvision import transforms
 
 from timm_igkd.distillation.views import TeacherViewMode
@@ -59,7 +60,10 @@ class TrainAugmentation:
         )
 
     def transform(self, data_config: dict[str, Any]) -> Any:
-        """Return the transform of one image; it ends with a normalised tensor, random erasing included.
+        """Return the transform of one image, to [3, H, W].
+
+        uint8 pixels, which `WorkerBatches` normalises in whole batches, or with random erasing, which comes after the
+        normalisation, a float32 tensor.
 
         Args:
             data_config: timm's `resolve_model_data_config` of the model that is trained.
@@ -90,6 +94,7 @@ class TrainAugmentation:
             std=data_config["std"],
             re_prob=self.reprob,
             re_mode="pixel",
+            use_prefetcher=not self.reprob,  # with it, timm leaves normalisation and erasing to others
         )
 
     def _whole_image(self, data_config: dict[str, Any]) -> Any:
@@ -102,9 +107,11 @@ class TrainAugmentation:
             steps.append(transforms.RandomHorizontalFlip(self.hflip))
         if self.aa:
             steps.append(rand_augment_transform(self.aa, {"img_mean": tuple(round(255 * value) for value in mean)}))
-        steps += [transforms.ToTensor(), transforms.Normalize(mean, data_config["std"])]
         if self.reprob > 0:
+            steps += [transforms.ToTensor(), transforms.Normalize(mean, data_config["std"])]
             steps.append(RandomErasing(self.reprob, mode="pixel", device="cpu"))
+        else:
+            steps.append(ToNumpy())
         return transforms.Compose(steps)
 
 

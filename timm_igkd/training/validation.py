@@ -8,6 +8,8 @@ import torch.utils.data
 from accelerate import Accelerator
 from torch import nn
 
+from timm_igkd.eval_mode import eval_mode
+
 
 def create_validation_loader(
     dataset: Any, transform: Callable, batch_size: int, workers: int, accelerator: Accelerator
@@ -31,14 +33,12 @@ def create_validation_loader(
 @torch.no_grad()
 def validate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[float, float]:
     """Return mean cross-entropy and top1 in percent over the images of a prepared loader."""
-    mode = model.training
-    model.eval()
     loss, correct, n = 0.0, 0, 0
-    for images, labels in loader:
-        with accelerator.autocast():
-            logits = model(images).float()
-        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        losses, hits = accelerator.gather_for_metrics((losses, logits.argmax(1) == labels))
-        loss, correct, n = loss + float(losses.sum()), correct + int(hits.sum()), n + len(hits)
-    model.train(mode)
+    with eval_mode(model):
+        for images, labels in loader:
+            with accelerator.autocast():
+                logits = model(images).float()
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+            losses, hits = accelerator.gather_for_metrics((losses, logits.argmax(1) == labels))
+            loss, correct, n = loss + float(losses.sum()), correct + int(hits.sum()), n + len(hits)
     return loss / n, 100 * correct / n

@@ -1,6 +1,6 @@
 """Batches through timm's pipeline: images decoded, overlaid and transformed one by one in DataLoader workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class WorkerBatches:
         workers: processes that decode and transform; they change no number.
         max_steps: stop every epoch early.
         mixup: mixes every batch, both views alike.
+        mean: per channel, of the normalisation of views that come as uint8 pixels; others are taken as they are.
+        std: per channel, of the same.
         process_index: which of `num_processes` this is; each takes its share of every epoch's order.
         num_processes: processes that train together.
 
@@ -52,11 +54,15 @@ class WorkerBatches:
         workers: int = 0,
         max_steps: int | None = None,
         mixup: TwoViewMixup | None = None,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
         process_index: int = 0,
         num_processes: int = 1,
     ):
         self.dataset, self.batch_size, self.seed, self.device, self.mixup = dataset, batch_size, seed, device, mixup
         self.process_index, self.num_processes = process_index, num_processes
+        self._mean, self._std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
+        self._white = torch.tensor(255.0, device=device)  # by a number, a GPU would multiply with its inverse
         self.steps = steps_per_epoch(len(dataset), batch_size, num_processes, max_steps)
         self._order = _Order()
         self._loader: Any = torch.utils.data.DataLoader(
@@ -80,8 +86,8 @@ class WorkerBatches:
         for step, (views, labels, *logits) in enumerate(self._loader):
             student, teacher = views if isinstance(views, list) else (views, None)
             batch = Batch(
-                self._to_device(student),
-                None if teacher is None else self._to_device(teacher),
+                self._view(student),
+                None if teacher is None else self._view(teacher),
                 self._to_device(labels),
                 self._to_device(logits[0]) if logits else None,
             )
@@ -89,6 +95,12 @@ class WorkerBatches:
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+    def _view(self, images: torch.Tensor) -> torch.Tensor:
+        images = self._to_device(images)
+        if images.dtype != torch.uint8:
+            return images
+        return images.contiguous().float().div_(self._white).sub_(self._mean).div_(self._std)
 
     def _mixed(self, batch: Batch, mixup: TwoViewMixup, epoch: int, step: int) -> Batch:
         views = mixup(batch.student, batch.teacher, batch.labels, epoch, step, self.process_index)

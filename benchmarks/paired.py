@@ -1,0 +1,60 @@
+"""What the benchmarks share: rounds of alternating arms, paired ratios, and what a result was measured with."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def alternating(arms: Sequence[str], rounds: int, measure: Callable[[str], Any], name: str) -> list[dict[str, Any]]:
+    """Measure every arm in every round, and say so; the order of the arms turns with each round.
+
+    Args:
+        arms: their names.
+        rounds: how many.
+        measure: gives the numbers of one arm.
+        name: of what is measured, for the lines that are printed.
+    """
+    found = []
+    for index in range(rounds):
+        order = arms if index % 2 == 0 else arms[::-1]
+        found.append({arm: measure(arm) for arm in order} | {"first": order[0]})
+        print(f"{name} round {index}: {found[-1]}", flush=True)
+    return found
+
+
+def summarize(ratios: Sequence[float]) -> dict[str, Any]:
+    """Return median and 95 % bootstrap interval of paired ratios."""
+    samples = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
+    return {"median": float(np.median(ratios)), "interval_95": [float(low), float(high)], "n": len(ratios)}
+
+
+def run_child(script: Path, job: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Run `script` with a job as its only argument in a process of its own; return the JSON of its last line."""
+    done = subprocess.run([sys.executable, str(script), json.dumps(job)], capture_output=True, text=True, **options)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"])[-1]
+        return {"error": last}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout, with a + where files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def facts() -> dict[str, Any]:
+    """Return what a result was measured with: command, commit, load of the last 15 minutes, versions and hardware."""
+    from timm_igkd.environment import environment  # torch: a benchmark's own process may need none
+
+    command, load = " ".join(["python", *sys.argv]), os.getloadavg()[2]
+    return {"command": command, "commit": commit(), "load_average": load, "environment": environment()}
