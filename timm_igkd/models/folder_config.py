@@ -35,12 +35,12 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
         hint = nearest(architecture, timm.list_models())
         raise InputError(f"{where} names the unknown model {architecture!r}{hint}; correct it")
     check_model_arguments(config.get("model_args") or {}, f"model_args of {where}")
-    _check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}")
+    check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}")
     _check_names(config.get("label_names"), where)
     return config
 
 
-def _check_preprocessing(cfg: Any, where: str) -> None:
+def check_preprocessing(cfg: Any, where: str) -> None:
     """Check what decides how an image is fed to the model; None leaves timm's default."""
     if not isinstance(cfg, dict):
         raise InputError(f"{where} must hold settings by name, got {type(cfg).__name__}; save the model with timm")
