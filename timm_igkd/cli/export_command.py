@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from timm.models import get_model_traits
+
 from timm_igkd.cli.commands import model_from, split_from
 from timm_igkd.errors import InputError, RunError, check_range
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
@@ -33,7 +35,7 @@ def export_command(args: argparse.Namespace) -> None:
         losses = ", ".join(f"{f.format} {f.drop:.2f} ({record.pytorch_top1:.2f} to {f.top1:.2f} %)" for f in failed)
         raise RunError(
             f"points of top1 lost on {record.verified_on.n} images: {losses}, at most {record.max_drop:g} allowed; "
-            f"the files are kept in {str(args.out)!r} with passed: false; use the float file, or allow it with --max-drop"
+            f"the files are kept in {str(args.out)!r} with passed: false; take the float file, or raise --max-drop"
         )
 
 
@@ -53,7 +55,7 @@ def _model_from(args: argparse.Namespace) -> Any:
     if args.img_size is None:
         return model
     check_range("--img-size", args.img_size, 1)
-    if model.pretrained_cfg.get("fixed_input_size"):  # its weights are fitted to the size as it is built
+    if get_model_traits(model).get("img_size"):  # its weights are fitted to its size as it is built
         args.model_args = [*(args.model_args or ()), ("img_size", args.img_size)]
         model = model_from(args, "model")
     model.pretrained_cfg["input_size"] = (model.pretrained_cfg["input_size"][0], args.img_size, args.img_size)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from timm.data import resolve_data_config
@@ -49,7 +49,7 @@ class OnnxMetadata:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
-    crop_mode: str
+    crop_mode: Literal["center", "squash", "border"]
     class_names: tuple[str, ...] | None
     num_parameters: int | None
     macs: int | None

@@ -17,7 +17,7 @@ from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, PACKAGES, require_onnx_packages, write_onnx
 from timm_igkd.export.int8 import quantise_best, spread_indices
 from timm_igkd.export.record import FILES, RECORD, ExportRecord, write_export_record
-from timm_igkd.export.verification import verify_files
+from timm_igkd.export.verification import fastest, verify_files
 from timm_igkd.files import output_file
 from timm_igkd.models.loading import weights_hash
 
@@ -79,7 +79,6 @@ def export_student(
         if evaluation is None and calibration is not None:
             images = Subset(calibration, spread_indices(len(calibration), calibration_images)[1])
         verified = verify_files(model, paths, images, max_drop, with_top1=evaluation is not None, progress=progress)
-        passed = [file for file in verified.files if file.passed]
         record = ExportRecord(
             model=name or described.architecture,
             weights_sha256=weights_hash(model),
@@ -90,8 +89,8 @@ def export_student(
             max_drop=max_drop,
             quantisation=quantisation,
             exports=verified.files,
-            recommended=min(passed, key=lambda file: file.latency_ms.median).format if passed else None,
-            passed=len(passed) == len(paths),
+            recommended=fastest(verified.files),
+            passed=all(file.passed for file in verified.files),
             environment=_environment(),
         )
         _move_into_place(list(paths.values()), folder, record)

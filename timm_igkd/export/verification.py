@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import get_model_input_config
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError
@@ -80,7 +80,7 @@ def _logits(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return each model's logits, and the outputs that the labels name; of noise there are none."""
     if dataset is None:
-        size = get_model_input_config(models[0])["input_size"]
+        size = resolve_data_config({}, model=models[0])["input_size"]
         noise = torch.randn(NOISE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             return [model(noise) for model in models], None
@@ -92,6 +92,12 @@ def _logits(
     ]
     logits, labels = predict(evaluated, dataset, progress=progress)
     return logits, evaluated[0].targets(labels)
+
+
+def fastest(files: Sequence[ExportedFile]) -> Format | None:
+    """Return the format of the fastest file that passed, None where none did."""
+    passed = [file for file in files if file.passed]
+    return min(passed, key=lambda file: file.latency_ms.median).format if passed else None
 
 
 def _onnxruntime_version() -> str:
