@@ -67,7 +67,7 @@ def test_int8_that_is_slower_is_reported_and_float_recommended(student, command:
     assert "recommended: onnx; int8 is slower than float on this machine, 1.50 of its time" in outcome.output
 
 
-@pytest.mark.parametrize("name", ["smallest", "test_vit"])
+@pytest.mark.parametrize("name", ["smallest", pytest.param("test_vit", marks=pytest.mark.slow)])
 def test_input_size_can_be_chosen(name, student, command: Runner, tmp_path):
     model = student(name)
     if name == "test_vit":  # a model whose weights are fitted to the size as it is built
