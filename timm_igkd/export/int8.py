@@ -26,8 +26,9 @@ def quantise(
 ) -> None:
     """Write the int8 file of an ONNX file.
 
-    Activations get the range of their extremes over `batches`, one scale each; weights one scale per output channel:
-    one for all of a layer costs a MobileNet 7 points of top1 (docs/edge.md).
+    Activations are uint8 over the range of their extremes in `batches`, one scale each: with int8 ones onnxruntime's
+    x86 kernels are hardly faster than float. Weights are int8 with one scale per output channel: one for all of a layer
+    costs a MobileNet 7 points of top1 (docs/edge.md).
 
     Args:
         source: float32, of input `image`.
@@ -40,7 +41,7 @@ def quantise(
         RunError: onnxruntime cannot quantise the file.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Batches(CalibrationDataReader):
@@ -61,6 +62,8 @@ def quantise(
                 target,
                 Batches(),
                 per_channel=per_channel,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
                 nodes_to_exclude=[edges[0], edges[-1]] if float_edges and edges else [],
             )
         except Exception as error:  # of onnx and onnxruntime, each with types of its own
@@ -91,7 +94,7 @@ def quantise_best(
         images: map-style dataset of (PIL RGB image, label).
         count: of it, to calibrate with; as many others to compare with.
     """
-    calibrating, comparing = (_as_fed(model, Subset(images, chosen)) for chosen in spread_indices(len(images), count))
+    calibrating, comparing = (as_fed(model, Subset(images, chosen)) for chosen in spread_indices(len(images), count))
     with torch.inference_mode():
         expected = torch.cat([model(batch) for batch in comparing])
     found = {}
@@ -109,7 +112,7 @@ def quantise_best(
     return Quantisation(images_of(images, n), images_of(images, len(expected)), better, found[False], found[True])
 
 
-def _as_fed(model: nn.Module, images: Any) -> list[Tensor]:
+def as_fed(model: nn.Module, images: Any) -> list[Tensor]:
     """Return all images as the model takes them, in batches."""
     (transform,), _ = shared_transforms([create_evaluated_model("model", model, indices_for(model, images), images)])
     return list(torch.stack([transform(read_item(images, i)[0]) for i in range(len(images))]).split(_BATCH))

@@ -74,7 +74,7 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How a file was made int8: onnxruntime's static quantisation, QDQ, weights per channel, activations by extremes.
+    """How a file was made int8: onnxruntime's static quantisation, see `int8.quantise`.
 
     Attributes:
         calibrated_on: every second of images evenly spread over a split.
