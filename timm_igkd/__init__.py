@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from timm_igkd.data.loading import load_labeled_images
     from timm_igkd.distillation.task import IGDistillationTask
     from timm_igkd.evaluation.metrics import evaluate
+    from timm_igkd.export.student import export_student
     from timm_igkd.maps.build import compute_maps
     from timm_igkd.maps.push import push_maps
     from timm_igkd.maps.store import MapStore
@@ -37,6 +38,7 @@ __all__ = [
     "compute_maps",
     "distill",
     "evaluate",
+    "export_student",
     "load_labeled_images",
     "load_model",
     "push_maps",
@@ -57,6 +59,7 @@ __getattr__, __dir__ = lazy_names(
         "compute_maps": "maps",
         "distill": "runs",
         "evaluate": "evaluation",
+        "export_student": "export",
         "load_labeled_images": "data",
         "load_model": "models",
         "push_maps": "maps",
@@ -65,8 +68,8 @@ __getattr__, __dir__ = lazy_names(
         "truncate": "models",
     },
     submodules=(
-        *("attribution", "data", "distillation", "environment", "errors", "evaluation", "files", "hub"),
-        *("maps", "models", "overlay", "random_streams", "report", "runs", "training", "with_plugin"),
+        *("attribution", "data", "distillation", "environment", "errors", "evaluation", "export", "files"),
+        *("hub", "maps", "models", "overlay", "random_streams", "report", "runs", "training", "with_plugin"),
     ),
 )
 

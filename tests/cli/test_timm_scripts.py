@@ -1,11 +1,9 @@
-"""A student in timm-style scripts that know nothing of the plugin: validate, inference, ONNX export, ONNX latency."""
+"""A student in timm-style scripts that know nothing of the plugin: validate, inference, ONNX export."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,7 @@ from command_lines import subprocess_environment
 from torch import nn
 
 from timm_igkd import truncate, with_plugin
-from timm_igkd.errors import InputError, RunError
-from timm_igkd.evaluation import onnx_latency as onnx_module
 from timm_igkd.evaluation.metrics import evaluate
-from timm_igkd.evaluation.onnx_latency import onnx_latency
 from timm_igkd.models.loading import save_model
 
 pytestmark = [
@@ -146,71 +141,3 @@ def test_script_sees_its_own_arguments_folder_and_name(tmp_path, capsys):
     sys.modules.pop("beside")
     assert capsys.readouterr().out == "__main__ ['--lr', '3'] 3 True\n"
     assert (sys.argv, sys.path) == before
-
-
-# ---- latency in onnxruntime
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
-def test_onnx_latency_is_warm_and_leaves_the_model():
-    pytest.importorskip("onnxruntime")
-    model = student("mobilenetv2_cifar").train()
-    found = onnx_latency(model, seconds=0.0)
-    assert set(found) == {"batch_1"}
-    assert found["batch_1"]["n"] == 5
-    assert 0 < found["batch_1"]["median"] <= found["batch_1"]["p90"]
-    assert all(module.training for module in model.modules())
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_metrics_hold_the_latency_where_it_can_be_measured(monkeypatch, caplog):
-    pytest.importorskip("onnxruntime")
-    measured = {"batch_1": {"median": 1.0, "p90": 2.0, "n": 5}}
-    monkeypatch.setattr(onnx_module, "onnx_latency", lambda model: measured)
-    assert onnx_module.onnx_metrics(nn.Identity()) == {"onnx_latency_ms": measured}
-
-    def fails(model: nn.Module) -> None:
-        raise RunError("the model cannot be exported")
-
-    monkeypatch.setattr(onnx_module, "onnx_latency", fails)
-    assert onnx_module.onnx_metrics(nn.Identity()) == {}
-    assert "cannot be exported" in caplog.text
-    monkeypatch.setattr(onnx_module, "missing_onnx_packages", lambda: ["onnx"])
-    assert onnx_module.onnx_metrics(nn.Identity()) == {}
-
-
-def test_missing_onnx_packages_name_the_extra(monkeypatch):
-    find: Callable = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
-    assert onnx_module.missing_onnx_packages() == ["onnxruntime"]
-    with pytest.raises(InputError, match=r"needs onnxruntime; install with: pip install 'timm-igkd\[onnx\]'"):
-        onnx_latency(student("mobilenetv2_cifar"))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_an_onnx_output_that_differs_is_an_error(monkeypatch):
-    pytest.importorskip("onnxruntime")
-    export = onnx_module._export
-
-    def other_weights(model: nn.Module, image: torch.Tensor, path: str) -> None:
-        export(model, image, path)
-        with torch.no_grad():
-            next(model.parameters()).mul_(1.01)
-
-    monkeypatch.setattr(onnx_module, "_export", other_weights)
-    with pytest.raises(RunError, match=r"ONNX output differs from PyTorch's by .*, expected at most 1e-4"):
-        onnx_latency(student("mobilenetv2_cifar"), seconds=0.0)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_model_that_cannot_be_exported_is_one_line():
-    pytest.importorskip("onnxruntime")
-
-    class Refusing(nn.Identity):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return input + float(np.random.rand()) if input.sum().item() > 0 else input
-
-    model = student("igkd_truncated")
-    model.head = Refusing()
-    with pytest.raises(RunError, match=r"the model cannot be exported to ONNX: .*; leave its ONNX latency out"):
-        onnx_latency(model, seconds=0.0)

@@ -62,13 +62,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, role: str, required: bo
     )
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+def add_dataset_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options that name a dataset."""
     group = parser.add_argument_group("dataset")
     group.add_argument(
-        "--dataset", required=True, type=name_argument, help="Hub id, folder of parquet or of class folders, or digits"
+        "--dataset",
+        required=required,
+        type=name_argument,
+        help="Hub id, folder of parquet or of class folders, or digits",
     )
-    group.add_argument("--split", required=True)
+    group.add_argument("--split", required=required)
     group.add_argument("--revision", help="branch, tag or commit of a Hub dataset")
     group.add_argument("--data-dir", type=name_argument, help="root of a timm dataset (torch/…, hfds/…, folder/)")
     group.add_argument("--image-column")
@@ -97,7 +100,19 @@ def folder_argument(text: str) -> Path:
 
 def file_argument(text: str) -> Path:
     """Parse the path of a file to write; its folder, or the nearest that is there, must take a file before any work."""
+    _check_takes(text, folder_argument(text))
+    return folder_argument(text)
+
+
+def new_folder_argument(text: str) -> Path:
+    """Parse the path of a folder to write, there or not; it, or the nearest that is there, must take a file."""
     path = folder_argument(text)
+    _check_takes(text, path / "file")
+    return path
+
+
+def _check_takes(text: str, path: Path) -> None:
+    """Refuse what no file can be written to; `text` is what the user gave."""
     try:
         parents = output_file(path).absolute().parents
         with tempfile.TemporaryFile(dir=next(parent for parent in parents if parent.exists())):
@@ -106,7 +121,6 @@ def file_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}; give another folder") from error
-    return path
 
 
 def maps_argument(text: str) -> str:

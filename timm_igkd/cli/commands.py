@@ -5,14 +5,15 @@ from typing import Any
 
 from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.ig_options import IGOptions
-from timm_igkd.data.items import class_names
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
+from timm_igkd.evaluation.onnx_model import SUFFIX, load_onnx_model
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.store import MapStore
+from timm_igkd.models.checkpoint import flag_name
 from timm_igkd.models.loading import load_model, weights_hash
-from timm_igkd.models.output_names import class_indices
 from timm_igkd.overlay.preview import overlay_samples, write_preview
 from timm_igkd.progress import progress_bar
 
@@ -31,11 +32,26 @@ def model_from(args: argparse.Namespace, role: str) -> Any:
     )
 
 
+def evaluated_model_from(args: argparse.Namespace, role: str) -> Any:
+    """Load the model that the options of `role` name, which may be an exported file."""
+    values = vars(args)
+    if not values[role].endswith(SUFFIX):
+        return model_from(args, role)
+    for option in ("args", "checkpoint", "mean", "std", "use_ema"):
+        if values[f"{role}_{option}"]:
+            flag = flag_name(role, option.replace("_", "-"))
+            raise InputError(f"{flag} has no effect on an ONNX file, which says its preprocessing itself; leave it out")
+    return load_onnx_model(values[role])
+
+
 def dataset_from(args: argparse.Namespace) -> Any:
     """Open the dataset that the options name."""
-    return load_labeled_images(
-        args.dataset, args.split, args.image_column, args.label_column, args.revision, args.data_dir
-    )
+    return split_from(args, args.split)
+
+
+def split_from(args: argparse.Namespace, split: str) -> Any:
+    """Open a split of the dataset that the options name."""
+    return load_labeled_images(args.dataset, split, args.image_column, args.label_column, args.revision, args.data_dir)
 
 
 def maps(args: argparse.Namespace) -> None:
@@ -110,16 +126,14 @@ def preview(args: argparse.Namespace) -> None:
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a model on a split: accuracy, calibration, size, latency."""
     dataset = dataset_from(args)
-    model = model_from(args, "model")
-    teacher = model_from(args, "teacher") if args.teacher else None
-    names = class_names(dataset)
-    num_classes = getattr(dataset, "num_classes", None) or len(names or ()) or model.num_classes
+    model = evaluated_model_from(args, "model")
+    teacher = evaluated_model_from(args, "teacher") if args.teacher else None
     result = evaluate(
         model,
         dataset,
         teacher=teacher,
-        class_indices=class_indices(model, names, num_classes),
-        teacher_class_indices=class_indices(teacher, names, num_classes) if teacher is not None else None,
+        class_indices=indices_for(model, dataset),
+        teacher_class_indices=indices_for(teacher, dataset) if teacher is not None else None,
         batch_size=args.batch_size,
         num_workers=args.workers,
         corruptions=args.corruptions,

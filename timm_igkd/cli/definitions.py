@@ -89,6 +89,19 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_model_arguments(parser, "model")
+    parser.add_argument("--img-size", type=int, metavar="N", help="input size; default: the model's")
+    parser.add_argument(
+        "--out", required=True, type=arguments.new_folder_argument, help="folder for the files and export.json"
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise too, calibrated on --split of --dataset")
+    arguments.add_dataset_arguments(parser, required=False)
+    parser.add_argument("--calibration", type=int, default=256, metavar="N", help="images of --split to calibrate with")
+    parser.add_argument("--evaluate-split", metavar="S", help="measure top1 of the files on this split of --dataset")
+    parser.add_argument("--max-drop", type=float, default=0.5, help="points of top1 that a file may lose")
+
+
 def _push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, created if need be"
@@ -158,6 +171,12 @@ COMMANDS: dict[str, Command] = {
         _evaluate_arguments,
         "commands",
         "evaluate_command",
+    ),
+    "export": Command(
+        "Export a model to ONNX and int8, and verify the files against PyTorch.",
+        _export_arguments,
+        "export_command",
+        "export_command",
     ),
     "push-maps": Command(
         "Publish a map store as a dataset on the Hugging Face Hub.",

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from timm_igkd.data.items import class_map, class_names
+from timm_igkd.data.items import class_map, class_names, first_part
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.eval_mode import bare_model
-from timm_igkd.models.output_names import check_class_map, check_reads_colour
+from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ class EvaluatedModel:
                 f"the {self.role} gives non-finite logits for image {start + i}; its weights are damaged, or it needs "
                 "float32"
             )
+
+
+def indices_for(model: nn.Module, dataset: Any) -> list[int] | None:
+    """Return the model's output of each of a dataset's classes, see `models.loading.class_indices`."""
+    names = class_names(dataset)
+    num_classes = getattr(first_part(dataset), "num_classes", None) or len(names or ()) or cast(int, model.num_classes)
+    return class_indices(model, names, num_classes)
 
 
 def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] | None, dataset: Any) -> EvaluatedModel:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -36,26 +36,39 @@ def time_model(
     for batch_size in batch_sizes:
         noise = torch.randn((batch_size, *input_size), generator=torch.Generator().manual_seed(0))
         inputs = noise.to(device, floats.dtype)
-        for _ in range(2):
-            _time_once(model, inputs)
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < LEAST_REPEATS or (time.perf_counter() < end and len(times) < MOST_REPEATS):
-            times.append(1000 * _time_once(model, inputs))
-        p90 = statistics.quantiles(times, n=10, method="inclusive")[-1]
-        results[f"batch_{batch_size}"] = {"median": statistics.median(times), "p90": p90, "n": len(times)}
+
+        def forward(inputs: torch.Tensor = inputs) -> None:
+            model(inputs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        (results[f"batch_{batch_size}"],) = time_in_turn([forward], seconds)
     return results
 
 
-def _time_once(model: nn.Module, inputs: torch.Tensor) -> float:
-    wait = inputs.device.type == "cuda"
-    if wait:
-        torch.cuda.synchronize(inputs.device)
-    begin = time.perf_counter()
-    model(inputs)
-    if wait:
-        torch.cuda.synchronize(inputs.device)
-    return time.perf_counter() - begin
+def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[dict[str, float]]:
+    """Time calls in milliseconds, round by round one after the other, so that what slows the machine slows all of them.
+
+    Args:
+        calls: each returns when its work is done; two rounds to warm up are not counted.
+        seconds: time spent on all; slow calls take longer, for at least five rounds.
+
+    Returns:
+        `median`, `p90` and the number of rounds `n` of each.
+    """
+    for call in (*calls, *calls):
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < LEAST_REPEATS or (time.perf_counter() < end and len(times[0]) < MOST_REPEATS):
+        for call, found in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            found.append(1000 * (time.perf_counter() - begin))
+    return [
+        {"median": statistics.median(t), "p90": statistics.quantiles(t, n=10, method="inclusive")[-1], "n": len(t)}
+        for t in times
+    ]
 
 
 def describe_hardware(device: str | torch.device = "cpu") -> str:

@@ -16,6 +16,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
 from timm_igkd.evaluation.evaluated_model import EvaluatedModel, create_evaluated_model, shared_transforms
 from timm_igkd.evaluation.latency import describe_hardware, time_model
+from timm_igkd.evaluation.onnx_model import OnnxModel
 from timm_igkd.evaluation.robustness import measure_robustness
 from timm_igkd.files import write_atomic
 from timm_igkd.models.loading import count_macs, count_parameters
@@ -73,7 +74,7 @@ def evaluate(
     """Evaluate `model` on all of `dataset`, each model under its own timm evaluation transform.
 
     Args:
-        model: any timm classifier; its mode and device are the same afterwards.
+        model: any timm classifier, its mode and device are the same afterwards; or a file (`load_onnx_model`).
         dataset: map-style dataset of (PIL RGB image, label).
         teacher: second model, for `agreement`, `teacher_kl`, `compression` and `teacher`.
         class_indices: the model's index of each dataset class, where they are not the model's classes in order.
@@ -105,7 +106,7 @@ def evaluate(
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
     device = torch.device(device)
     with eval_mode(*(c.model for c in models), device=device):
-        all_logits, labels = _predict(models, dataset, batch_size, num_workers, device, progress)
+        all_logits, labels = predict(models, dataset, batch_size, num_workers, device, progress)
         results = [
             _measure(c, logits, labels, device, measure_latency) for c, logits in zip(models, all_logits, strict=True)
         ]
@@ -118,21 +119,26 @@ def evaluate(
     if teacher is None:
         return Evaluation(metrics, all_logits[0], labels)
     metrics |= _compare(models, all_logits)
-    metrics["compression"] = results[1]["num_parameters"] / max(results[0]["num_parameters"], 1)
+    own, teachers = (result["num_parameters"] for result in results)
+    metrics["compression"] = None if None in (own, teachers) else teachers / max(own, 1)
     metrics["teacher"] = results[1] | where
     return Evaluation(metrics, all_logits[0], labels, all_logits[1])
 
 
 @torch.inference_mode()
-def _predict(
+def predict(
     models: Sequence[EvaluatedModel],
     dataset: Any,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    progress: bool,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the logits of every model and the labels, reading and decoding each image once."""
+    """Return the logits of models in eval mode, (N, C) float32 each, and the labels, reading each image once.
+
+    Raises:
+        InputError: a label outside a model's classes. RunError: non-finite logits.
+    """
     transforms, positions = shared_transforms(models)
     loader = DataLoader(_Views(dataset, transforms), batch_size, num_workers=num_workers, shuffle=False)
     collected: list[list[Tensor]] = [[] for _ in models]
@@ -174,20 +180,21 @@ def _measure(
     """Return the metrics of one model by itself."""
     model = evaluated.model
     metrics: dict[str, Any] = classification_metrics(logits, evaluated.targets(labels))
-    metrics |= {
-        "num_parameters": count_parameters(model),
-        "macs": count_macs(model),
-        "size_mb": sum(
-            t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in model.state_dict().values()
-        )
-        / 1e6,
-    }
+    metrics |= _sizes(model)
     if evaluated.class_indices is not None:
         metrics["top1_subset"] = 100 * (_rank(evaluated.head(logits), labels) < 1).double().mean().item()
     if measure_latency:
         metrics["latency_ms"] = time_model(model, evaluated.data_config["input_size"], device)
         metrics |= {"device": str(device), "threads": torch.get_num_threads(), "hardware": describe_hardware(device)}
     return metrics
+
+
+def _sizes(model: nn.Module) -> dict[str, float | None]:
+    if isinstance(model, OnnxModel):
+        return model.sizes
+    weights = model.state_dict().values()
+    size = sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in weights)
+    return {"num_parameters": count_parameters(model), "macs": count_macs(model), "size_mb": size / 1e6}
 
 
 def _rank(logits: Tensor, targets: Tensor) -> Tensor:

@@ -131,6 +131,8 @@ def _check_spec(spec: str, role: str, needs_weights: bool) -> None:
 
 
 def _check_registered(name: str, role: str, needs_weights: bool) -> None:
+    if name.endswith(".onnx"):
+        raise InputError(f"{name!r} is an exported file, which only evaluate reads; name the model it was made from")
     if "/" in name or "\\" in name:
         raise InputError(f"model {name!r} looks like a path or a Hub id; write local-dir:{name} or hf-hub:{name}")
     if not timm.is_model(name):

@@ -1,0 +1,215 @@
+"""A student exported: files that are held against PyTorch, timed in turn and told of in one record."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from export_parts import SIZE, digits_student, smallest
+from tiny_parts import tiny_teacher
+
+from timm_igkd import export_student, load_labeled_images
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.evaluation.metrics import evaluate
+from timm_igkd.evaluation.onnx_model import load_onnx_model
+from timm_igkd.export import int8 as int8_module
+from timm_igkd.export import verification
+from timm_igkd.export.int8 import spread_indices, weighted_layers
+from timm_igkd.export.record import read_export_record
+from timm_igkd.models.loading import weights_hash
+
+pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "TIMING_S", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Return the record and the folder of a digits student in float and int8."""
+    folder = tmp_path_factory.mktemp("digits") / "export"
+    train, test = (load_labeled_images("digits", split) for split in ("train", "test"))
+    options = {"calibration": train, "calibration_images": 64, "evaluation": test, "name": "reader"}
+    return export_student(digits_student(), folder, int8=True, progress=False, **options), folder
+
+
+def test_digits_student_loses_nothing_in_float_and_little_in_int8(exported):
+    record, _ = exported
+    floats, int8 = record.exports
+    assert record.pytorch_top1 > 85
+    assert (floats.agreement, floats.drop) == (100, 0)
+    assert floats.max_difference < 1e-4 < int8.max_difference
+    assert (int8.passed, int8.agreement > 97) == (True, True)
+    assert int8.size_mb < 0.6 * floats.size_mb
+    assert record.passed
+
+
+def test_record_says_what_the_files_score(exported):
+    record, folder = exported
+    test = load_labeled_images("digits", "test")
+    expected = evaluate(digits_student(), test, measure_latency=False, progress=False).metrics
+    assert record.pytorch_top1 == expected["top1"]
+    for file in record.exports:
+        found = evaluate(load_onnx_model(folder / file.file), test, measure_latency=False, progress=False).metrics
+        assert (file.top1, file.size_mb) == (found["top1"], found["size_mb"])
+        assert file.drop == expected["top1"] - found["top1"]
+        assert file.sha256 == hashlib.sha256((folder / file.file).read_bytes()).hexdigest()
+    assert (record.model, record.weights_sha256) == ("reader", weights_hash(digits_student()))
+    assert asdict(record.verified_on) == {"n": 360, "dataset": "digits", "split": "test"}
+    assert record.metadata.class_names == tuple("0123456789")
+
+
+def test_record_comes_back_equal_and_stands_beside_the_files_alone(exported):
+    record, folder = exported
+    assert read_export_record(folder) == record
+    assert sorted(path.name for path in folder.iterdir()) == ["export.json", "model.onnx", "model_int8.onnx"]
+    assert [path.name for path in folder.parent.iterdir()] == ["export"]
+
+
+def test_metrics_of_a_run_get_one_entry_per_file(exported):
+    record, _ = exported
+    names = {"format", "file", "size_mb", "top1", "agreement", "latency_ms", "runtime"}
+    assert [set(entry) for entry in record.metrics()] == [names, names]
+    assert record.metrics()[1]["latency_ms"] == record.exports[1].latency_ms.median
+
+
+def test_weights_are_int8_with_a_scale_per_channel(exported):
+    import onnx
+
+    record, folder = exported
+    proto = onnx.load(folder / "model_int8.onnx")
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    made = {node.output[0]: node for node in proto.graph.node}
+    layers = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
+    inner = layers[1:-1] if record.quantisation.float_edges else layers
+    scales = [weights[made[node.input[1]].input[1]] for node in inner]
+    assert all(weights[made[node.input[1]].input[0]].data_type == onnx.TensorProto.INT8 for node in inner)
+    assert max(int(np.prod(scale.dims)) for scale in scales) > 1
+    assert {tuple(scale.dims) for scale in scales} >= {(16,)}
+
+
+@pytest.mark.parametrize("edges_are_better", [False, True])
+def test_edges_stay_in_float_where_that_answers_more_like_pytorch(edges_are_better, exported, tmp_path, monkeypatch):
+    def quantise(source, target, batches, *, float_edges):
+        shutil.copy(source, target)
+        if float_edges is not edges_are_better:
+            negate_last_layer(target)
+
+    monkeypatch.setattr(int8_module, "quantise", quantise)
+    record, folder = exported
+    source, target = folder / "model.onnx", tmp_path / "int8.onnx"
+    digits = load_labeled_images("digits", "train")
+    found = int8_module.quantise_best(digits_student(), source, target, record.metadata, digits, 8)
+    assert found.float_edges is edges_are_better
+    assert (found.divergence_float_edges < found.divergence) is edges_are_better
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+    assert target.read_bytes() == source.read_bytes()
+
+
+def negate_last_layer(path):
+    import onnx
+
+    proto = onnx.load(path)
+    name = next(node.input[1] for node in reversed(proto.graph.node) if node.op_type == "Gemm")
+    (weight,) = (tensor for tensor in proto.graph.initializer if tensor.name == name)
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), name))
+    onnx.save(proto, path)
+
+
+def test_float_edges_are_the_first_and_the_last_layer_with_weights(exported, tmp_path):
+    import onnx
+
+    source, target = exported[1] / "model.onnx", tmp_path / "edges.onnx"
+    names = weighted_layers(onnx.load(source))
+    int8_module.quantise(source, target, [torch.rand(4, 3, SIZE, SIZE)], float_edges=True)
+    proto = onnx.load(target)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    floats = [node.name for node in proto.graph.node if node.name in names and node.input[1] in weights]
+    assert floats == [names[0], names[-1]]
+
+
+def test_calibration_and_comparison_share_no_image():
+    fit, compare = spread_indices(100, 20)
+    assert (len(fit), len(compare), set(fit) & set(compare)) == (20, 20, set())
+    assert (min(fit), max(compare)) == (0, 97)
+    assert spread_indices(5, 256) == ([0, 2], [1, 3])
+    with pytest.raises(InputError, match="has 1 images, expected at least two"):
+        spread_indices(1, 256)
+
+
+def test_without_images_noise_is_compared_and_no_accuracy_told(tmp_path):
+    record = export_student(smallest(), tmp_path / "out", progress=False)
+    assert asdict(record.verified_on) == {"n": 64, "dataset": None, "split": None}
+    (file,) = record.exports
+    assert (file.top1, file.drop, file.passed, record.recommended) == (None, None, True, "onnx")
+
+
+def test_without_a_test_split_images_are_compared_that_calibrated_nothing(tmp_path):
+    digits = load_labeled_images("digits", "train").subset(range(10))
+    record = export_student(smallest(), tmp_path / "out", calibration=digits, calibration_images=4, progress=False)
+    assert asdict(record.verified_on) == {"n": 4, "dataset": "digits", "split": "train"}
+    assert record.pytorch_top1 is None
+
+
+@pytest.mark.parametrize(("times", "best"), [((2.0, 1.0), "onnx-int8"), ((1.0, 2.0), "onnx")])
+def test_the_faster_file_is_recommended(times, best, exported, tmp_path, monkeypatch):
+    _, folder = exported
+    paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
+    timed = [{"median": t, "p90": t, "n": 5} for t in times]
+    monkeypatch.setattr(verification, "time_files", lambda paths, **options: timed[: len(paths)])
+    verified = verification.verify_files(digits_student(), paths, None, 0.5, with_top1=False, progress=False)
+    assert verification.fastest(verified.files) == best
+    assert verification.fastest([replace(file, passed=False) for file in verified.files]) is None
+
+
+def test_an_earlier_export_is_replaced_whole(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("export.json", "model.onnx", "model_int8.onnx", "notes.txt"):
+        (out / name).write_text("of before")
+    record = export_student(smallest(), out, progress=False)
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "model.onnx", "notes.txt"]
+    assert read_export_record(out) == record
+
+
+def test_other_classes_are_refused_before_any_work(tmp_path, tiny_images):
+    images = load_labeled_images(str(tiny_images(classes=3, n=6)), "train")
+    with pytest.raises(InputError, match="the model has 10 classes, the dataset has 3"):
+        export_student(smallest(), tmp_path / "out", evaluation=images, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_without_images_is_refused(tmp_path):
+    with pytest.raises(InputError, match="int8 needs images to calibrate with"):
+        export_student(smallest(), tmp_path / "out", int8=True)
+
+
+def test_missing_and_damaged_records_are_one_line(tmp_path, exported):
+    with pytest.raises(MissingFileError, match=r"has no export\.json"):
+        read_export_record(tmp_path)
+    content = json.loads((exported[1] / "export.json").read_text())
+    content["exports"][0]["top1"] = "all"
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"exports\[0\]: top1 must be a finite number, found 'all'"):
+        read_export_record(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit"])
+def test_every_family_exports_and_is_verified(name, tmp_path):
+    model = tiny_teacher(name, classes=10)
+    digits = load_labeled_images("digits", "train").subset(range(64))
+    record = export_student(model, tmp_path / "out", int8=True, calibration=digits, progress=False)
+    floats, int8 = record.exports
+    assert floats.agreement == 100
+    assert floats.max_difference < 1e-5
+    assert int8.size_mb < floats.size_mb
+    assert record.metadata.architecture == name

@@ -1,0 +1,80 @@
+"""The command `timm-igkd export`."""
+
+import argparse
+from typing import Any
+
+from timm.models import get_model_traits
+
+from timm_igkd.cli.commands import model_from, split_from
+from timm_igkd.errors import InputError, RunError, check_range
+from timm_igkd.evaluation.onnx_file import require_onnx_packages
+from timm_igkd.export.record import ExportedFile, ExportRecord
+from timm_igkd.export.student import export_student
+
+
+def export_command(args: argparse.Namespace) -> None:
+    """Export a model to ONNX and int8, and verify the files against PyTorch."""
+    require_onnx_packages("an export")
+    _check_datasets(args)
+    calibration, evaluation = (split and split_from(args, split) for split in (args.split, args.evaluate_split))
+    record = export_student(
+        _model_from(args),
+        args.out,
+        int8=args.int8,
+        calibration=calibration,
+        calibration_images=args.calibration,
+        evaluation=evaluation,
+        max_drop=args.max_drop,
+        name=args.model,
+    )
+    for file in record.exports:
+        print(f"{args.out / file.file}: {_told(file, record)}")
+    print(_recommendation(record))
+    failed = [file for file in record.exports if not file.passed]
+    if failed:
+        losses = ", ".join(f"{f.format} {f.drop:.2f} ({record.pytorch_top1:.2f} to {f.top1:.2f} %)" for f in failed)
+        raise RunError(
+            f"points of top1 lost on {record.verified_on.n} images: {losses}, at most {record.max_drop:g} allowed; "
+            f"the files are kept in {str(args.out)!r} with passed: false; take the float file, or raise --max-drop"
+        )
+
+
+def _check_datasets(args: argparse.Namespace) -> None:
+    if args.int8 and not (args.dataset and args.split):
+        raise InputError("--int8 needs images to calibrate with; name those of the training with --dataset and --split")
+    for flag, value in (("--split", args.split), ("--evaluate-split", args.evaluate_split)):
+        if value and not args.dataset:
+            raise InputError(f"{flag} {value} is a split of no dataset; name it with --dataset")
+    if args.dataset and not (args.split or args.evaluate_split):
+        raise InputError(f"--dataset {args.dataset} has no effect alone; name a split with --split or --evaluate-split")
+
+
+def _model_from(args: argparse.Namespace) -> Any:
+    """Load the model, at another input size where one is asked for."""
+    model = model_from(args, "model")
+    if args.img_size is None:
+        return model
+    check_range("--img-size", args.img_size, 1)
+    if get_model_traits(model).get("img_size"):  # its weights are fitted to its size as it is built
+        args.model_args = [*(args.model_args or ()), ("img_size", args.img_size)]
+        model = model_from(args, "model")
+    model.pretrained_cfg["input_size"] = (model.pretrained_cfg["input_size"][0], args.img_size, args.img_size)
+    return model
+
+
+def _told(file: ExportedFile, record: ExportRecord) -> str:
+    images = record.verified_on
+    top1 = "" if file.top1 is None else f"top1 {file.top1:.2f} % (PyTorch {record.pytorch_top1:.2f} %), "
+    return (
+        f"{file.size_mb:.2f} MB, {top1}PyTorch's answer on {file.agreement:.2f} % of {images.n} images of "
+        f"{images.split or 'noise'}, largest difference {file.max_difference:.2g}, {file.latency_ms.median:.2f} ms"
+    )
+
+
+def _recommendation(record: ExportRecord) -> str:
+    times = {file.format: file.latency_ms.median for file in record.exports}
+    if "onnx-int8" not in times:
+        return f"recommended: {record.recommended}"
+    ratio = times["onnx-int8"] / times["onnx"]
+    slower = "slower than" if ratio >= 1 else "faster than"
+    return f"recommended: {record.recommended}; int8 is {slower} float on this machine, {ratio:.2f} of its time"

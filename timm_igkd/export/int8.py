@@ -1,0 +1,132 @@
+"""An ONNX file in int8: onnxruntime's static quantisation, in the QDQ form that every runtime reads."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from timm_igkd.data.items import read_item
+from timm_igkd.errors import InputError, RunError, first_line
+from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for, shared_transforms
+from timm_igkd.evaluation.metrics import teacher_agreement
+from timm_igkd.evaluation.onnx_file import OnnxMetadata, quiet_libraries, write_metadata
+from timm_igkd.evaluation.onnx_model import load_onnx_model
+from timm_igkd.export.record import Quantisation, images_of
+
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_BATCH = 32
+
+
+def quantise(
+    source: Path, target: Path, batches: Sequence[Tensor], *, float_edges: bool = False, per_channel: bool = True
+) -> None:
+    """Write the int8 file of an ONNX file.
+
+    Activations are uint8 over the range of their extremes in `batches`, one scale each: with int8 ones onnxruntime's
+    x86 kernels are hardly faster than float. Weights are int8 with one scale per output channel: one for all of a layer
+    costs a MobileNet 7 points of top1 (docs/edge.md).
+
+    Args:
+        source: float32, of input `image`.
+        target: to write.
+        batches: (N, C, H, W) float32 each, as the model takes them.
+        float_edges: leave the first and the last layer with weights in float.
+        per_channel: False for one scale per layer, to compare.
+
+    Raises:
+        RunError: onnxruntime cannot quantise the file.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Batches(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> dict[str, object] | None:
+            batch = next(self.left, None)
+            return None if batch is None else {"image": batch.numpy()}
+
+    shaped = target.with_suffix(".shaped")
+    with quiet_libraries():
+        try:
+            quant_pre_process(source, shaped, skip_optimization=True, skip_symbolic_shape=True)
+            edges = weighted_layers(onnx.load(shaped))
+            quantize_static(
+                shaped,
+                target,
+                Batches(),
+                per_channel=per_channel,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[edges[0], edges[-1]] if float_edges and edges else [],
+            )
+        except Exception as error:  # of onnx and onnxruntime, each with types of its own
+            raise RunError(f"the file cannot be quantised: {first_line(error)}; export it without int8") from error
+        finally:
+            shaped.unlink(missing_ok=True)
+
+
+def weighted_layers(proto: object) -> list[str]:
+    """Return the names of the layers with weights of an ONNX model, in the order of the data."""
+    graph = proto.graph  # type: ignore[attr-defined]
+    weights = {tensor.name for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in _WEIGHTED and node.input[1] in weights]
+
+
+def quantise_best(
+    model: nn.Module, source: Path, target: Path, metadata: OnnxMetadata, images: Any, count: int
+) -> Quantisation:
+    """Write the int8 file with all layers in int8, or with first and last in float if that is nearer to PyTorch.
+
+    The rule: the lower mean KL(PyTorch || file) on images that calibrated nothing, all in int8 if equal.
+
+    Args:
+        model: in eval mode on the CPU.
+        source: its float32 file.
+        target: to write.
+        metadata: for the file.
+        images: map-style dataset of (PIL RGB image, label).
+        count: of it, to calibrate with; as many others to compare with.
+    """
+    calibrating, comparing = (as_fed(model, Subset(images, chosen)) for chosen in spread_indices(len(images), count))
+    with torch.inference_mode():
+        expected = torch.cat([model(batch) for batch in comparing])
+    found = {}
+    for float_edges, path in ((False, target), (True, target.with_suffix(".edges"))):
+        quantise(source, path, calibrating, float_edges=float_edges)
+        write_metadata(path, metadata)
+        quantised = load_onnx_model(path)
+        logits = torch.cat([quantised(batch) for batch in comparing])
+        found[float_edges] = teacher_agreement(logits, expected)["teacher_kl"]
+    better = found[True] < found[False]
+    if better:
+        os.replace(path, target)
+    path.unlink(missing_ok=True)
+    n = sum(map(len, calibrating))
+    return Quantisation(images_of(images, n), images_of(images, len(expected)), better, found[False], found[True])
+
+
+def as_fed(model: nn.Module, images: Any) -> list[Tensor]:
+    """Return all images as the model takes them, in batches."""
+    (transform,), _ = shared_transforms([create_evaluated_model("model", model, indices_for(model, images), images)])
+    return list(torch.stack([transform(read_item(images, i)[0]) for i in range(len(images))]).split(_BATCH))
+
+
+def spread_indices(total: int, count: int) -> tuple[list[int], list[int]]:
+    """Return the images to calibrate with and as many others to compare with, evenly spread over a split in turn.
+
+    Args:
+        total: images of the split.
+        count: of each, at most half of the split.
+    """
+    count = min(count, total // 2)
+    if count < 1:
+        raise InputError(f"the calibration split has {total} images, expected at least two; name another")
+    spread = [k * total // (2 * count) for k in range(2 * count)]
+    return spread[::2], spread[1::2]

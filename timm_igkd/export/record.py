@@ -1,0 +1,149 @@
+"""What an export says of itself, export.json: one reader and one writer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from timm_igkd.data.items import dataset_name, first_part
+from timm_igkd.errors import MissingFileError
+from timm_igkd.evaluation.onnx_file import OnnxMetadata
+from timm_igkd.files import read_json
+from timm_igkd.records import parse_record, write_record
+
+Format = Literal["onnx", "onnx-int8"]
+FILES: dict[Format, str] = {"onnx": "model.onnx", "onnx-int8": "model_int8.onnx"}
+RECORD = "export.json"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that an export was calibrated or verified with; without a dataset it is noise."""
+
+    n: int
+    dataset: str | None = None
+    split: str | None = None
+
+
+def images_of(dataset: Any, n: int) -> Images:
+    """Return how a record names `n` images."""
+    if dataset is None:
+        return Images(n)
+    return Images(n, dataset_name(dataset), getattr(first_part(dataset), "split", None))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one image on one thread, over `n` rounds in turn with the export's other files."""
+
+    median: float
+    p90: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an export.
+
+    Attributes:
+        format: of the file.
+        file: its name in the export's folder.
+        sha256: of its bytes.
+        size_mb: in 10^6 bytes.
+        top1: percent of `ExportRecord.verified_on`; None where no split was named to measure it.
+        drop: points of top1 below PyTorch's.
+        agreement: percent of those images with PyTorch's answer.
+        max_difference: largest difference of a logit from PyTorch's.
+        latency_ms: of one image.
+        runtime: that it was measured in.
+        passed: no drop above `ExportRecord.max_drop`.
+    """
+
+    format: Format
+    file: str
+    sha256: str
+    size_mb: float
+    top1: float | None
+    drop: float | None
+    agreement: float
+    max_difference: float
+    latency_ms: Timing
+    runtime: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a file was made int8: onnxruntime's static quantisation, see `int8.quantise`.
+
+    Attributes:
+        calibrated_on: every second of images evenly spread over a split.
+        compared_on: the others, which decide `float_edges`.
+        float_edges: the first and the last layer stay in float.
+        divergence: mean KL(PyTorch || file) in nats with all layers in int8, on `compared_on`.
+        divergence_float_edges: the same with the first and the last in float.
+    """
+
+    calibrated_on: Images
+    compared_on: Images
+    float_edges: bool
+    divergence: float
+    divergence_float_edges: float
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """A student's export.
+
+    Attributes:
+        model: how the student was named.
+        weights_sha256: of the PyTorch model, see `weights_hash`.
+        opset: of ONNX.
+        metadata: what the files say of themselves.
+        verified_on: the images that `agreement` and `max_difference` are of, and `top1` where it was measured.
+        pytorch_top1: percent of the PyTorch model, where it was measured.
+        max_drop: points of top1 that a file may lose.
+        quantisation: None without an int8 file.
+        exports: the files.
+        recommended: the fastest file that passed; None where none did.
+        passed: every file did.
+        environment: versions and hardware.
+    """
+
+    model: str
+    weights_sha256: str
+    opset: int
+    metadata: OnnxMetadata
+    verified_on: Images
+    pytorch_top1: float | None
+    max_drop: float
+    quantisation: Quantisation | None
+    exports: tuple[ExportedFile, ...]
+    recommended: Format | None
+    passed: bool
+    environment: Mapping[str, str | int | None]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the entry `exports` of a run's metrics.json."""
+        names = ("format", "file", "size_mb", "top1", "agreement", "runtime")
+        return [
+            {name: getattr(file, name) for name in names} | {"latency_ms": file.latency_ms.median}
+            for file in self.exports
+        ]
+
+
+def write_export_record(folder: Path, record: ExportRecord) -> None:
+    """Write export.json, which comes last: a folder that has one is complete."""
+    write_record(folder / RECORD, record)
+
+
+def read_export_record(folder: str | Path) -> ExportRecord:
+    """Read the export.json of an export's folder.
+
+    Raises:
+        MissingFileError: no such file. InputError: it is damaged.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise MissingFileError(f"{str(folder)!r} has no {RECORD}; export the student with: timm-igkd export")
+    return parse_record(ExportRecord, read_json(path), repr(str(path)))

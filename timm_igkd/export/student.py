@@ -1,0 +1,128 @@
+"""Export a student: its files, verified against PyTorch, and the record of what was found."""
+
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Subset
+
+from timm_igkd.data.items import class_names
+from timm_igkd.environment import environment
+from timm_igkd.errors import InputError, check_range
+from timm_igkd.eval_mode import eval_mode
+from timm_igkd.evaluation.evaluated_model import indices_for
+from timm_igkd.evaluation.onnx_file import OPSET, PACKAGES, require_onnx_packages, write_onnx
+from timm_igkd.export.int8 import quantise_best, spread_indices
+from timm_igkd.export.record import FILES, RECORD, ExportRecord, write_export_record
+from timm_igkd.export.verification import fastest, verify_files
+from timm_igkd.files import output_file
+from timm_igkd.models.loading import weights_hash
+
+
+def export_student(
+    model: nn.Module,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    calibration: Any = None,
+    calibration_images: int = 256,
+    evaluation: Any = None,
+    max_drop: float = 0.5,
+    name: str | None = None,
+    progress: bool = True,
+) -> ExportRecord:
+    """Write a model's ONNX file, with `int8` a quantised one too; hold both against PyTorch and time them in turn.
+
+    Logits and answers are compared on all of `evaluation`, else on images of `calibration` that calibrated nothing,
+    else on noise.
+
+    Args:
+        model: a timm classifier in float32; its mode and device are the same afterwards.
+        out: folder for the files and export.json, which comes last; an earlier export there is replaced.
+        int8: also export in int8; needs `calibration`.
+        calibration: map-style dataset of (PIL RGB image, label), of the training split.
+        calibration_images: of it, evenly spread.
+        evaluation: the same of the test split, to measure top1 of the files.
+        max_drop: points of top1 that a file may lose against PyTorch.
+        name: how the record calls the model; default: its architecture.
+        progress: show progress bars where standard error is a terminal.
+
+    Returns:
+        The record. A file that lost more than `max_drop` is kept, and has `passed` false.
+
+    Raises:
+        InputError: a package of the extra `onnx` is missing, int8 without images, classes that are not the model's,
+            numbers out of range, an output that would replace something else than a file.
+        RunError: the model cannot be exported or quantised, or the float file's logits are not PyTorch's.
+    """
+    require_onnx_packages("an export")
+    if int8 and calibration is None:
+        raise InputError("int8 needs images to calibrate with, of the training split; name them, or leave int8 out")
+    check_range("calibration", calibration_images, 1)
+    check_range("max_drop", max_drop, 0, 100)
+    folder = _output_folder(Path(out))
+    names = _class_names(model, calibration, evaluation)
+    with (
+        eval_mode(model, device="cpu"),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary,
+    ):
+        paths = {format: Path(temporary) / file for format, file in FILES.items() if int8 or format == "onnx"}
+        described = write_onnx(model, paths["onnx"], names)
+        quantisation = None
+        if int8:
+            files = paths["onnx"], paths["onnx-int8"]
+            quantisation = quantise_best(model, *files, described, calibration, calibration_images)
+        images = evaluation
+        if evaluation is None and calibration is not None:
+            images = Subset(calibration, spread_indices(len(calibration), calibration_images)[1])
+        verified = verify_files(model, paths, images, max_drop, with_top1=evaluation is not None, progress=progress)
+        record = ExportRecord(
+            model=name or described.architecture,
+            weights_sha256=weights_hash(model),
+            opset=OPSET,
+            metadata=described,
+            verified_on=verified.images,
+            pytorch_top1=verified.pytorch_top1,
+            max_drop=max_drop,
+            quantisation=quantisation,
+            exports=verified.files,
+            recommended=fastest(verified.files),
+            passed=all(file.passed for file in verified.files),
+            environment=_environment(),
+        )
+        _move_into_place(list(paths.values()), folder, record)
+    return record
+
+
+def _output_folder(out: Path) -> Path:
+    """Return the folder, there or not; refuse one whose files could not be written."""
+    if not out.name or (out.exists() and not out.is_dir()):
+        raise InputError(f"an export goes into a folder of its own, {str(out)!r} is none; give another")
+    for file in (*FILES.values(), RECORD):
+        output_file(out / file)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _class_names(model: nn.Module, *datasets: Any) -> tuple[str, ...] | None:
+    """Return the names of the first dataset whose classes are the model's outputs in order; refuse other classes."""
+    found = [(class_names(dataset), indices_for(model, dataset)) for dataset in datasets if dataset is not None]
+    return next((names for names, indices in found if names is not None and indices is None), None)
+
+
+def _environment() -> dict[str, str | int | None]:
+    found = {key: value for key, value in environment().items() if not isinstance(value, list)}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def _move_into_place(paths: list[Path], folder: Path, record: ExportRecord) -> None:
+    """Replace an earlier export; its record goes first and the new one comes last."""
+    folder.mkdir(exist_ok=True)
+    for name in (RECORD, *FILES.values()):
+        (folder / name).unlink(missing_ok=True)
+    for path in paths:
+        os.replace(path, folder / path.name)
+    write_export_record(folder, record)

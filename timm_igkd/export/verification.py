@@ -1,0 +1,106 @@
+"""Exported files held against PyTorch: answers, accuracy, and their latency in turn."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from timm_igkd.errors import InputError
+from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for
+from timm_igkd.evaluation.metrics import classification_metrics, predict, teacher_agreement
+from timm_igkd.evaluation.onnx_latency import time_files
+from timm_igkd.evaluation.onnx_model import load_onnx_model
+from timm_igkd.export.record import ExportedFile, Format, Images, Timing, images_of
+
+TIMING_S = 4.0
+NOISE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found; see `ExportRecord`."""
+
+    images: Images
+    pytorch_top1: float | None
+    files: tuple[ExportedFile, ...]
+
+
+def verify_files(
+    model: nn.Module, paths: Mapping[Format, Path], dataset: Any, max_drop: float, *, with_top1: bool, progress: bool
+) -> Verification:
+    """Compare exported files with their model, and time single images in them in turn, on one thread.
+
+    Args:
+        model: in eval mode on the CPU.
+        paths: the files.
+        dataset: of (PIL RGB image, label), None for noise.
+        max_drop: see `export_student`.
+        with_top1: measure the accuracy on `dataset`.
+        progress: show a progress bar where standard error is a terminal.
+
+    Raises:
+        InputError: no image. RunError: logits that are not finite.
+    """
+    models = [model, *(load_onnx_model(path) for path in paths.values())]
+    (expected, *found), targets = _logits(models, ["model", *paths], dataset, progress)
+    top1 = [
+        classification_metrics(logits, targets)["top1"] if with_top1 and targets is not None else None
+        for logits in (expected, *found)
+    ]
+    timings = time_files(list(paths.values()), seconds=TIMING_S, threads=1)
+    files = []
+    for (format, path), logits, percent, timing in zip(paths.items(), found, top1[1:], timings, strict=True):
+        drop = None if percent is None or top1[0] is None else top1[0] - percent
+        content = path.read_bytes()
+        files.append(
+            ExportedFile(
+                format=format,
+                file=path.name,
+                sha256=hashlib.sha256(content).hexdigest(),
+                size_mb=len(content) / 1e6,
+                top1=percent,
+                drop=drop,
+                agreement=teacher_agreement(logits, expected)["agreement"],
+                max_difference=(logits - expected).abs().max().item(),
+                latency_ms=Timing(timing["median"], timing["p90"], int(timing["n"])),
+                runtime=f"onnxruntime {_onnxruntime_version()}, CPU, one thread",
+                passed=drop is None or drop <= max_drop,
+            )
+        )
+    return Verification(images_of(dataset, len(expected)), top1[0], tuple(files))
+
+
+def _logits(
+    models: Sequence[nn.Module], roles: Sequence[str], dataset: Any, progress: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Return each model's logits, and the outputs that the labels name; of noise there are none."""
+    if dataset is None:
+        size = resolve_data_config({}, model=models[0])["input_size"]
+        noise = torch.randn(NOISE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            return [model(noise) for model in models], None
+    if len(dataset) == 0:
+        raise InputError("the split to verify an export on has no image; name another")
+    indices = indices_for(models[0], dataset)
+    evaluated = [
+        create_evaluated_model(role, model, indices, dataset) for role, model in zip(roles, models, strict=True)
+    ]
+    logits, labels = predict(evaluated, dataset, progress=progress)
+    return logits, evaluated[0].targets(labels)
+
+
+def fastest(files: Sequence[ExportedFile]) -> Format | None:
+    """Return the format of the fastest file that passed, None where none did."""
+    passed = [file for file in files if file.passed]
+    return min(passed, key=lambda file: file.latency_ms.median).format if passed else None
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
