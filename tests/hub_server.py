@@ -59,7 +59,7 @@ class Repo:
 class Fault:
     """What happens to the next `times` requests that match.
 
-    kind: "503" (refused before anything happens), "cut" (connection closed within the upload), "lost" (carried
+    kind: "503", "403", … (refused before anything happens), "cut" (connection closed within the upload), "lost" (carried
     out, but its answer never comes), "stall" (no answer for `seconds`, nothing carried out), "corrupt" (an answer with
     one byte changed).
     """
@@ -173,8 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
             return
         with suppress(_Answered):
-            if self.fault == "503":
-                self._send(503, "<html>Service Unavailable</html>", kind="text/html")
+            if self.fault is not None and self.fault.isdigit():
+                self._send(int(self.fault), "<html>No</html>", kind="text/html")
             for method, pattern, name in ROUTES:
                 found = re.fullmatch(pattern, self.route)
                 if method == self.command and found:

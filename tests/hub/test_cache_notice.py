@@ -21,7 +21,7 @@ pytestmark = [
 MAPS, IMAGES = "user/maps", "user/images"
 FAILURES = {
     "401": r"status 401",
-    "403": r"status 403 \(GatedRepo\)",
+    "403": r"status 403",
     "404": r"status 404 \(RepoNotFound\)",
     "503": r"status 503",
     "down": r"no answer",
@@ -33,9 +33,9 @@ def break_hub(hub, failure, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.endpoint, "http://127.0.0.1:9")
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    elif failure == "503":
+    elif failure in ("403", "503"):
         for method in ("GET", "HEAD"):
-            hub.fault("503", method, ".", times=1000)
+            hub.fault(failure, method, ".", times=1000)
     elif failure == "401":
         hub.tokens.clear()
     else:
