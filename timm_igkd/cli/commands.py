@@ -18,8 +18,8 @@ from timm_igkd.overlay.preview import overlay_samples, write_preview
 from timm_igkd.progress import progress_bar
 
 
-def model_from(args: argparse.Namespace, role: str) -> Any:
-    """Load the model that the options of `role` name."""
+def model_from(args: argparse.Namespace, role: str, img_size: int | None = None) -> Any:
+    """Load the model that the options of `role` name, for images of another side where one is given."""
     values = vars(args)
     return load_model(
         values[role],
@@ -28,6 +28,7 @@ def model_from(args: argparse.Namespace, role: str) -> Any:
         mean=values[f"{role}_mean"],
         std=values[f"{role}_std"],
         use_ema=values[f"{role}_use_ema"],
+        img_size=img_size,
         role=role,
     )
 

@@ -1,12 +1,9 @@
 """The command `timm-igkd export`."""
 
 import argparse
-from typing import Any
-
-from timm.models import get_model_traits
 
 from timm_igkd.cli.commands import model_from, split_from
-from timm_igkd.errors import InputError, RunError, check_range
+from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.record import ExportedFile, ExportRecord
 from timm_igkd.export.student import export_student
@@ -18,7 +15,7 @@ def export_command(args: argparse.Namespace) -> None:
     _check_datasets(args)
     calibration, evaluation = (split and split_from(args, split) for split in (args.split, args.evaluate_split))
     record = export_student(
-        _model_from(args),
+        model_from(args, "model", args.img_size),
         args.out,
         int8=args.int8,
         calibration=calibration,
@@ -47,19 +44,6 @@ def _check_datasets(args: argparse.Namespace) -> None:
             raise InputError(f"{flag} {value} is a split of no dataset; name it with --dataset")
     if args.dataset and not (args.split or args.evaluate_split):
         raise InputError(f"--dataset {args.dataset} has no effect alone; name a split with --split or --evaluate-split")
-
-
-def _model_from(args: argparse.Namespace) -> Any:
-    """Load the model, at another input size where one is asked for."""
-    model = model_from(args, "model")
-    if args.img_size is None:
-        return model
-    check_range("--img-size", args.img_size, 1)
-    if get_model_traits(model).get("img_size"):  # its weights are fitted to its size as it is built
-        args.model_args = [*(args.model_args or ()), ("img_size", args.img_size)]
-        model = model_from(args, "model")
-    model.pretrained_cfg["input_size"] = (model.pretrained_cfg["input_size"][0], args.img_size, args.img_size)
-    return model
 
 
 def _told(file: ExportedFile, record: ExportRecord) -> str:
