@@ -33,7 +33,7 @@ from timm_igkd.attribution.activations import use_lean_relu6
 from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk
 from timm_igkd.attribution.folding import fold_batch_norm
-from timm_igkd.attribution.freed_memory import keep_freed_memory
+from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.environment import environment
 from timm_igkd.files import write_json
 
