@@ -20,6 +20,7 @@ from timm_igkd.models.output_names import class_indices
 from timm_igkd.overlay.preview import overlay_samples, write_preview
 from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
+from timm_igkd.runs.stages import Stages
 
 
 def model_from(args: argparse.Namespace, role: str) -> Any:
@@ -124,6 +125,8 @@ def score(args: argparse.Namespace) -> None:
     write_record(args.out, found)
     if args.out.absolute() == store.path.absolute() / SCORE:
         write_store_card(store.path, store.provenance)
+        if Stages.forget(store.path.absolute().parent, "report"):
+            print(f"{store.path.parent}: the same `timm-igkd distill` again puts the score on the run's page")
     print(f"{args.out}: {found.n} images; area under deletion (low is faithful) and insertion, mean [95 % interval]")
     for name, deletion, insertion, *gaps in found.rows():
         apart = f"; maps minus these {gaps[0]} and {gaps[1]}" if gaps[0] else ""
