@@ -39,7 +39,7 @@ def test_run_overlays_grad_cam_and_its_page_shows_the_score(
 
 
 def test_teacher_without_a_map_leaves_no_folder(recipe: Runner, tiny_images, tmp_path) -> None:
-    demo = ["--protocol", "demo", "--validation-split", "none"]
+    demo = ["--protocol", "demo", "--validation-split", "none", "--batch-size", 4]
     outcome = recipe("--map-method", "grad_cam", "--dataset", two_splits(tiny_images, size=8), *demo)
     assert outcome.code == 2
     assert "is a map of a single pixel" in outcome.error
