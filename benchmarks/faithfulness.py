@@ -92,10 +92,10 @@ def measure(case: Case, shared: Path, arguments: argparse.Namespace) -> dict[str
     if case.side:
         use_image_size(teacher, case.side, case.side)
     stores: dict[str, MapStore] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for method in METHODS:
-            options = options_of(method, arguments.n_steps)
-            found = compute_maps(teacher, dataset, Path(folder, method), options=options)
+            folder = Path(arguments.stores or temporary, case.dataset, method)
+            found = compute_maps(teacher, dataset, folder, options=options_of(method, arguments.n_steps))
             assert found is not None
             stores[method] = found
         curves = measure_curves(stores, teacher, dataset, steps=arguments.steps)
@@ -116,6 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--only", choices=("cifar10", "imagenette"))
+    parser.add_argument(
+        "--stores", type=Path, help="folder of the maps, to go on after a kill; default: a temporary one"
+    )
     parser.add_argument("--images", type=int, help="at most so many of each set")
     parser.add_argument("--n-steps", type=steps_argument, default="auto", help="of integrated gradients")
     parser.add_argument("--steps", type=int, default=20, help="of the curves")

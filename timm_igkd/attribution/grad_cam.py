@@ -56,17 +56,10 @@ class GradCAM:
     def _features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if self._norm is None:
             return _through_head(self.model, inputs)
-        self._taken.features = None
-        self._taken.is_wanted = True
-        try:
-            logits = self.model(inputs)
-        finally:
-            self._taken.is_wanted = False
+        logits = self.model(inputs)
         return self._taken.features, logits
 
-    def _take(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        if not getattr(self._taken, "is_wanted", False):
-            return None
+    def _take(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         self._taken.features = output.detach().requires_grad_()
         return self._taken.features.clone()  # what follows may write into it
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.ig_options import IGOptions
@@ -140,7 +141,8 @@ def measure_curves(
     indices = [position * total // count for position in range(count)]
     scorer = _Scorer(stores, teacher, dataset, steps, seed)
     parts = []
-    with progress_bar(total=count, desc="score", unit="img", show=progress) as bar:
+    # The engine has its own threads; of the small work between its calls a busy machine makes more wait than work.
+    with one_thread(), progress_bar(total=count, desc="score", unit="img", show=progress) as bar:
         for start in range(0, count, scorer.batch_images):
             parts.append(scorer.curves(indices[start : start + scorer.batch_images]))
             bar.update(min(scorer.batch_images, count - start))
