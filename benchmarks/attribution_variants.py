@@ -25,8 +25,8 @@ from timm_igkd.attribution.chunk_gradient import Kernel, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.engine import FastEngine
-from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.options import CaptumEngine, IGOptions, TeacherView
+from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.models.output_names import class_indices
 
 SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 import timm_igkd  # noqa: F401  registers its models
 from timm_igkd.attribution.chunk_pool import ChunkPool, one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk
-from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.lighter_model import lighter_model
+from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.files import write_json
 
 LAST_COMMIT = "7195c47"  # the last one with frozen_conv.py

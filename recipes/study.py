@@ -30,8 +30,8 @@ from studies.data import StudyData
 from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
 from studies.training import create_trainer
-from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.cli.exit_codes import run_reporting_errors
+from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.latency import describe_hardware

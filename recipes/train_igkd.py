@@ -10,8 +10,8 @@ Everything is written under runs/<name>/. A stage whose output is complete is sk
 
 import sys
 
-from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.cli.exit_codes import RUN_INTERRUPTED, run_reporting_errors
+from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.runs.job import distill
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig

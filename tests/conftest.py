@@ -63,7 +63,7 @@ def shared() -> Path:
 @pytest.fixture
 def allocator_settings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """What the process's allocator would be told from now on, (parameter, value) each; nothing reaches it."""
-    from timm_igkd.attribution import freed_memory
+    from timm_igkd.cli import freed_memory
 
     told: list[tuple[int, int]] = []
     library = types.SimpleNamespace(mallopt=lambda *setting: told.append(setting))

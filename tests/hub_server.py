@@ -59,9 +59,9 @@ class Repo:
 class Fault:
     """What happens to the next `times` requests that match.
 
-    kind: "503", "403", … (refused before anything happens), "cut" (connection closed within the upload), "lost" (carried
-    out, but its answer never comes), "stall" (no answer for `seconds`, nothing carried out), "corrupt" (an answer with
-    one byte changed).
+    kind: "503", "403", … (refused before anything happens), "cut" (connection closed within the upload), "lost"
+    (carried out, but its answer never comes), "stall" (no answer for `seconds`, nothing carried out), "corrupt" (an
+    answer with one byte changed).
     """
 
     kind: str

@@ -17,6 +17,7 @@ from timm_igkd.attribution.options import IGOptions
 from timm_igkd.data.images import content_key
 from timm_igkd.maps.manifest import Manifest, Provenance, SourceDataset, SourceTeacher, Statistics
 from timm_igkd.maps.row_format import MapRow, to_table
+from timm_igkd.maps.scores import Faithfulness, Interval, MapScore
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import keys_hash, shard_paths, statistics, write_shard
 from timm_igkd.records import write_record
@@ -136,3 +137,22 @@ def provenance_of(n: int, **options: Any) -> Provenance:
     numbers = Statistics(mean_steps=1.0, converged=n, abs_delta_median=0.0, abs_delta_p90=0.0, constant_maps=0)
     manifest = tiny_manifest(n, options=IGOptions(**options))
     return Provenance(**vars(manifest), keys_hash="0" * 32, statistics=numbers)
+
+
+def tiny_score(maps: Provenance) -> Faithfulness:
+    """Return a score of maps that nobody measured."""
+    area, curve = Interval(0.25, 0.125, 0.375), (1.0, 0.5, 0.0)
+    curves: dict[str, Any] = {"deletion": area, "insertion": area, "deletion_curve": curve, "insertion_curve": curve}
+    own = MapScore(maps="own", deletion_gap=None, insertion_gap=None, **curves)
+    return Faithfulness(
+        options=maps.options,
+        weights_sha256=maps.teacher.weights_sha256,
+        keys_hash=maps.keys_hash,
+        n=7,
+        steps=2,
+        deleted="grey",
+        inserted_into="blur",
+        seed=0,
+        scores=(own, MapScore(maps="random", deletion_gap=area, insertion_gap=area, **curves)),
+        versions={},
+    )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from timm_igkd.attribution.ig_options import IGOptions
     from timm_igkd.data.loading import load_labeled_images
     from timm_igkd.distillation.task import IGDistillationTask
+    from timm_igkd.evaluation.faithfulness import score_maps
     from timm_igkd.evaluation.metrics import evaluate
     from timm_igkd.export.student import export_student
     from timm_igkd.maps.build import compute_maps
@@ -44,6 +45,7 @@ __all__ = [
     "push_maps",
     "push_student",
     "save_model",
+    "score_maps",
     "truncate",
 ]
 
@@ -65,6 +67,7 @@ __getattr__, __dir__ = lazy_names(
         "push_maps": "maps",
         "push_student": "report",
         "save_model": "models",
+        "score_maps": "evaluation",
         "truncate": "models",
     },
     submodules=(

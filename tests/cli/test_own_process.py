@@ -6,7 +6,7 @@ from tiny_parts import tiny_teacher
 
 import study
 import train_igkd
-from timm_igkd.attribution import freed_memory
+from timm_igkd.cli import freed_memory
 from timm_igkd.models.loading import save_model
 
 

@@ -8,13 +8,15 @@ from conftest import HUB_TOKEN
 from hub_parts import IMAGES, build_maps, code_blocks, run_python
 from huggingface_hub import constants
 from PIL import Image
-from tiny_parts import ImageList, noise_image
+from tiny_parts import ImageList, noise_image, tiny_score
 
 from timm_igkd import IGOverlay, IGOverlayDataset, MapStore, push_maps
 from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.errors import redact
 from timm_igkd.maps import push as hub_maps
+from timm_igkd.maps.scores import read_score
+from timm_igkd.records import write_record
 
 pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
     pytest.mark.hub,
@@ -69,6 +71,15 @@ def test_maps_come_back_equal_by_name(hub, store):
     assert back.provenance == store.provenance
     assert back.rows[:] == store.rows[:]
     assert np.array_equal(back.float_map(3), store.float_map(3))
+
+
+def test_score_beside_the_manifest_is_pushed_shown_and_fetched(hub, tmp_path):
+    store = build_maps(tmp_path / "maps")
+    write_record(store.path / "score.json", tiny_score(store.provenance))
+    push_maps(store.path, REPO)
+    assert b"mean and 95 % interval over 7 images" in published(hub)["README.md"]
+    back = MapStore(REPO)
+    assert read_score(back.path, back.provenance) == tiny_score(store.provenance)
 
 
 def test_revision_names_an_earlier_push(hub, store, other_store):

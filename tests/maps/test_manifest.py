@@ -68,7 +68,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"options__n_steps": 0}, "options: n_steps must be in"),
     ({"options__baseline": "white"}, "baseline must be 'mean' or 'black'"),
     ({"options__tolerance": float("nan")}, "tolerance must be a finite number, found nan"),
-    ({"options__method": "grad_cam"}, "options has an unknown key 'method'"),
+    ({"options__methods": "ig"}, "options has an unknown key 'methods'"),
     ({"engine": "slow"}, "engine must be 'captum' or 'fast', found 'slow'"),
     ({"dtype": "float16"}, "dtype must be 'float32' or 'bfloat16', found 'float16'"),
     ({"logits": "yes"}, "logits must be true or false, found 'yes'"),

@@ -12,6 +12,7 @@ from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
 from PIL import Image
 from scipy import stats
 
+from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.hub import cards
 from timm_igkd.hub.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
@@ -248,6 +249,17 @@ def test_card_of_a_control_does_not_speak_of_its_own_maps(run):
     card = model_card(plain_student(), "user/x", control)
     assert "with the control `shuffled` overlaid on part of the training images" in card
     assert "This is a control: with probability 0.1 each training image was overlaid with `shuffled`" in card
+
+
+def test_card_names_the_method_of_its_maps(run):
+    facts = read_run(run)
+    maps = replace(facts.provenance, options=IGOptions(method="grad_cam"))
+    card = model_card(plugin_student(), "user/x", replace(facts, provenance=maps))
+    assert table_row(card, "Method").split("|")[2].strip() == "grad\\_cam"
+    assert "teacher's Grad-CAM map of it" in card
+    assert "Grad-CAM maps of the teacher overlaid" in card
+    assert "| Integration steps |" not in card
+    assert "convergence delta" not in card
 
 
 def test_every_table_of_both_cards_is_whole(run, store):

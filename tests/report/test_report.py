@@ -1,16 +1,17 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny_parts import provenance_of
+from tiny_parts import provenance_of, tiny_score
 
+from timm_igkd.data.pictures import heat_image
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.maps.pictures import heat_image
 from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record
 from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
@@ -182,6 +183,29 @@ def test_run_without_maps_and_validation_still_has_every_section(run_dir):
     text, page = read_page(run_dir)
     assert "This run used no maps." in text
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("grad_cam", "90 Grad-CAM maps: target label, output logit, reduction positive"), ("ig", None)],
+)
+def test_page_says_which_method_made_the_maps(method, words, run_dir):
+    write_record(run_dir / "maps" / "provenance.json", provenance_of(90, method=method))
+    page = write_report(run_dir, samples=[sample("a")]).read_text()
+    assert (words or "90 integrated-gradients maps: n_steps 50, baseline mean, target label") in page
+    assert ("integrated-gradients map" in page) == (method == "ig")
+    assert f"the teacher’s {'Grad-CAM' if method == 'grad_cam' else 'integrated-gradients'} map (bright" in page
+
+
+def test_page_tells_a_score_beside_the_maps_and_ignores_one_of_others(run_dir):
+    maps = provenance_of(90, n_steps=50)
+    write_record(run_dir / "maps" / "score.json", tiny_score(maps))
+    page = write_report(run_dir).read_text()
+    assert '<section id="faithfulness">' in page
+    assert "interval over 7 images, 2 equal shares" in page
+    assert "0.250 [0.125, 0.375]" in page
+    write_record(run_dir / "maps" / "score.json", tiny_score(replace(maps, keys_hash="1" * 32)))
+    assert "faithful" not in write_report(run_dir).read_text()
 
 
 def test_model_without_teacher_has_a_page(tmp_path):

@@ -1,28 +1,48 @@
-"""Which integrated gradients are computed; imports nothing heavy, for the command line reads its defaults here."""
+"""Which attribution is computed; imports nothing heavy, for the command line reads its defaults here."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from timm_igkd.errors import InputError, check_range, nearest
 
+Method = Literal["ig", "input_x_gradient", "saliency", "grad_cam"]
 Baseline = Literal["mean", "black", "blur", "noise"]
 Target = Literal["label", "predicted"]
 Output = Literal["logit", "probability"]
 Reduction = Literal["abs_sum", "sum", "positive"]
 Dtype = Literal["float32", "bfloat16"]
 
+METHOD_NAMES: dict[Method, str] = {
+    "ig": "integrated-gradients",
+    "input_x_gradient": "input-times-gradient",
+    "saliency": "saliency",
+    "grad_cam": "Grad-CAM",
+}
+"""Each method in words that stand before "maps"."""
 
 MOST_STEPS = 10_000
 """More would not be seen in 8 bits, and the nodes of a rule of n steps are the eigenvalues of an n x n matrix."""
 
+_OF_A_PATH = ("n_steps", "max_steps", "tolerance", "baseline")
+_CHOICES = {"method": Method, "baseline": Baseline, "target": Target, "output": Output, "reduction": Reduction}
+
+
+def _per_method() -> Any:
+    """Return the default of an option that depends on the method; `__post_init__` puts a value in its place."""
+    return None
+
 
 @dataclass(frozen=True)
 class IGOptions:
-    """Which integrated gradients are computed.
+    """Which attribution is computed; integrated gradients unless another method is named.
 
     Attributes:
+        method: "ig": integrated gradients (the paper's). "input_x_gradient": the input times its gradient. "saliency":
+            the gradient. "grad_cam": the teacher's last feature map weighted by its gradient (grad_cam.py). The last
+            three take one gradient per image; they have no path and promise no sum.
         n_steps: nodes of the Gauss-Legendre rule, or "auto": placed and stopped per image by its error
-            (adaptive_path.py).
+            (adaptive_path.py). Default: 50; 1 where the method has no path.
         max_steps: most nodes per image with "auto"; images that reach it are marked as not converged.
         tolerance: with "auto", the least estimated correlation of the map with its limit, in (0, 1).
         baseline: start of the path. "mean": the teacher's mean colour, 0 after normalisation (the paper's, captum's
@@ -30,24 +50,41 @@ class IGOptions:
         target: "label" (the paper's) or the teacher's "predicted" class.
         output: "logit" (the paper's) or softmax "probability" of the target.
         reduction: over colour channels. "abs_sum": sum of absolute values (the paper's); "sum": signed; "positive":
-            the sum's positive part.
+            the sum's positive part. Default: "abs_sum"; "positive" for Grad-CAM, whose maps have one channel.
 
-    Source: Sundararajan et al. 2017 (1703.01365); settings of arXiv 2506.14440.
+    Raises:
+        InputError: a value out of range, or an option that the method does not use.
+
+    Source: Sundararajan et al. 2017 (1703.01365); settings of arXiv 2506.14440. Input times gradient: Shrikumar et al.
+    2016 (1605.01713). Saliency: Simonyan et al. 2013 (1312.6034). Grad-CAM: Selvaraju et al. 2017 (1610.02391).
     """
 
-    n_steps: int | Literal["auto"] = 50
+    method: Method = "ig"
+    n_steps: int | Literal["auto"] = _per_method()
     max_steps: int = 64
     tolerance: float = 0.99
     baseline: Baseline = "mean"
     target: Target = "label"
     output: Output = "logit"
-    reduction: Reduction = "abs_sum"
+    reduction: Reduction = _per_method()
 
     def __post_init__(self) -> None:
-        for name, kind in (("baseline", Baseline), ("target", Target), ("output", Output), ("reduction", Reduction)):
+        per_method = {
+            "n_steps": 50 if self.method == "ig" else 1,
+            "reduction": "positive" if self.method == "grad_cam" else "abs_sum",
+        }
+        for name, value in per_method.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name, kind in _CHOICES.items():
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise InputError(f"{name} must be one of {list(allowed)}, got {value!r}{nearest(str(value), allowed)}")
+        if self.method != "ig":
+            defaults = {field.name: field.default for field in fields(self)} | {"n_steps": 1}
+            check_used(self.method, [name for name in _OF_A_PATH if getattr(self, name) != defaults[name]])
+        if self.method == "grad_cam" and self.reduction == "abs_sum":
+            raise InputError("reduction of grad_cam must be 'positive' (as published) or 'sum' (signed), got 'abs_sum'")
         if self.n_steps != "auto":
             if not isinstance(self.n_steps, int) or isinstance(self.n_steps, bool):
                 raise InputError(f"n_steps must be a whole number or 'auto', got {self.n_steps!r}")
@@ -60,3 +97,16 @@ class IGOptions:
     def signed(self) -> bool:
         """Whether the maps have a sign."""
         return self.reduction == "sum"
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """The options that the method uses, by name."""
+        unused = _OF_A_PATH if self.method != "ig" else () if self.n_steps == "auto" else ("max_steps", "tolerance")
+        return {name: value for name, value in vars(self).items() if name not in unused}
+
+
+def check_used(method: Method, given: Iterable[str]) -> None:
+    """Raise InputError where options were given that a method does not use."""
+    for name in given:
+        if method != "ig" and name in _OF_A_PATH:
+            raise InputError(f"{name} is of the path of method 'ig', {method!r} has none; leave it out")

@@ -23,8 +23,9 @@ class Attribution:
     """What an engine returns for B images.
 
     Attributes:
-        values: [B, C, H, W] float32, attribution of each normalised input value.
-        convergence_delta: [B] float32, sum(values) - (f(x) - f(baseline)), captum's definition.
+        values: [B, C, H, W] float32, attribution of each normalised input value; of Grad-CAM [B, 1, H, W].
+        convergence_delta: [B] float32, sum(values) - (f(x) - f(baseline)), captum's definition; 0 where the method
+            promises no sum.
         n_steps: [B] int64, gradients spent on each image.
         converged: [B] bool; always true with a fixed number of steps.
         logits: [B, classes] float32, the teacher's output for the image itself.
@@ -117,7 +118,7 @@ class CaptumEngine:
 
     Args:
         model: the teacher, in eval mode.
-        options: which gradients; `n_steps="auto"` needs the fast engine.
+        options: which gradients; `n_steps="auto"` and other methods need the fast engine.
         chunk_size: captum's `internal_batch_size`; None evaluates all steps of all images at once, captum's default.
     """
 

@@ -1,21 +1,27 @@
 """What the commands of `timm-igkd` do that build, check and measure; definitions.py says what they are called with."""
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
-from timm_igkd.attribution.freed_memory import keep_freed_memory
-from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions, check_used
+from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.evaluated_model import indices_for
+from timm_igkd.evaluation.faithfulness import score_maps
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_model import SUFFIX, load_onnx_model
-from timm_igkd.maps.build import compute_maps, recompute_rows
+from timm_igkd.maps.build import check_teacher, compute_maps, recompute_rows
+from timm_igkd.maps.card import write_store_card
+from timm_igkd.maps.scores import SCORE
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.checkpoint import flag_name
-from timm_igkd.models.loading import load_model, weights_hash
+from timm_igkd.models.loading import load_model
 from timm_igkd.overlay.preview import overlay_samples, write_preview
 from timm_igkd.progress import progress_bar
+from timm_igkd.records import write_record
+from timm_igkd.runs.stages import Stages
 
 
 def model_from(args: argparse.Namespace, role: str, img_size: int | None = None) -> Any:
@@ -56,10 +62,11 @@ def split_from(args: argparse.Namespace, split: str) -> Any:
 
 
 def maps(args: argparse.Namespace) -> None:
-    """Compute a teacher's integrated-gradients maps of a dataset."""
+    """Compute a teacher's attribution maps of a dataset."""
     keep_freed_memory()
-    names = ("n_steps", "max_steps", "tolerance", "baseline", "target", "output", "reduction")
-    options = IGOptions(**{name: getattr(args, name) for name in names})
+    given = {item.name: value for item in fields(IGOptions) if (value := getattr(args, item.name)) is not None}
+    check_used(args.method, given)
+    options = IGOptions(**given)
     dataset = dataset_from(args)
     store = compute_maps(
         model_from(args, "teacher"),
@@ -82,9 +89,13 @@ def maps(args: argparse.Namespace) -> None:
         return
     numbers, error = store.provenance.statistics, store.provenance.kernel_error
     unconverged = len(store) - numbers.converged
+    path = (
+        f", {numbers.mean_steps:.1f} steps on average, |delta| median {numbers.abs_delta_median:.3g} p90 "
+        f"{numbers.abs_delta_p90:.3g}"
+    )
     print(
-        f"{args.out}: {len(store)} maps, {numbers.mean_steps:.1f} steps on average, |delta| median "
-        f"{numbers.abs_delta_median:.3g} p90 {numbers.abs_delta_p90:.3g}"
+        f"{args.out}: {len(store)} "
+        + (f"maps{path}" if options.method == "ig" else f"{METHOD_NAMES[options.method]} maps")
         + (f", {unconverged} images reached --max-steps" if unconverged else "")
         + (f", least correlation with eager float32 {error.correlation:.5f} (n = {error.images})" if error else "")
     )
@@ -101,8 +112,7 @@ def verify(args: argparse.Namespace) -> None:
         return
     made_by = store.provenance.teacher
     teacher = model_from(args, "teacher") if args.teacher else load_model(made_by.name, role="teacher")
-    if weights_hash(teacher) != made_by.weights_sha256:
-        raise InputError(f"the maps were made by another teacher than {args.teacher or made_by.name!r}: weights differ")
+    check_teacher(store.provenance, teacher, args.teacher)
     keep_freed_memory()
     worst, correlation = recompute_rows(store, teacher, dataset, args.recompute)
     if worst > 2 and correlation < 0.999:
@@ -122,6 +132,22 @@ def preview(args: argparse.Namespace) -> None:
         raise InputError(f"--count must be at least 1, got {args.count}")
     write_preview(args.out, overlay_samples(MapStore(args.maps), dataset_from(args), args.count))
     print(args.out)
+
+
+def score(args: argparse.Namespace) -> None:
+    """Measure how faithful a store's maps are, by deletion and insertion."""
+    keep_freed_memory()
+    store, teacher = MapStore(args.maps), model_from(args, "teacher")
+    found = score_maps(store, teacher, dataset_from(args), limit=args.limit, steps=args.steps, seed=args.seed)
+    write_record(args.out, found)
+    if args.out.absolute() == store.path.absolute() / SCORE:
+        write_store_card(store.path, store.provenance)
+        if Stages.forget(store.path.absolute().parent, "report"):
+            print(f"{store.path.parent}: the same `timm-igkd distill` again puts the score on the run's page")
+    print(f"{args.out}: {found.n} images; area under deletion (low is faithful) and insertion, mean [95 % interval]")
+    for name, deletion, insertion, *gaps in found.rows():
+        apart = f"; maps minus these {gaps[0]} and {gaps[1]}" if gaps[0] else ""
+        print(f"  {name}: {deletion} and {insertion}{apart}")
 
 
 def evaluate_command(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
-from timm_igkd.attribution.ig_options import Baseline, Dtype, IGOptions, Output, Reduction, Target
+from timm_igkd.attribution.ig_options import Baseline, Dtype, IGOptions, Method, Output, Reduction, Target
 from timm_igkd.cli import arguments
 from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
@@ -38,16 +38,23 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dataset_arguments(parser)
     parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
     parser.add_argument("--limit", type=int, help="only the first images")
+    parser.add_argument("--method", choices=get_args(Method), default=default.method, help="default: ig")
     parser.add_argument("--engine", choices=("captum", "fast"), default="fast")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of weights and activations")
     parser.add_argument("--compile", action="store_true", help="compile the gradients, for long builds on a GPU")
-    parser.add_argument("--n-steps", type=arguments.steps_argument, default=default.n_steps, metavar="N|auto")
-    parser.add_argument("--max-steps", type=int, default=default.max_steps, help="most steps of an image with auto")
-    parser.add_argument("--tolerance", type=float, default=default.tolerance, help="least map correlation with auto")
-    parser.add_argument("--baseline", choices=get_args(Baseline), default=default.baseline)
+    # None: not given, so that what the method does not use is refused, its default value too
+    path = parser.add_argument_group("path of integrated gradients")
+    path.add_argument("--n-steps", type=arguments.steps_argument, metavar="N|auto", help=f"default: {default.n_steps}")
+    path.add_argument("--max-steps", type=int, help=f"most steps of an image with auto; default: {default.max_steps}")
+    path.add_argument(
+        "--tolerance", type=float, help=f"least map correlation with auto; default: {default.tolerance:g}"
+    )
+    path.add_argument("--baseline", choices=get_args(Baseline), help=f"its start; default: {default.baseline}")
     parser.add_argument("--target", choices=get_args(Target), default=default.target)
     parser.add_argument("--output", choices=get_args(Output), default=default.output)
-    parser.add_argument("--reduction", choices=get_args(Reduction), default=default.reduction)
+    parser.add_argument(
+        "--reduction", choices=get_args(Reduction), help=f"default: {default.reduction}; positive for grad_cam"
+    )
     parser.add_argument("--map-size", type=int, help="side of the stored maps; default: the teacher's input size")
     parser.add_argument(
         "--shard", type=arguments.shard_argument, default=(0, 1), metavar="i/n", help="part for this machine"
@@ -62,6 +69,21 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dataset_arguments(parser)
     arguments.add_model_arguments(parser, "teacher", required=False)
     parser.add_argument("--recompute", type=int, metavar="N", help="compute N maps again with --teacher and compare")
+
+
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store, or user/name")
+    arguments.add_model_arguments(parser, "teacher")
+    arguments.add_dataset_arguments(parser)
+    parser.add_argument("--limit", type=int, help="only so many images, evenly spread; default: all that have a map")
+    parser.add_argument("--steps", type=int, default=24, help="equal shares of the pixels; default: 24")
+    parser.add_argument("--seed", type=int, default=0, help="of the random maps")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=arguments.file_argument,
+        help="file to write; score.json in the store's own folder goes on its card and the run's page",
+    )
 
 
 def _preview_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,9 +183,15 @@ DISTILL_SUMMARY = "Distil a teacher into a student: teacher, maps, student, eval
 """Of the command whose flags are the settings of a run, see distill_command.py."""
 
 COMMANDS: dict[str, Command] = {
-    "maps": Command("Compute a teacher's integrated-gradients maps of a dataset.", _maps_arguments, "commands", "maps"),
+    "maps": Command("Compute a teacher's attribution maps of a dataset.", _maps_arguments, "commands", "maps"),
     "verify": Command(
         "Check that every map belongs to its image and was not altered.", _verify_arguments, "commands", "verify"
+    ),
+    "score": Command(
+        "Measure how faithful maps are: deletion and insertion, beside random, Sobel and centre maps.",
+        _score_arguments,
+        "commands",
+        "score",
     ),
     "preview": Command("Draw images beside their maps and overlays.", _preview_arguments, "commands", "preview"),
     "evaluate": Command(

@@ -22,7 +22,7 @@ def distill_command(argv: Sequence[str]) -> int:
 
     def run() -> None:
         config = parse_config(RunConfig, list(argv), prog="timm-igkd distill", description=_DESCRIPTION)
-        from timm_igkd.attribution.freed_memory import keep_freed_memory  # torch, so only once the settings are right
+        from timm_igkd.cli.freed_memory import keep_freed_memory  # torch, so only once the settings are right
         from timm_igkd.runs.job import distill
 
         keep_freed_memory()

@@ -13,6 +13,7 @@ from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.correlation import map_correlation
+from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.attribution.options import TeacherView
 from timm_igkd.attribution.teacher_copy import teacher_copy
@@ -61,7 +62,7 @@ def compute_maps(
     teacher_name: str | None = None,
     progress: bool = True,
 ) -> MapStore | None:
-    """Compute a teacher's integrated-gradients maps of a dataset and keep them as a store.
+    """Compute a teacher's attribution maps of a dataset, integrated gradients by default, and keep them as a store.
 
     Finished shards are kept: calling again after a kill goes on where it stopped. Under `accelerate launch` or
     `torchrun` the shards are divided among the processes. Two calls that build one folder at once, with the same
@@ -71,8 +72,8 @@ def compute_maps(
         teacher: a timm model, or any with timm's `pretrained_cfg` for input size, mean and std; see `teacher_copy`.
         dataset: map-style dataset of (PIL image, label), see data/items.py.
         out: folder of the store.
-        options: which gradients; the default is the paper's.
-        engine: "fast", or "captum", the reference.
+        options: which attribution; the default is the paper's.
+        engine: "fast", or "captum", the reference for integrated gradients.
         dtype: of the teacher's weights and activations; sums are float32. What bfloat16 changes is measured on some
             images and stands in the manifest.
         compile: compile the gradients with torch.compile, which pays in long builds on a GPU; measured likewise.
@@ -108,10 +109,11 @@ def compute_maps(
         map_size=map_size,
         logits=logits,
         shard_rows=shard_size or default_shard_rows(n),
-        versions=_versions(),
+        versions=package_versions(),
         chunk_size=chunk_size or activation_chunk(teacher, shape, state.device),
         batch_images=images_per_batch(shape, state.device),
     )
+    check_method(teacher, wanted.options, shape)
     if state.is_main_process:
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
@@ -220,7 +222,8 @@ def _preprocessing(teacher: Any) -> dict[str, Any]:
     return {"input_size": view.shape, **view.statistics, "interpolation": teacher.pretrained_cfg.get("interpolation")}
 
 
-def _versions() -> dict[str, str | None]:
+def package_versions() -> dict[str, str | None]:
+    """Return the versions that a store names."""
     found = environment()
     return {name: found[name] for name in ("timm_igkd", "python", *PACKAGES)}  # type: ignore[misc]
 
@@ -238,6 +241,25 @@ def finish_store(out: Path, manifest: Manifest) -> None:
     write_record(out / "provenance.json", provenance)
 
 
+def check_teacher(provenance: Provenance, teacher: Any, name: str | None = None) -> None:
+    """Raise InputError unless a teacher has the weights that maps were made with, and sees images alike."""
+    if weights_hash(teacher) != provenance.teacher.weights_sha256:
+        made_by = name or provenance.teacher.name
+        raise InputError(f"the maps were made by another teacher than {made_by!r}: weights differ")
+    check_view(provenance, teacher)
+
+
+def check_view(provenance: Provenance, teacher: Any) -> None:
+    """Raise InputError unless a teacher sees images as the one did that made the maps."""
+    for name, sees in _preprocessing(teacher).items():
+        made_with = getattr(provenance.teacher, name)
+        if made_with != sees:
+            raise InputError(
+                f"the maps were made with the teacher's {name} {_list(made_with)}, but this teacher has "
+                f"{_list(sees)}; give the same --teacher-mean, --teacher-std and --teacher-args"
+            )
+
+
 def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> tuple[int, float]:
     """Compute `count` evenly spread maps again.
 
@@ -249,13 +271,7 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> t
     """
     check_range("recompute", count, 1, len(store))
     teacher = teacher_copy(teacher)
-    for name, sees in _preprocessing(teacher).items():
-        made_with = getattr(store.provenance.teacher, name)
-        if made_with != sees:
-            raise InputError(
-                f"the maps were made with the teacher's {name} {_list(made_with)}, but this teacher has "
-                f"{_list(sees)}; give the same --teacher-mean, --teacher-std and --teacher-args"
-            )
+    check_view(store.provenance, teacher)
     device = PartialState(cpu=not torch.cuda.is_available()).device
     maker = RowMaker(teacher, dataset, store.provenance, device)
     worst, correlation = 0, 1.0

@@ -9,11 +9,13 @@ import pyarrow as pa
 from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
 
+from timm_igkd.attribution.ig_options import METHOD_NAMES
+from timm_igkd.data.pictures import fit_image, heat_image, shorten
 from timm_igkd.files import write_atomic
 from timm_igkd.hub.cards import hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.maps.manifest import Provenance
-from timm_igkd.maps.pictures import fit_image, heat_image, shorten
 from timm_igkd.maps.row_format import decode_png, rectify
+from timm_igkd.maps.scores import Faithfulness, read_score
 from timm_igkd.maps.store_files import read_shard, shard_path
 
 PICTURE = "maps.png"
@@ -23,15 +25,16 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 def write_store_card(out: Path, provenance: Provenance) -> None:
     """Write README.md beside the shards."""
-    write_atomic(out / "README.md", dataset_card(provenance).encode())
+    write_atomic(out / "README.md", dataset_card(provenance, score=read_score(out, provenance)).encode())
 
 
-def dataset_card(provenance: Provenance, repo_id: str | None = None) -> str:
+def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Faithfulness | None = None) -> str:
     """Return the card of a store.
 
     Args:
         provenance: of a finished store.
         repo_id: user/name of the dataset on the Hub, whose card shows the picture and loads by name; None: a folder.
+        score: how faithful the maps are, where that was measured.
     """
     options, dataset, teacher = provenance.options, provenance.dataset, provenance.teacher
     n, total, numbers = provenance.n, dataset.num_images, provenance.statistics
@@ -50,9 +53,11 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None) -> str:
         coverage=f"all {total} images, in order" if n == total else f"a prefix, the first {n} of {total} images",
         num_classes=len(dataset.class_names or ()),
         steps=steps,
+        method=METHOD_NAMES[options.method],
         levels=127 if options.signed else 255,
         citations=read_template("citations.bib").strip(),
         maps=provenance,
+        score=score,
     )
 
 
@@ -63,13 +68,14 @@ def _shard_split(provenance: Provenance) -> str:
 
 def _metadata(provenance: Provenance) -> DatasetCardData:
     dataset, split = provenance.dataset, _shard_split(provenance)
+    method = METHOD_NAMES[provenance.options.method]
     source = hub_dataset_id(dataset.name, dataset.revision)
     return DatasetCardData(
-        pretty_name=f"Integrated-gradients maps of {public_name(provenance.teacher.name)}",
+        pretty_name=f"{method[0].upper()}{method[1:]} maps of {public_name(provenance.teacher.name)}",
         task_categories=["image-classification"],
         size_categories=[next((name for most, name in _SIZES if provenance.n < most), "1M<n<10M")],
         source_datasets=[source] if source else None,
-        tags=["integrated-gradients", "attribution", "knowledge-distillation", "timm", "timm-igkd"],
+        tags=[method.lower(), "attribution", "knowledge-distillation", "timm", "timm-igkd"],
         configs=[{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]}],
     )
 

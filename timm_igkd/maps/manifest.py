@@ -153,6 +153,12 @@ class Manifest:
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ("captum", "fast"))
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.options.method != "ig" and self.engine == "captum":
+            raise InputError(
+                f"engine 'captum' is the reference of method 'ig' alone; take 'fast' for {self.options.method!r}"
+            )
+        if self.options.method == "grad_cam" and self.kernel != Kernel():
+            raise InputError("grad_cam is computed in eager float32; leave dtype and compile out")
         if self.engine == "captum" and self.options.n_steps == "auto":
             raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
         if self.engine == "captum" and self.kernel != Kernel():

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from huggingface_hub import snapshot_download
 
+from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.cache_notice import cache_use_is_told
 from timm_igkd.hub.cards import public_name
@@ -23,10 +24,11 @@ from timm_igkd.hub.transport import (
 )
 from timm_igkd.maps.card import PICTURE, dataset_card, map_picture
 from timm_igkd.maps.manifest import Manifest, Provenance, read_manifest
+from timm_igkd.maps.scores import SCORE, read_score
 from timm_igkd.maps.store_files import check_order, check_shard, require_complete, shard_paths
 from timm_igkd.records import record_bytes
 
-STORE_FILES = ["manifest.json", "provenance.json", "data/*.parquet"]
+STORE_FILES = ["manifest.json", "provenance.json", SCORE, "data/*.parquet"]
 _Kind = TypeVar("_Kind", Manifest, Provenance)
 _REPO = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([^@]+))?")
 
@@ -63,7 +65,9 @@ def push_maps(
         "manifest.json": record_bytes(_public(read_manifest(folder))),
         "provenance.json": record_bytes(_public(provenance)),
     }
-    keys: list[str] = []
+    score, keys = read_score(folder, provenance), list[str]()
+    if score is not None:
+        files[SCORE] = record_bytes(score)
     for shard, path in enumerate(shard_paths(folder, provenance)):
         keys += check_shard(path, provenance, shard).column("key").to_pylist()
         files[f"data/{path.name}"] = path
@@ -74,11 +78,11 @@ def push_maps(
             repo_id=repo_id,
             repo_type="dataset",
             files=files,
-            card=dataset_card(provenance, repo_id),
+            card=dataset_card(provenance, repo_id, score),
             marker="manifest.json",
             marker_key="shard_rows",
             stale=lambda name: name.startswith("data/") and name.endswith(".parquet"),
-            message=f"{provenance.n} integrated-gradients maps",
+            message=f"{provenance.n} {METHOD_NAMES[provenance.options.method]} maps",
             private=private,
             overwrite_card=overwrite_card,
             timeout_s=timeout_s,

@@ -8,6 +8,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
+from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.hub.cards import Markdown, cell, code, hub_dataset_id, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.run_facts import RunFacts, seed_summary, start_of
@@ -60,10 +61,11 @@ _SETTINGS = {
 _TOLD_ELSEWHERE = frozenset(
     "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
     "teacher teacher_epochs teacher_init student student_drop student_init maps "
-    "engine n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size".split()
+    "engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
 )
 
 _OPTIONS = {
+    "method": "Method",
     "n_steps": "Integration steps",
     "max_steps": "Most steps of an image",
     "tolerance": "Least map correlation to stop at",
@@ -116,6 +118,7 @@ def model_card(
         robustness_rows=_robustness_rows(metrics.get("robustness") or {}),
         settings=_settings(run.config),
         ig_options=_ig_options(run),
+        method=_method(run),
         overlaid=(run.config.get("overlay_prob") or 0) > 0,
         overlay_prob=plain(run.config.get("overlay_prob")),
         overlay_source=run.config.get("overlay_source", "aligned"),
@@ -139,7 +142,7 @@ def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> Markdown:
         text += f" on {code(public_name(dataset))}"
     if (run.config.get("overlay_prob") or 0) > 0:
         source = run.config.get("overlay_source", "aligned")
-        what = "integrated-gradients maps of the teacher" if source == "aligned" else f"the control {code(source)}"
+        what = f"{_method(run)} maps of the teacher" if source == "aligned" else f"the control {code(source)}"
         text += f", with {what} overlaid on part of the training images"
     return Markdown(text + ".")
 
@@ -194,21 +197,25 @@ def _robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def _method(run: RunFacts) -> str:
+    return METHOD_NAMES[run.provenance.options.method if run.provenance else "ig"]
+
+
 def _ig_options(run: RunFacts) -> list[tuple[str, str]]:
     """Return how the maps were made, as their provenance says it."""
     maps = run.provenance
     if maps is None:
         return []
-    rows = [
-        (_OPTIONS.get(name, name), plain(value))
-        for name, value in vars(maps.options).items()
-        if maps.options.n_steps == "auto" or name not in ("max_steps", "tolerance")
-    ]
-    numbers = maps.statistics
-    return [
-        *rows,
+    rows = [(_OPTIONS.get(name, name), plain(value)) for name, value in maps.options.used.items()]
+    rows += [
         ("Engine", f"{maps.engine}, {maps.dtype}{', compiled' if maps.compiled else ''}"),
         ("Images", plain(maps.n)),
+    ]
+    numbers = maps.statistics
+    if maps.options.method != "ig":
+        return rows
+    return [
+        *rows,
         ("Steps on average", f"{numbers.mean_steps:.3g}"),
         ("Absolute convergence delta, median", f"{numbers.abs_delta_median:.3g}"),
         ("Absolute convergence delta, 90th percentile", f"{numbers.abs_delta_p90:.3g}"),

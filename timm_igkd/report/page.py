@@ -8,8 +8,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.files import write_atomic
 from timm_igkd.maps.manifest import Provenance
+from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
 from timm_igkd.report.figures import learning_curves, require_matplotlib
@@ -83,7 +85,8 @@ def write_report(
 
     Args:
         run_dir: folder with config.yaml, metrics.json, environment.json, predictions.npz and student_history.csv;
-            teacher_history.csv is absent for a released teacher, maps/provenance.json for a run without maps.
+            teacher_history.csv is absent for a released teacher, maps/provenance.json for a run without maps;
+            maps/score.json, of `timm-igkd score`, says how faithful they are.
         samples: training images with their maps, at most 12 are shown.
         disagreements: images on which student and teacher differ, at most 24 are shown.
 
@@ -141,6 +144,8 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "curves": learning_curves(student_history, teacher_history),
         "samples": [sample_view(sample) for sample in samples],
         "has_maps": maps is not None,
+        "method": METHOD_NAMES[maps.options.method] if maps else "",
+        "score": read_score(run_dir / "maps", maps) if maps else None,
         "confusion": confusion_view(predictions),
         "calibration": calibration_views(predictions),
         "disagreement": disagreement_view(predictions, disagreements),
@@ -190,8 +195,9 @@ def _setup_rows(
         rows.append(("Trained on", f"split “{config['train_split']}”"))
     rows.append(("Tested on", f"{tables.count(metrics['n'])} images of split “{tables.plain(metrics.get('split'))}”"))
     if maps is not None:
-        details = ", ".join(f"{key} {tables.plain(value)}" for key, value in vars(maps.options).items())
-        rows.append(("Maps", f"{tables.count(maps.n)} integrated-gradients maps: {details}"))
+        used = {key: value for key, value in maps.options.used.items() if key != "method"}
+        details = ", ".join(f"{key} {tables.plain(value)}" for key, value in used.items())
+        rows.append(("Maps", f"{tables.count(maps.n)} {METHOD_NAMES[maps.options.method]} maps: {details}"))
     for heading, (switch, settings) in _SETUP_WORDS.items():
         known = [
             words.format(tables.plain(config[key])) for key, words in settings.items() if config.get(key) is not None

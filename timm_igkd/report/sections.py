@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from timm_igkd.data.items import read_item
+from timm_igkd.data.pictures import fit_image
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.calibration import reliability_bins
-from timm_igkd.maps.pictures import fit_image
 from timm_igkd.overlay.preview import Sample, sample_panels
 from timm_igkd.report import tables
 from timm_igkd.report.figures import data_uri, reliability_diagram

@@ -84,6 +84,8 @@ def _check_student(config: "RunConfig") -> None:
 def _check_maps(config: "RunConfig") -> None:
     if config.engine == "captum" and config.n_steps == "auto":
         raise InputError("n_steps auto needs engine fast; captum takes a whole number")
+    if config.engine == "captum" and config.map_method != "ig":
+        raise InputError(f"engine captum is the reference of map_method ig alone; take fast for {config.map_method}")
     if config.maps is None:
         return
     if not config.needs_maps:

@@ -102,7 +102,7 @@ def check_given_maps(config: RunConfig, teacher: nn.Module, data: RunData) -> No
             "this run; give the store of these images, or drop --maps"
         )
     wanted: dict[str, Any] = {**vars(config.ig_options()), "engine": config.engine, "map_size": config.map_size}
-    flags = {name: f"map_{name}" for name in ("baseline", "target", "output", "reduction")}
+    flags = {name: f"map_{name}" for name in ("method", "baseline", "target", "output", "reduction")}
     there = {**vars(found.options), "engine": found.engine, "map_size": found.map_size}
     for name, value in wanted.items():
         if there[name] != value:

@@ -10,11 +10,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from timm.data import create_transform, resolve_model_data_config
+from timm.models import get_model_input_config
 from torch import nn
 
+from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
+from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_latency import onnx_metrics
 from timm_igkd.files import read_json, write_json
@@ -157,7 +160,11 @@ class Run:
         self.models.task(student, teacher)
         self.config.augmentation().transform(resolve_model_data_config(student))
         steps_per_epoch(len(self.data.fitting), self.config.batch_size, self.accelerator.num_processes)
-        if self.config.maps is not None and "maps" in pending:
+        if "maps" not in pending:
+            return
+        with eval_mode(teacher):
+            check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
+        if self.config.maps is not None:
             check_given_maps(self.config, teacher if "teacher" in pending else self.models.saved("teacher"), self.data)
 
     # ---- stages ----

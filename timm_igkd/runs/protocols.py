@@ -132,5 +132,9 @@ def resolve_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         found["teacher_init"] = "pretrained"  # it is taken as it is
     if wanted["student"] is None and wanted["student_init"] == "pretrained":
         found["student_init"] = "teacher"  # the weights that the kept layers of a truncated teacher have
+    if wanted["map_method"] != "ig" and "n_steps" in found:
+        found["n_steps"] = 1  # the single gradient of a method without a path
+    if wanted["map_method"] == "grad_cam" and wanted["map_reduction"] == "abs_sum":
+        found["map_reduction"] = "positive"  # Grad-CAM as published
     name = settings["name"] or ("demo" if is_demo else Path(settings["dataset"]).name or "run")
     return found | {"protocol": protocol, "name": name}

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from timm_igkd.attribution.ig_options import Baseline, IGOptions, Output, Reduction, Target
+from timm_igkd.attribution.ig_options import Baseline, IGOptions, Method, Output, Reduction, Target
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
 from timm_igkd.runs.checks import check_settings
 from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
@@ -103,13 +103,14 @@ class RunConfig:
         "a finished store of this teacher and split, or user/name; none: build one", None, _MAPS
     )
     engine: Literal["captum", "fast"] = _setting("attribution engine", "fast", _MAPS)
+    map_method: Method = _setting("attribution method of the maps; only ig has steps and a baseline", "ig", _MAPS)
     n_steps: int | Literal["auto"] = _preset("integration steps", _MAPS)
     max_steps: int = _setting("most steps per image with auto", IGOptions().max_steps, _MAPS)
     tolerance: float = _setting("least map correlation with auto", 0.99, _MAPS)
     map_baseline: Baseline = _setting("start of the integration path", "mean", _MAPS)
     map_target: Target = _setting("class whose output is attributed", "label", _MAPS)
     map_output: Output = _setting("logit or probability", "logit", _MAPS)
-    map_reduction: Reduction = _setting("how colour channels are joined", "abs_sum", _MAPS)
+    map_reduction: Reduction = _setting("how colour channels are joined; grad_cam: positive", "abs_sum", _MAPS)
     map_size: int | None = _setting("side of the stored maps", None, _MAPS)
 
     loss_type: Literal["kl", "dkd", "dist", "standardized", "mse"] = _setting("distillation loss", "kl", _STUDENT)
@@ -166,6 +167,7 @@ class RunConfig:
     def ig_options(self) -> IGOptions:
         """Return which maps are computed."""
         return IGOptions(
+            method=self.map_method,
             n_steps=self.n_steps,
             max_steps=self.max_steps,
             tolerance=self.tolerance,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
-from timm_igkd.attribution import freed_memory
 from timm_igkd.attribution.engine import FastEngine
-from timm_igkd.attribution.freed_memory import keep_freed_memory
 from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.cli import freed_memory
+from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.maps.build import compute_maps
 
 

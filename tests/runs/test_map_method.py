@@ -1,0 +1,66 @@
+"""--map-method: the run's maps by another method, checked before anything is written; their score on the page."""
+
+import pytest
+from command_lines import Runner, tiny_run, two_splits
+from tiny_parts import tiny_teacher
+
+from timm_igkd import MapStore, RunConfig, save_model
+from timm_igkd.errors import InputError
+
+
+@pytest.fixture
+def vit(tmp_path) -> list[object]:
+    save_model(tiny_teacher("test_vit", classes=2, size=32), tmp_path / "vit")
+    return ["--teacher", f"local-dir:{tmp_path / 'vit'}"]
+
+
+def of(images, vit) -> list[object]:
+    """Return a run's flags with a given teacher, without the steps that only integrated gradients have."""
+    flags = tiny_run(images, *vit, "--teacher-epochs", 0, "--student", "test_resnet", "--overlay-prob", 0.5)
+    at = flags.index("--n-steps")
+    return [*flags[:at], *flags[at + 2 :], "--student-init", "random"]
+
+
+def test_run_overlays_grad_cam_and_its_page_shows_the_score(
+    recipe: Runner, command: Runner, vit, tiny_images, tmp_path
+) -> None:
+    images, run = two_splits(tiny_images), tmp_path / "runs" / "run"
+    flags = [*of(images, vit), "--map-method", "grad_cam"]
+    outcome = recipe(*flags)
+    assert outcome.code == 0, outcome.error
+    assert MapStore(run / "maps").provenance.options.method == "grad_cam"
+    assert "16 Grad-CAM maps" in (run / "report" / "index.html").read_text()
+    data = ["--dataset", images, "--split", "train", "--teacher", f"local-dir:{run / 'teacher'}"]
+    scored = command("score", "--maps", run / "maps", *data, "--steps", 2, "--out", run / "maps" / "score.json")
+    assert "again puts the score on the run's page" in scored.output
+    outcome = recipe(*flags)
+    assert (outcome.code, "student: complete, skipped" in outcome.output) == (0, True)
+    assert '<section id="faithfulness">' in (run / "report" / "index.html").read_text()
+
+
+def test_teacher_without_a_map_leaves_no_folder(recipe: Runner, tiny_images, tmp_path) -> None:
+    demo = ["--protocol", "demo", "--validation-split", "none", "--batch-size", 4]
+    outcome = recipe("--map-method", "grad_cam", "--dataset", two_splits(tiny_images, size=8), *demo)
+    assert outcome.code == 2
+    assert "is a map of a single pixel" in outcome.error
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_steps_and_reduction_follow_the_method():
+    found = RunConfig(map_method="grad_cam")
+    assert (found.n_steps, found.map_reduction) == (1, "positive")
+    assert found.ig_options().method == "grad_cam"
+    assert (RunConfig().n_steps, RunConfig().map_reduction) == (50, "abs_sum")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_steps": 5}, "n_steps is of the path of method 'ig'"),
+        ({"map_baseline": "black"}, "baseline is of the path of method 'ig'"),
+        ({"engine": "captum"}, "engine captum is the reference of map_method ig alone"),
+    ],
+)
+def test_settings_of_a_path_are_refused_for_a_method_without_one(settings, message):
+    with pytest.raises(InputError, match=message):
+        RunConfig(map_method="saliency", **settings)
