@@ -1,6 +1,5 @@
 """What a run folder tells of a student, and of runs that differ in their seed alone."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import yaml
 
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_json
+from timm_igkd.intervals import mean_interval
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.report.run_files import read_maps, read_metrics
 
@@ -98,28 +98,5 @@ def start_of(config: Mapping[str, Any], name: str) -> str:
 
 def seed_summary(top1: Sequence[float]) -> dict[str, float]:
     """Return n, mean, standard deviation and the 95 % t interval of the mean."""
-    n, mean, sd = len(top1), statistics.fmean(top1), statistics.stdev(top1)
-    half = t_quantile(n - 1) * sd / math.sqrt(n)
-    return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
-
-
-def t_quantile(degrees: int) -> float:
-    """Return the 97.5 % quantile of the t distribution, to float precision, without scipy.
-
-    Args:
-        degrees: of freedom, at least 1.
-    """
-    low, high = 0.0, math.pi / 2
-    while low < (angle := (low + high) / 2) < high:
-        low, high = (angle, high) if _t_share(angle, degrees) < 0.95 else (low, angle)
-    return math.sqrt(degrees) * math.tan(angle)
-
-
-def _t_share(angle: float, degrees: int) -> float:
-    """Return P(|T| <= sqrt(degrees) * tan(angle)): a finite sum, Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    odd = degrees % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for power in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (power - 1) / power
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    found = mean_interval(top1)
+    return {"n": len(top1), "mean": found.mean, "sd": statistics.stdev(top1), "low": found.low, "high": found.high}
