@@ -21,7 +21,7 @@ from timm_igkd.data.subsets import stratified_limit
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.overlay.dataset import IGOverlayDataset
-from timm_igkd.runs import job, stages
+from timm_igkd.runs import job, stages, students
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
 from timm_igkd.training.trainer import Trainer
@@ -387,13 +387,13 @@ def test_validation_is_cut_from_the_training_images_by_class(
     run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    real = job.Run.student
+    real = students.StudentRun.train
 
-    def student(self: job.Run) -> None:
+    def student(self: students.StudentRun) -> None:
         seen.update(fitting=self.data.fitting, validation=self.data.validation)
         real(self)
 
-    monkeypatch.setattr(job.Run, "student", student)
+    monkeypatch.setattr(students.StudentRun, "train", student)
     run(*trained_teacher, "--overlay-prob", 1, name="cut")
     assert len(seen["fitting"]) == 12
     assert seen["validation"].labels.tolist().count(0) == seen["validation"].labels.tolist().count(1) == 2

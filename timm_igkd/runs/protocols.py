@@ -38,6 +38,7 @@ _MODERN: dict[str, Any] = {
     "hflip": 0.5,
     "smoothing": 0.0,
     "workers": min(4, os.cpu_count() or 1),
+    "compare": None,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": _MODERN

@@ -22,20 +22,20 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 BatchesChoice = Literal["auto", "workers", "device"]
 
 # The first stage whose output a setting changes; what a later stage is made of changes with it.
-_TEACHER, _MAPS, _STUDENT, _EVALUATE = (("teacher",), ("maps",), ("student",), ("evaluate",))
+_TEACHER, _MAPS, _STUDENT, _EVALUATE, _REPORT = (("teacher",), ("maps",), ("student",), ("evaluate",), ("report",))
 _TRAINING = ("teacher", "student")  # of the teacher only where it is trained
 _NONE = ()  # names, places, speed: no output depends on it
 
 
-def _setting(text: str, default: Any, stages: tuple[str, ...]) -> Any:
-    metadata = {"help": text, "stages": stages}
+def _setting(text: str, default: Any, stages: tuple[str, ...], bare: str | None = None) -> Any:
+    metadata = {"help": text, "stages": stages, "bare": bare}  # bare: the value of a flag without one
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def _preset(text: str, stages: tuple[str, ...]) -> Any:
-    return _setting(text, PerProtocol(), stages)
+def _preset(text: str, stages: tuple[str, ...], bare: str | None = None) -> Any:
+    return _setting(text, PerProtocol(), stages, bare)
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,17 @@ class RunConfig:
     )
     workers: int = _preset("DataLoader processes; the results do not depend on it", _NONE)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = _setting("Accelerate trackers beside the CSV", (), _NONE)
+    compare: Literal["arms", "cost"] | None = _preset(
+        "also train the same student alone and with KD without overlay, and say what each was worth; cost: and with KD "
+        "for as many more epochs as the maps cost",
+        _REPORT,
+        bare="arms",
+    )
+    seeds: int = _setting(
+        "of every arm of compare, from seed on; 1: the verdict is about these students, from 3 on about the method",
+        1,
+        _REPORT,
+    )
     max_steps_per_epoch: int | None = _setting("stop every epoch early, to try a configuration", None, _TRAINING)
 
     def __post_init__(self) -> None:
