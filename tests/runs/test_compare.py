@@ -229,9 +229,9 @@ def test_page_and_card_open_with_the_verdict(compared):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--compare", "--seeds", 0], "seeds must be 1 or more, got 0"),
+        (["--compare", "--seeds", 0], "seeds must be at least 1, got 0"),
         (["--compare", "--seeds", 2], "needs 3 of them or more, got seeds 2; set seeds to 3, or to 1"),
-        (["--compare", "none", "--seeds", 3], "add --compare, or drop --seeds"),
+        (["--compare", "none", "--seeds", 3], "add --compare, or drop them"),
         (["--compare", "--distill-loss-weight", 0], "compare asks what the teacher is worth"),
         (["--compare", "cost", "--overlay-prob", 0], "overlay_prob is 0; use --compare without cost"),
         (["--compare", "cost", "--teacher-epochs", 0, "--teacher-init", "pretrained", "--maps", "x"], "maps are given"),

@@ -84,7 +84,7 @@ class RunConfig:
 
     teacher_lr: float | None = _preset("learning rate of its training; none: lr", _TEACHER)
     freeze_teacher_bn: bool = _setting("its batch norms keep their statistics in fine-tuning", False, _TEACHER)
-    student: str | None = _setting("timm name, or none: the teacher truncated by student_drop", None, _STUDENT)
+    student: str | None = _preset("timm name, or none: the teacher truncated by student_drop", _STUDENT)
     student_checkpoint: str | None = _setting(".safetensors or timm .pth.tar", None, _STUDENT)
     student_args: dict[str, Any] = _setting("arguments of the student, k=v", {}, _STUDENT)
     student_drop: int = _preset("entries cut from the teacher's end where student is none", _STUDENT)
