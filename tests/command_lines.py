@@ -57,7 +57,8 @@ def run_recipe(capsys: pytest.CaptureFixture, runs: Path, *argv: object) -> Outc
 def tiny_run(images: Path, *options: object) -> list[object]:
     """Return the recipe's flags for a run of seconds on `images`, which needs a train and a test split."""
     sizes = "--validation-fraction 0.25 --teacher-epochs 1 --epochs 1 --batch-size 4 --n-steps 2"
-    fixed = f"--protocol demo --name run --validation-split none {sizes}"
+    models = "--teacher test_resnet --student none --compare none"
+    fixed = f"--protocol demo --name run --validation-split none {models} {sizes}"
     return [*fixed.split(), "--dataset", images, *options]
 
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import timm
 import torch
 from conftest import HUB_TOKEN
-from hub_parts import code_blocks, make_run, plugin_student
+from hub_parts import code_blocks, make_run, plain_student
 from hub_server import HubServer, running_hub
 from timm.data import ImageNetInfo
 from tiny_parts import ImageList, noise_image, tiny_teacher
@@ -82,7 +82,7 @@ def workspace(tmp_path: Path, maps: Path) -> Path:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     shutil.copy(ROOT / "tests" / "cli" / "timm_scripts" / "train.py", tmp_path)
     shutil.copytree(maps, tmp_path / "maps")
-    make_run(tmp_path / "runs" / "demo", plugin_student(), maps)
+    make_run(tmp_path / "runs" / "demo", plain_student(), maps)
     for split in ("train", "test"):
         for label, name in enumerate(("tabby cat", "dog", "zebra")):
             for index in range(20 if split == "train" else 2):

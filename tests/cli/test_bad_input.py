@@ -98,7 +98,8 @@ def good(folder: Path) -> Path:
 
 
 ONE_SPLIT = ["--validation-split", "none", "--validation-fraction", 0, "--test-split", "train"]
-TINY_RUN = ["--protocol", "demo", "--name", "run", *ONE_SPLIT, "--batch-size", 2, "--teacher-epochs", 1]
+TINY_MODELS = ["--teacher", "test_resnet", "--student", "none", "--compare", "none"]
+TINY_RUN = ["--protocol", "demo", "--name", "run", *TINY_MODELS, *ONE_SPLIT, "--batch-size", 2, "--teacher-epochs", 1]
 
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "missing folder": (lambda folder: folder, [], "does not exist"),

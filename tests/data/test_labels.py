@@ -10,7 +10,7 @@ from tiny_parts import ImageList, noise_image
 
 from timm_igkd import load_labeled_images
 from timm_igkd.data.items import read_item
-from timm_igkd.data.labels import class_order, label_table, to_label
+from timm_igkd.data.labels import class_order, label_table, readable_names, to_label
 from timm_igkd.errors import InputError, InputTypeError
 
 
@@ -216,3 +216,9 @@ def test_images_without_class_folders_are_told_where_they_belong(layout, tmp_pat
         noise_image(index).save(path)
     with pytest.raises(InputError, match="have no labels, expected a folder for each of two classes or more"):
         load_labeled_images(str(tmp_path / "images"), "train")
+
+
+def test_wordnet_ids_are_shown_in_imagenets_words():
+    assert readable_names(["n01440764", "my fish", "n99999999"]) == ["tench", "my fish", "n99999999"]
+    assert readable_names(["cat", "dog"]) == ["cat", "dog"]
+    assert readable_names(["n02012849", "n03126707"]) == ["crane (n02012849)", "crane (n03126707)"]

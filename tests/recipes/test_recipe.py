@@ -21,7 +21,7 @@ from timm_igkd.data.subsets import stratified_limit
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.overlay.dataset import IGOverlayDataset
-from timm_igkd.runs import job, stages
+from timm_igkd.runs import job, stages, students
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
 from timm_igkd.training.trainer import Trainer
@@ -95,7 +95,7 @@ def trained_teacher(teacher_folder: Path) -> list[object]:
 )
 def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        RunConfig(**options)
+        RunConfig(**{"student": None} | options)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -115,7 +115,7 @@ def test_there_are_configs() -> None:
 # ---- stages ----
 
 
-def test_digits_run_leaves_every_file_and_its_student_reproduces_the_metrics(
+def test_demo_leaves_every_file_and_plain_timm_reproduces_the_metrics_of_its_student(
     recipe: Runner, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     sizes = "--epochs 1 --teacher-epochs 1 --train-limit 96 --test-limit 60 --batch-size 32 --n-steps 4".split()
@@ -125,7 +125,8 @@ def test_digits_run_leaves_every_file_and_its_student_reproduces_the_metrics(
     expected = (
         "config.yaml environment.json metrics.json predictions.npz report/index.html student_history.csv "
         "teacher_history.csv maps/manifest.json maps/provenance.json maps/README.md teacher/config.json "
-        "teacher/model.safetensors student/config.json student/model.safetensors"
+        "teacher/model.safetensors student/config.json student/model.safetensors "
+        "arms/alone-0/student/model.safetensors arms/kd-0/student/model.safetensors"
     ).split()
     assert [name for name in expected if not (folder / name).is_file()] == []
     assert not (folder / "student_training").exists()
@@ -134,7 +135,10 @@ def test_digits_run_leaves_every_file_and_its_student_reproduces_the_metrics(
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["n"] == 60
     assert metrics["teacher"]["n"] == 60
-    assert set(metrics["wall_time_s"]) == {"teacher", "maps", "student", "evaluate", "report"}
+    assert set(metrics["wall_time_s"]) == {"teacher", "maps", "student", "evaluate", "arms", "report"}
+    assert metrics["compression"] >= 4
+    assert not metrics["needs_plugin"]
+    assert [difference["arm"] for difference in metrics["arms"]["differences"]] == ["kd", "kd_overlay"]
     student = timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True).eval()
     test = load_labeled_images("digits", "test")
     test = test.subset(stratified_limit(test.labels, 60, seed=0))
@@ -387,13 +391,13 @@ def test_validation_is_cut_from_the_training_images_by_class(
     run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    real = job.Run.student
+    real = students.StudentRun.train
 
-    def student(self: job.Run) -> None:
+    def student(self: students.StudentRun) -> None:
         seen.update(fitting=self.data.fitting, validation=self.data.validation)
         real(self)
 
-    monkeypatch.setattr(job.Run, "student", student)
+    monkeypatch.setattr(students.StudentRun, "train", student)
     run(*trained_teacher, "--overlay-prob", 1, name="cut")
     assert len(seen["fitting"]) == 12
     assert seen["validation"].labels.tolist().count(0) == seen["validation"].labels.tolist().count(1) == 2

@@ -142,7 +142,7 @@ def test_card_tells_how_it_was_distilled(card):
 
 def test_every_setting_that_moves_the_weights_moves_the_card(tmp_path):
     """Also one that does not exist yet: the table is made from the run's settings, not from a list of them."""
-    save_config(RunConfig(), tmp_path / "config.yaml")
+    save_config(RunConfig(student=None), tmp_path / "config.yaml")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"new_setting": 7}
     student = plain_student()
     card = model_card(student, "user/x", RunFacts(config=config))
@@ -152,7 +152,7 @@ def test_every_setting_that_moves_the_weights_moves_the_card(tmp_path):
         if model_card(student, "user/x", RunFacts(config=config | {name: other})) == card:
             still.append(name)
     of_maps = "engine n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size"
-    assert still == f"name output_dir resume corruptions maps {of_maps} workers trackers".split()
+    assert still == f"name output_dir resume corruptions maps {of_maps} workers trackers compare seeds".split()
     assert table_row(card, "New setting") == "| New setting | 7 |"
 
 

@@ -25,7 +25,8 @@ def test_every_protocol_gives_every_setting_that_has_no_default_of_its_own():
 def test_without_arguments_it_is_the_digits_demo_from_random_weights():
     config = parse()
     assert config == RunConfig()
-    assert (config.protocol, config.name, config.dataset, config.teacher) == ("demo", "demo", "digits", "test_resnet")
+    assert (config.protocol, config.name, config.dataset, config.teacher) == ("demo", "demo", "digits", "resnet10t")
+    assert (config.student, config.compare, config.seeds) == ("test_resnet", "arms", 1)
     assert (config.teacher_init, config.student_init) == ("random", "random")
     assert (config.overlay_prob, config.distill_loss_weight, config.temperature) == (0.1, 0.01, 2.5)
 
@@ -81,7 +82,7 @@ def test_help_names_each_protocols_value(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "(default: demo test_resnet, modern to be given, paper to be given, fast to be given)" in text
+    assert "(default: demo resnet10t, modern to be given, paper to be given, fast to be given)" in text
     assert "(default: demo 20, modern 30, paper 100, fast 12)" in text
 
 

@@ -44,6 +44,7 @@ FIRST_STAGE = {
         ),
     },
     "evaluate": {"test_split", "test_limit", "corruptions"},
+    "report": {"compare", "seeds"},
     "no stage": {"name", "protocol", "output_dir", "resume", "compile", "workers", "trackers"},
 }
 

@@ -1,14 +1,18 @@
 """Labels: whole numbers that count classes from 0, and the order of the classes they count."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from timm.data import ImageNetInfo
 from timm.utils.misc import natural_key
 
 from timm_igkd.data.images import Name, text
 from timm_igkd.errors import InputError, InputTypeError, nearest
+
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def to_label(value: Any, name: Name) -> int:
@@ -62,3 +66,16 @@ def label_table(names: Sequence[str], wanted: Sequence[str], what: str) -> np.nd
     if [position[name] for name in names] == list(range(len(names))):
         return None
     return np.array([position[name] for name in names], dtype=np.int64)
+
+
+def readable_names(names: Sequence[str]) -> list[str]:
+    """Return class names as people read them: the first of ImageNet's words for each WordNet id that timm knows.
+
+    Two ids of one word, such as both cranes, keep their ids behind it; other names stay as they are.
+    """
+    if not any(_WORDNET_ID.fullmatch(name) for name in names):
+        return list(names)
+    info = ImageNetInfo("imagenet22k")
+    known = {name for name in names if _WORDNET_ID.fullmatch(name)} & set(info.label_names())
+    words = [info.label_name_to_description(name).split(",")[0] if name in known else name for name in names]
+    return [f"{word} ({name})" if words.count(word) > 1 else word for word, name in zip(words, names, strict=True)]

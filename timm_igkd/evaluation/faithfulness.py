@@ -26,9 +26,10 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView, gaussian_blur
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import check_range
+from timm_igkd.intervals import Interval, mean_interval
 from timm_igkd.maps.build import check_teacher, package_versions
 from timm_igkd.maps.manifest import Provenance
-from timm_igkd.maps.scores import CONTROLS, Faithfulness, Interval, MapScore, ScoredMaps, mean_interval
+from timm_igkd.maps.scores import CONTROLS, Faithfulness, MapScore, ScoredMaps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import OverlaySource
 from timm_igkd.overlay.controls import control_map

@@ -1,8 +1,6 @@
 """score.json: how faithful a store's maps are, beside its manifest; `evaluation.faithfulness` measures it."""
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +8,7 @@ from typing import Literal
 from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import read_json
+from timm_igkd.intervals import Interval
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.records import parse_record
 
@@ -17,18 +16,6 @@ SCORE = "score.json"
 ScoredMaps = Literal["own", "random", "sobel", "centre"]
 CONTROLS: tuple[ScoredMaps, ...] = ("random", "sobel", "centre")
 _WORDS = {"random": "Random pixels", "sobel": "Sobel edges of the image", "centre": "Distance from the centre"}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % t interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,32 +103,3 @@ def read_score(folder: Path, provenance: Provenance) -> Faithfulness | None:
         raise InputError(f"{error}; delete it, or write it again with: timm-igkd score") from error
     scored = found.options, found.weights_sha256, found.keys_hash
     return found if scored == (provenance.options, provenance.teacher.weights_sha256, provenance.keys_hash) else None
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of at least two independent values and its 95 % t interval."""
-    mean, half = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    half *= t_quantile(len(values) - 1)
-    return Interval(mean, mean - half, mean + half)
-
-
-def t_quantile(degrees: int) -> float:
-    """Return the 97.5 % quantile of the t distribution, to float precision, without scipy.
-
-    Args:
-        degrees: of freedom, at least 1.
-    """
-    low, high = 0.0, math.pi / 2
-    while low < (angle := (low + high) / 2) < high:
-        low, high = (angle, high) if _t_share(angle, degrees) < 0.95 else (low, angle)
-    return math.sqrt(degrees) * math.tan(angle)
-
-
-def _t_share(angle: float, degrees: int) -> float:
-    """Return P(|T| <= sqrt(degrees) * tan(angle)): a finite sum, Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    odd = degrees % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for power in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (power - 1) / power
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.data.items import class_names, read_item, row_name
+from timm_igkd.data.labels import readable_names
 from timm_igkd.data.pictures import fit_image, heat_image, shorten
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
@@ -39,7 +40,7 @@ class Sample:
 
 def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
     """Return evenly spread images beside their maps and overlays (weight 0.5, exponent 1)."""
-    names, samples = class_names(dataset), []
+    names, samples = readable_names(class_names(dataset) or ()), []
     count = min(count, len(store))
     for position in range(count):
         index = position * len(store) // count

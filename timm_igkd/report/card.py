@@ -22,6 +22,7 @@ from timm_igkd.report.tables import (
     size_rows,
     summary_sentence,
 )
+from timm_igkd.report.verdict import read_comparison, verdict
 
 # Settings in words; one that is not here is shown by its own name.
 _SETTINGS = {
@@ -60,7 +61,7 @@ _SETTINGS = {
 # Told in sentences or in the table of the maps, or without a trace in the weights.
 _TOLD_ELSEWHERE = frozenset(
     "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
-    "teacher teacher_epochs teacher_init student student_drop student_init maps "
+    "compare seeds teacher teacher_epochs teacher_init student student_drop student_init maps "
     "engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
 )
 
@@ -100,6 +101,7 @@ def model_card(
         name=repo_id.split("/")[1],
         repo_id=repo_id,
         introduction=_introduction(model, run, dataset),
+        verdict=verdict(read_comparison(metrics)),
         summary=summary_sentence(metrics) if metrics else "",
         needs_plugin=needs_plugin(model),
         architecture=config["architecture"],

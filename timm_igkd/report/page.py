@@ -33,6 +33,7 @@ from timm_igkd.report.sections import (
     disagreement_view,
     sample_view,
 )
+from timm_igkd.report.verdict import arm_rows, read_comparison, verdict
 
 __all__ = ["Disagreement", "collect_disagreements", "write_report"]
 
@@ -128,9 +129,12 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
     teacher_csv = run_dir / "teacher_history.csv"
     teacher_history = read_history(teacher_csv) if teacher_csv.exists() else None
     predictions = read_predictions(run_dir / "predictions.npz")
+    comparison = read_comparison(metrics)
     return {
         "style": page_style(),
         "run_name": str(config.get("name") or run_dir.resolve().name),
+        "verdict": verdict(comparison),
+        "arms": arm_rows(comparison),
         "summary": tables.summary_sentence(metrics),
         "highlights": _highlights(metrics),
         "setup": _setup_rows(config, metrics, maps, teacher_history, predictions),

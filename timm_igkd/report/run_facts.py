@@ -10,8 +10,8 @@ import yaml
 
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_json
+from timm_igkd.intervals import mean_interval
 from timm_igkd.maps.manifest import Provenance
-from timm_igkd.maps.scores import mean_interval
 from timm_igkd.report.run_files import read_maps, read_metrics
 
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from torch import Tensor
 
+from timm_igkd.data.labels import readable_names
 from timm_igkd.errors import InputError, MissingFileError, first_line
 from timm_igkd.evaluation.metrics import Evaluation
 from timm_igkd.files import write_atomic
@@ -25,7 +26,7 @@ _NUMBERS = ("top1", "top5", "loss", "ece", "num_parameters", "macs", "n")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Labels and logits over the dataset's classes, as `write_predictions` stores them."""
+    """Labels and logits over the dataset's classes, as `write_predictions` stores them; WordNet ids in words."""
 
     labels: np.ndarray
     student_logits: np.ndarray
@@ -105,7 +106,7 @@ def read_predictions(path: Path) -> Predictions:
     missing = {"labels", "student_logits", "class_names"} - set(arrays)
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again")
-    names = [str(name) for name in arrays["class_names"].ravel()]
+    names = readable_names([str(name) for name in arrays["class_names"].ravel()])
     found = Predictions(arrays["labels"], arrays["student_logits"], arrays.get("teacher_logits"), names)
     for logits in (found.student_logits, found.teacher_logits):
         if logits is not None and logits.shape != (len(found.labels), len(names)):

@@ -23,6 +23,7 @@ def check_settings(config: "RunConfig") -> None:
     _check_student(config)
     _check_maps(config)
     _check_losses(config)
+    _check_compare(config)
     if config.batches == "device" and config.only_by_workers is not None:
         raise InputError(f"batches device cannot do {config.only_by_workers}; leave it out, or use batches workers")
 
@@ -109,3 +110,21 @@ def _check_losses(config: "RunConfig") -> None:
         )
     if config.stored_logits and config.distill_loss_weight == 0:
         raise InputError("stored_logits without distillation do nothing; set distill_loss_weight above 0, or drop them")
+
+
+def _check_compare(config: "RunConfig") -> None:
+    check_range("seeds", config.seeds, 1)
+    if config.compare is None:
+        if config.seeds > 1:
+            raise InputError(f"seeds {config.seeds} are for the arms of a comparison; add --compare, or drop them")
+        return
+    if config.seeds == 2:
+        raise InputError("an interval over seeds needs 3 of them or more, got seeds 2; set seeds to 3, or to 1")
+    if config.distill_loss_weight == 0 and config.attention_loss_weight == 0:
+        raise InputError(
+            "compare asks what the teacher is worth, but distill_loss_weight and attention_loss_weight are 0; set one "
+            "above 0, or compare to none"
+        )
+    if config.compare == "cost" and (config.overlay_prob == 0 or config.maps is not None):
+        why = "overlay_prob is 0" if config.overlay_prob == 0 else "maps are given, so that their cost is not measured"
+        raise InputError(f"compare cost spends the maps' time on more epochs, but {why}; use --compare without cost")

@@ -41,6 +41,22 @@ class RunData:
         return height, width
 
     @cached_property
+    def train_hash(self) -> str:
+        """Content hash of the training split."""
+        return self.train.content_hash()
+
+    @cached_property
+    def validation_hash(self) -> str:
+        """Content hash of the images to choose by, empty where they are part of the training split."""
+        is_apart = self.config.validation_split is not None and self.validation is not None
+        return self.validation.content_hash() if is_apart and self.validation is not None else ""
+
+    @cached_property
+    def test_hash(self) -> str:
+        """Content hash of the test split."""
+        return self.test.content_hash()
+
+    @cached_property
     def fitting_images(self) -> DeviceImages:
         """All images to fit, decoded once, on the CPU; a SeveralSizesError where they have several sizes."""
         return load_images(self.fitting)

@@ -1,15 +1,15 @@
-"""The whole job: teacher -> maps -> student -> evaluate -> report, each stage skipped where it is complete."""
+"""The whole job: teacher -> maps -> student -> evaluate -> arms -> report, each stage skipped where it is complete."""
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
@@ -18,27 +18,24 @@ from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
-from timm_igkd.evaluation.metrics import evaluate, write_metrics
-from timm_igkd.evaluation.onnx_latency import onnx_metrics
+from timm_igkd.evaluation.metrics import write_metrics
 from timm_igkd.files import read_json, write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.report.page import write_report
-from timm_igkd.report.run_files import write_predictions
 from timm_igkd.report.sections import collect_disagreements
-from timm_igkd.runs.batches import choose_batches, create_batches
+from timm_igkd.report.verdict import verdict
+from timm_igkd.runs.batches import choose_batches
 from timm_igkd.runs.data import RunData
-from timm_igkd.runs.folder import RunFolder
-from timm_igkd.runs.inputs import RunInputs, check_given_maps
+from timm_igkd.runs.folder import RunFolder, RunInputs, check_given_maps
 from timm_igkd.runs.models import RunModels, Trained, find_start
 from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import Stage, Stages
+from timm_igkd.runs.students import Arms, StudentRun, arms_of
 from timm_igkd.training.batch import steps_per_epoch
-from timm_igkd.training.trainer import Trainer
-from timm_igkd.training.validation import create_validation_loader
 
 
 def distill(config: RunConfig | None = None) -> Path:
@@ -51,7 +48,7 @@ def distill(config: RunConfig | None = None) -> Path:
         config: the settings; default: the digits demo.
 
     Returns:
-        The run's folder: config.yaml, teacher/, maps/, student/, metrics.json, report/index.html.
+        The run's folder: config.yaml, teacher/, maps/, student/, metrics.json, report/index.html; with compare arms/.
 
     Raises:
         InputError: settings, data and models that do not fit together, found before anything is written; a folder of
@@ -87,18 +84,33 @@ class Run:
         if config.batches == "auto":
             self.config = replace(self.config, batches=self._choose_batches())
             self.models.config = self.config
+        parts = (self.config, self.data, self.folder, self.accelerator)
+        self.kept, self.arms = StudentRun(*parts), Arms(*parts)
         inputs = RunInputs(self.config, self.data, self.folder)
-        self.stages = Stages(self.folder.path, self.config, self.accelerator, self._stages(), inputs.of)
+        self.stages = self._create_stages(self._stages(), inputs)
+        report = Stage("report", self.report, is_redone=True)
+        self.last = self._create_stages([report], inputs)
+
+    def _create_stages(self, stages: list[Stage], inputs: RunInputs) -> Stages:
+        def read(name: StageName) -> dict[str, str]:
+            return inputs.of(name) | (self.arms.inputs() if name == "report" else {})
+
+        return Stages(self.folder.path, self.config, self.accelerator, stages, read)
 
     def _is_done(self, name: Trained) -> bool:
         return Stages.finished(self.folder.path, name) is not None
+
+    def _needs_start(self, config: RunConfig, name: Trained) -> bool:
+        own, arms = arms_of(config)
+        others = [self.folder.arm(arm.label).path for arm in arms if name == "student" and arm != own]
+        return not all(Stages.finished(path, name) for path in (self.folder.path, *others))
 
     def _find_starts(self, config: RunConfig) -> tuple[RunConfig, list[str]]:
         """Have the weights at hand that the models start from, and return the settings with what was found."""
         notes = []
         names: tuple[Trained, ...] = ("teacher", "student")
         for name in names:
-            config, note = find_start(config, name, fetch=not self._is_done(name))
+            config, note = find_start(config, name, fetch=self._needs_start(config, name))
             notes += [note] if note and not self._is_done(name) else []
         return config, notes
 
@@ -127,28 +139,28 @@ class Run:
         return [
             Stage("teacher", self.teacher, partial=self.folder.checkpoint("teacher")),
             *maps,
-            Stage("student", self.student, partial=self.folder.checkpoint("student")),
-            Stage("evaluate", self.evaluate),
-            Stage("report", self.report),
+            *self.kept.stages(),
         ]
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""
-        pending = {stage.name for stage in self.stages.pending()}
-        if "student" in pending:
+        pending = {stage.name for part in (self.stages, self.last) for stage in part.pending()}
+        arms = self.arms.pending()
+        if "student" in pending or arms:
             self._check_models(pending)
         for note in self.notes:
             self.accelerator.print(note)
         self.accelerator.wait_for_everyone()
-        if pending and self.accelerator.is_main_process:
+        if (pending or arms) and self.accelerator.is_main_process:
             self.folder.remove_unfinished(pending)
             save_config(self.config, self.folder.config)
             launch = {"command": " ".join(sys.argv)} | self.stages.launch()
             write_json(self.folder.environment, environment() | launch)
-        if pending and self.config.trackers:
+        if (pending or arms) and self.config.trackers:
             wandb = {"dir": str(self.folder.path)}  # tensorboard's files go there too
             self.accelerator.init_trackers(self.config.name, init_kwargs={"wandb": wandb})
-        self.stages.run()
+        for part in (self.stages, self.arms, self.last):
+            part.run()
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
             self._print_usage()
@@ -176,7 +188,7 @@ class Run:
             task = IGDistillationTask(
                 model, task_loss_weight=1.0, distill_loss_weight=0, criterion=self.models.criterion()
             )
-            model = self._fit(task, None, "teacher")
+            model = self.kept.fit(task, None, "teacher")
         if self.accelerator.is_main_process:
             names = self.data.train.class_names if self.models.teacher_indices(model) is None else None
             save_model(model, self.folder.model("teacher"), label_names=names)
@@ -210,40 +222,11 @@ class Run:
             )
         self.folder.maps.symlink_to(store.path.resolve(), target_is_directory=True)
 
-    def student(self) -> None:
-        """Distil the student."""
-        keeps_weights = self.config.student_init == "teacher"
-        model = self.models.student(lambda: self.models.saved("teacher", pretrained=keeps_weights))
-        task = self.models.task(model, self.models.saved("teacher"))
-        store = MapStore(self.folder.maps) if self.config.needs_maps else None
-        model = self._fit(task, store, "student")
-        if self.accelerator.is_main_process:
-            save_model(model, self.folder.model("student"), label_names=self.data.train.class_names)
-
-    def evaluate(self) -> None:
-        """Read the test split once: metrics.json and predictions.npz."""
-        if not self.accelerator.is_main_process:
-            return
-        test, student, teacher = self.data.test, self.models.saved("student"), self.models.saved("teacher")
-        indices = self.models.teacher_indices(teacher)
-        result = evaluate(
-            student,
-            test,
-            teacher=teacher,
-            teacher_class_indices=indices,
-            num_workers=self.config.workers,
-            corruptions=self.config.corruptions,
-        )
-        metrics = result.metrics | {"needs_plugin": needs_plugin(student)} | onnx_metrics(student)
-        write_metrics(self.folder.metrics, metrics)
-        names = test.class_names or tuple(str(label) for label in range(self.data.num_classes))
-        write_predictions(self.folder.predictions, result, names, teacher_class_indices=indices)
-
     def report(self) -> None:
         """Write the page of the run."""
         if not self.accelerator.is_main_process:
             return
-        self._add_wall_times()
+        self._add_to_metrics(arms=asdict(self.arms.comparison()) if self.config.compare else None)
         has_overlay = self.config.overlay_prob > 0
         samples = overlay_samples(MapStore(self.folder.maps), self.data.train, 12) if has_overlay else []
         shown = collect_disagreements(self.folder.path, self.data.test)
@@ -251,32 +234,17 @@ class Run:
 
     # ---- parts of the stages ----
 
-    def _fit(self, task: IGDistillationTask, store: MapStore | None, name: Trained) -> nn.Module:
-        config, model = self.config, task.get_eval_model()
-        if config.batches == "device":
-            task.to(memory_format=torch.channels_last)  # as the batches are
-        transform = create_transform(**resolve_model_data_config(model))
-        trainer = Trainer(
-            task,
-            create_batches(config, self.data, task, store, self.accelerator),
-            config.training(name),
-            self.accelerator,
-            label=name,
-            checkpoint=self.folder.checkpoint(name),
-            history_path=self.folder.history(name),
-            validation=create_validation_loader(
-                self.data.validation, transform, config.batch_size, config.workers, self.accelerator
-            ),
-        )
-        trainer.fit()
-        return trainer.final_model()
-
-    def _add_wall_times(self) -> None:
-        metrics = read_json(self.folder.metrics)
-        write_metrics(self.folder.metrics, metrics | {"wall_time_s": self.stages.wall_times()})
+    def _add_to_metrics(self, **more: Any) -> None:
+        """Add the seconds of all stages to metrics.json, and what else is given; None takes it away."""
+        metrics = read_json(self.folder.metrics) | more
+        times = self.stages.wall_times() | ({"arms": self.arms.wall_time_s()} if self.arms.all else {})
+        metrics["wall_time_s"] = times | self.last.wall_times()
+        write_metrics(self.folder.metrics, {name: value for name, value in metrics.items() if value is not None})
 
     def _print_usage(self) -> None:
-        self._add_wall_times()
+        self._add_to_metrics()
+        for sentence in verdict(self.arms.comparison() if self.config.compare else None):
+            self.accelerator.print(sentence)
         student = self.folder.model("student")
         self.accelerator.print(f"report: {self.folder.page}")
         self.accelerator.print("use the student:\n    import timm")

@@ -115,7 +115,8 @@ def _create_parser(cls: type, annotations: dict[str, Any], prog: str | None, des
         elif {tuple, list, dict} & set(kinds):
             parser.add_argument(_flag(field.name), nargs="*", **options)
         else:
-            parser.add_argument(_flag(field.name), **options)
+            bare = field.metadata.get("bare")
+            parser.add_argument(_flag(field.name), **options, **({"nargs": "?", "const": bare} if bare else {}))
     return parser
 
 

@@ -14,6 +14,7 @@ _MODERN: dict[str, Any] = {
     "teacher_epochs": 0,
     "teacher_init": "pretrained",
     "teacher_lr": 1e-4,
+    "student": None,
     "student_drop": 2,
     "student_init": "pretrained",
     "overlay_prob": 0.0,  # every overlay of our studies scored below none so far: recipes/RESULTS.md
@@ -38,18 +39,19 @@ _MODERN: dict[str, Any] = {
     "hflip": 0.5,
     "smoothing": 0.0,
     "workers": min(4, os.cpu_count() or 1),
+    "compare": None,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": _MODERN
     | {
         "validation_split": "validation",
-        "teacher": "test_resnet",
+        "teacher": "resnet10t",
         "teacher_epochs": 12,
         "teacher_init": "random",
         "teacher_lr": None,
+        "student": "test_resnet",  # of plain timm, 13 times smaller
         "student_init": "random",
         "overlay_prob": 0.1,
-        "n_steps": 50,
         "distill_loss_weight": 0.01,
         "temperature": 2.5,
         "epochs": 20,
@@ -60,6 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_min": 0.08,
         "hflip": 0.0,
         "workers": 0,
+        "compare": "arms",
     },
     "modern": _MODERN,
     # arXiv 2506.14440, as the protocol `paper` of recipes/studies: no validation images, the last epoch is reported

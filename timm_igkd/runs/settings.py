@@ -22,20 +22,20 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 BatchesChoice = Literal["auto", "workers", "device"]
 
 # The first stage whose output a setting changes; what a later stage is made of changes with it.
-_TEACHER, _MAPS, _STUDENT, _EVALUATE = (("teacher",), ("maps",), ("student",), ("evaluate",))
+_TEACHER, _MAPS, _STUDENT, _EVALUATE, _REPORT = (("teacher",), ("maps",), ("student",), ("evaluate",), ("report",))
 _TRAINING = ("teacher", "student")  # of the teacher only where it is trained
 _NONE = ()  # names, places, speed: no output depends on it
 
 
-def _setting(text: str, default: Any, stages: tuple[str, ...]) -> Any:
-    metadata = {"help": text, "stages": stages}
+def _setting(text: str, default: Any, stages: tuple[str, ...], bare: str | None = None) -> Any:
+    metadata = {"help": text, "stages": stages, "bare": bare}  # bare: the value of a flag without one
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def _preset(text: str, stages: tuple[str, ...]) -> Any:
-    return _setting(text, PerProtocol(), stages)
+def _preset(text: str, stages: tuple[str, ...], bare: str | None = None) -> Any:
+    return _setting(text, PerProtocol(), stages, bare)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RunConfig:
 
     teacher_lr: float | None = _preset("learning rate of its training; none: lr", _TEACHER)
     freeze_teacher_bn: bool = _setting("its batch norms keep their statistics in fine-tuning", False, _TEACHER)
-    student: str | None = _setting("timm name, or none: the teacher truncated by student_drop", None, _STUDENT)
+    student: str | None = _preset("timm name, or none: the teacher truncated by student_drop", _STUDENT)
     student_checkpoint: str | None = _setting(".safetensors or timm .pth.tar", None, _STUDENT)
     student_args: dict[str, Any] = _setting("arguments of the student, k=v", {}, _STUDENT)
     student_drop: int = _preset("entries cut from the teacher's end where student is none", _STUDENT)
@@ -156,6 +156,17 @@ class RunConfig:
     )
     workers: int = _preset("DataLoader processes; the results do not depend on it", _NONE)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = _setting("Accelerate trackers beside the CSV", (), _NONE)
+    compare: Literal["arms", "cost"] | None = _preset(
+        "also train the same student alone and with KD without overlay, and say what each was worth; cost: and with KD "
+        "for as many more epochs as the maps cost",
+        _REPORT,
+        bare="arms",
+    )
+    seeds: int = _setting(
+        "of every arm of compare, from seed on; 1: the verdict is about these students, from 3 on about the method",
+        1,
+        _REPORT,
+    )
     max_steps_per_epoch: int | None = _setting("stop every epoch early, to try a configuration", None, _TRAINING)
 
     def __post_init__(self) -> None:

@@ -82,11 +82,14 @@ class Stage:
         name: of the stage and its marker.
         function: does the work.
         partial: a file that it leaves when killed, to go on from with --resume.
+        is_redone: it takes seconds, so it is done again where settings or inputs are others; such stages are refused
+            otherwise.
     """
 
     name: StageName
     function: Callable[[], None]
     partial: Path | None = None
+    is_redone: bool = False
 
 
 class Stages:
@@ -98,6 +101,7 @@ class Stages:
         accelerator: stages run on all processes, markers are written by the main one.
         stages: what there is to do.
         inputs: tells the hashes of what a stage reads, see `RunInputs`.
+        label: what lines begin with.
     """
 
     def __init__(
@@ -107,9 +111,10 @@ class Stages:
         accelerator: Accelerator,
         stages: list[Stage],
         inputs: Callable[[StageName], Mapping[str, str]],
+        label: str = "",
     ):
         self.run_dir, self.config, self.accelerator, self.stages = run_dir, config, accelerator, stages
-        self.inputs = inputs
+        self.inputs, self.label = inputs, label
 
     @staticmethod
     def finished(run_dir: Path, name: StageName) -> StageMarker | None:
@@ -136,6 +141,9 @@ class Stages:
         pending = []
         for stage in self.stages:
             marker = self._marker(stage)
+            if stage.is_redone:
+                pending += [] if self._is_done(stage) else [stage]
+                continue
             is_half_done = stage.partial is not None and stage.partial.exists()
             if marker is not None and (marker.is_complete or is_half_done):
                 self._check(stage, marker.settings, self.config.settings_of(stage.name))
@@ -155,8 +163,8 @@ class Stages:
     def run(self) -> None:
         """Run what is pending; the folder was checked before."""
         for stage in self.stages:
-            if self.finished(self.run_dir, stage.name):
-                self.accelerator.print(f"{stage.name}: complete, skipped")
+            if self._is_done(stage):
+                self.accelerator.print(f"{self.label}{stage.name}: complete, skipped")
             else:
                 self._run(stage)
             if self.accelerator.is_main_process and stage.partial is not None and stage.partial.parent.is_dir():
@@ -177,16 +185,23 @@ class Stages:
         if self.accelerator.is_main_process:
             seconds = round(time.perf_counter() - started, 2)
             write_marker(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
-            self.accelerator.print(f"{stage.name}: done in {seconds:.1f} s")
+            self.accelerator.print(f"{self.label}{stage.name}: done in {seconds:.1f} s")
 
     def _note_threads(self, stage: Stage, threads: int) -> None:
         """Say it where a stage goes on with other threads than it began with: no reason to refuse a smaller machine."""
         marker = self._marker(stage)
         if marker is not None and marker.torch_threads != threads:
             self.accelerator.print(
-                f"{stage.name}: begun with {marker.torch_threads} CPU threads, goes on with {threads}; the last bits "
-                "of its result can differ from those of a run that was never interrupted"
+                f"{self.label}{stage.name}: begun with {marker.torch_threads} CPU threads, goes on with {threads}; the "
+                "last bits of its result can differ from those of a run that was never interrupted"
             )
+
+    def _is_done(self, stage: Stage) -> bool:
+        """Return whether a stage is complete, as far as it would be done again with what is asked for now."""
+        marker = self.finished(self.run_dir, stage.name)
+        if marker is None or not stage.is_redone:
+            return marker is not None
+        return marker.settings == self.config.settings_of(stage.name) and marker.inputs == self.inputs(stage.name)
 
     def _marker(self, stage: Stage) -> StageMarker | None:
         return read_marker(_path(self.run_dir, stage.name))

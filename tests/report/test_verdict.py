@@ -1,0 +1,65 @@
+"""The comparison of a run's students in words, and what a damaged one is told."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from timm_igkd.errors import InputError
+from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
+from timm_igkd.report.verdict import arm_rows, read_comparison, verdict
+
+
+def compared(points: float, low: float | None, high: float | None, seeds: int = 1) -> Comparison:
+    students = tuple(
+        ArmResult(arm, seed, 20, 98.0 + seed, 0.1, 0.02, 360, 97.5, 12.0)
+        for seed in range(seeds)
+        for arm in ("alone", "kd")
+    )
+    over: Any = "images" if seeds == 1 else "seeds"
+    return Comparison(students, (Difference("kd", "alone", over, 360 if seeds == 1 else seeds, points, low, high),))
+
+
+@pytest.mark.parametrize(
+    ("points", "low", "high", "words"),
+    [
+        (1.2, 0.3, 2.1, "KD against the student alone: better by 1.2 points of top-1 (95\u202f% interval +0.3 to +2.1"),
+        (-1.2, -2.1, -0.3, "KD against the student alone: worse by 1.2 points of top-1 (95\u202f% interval \u22122.1"),
+        (0.3, -0.8, 1.4, "KD against the student alone: no difference shown (+0.3 points of top-1; 95\u202f% interval"),
+    ],
+)
+def test_a_difference_is_better_worse_or_not_shown(points, low, high, words):
+    sentence, scope = verdict(compared(points, low, high))
+    assert sentence.startswith(words)
+    assert sentence.endswith("paired over 360 test images).")
+    assert scope == "From one seed, this is about these students; about the method --seeds 3 or more would tell."
+
+
+def test_several_seeds_speak_about_the_method():
+    sentence, scope = verdict(compared(0.5, 0.1, 0.9, seeds=3))
+    assert "paired over 3 seeds" in sentence
+    assert scope == "From 3 seeds, this is about the method on these images."
+
+
+def test_seeds_that_all_differ_by_the_same_show_nothing():
+    sentence, _ = verdict(compared(0.5, None, None, seeds=3))
+    assert "no difference shown (+0.5 points of top-1; by the same in all 3 seeds" in sentence
+
+
+def test_a_row_of_several_seeds_has_their_mean_and_spread():
+    assert arm_rows(compared(0.5, 0.1, 0.9))[0][:3] == ("the student alone", "20", "98.0\u202f%")
+    assert arm_rows(compared(0.5, 0.1, 0.9, seeds=3))[0][2] == "99.0\u202f% (sd 1.00, n = 3)"
+
+
+def test_comparison_comes_back_from_metrics():
+    found = compared(0.5, None, None, seeds=3)
+    content = asdict(found)
+    lists = {name: [dict(item) for item in content[name]] for name in content}
+    assert read_comparison({"arms": lists}) == found
+    assert read_comparison({}) is None
+    assert verdict(None) == []
+
+
+def test_a_damaged_comparison_is_refused_in_one_line():
+    with pytest.raises(InputError, match=r"metrics\.json: arms: differences"):
+        read_comparison({"arms": {"students": [], "differences": [{"arm": "<script>"}]}})

@@ -1,0 +1,74 @@
+"""Was it worth it? The comparison of a run's students, in words."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from timm_igkd.evaluation.comparison import ArmName, ArmResult, Comparison, Difference
+from timm_igkd.records import parse_record
+from timm_igkd.report.tables import MINUS, NARROW, count, duration, percent
+
+_ARMS: dict[ArmName, str] = {
+    "alone": "the student alone",
+    "kd": "KD",
+    "kd_overlay": "KD + overlay",
+    "kd_longer": "KD for as many more epochs as the maps cost",
+}
+
+
+def read_comparison(metrics: Mapping[str, Any]) -> Comparison | None:
+    """Return what metrics.json holds as `arms`, None for a run without --compare."""
+    return parse_record(Comparison, metrics["arms"], "metrics.json: arms") if metrics.get("arms") else None
+
+
+def verdict(comparison: Comparison | None) -> list[str]:
+    """Return one sentence for each difference, and one on what they are about; none without a comparison."""
+    if comparison is None or not comparison.differences:
+        return []
+    seeds = len({result.seed for result in comparison.students})
+    scope = (
+        f"From {seeds} seeds, this is about the method on these images."
+        if seeds > 1
+        else "From one seed, this is about these students; about the method --seeds 3 or more would tell."
+    )
+    return [*(_sentence(difference) for difference in comparison.differences), scope]
+
+
+def _sentence(difference: Difference) -> str:
+    names = f"{_ARMS[difference.arm]} against {_ARMS[difference.baseline]}"
+    over = "test images" if difference.over == "images" else "seeds"
+    if difference.low is None or difference.high is None:
+        interval = f"by the same in all {count(difference.n)} seeds, which gives no interval"
+    else:
+        ends = f"{_signed(difference.low)} to {_signed(difference.high)}"
+        interval = f"95{NARROW}% interval {ends}, paired over {count(difference.n)} {over}"
+    if not difference.is_shown:
+        return f"{names}: no difference shown ({_signed(difference.points)} points of top-1; {interval})."
+    better = "better" if difference.points > 0 else "worse"
+    return f"{names}: {better} by {abs(difference.points):.1f} points of top-1 ({interval})."
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", MINUS)
+
+
+def arm_rows(comparison: Comparison | None) -> list[tuple[str, str, str, str, str]]:
+    """Return of each arm its name, epochs, top-1, agreement with the teacher and seconds of training."""
+    by_arm: dict[ArmName, list[ArmResult]] = {}
+    for result in comparison.students if comparison else ():
+        by_arm.setdefault(result.arm, []).append(result)
+    return [
+        (
+            _ARMS[arm],
+            count(results[0].epochs),
+            _mean([result.top1 for result in results]),
+            percent(statistics.fmean(result.agreement for result in results)),
+            duration(statistics.fmean(result.wall_time_s for result in results)),
+        )
+        for arm, results in by_arm.items()
+    ]
+
+
+def _mean(top1: list[float]) -> str:
+    spread = f" (sd {statistics.stdev(top1):.2f}, n = {len(top1)})" if len(top1) > 1 else ""
+    return percent(statistics.fmean(top1)) + spread
