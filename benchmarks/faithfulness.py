@@ -116,9 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--only", choices=("cifar10", "imagenette"))
-    parser.add_argument(
-        "--stores", type=Path, help="folder of the maps, to go on after a kill; default: a temporary one"
-    )
+    parser.add_argument("--stores", type=Path, help="keep the maps here, to go on after a kill")
     parser.add_argument("--images", type=int, help="at most so many of each set")
     parser.add_argument("--n-steps", type=steps_argument, default="auto", help="of integrated gradients")
     parser.add_argument("--steps", type=int, default=20, help="of the curves")
