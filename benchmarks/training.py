@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain32": {"size": 32, "arms": ["timm", "workers", "device"], "images": 2048},
     "live32": {"size": 32, "arms": ["timm", "workers", "device"], "images": 2048, "distills": True},
     "crop224": {"size": 224, "arms": ["timm", "workers"], "images": 256, "crops": True},
-    "study": {"size": 32, "arms": ["before", "now"], "images": 8192},
+    "study": {"size": 32, "arms": ["before", "now"], "images": 16384},
 }
 DATA = {32: ("cifar10", "image", "png"), 224: ("imagenette_small", "image", "jpg")}
 BATCH, LR, DECAY = 64, 1e-3, 0.01
