@@ -20,7 +20,7 @@ from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_latency import onnx_metrics
-from timm_igkd.files import read_json, write_json
+from timm_igkd.files import read_mapping, write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
@@ -137,6 +137,7 @@ class Run:
         pending = {stage.name for stage in self.stages.pending()}
         if "student" in pending:
             self._check_models(pending)
+            self.stages.inputs("evaluate")  # reads the test images, whose files are to be there before anything trains
         for note in self.notes:
             self.accelerator.print(note)
         self.accelerator.wait_for_everyone()
@@ -272,7 +273,7 @@ class Run:
         return trainer.final_model()
 
     def _add_wall_times(self) -> None:
-        metrics = read_json(self.folder.metrics)
+        metrics = read_mapping(self.folder.metrics)
         write_metrics(self.folder.metrics, metrics | {"wall_time_s": self.stages.wall_times()})
 
     def _print_usage(self) -> None:
