@@ -93,7 +93,7 @@ FINE = {
     "--aa": ("",),
     "--dataset": ("nope", ".."),
     "--teacher-epochs": ("0",),
-    "--name": NAMES,
+    "--name": ("", *NAMES),
     "--out": (*NAMES, ".."),
     "--output-dir": TEXTS,
 }
@@ -151,7 +151,7 @@ MODELS = (
 def model_cases() -> Iterator[Case]:
     for flag, command in (("--teacher", "maps"), ("--model", "evaluate"), ("--teacher", "distill")):
         own = "test_resnet" if command == "distill" else "local-dir:teacher"
-        epochs = ["--teacher-epochs", "1"] if command == "distill" else []
+        epochs = ["--teacher-init", "random", "--teacher-epochs", "1"] if command == "distill" else []
         for given in MODEL_ARGUMENTS:
             yield case(f"{flag}-args {given}", command, flag, own, f"{flag}-args", given, *epochs)
         for name in MODELS:
@@ -357,7 +357,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save({"state_dict": teacher.state_dict()}, "teacher.pth.tar")
         Path("script.py").write_text("from timm.data import create_dataset\ncreate_dataset('', 'images', 'train')\n")
         settings = "name: run\ndataset: images\nteacher: local-dir:teacher\nteacher_epochs: 0\nvalidation_split: none\n"
-        settings += "validation_fraction: 0.25\nepochs: 1\nbatch_size: 2\nn_steps: 1\nstudent_drop: 1\n"
+        settings += "validation_fraction: 0.25\nepochs: 1\nbatch_size: 2\nn_steps: 1\nstudent_drop: 1\noverlay_prob: 0.5\n"
         Path("config.yaml").write_text(settings)
         cell = "{student: test_resnet, epochs: 1, batch_size: 2, protocol: light, distill_loss_weight: 0.1}"
         Path("study.yaml").write_text(
@@ -413,9 +413,9 @@ def contents(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in paths}
 
 
-def check_nothing_looks_done(before: dict[str, int], after: dict[str, int]) -> None:
+def check_nothing_looks_done(before: dict[str, int], after: dict[str, int], said: str) -> None:
     changed = {name for name, content in after.items() if before.get(name) != content}
-    assert not {name for name in changed if Path(name).name in LOOKS_DONE or name.endswith(".tmp")}
+    assert not {name for name in changed if Path(name).name in LOOKS_DONE or name.endswith(".tmp")}, said
 
 
 @pytest.mark.parametrize("bad", CASES, ids=[ascii(bad.name) for bad in CASES])
@@ -428,9 +428,9 @@ def test_bad_input_is_one_line_and_the_right_code(bad: Case, here: Path, capsys,
     outcome = run_in_process(main, argv, capsys)
     code = 0 if ACCEPTED in outcome.error else outcome.code
     assert code in bad.codes, outcome
-    if outcome.code:
+    if code:
         assert len(outcome.error) > len("timm-igkd: error: ")
-        check_nothing_looks_done(before, contents(here))
+        check_nothing_looks_done(before, contents(here), outcome.error)
 
 
 @pytest.mark.parametrize("command", ["maps", "preview", "evaluate", "distill"])
@@ -442,7 +442,7 @@ def test_full_disk_is_one_line_and_code_1(command: str, here: Path, capsys, monk
     before = contents(here)
     outcome = run_in_process(cli.main, COMMON[command].split(), capsys)
     assert outcome.code == 1
-    check_nothing_looks_done(before, contents(here))
+    check_nothing_looks_done(before, contents(here), outcome.error)
 
 
 OWN_PROCESS = random.Random(12).sample([bad for bad in CASES if bad.codes == (2,) and bad.argv[0] != "study"], 20)
@@ -458,4 +458,4 @@ def test_bad_input_of_a_process_is_one_line_and_2(bad: Case, here: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=subprocess_environment(here.parent))
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    check_nothing_looks_done(before, contents(here))
+    check_nothing_looks_done(before, contents(here), done.stderr)
