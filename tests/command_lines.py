@@ -1,14 +1,18 @@
 """Commands and the recipe run in process, and what the user is told when they fail."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ImageFactory
+from PIL import Image
 
 from timm_igkd.cli import main as cli
 
@@ -72,3 +76,32 @@ def subprocess_environment(home: Path, **more: str) -> dict[str, str]:
     """Return the environment of a process of its own: its own Hugging Face home, few threads."""
     names = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_DATASETS_CACHE": str(home / "datasets")}
     return os.environ | names | {"OMP_NUM_THREADS": "1"} | more
+
+
+def maps_of(images: object, teacher: Path, out: Path, *options: object) -> list[object]:
+    fixed = ["--teacher", f"local-dir:{teacher}", "--dataset", images, "--out", out, "--n-steps", 2]
+    return ["maps", *fixed, *([] if "--split" in options else ["--split", "train"]), *options]
+
+
+def write_rows(folder: Path, cells: list[dict[str, Any]], labels: list[int], classes: int = 2) -> Path:
+    """Write encoded images, whatever their bytes, as a parquet split."""
+    folder.mkdir()
+    names = datasets.ClassLabel(names=[f"class_{label}" for label in range(classes)])
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": names})
+    rows = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    rows.to_parquet(str(folder / "train-00000-of-00001.parquet"))
+    return folder
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def is_store(folder: Path) -> bool:
+    return (folder / "provenance.json").exists()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from timm_igkd.errors import InputError
-from timm_igkd.files import atomic_file, exclusive, remove_abandoned, write_atomic, write_json
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.files import atomic_file, exclusive, read_mapping, remove_abandoned, write_atomic, write_json
 
 
 def test_file_is_whole_and_no_temporary_stays(tmp_path):
@@ -183,3 +183,34 @@ def test_temporary_file_taken_before_it_was_locked_is_made_again(tmp_path, monke
     write_atomic(tmp_path / "file", b"1")
     assert (tmp_path / "file").read_bytes() == b"1"
     assert taken
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *[("it.yaml", data) for data in (b"", b"- a", b"a: [", b"a: \xff", b"a: !!bool x", b"[" * 50_000)],
+        *[("it.json", data) for data in (b"", b"[]", b"{", b"\xff", b"[" * 100_000)],
+    ],
+)
+def test_damaged_file_of_names_and_values_is_named_in_one_line(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name}' (is not|must hold)") as caught:
+        read_mapping(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_link_to_itself_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "it.json").symlink_to("it.json")
+    with pytest.raises(InputError, match=r"it\.json' cannot be read \(Too many levels"):
+        read_mapping(tmp_path / "it.json")
+
+
+def test_missing_file_of_names_and_values_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"it\.yaml is missing"):
+        read_mapping(tmp_path / "it.yaml")
+
+
+def test_pipe_in_the_place_of_a_file_is_refused_instead_of_waited_for(tmp_path):
+    special("fifo", tmp_path / "it.json")
+    with pytest.raises(InputError, match="is a device, pipe or socket, expected a regular file"):
+        read_mapping(tmp_path / "it.json")

@@ -9,7 +9,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from command_lines import subprocess_environment, tiny_run, two_splits
 
-from timm_igkd.files import read_json
+from timm_igkd.files import read_mapping
 
 LAUNCH = Path(__file__).resolve().parents[1] / "docs" / "launch"
 LIMIT_S = 300
@@ -61,4 +61,4 @@ def test_two_launchers_train_the_student_of_one_launcher_with_two_processes(tiny
     finish(apart)
     files = [tmp_path / name / "run" / "student" / "model.safetensors" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert read_json(tmp_path / "two" / "run" / "metrics.json")["n"] == 8
+    assert read_mapping(tmp_path / "two" / "run" / "metrics.json")["n"] == 8

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from timm_igkd.errors import InputError, check_range
-from timm_igkd.files import read_json
+from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
 
 
@@ -45,7 +45,7 @@ PLAIN: dict[str, Any] = {
 
 def test_a_record_comes_back(tmp_path):
     write_record(tmp_path / "whole.json", WHOLE)
-    assert parse_record(Whole, read_json(tmp_path / "whole.json"), "it") == WHOLE
+    assert parse_record(Whole, read_mapping(tmp_path / "whole.json"), "it") == WHOLE
 
 
 def test_keys_are_the_fields_in_their_order(tmp_path):
@@ -104,10 +104,10 @@ def test_content_that_is_no_object_is_refused(content):
 def test_a_file_that_holds_no_object_is_named_in_one_line(tmp_path, data):
     (tmp_path / "it.json").write_bytes(data)
     with pytest.raises(InputError, match=r"it\.json' (is not JSON|must hold names with values)") as caught:
-        read_json(tmp_path / "it.json")
+        read_mapping(tmp_path / "it.json")
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_in_a_files_place_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
-        read_json(tmp_path)
+        read_mapping(tmp_path)

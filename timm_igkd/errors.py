@@ -52,6 +52,12 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
         raise InputError(f"{name} must be {allowed}, got {value:g}")
 
 
+def check_count(name: str, count: int, low: int = 1, most: int = 2**31 - 1) -> None:
+    """Raise InputError unless low <= count <= most; no machine has more of anything that is counted."""
+    check_range(name, count, low)
+    check_range(name, count, low, most)
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

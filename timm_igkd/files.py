@@ -5,14 +5,19 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
+import yaml
 
-from timm_igkd.errors import InputError, first_line
+from timm_igkd.errors import InputError, MissingFileError, first_line
+
+_EXPONENT_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_DEEPEST, _MOST_PARTS = 20, 100_000  # of what YAML holds
 
 
 def output_file(path: str | Path) -> Path:
@@ -28,6 +33,12 @@ def output_file(path: str | Path) -> Path:
         kind = "a folder" if found.is_dir() else "a device, pipe or socket"
         raise InputError(f"{str(path)!r} is {kind}, an output replaces a regular file or nothing; give another name")
     return found
+
+
+def refuse_special(path: Path) -> None:
+    """Raise InputError for a device, pipe or socket in the place of a file: opening one can wait for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{str(path)!r} is a device, pipe or socket, expected a regular file; restore it")
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -116,22 +127,81 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, json_bytes(content))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of names with values.
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error and 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The writing side of `_Loader`: a text that it would read as a number is quoted."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT_FLOAT, list("-+0123456789"))
+
+
+def load_yaml(text: str) -> Any:
+    """Return what YAML holds: 1e-3 is a number, a key given twice an error.
 
     Raises:
-        InputError: the file is damaged, whatever is wrong with it. FileNotFoundError: there is none.
+        ValueError: whatever is wrong with it, nesting without end and aliases that make billions of a few lines too.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # text that is no UTF-8 or no JSON, numbers or nesting without end
-        raise InputError(f"{str(path)!r} is not JSON ({first_line(error)}); restore it or build it again") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); restore it or build it again") from error
+        content = yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (yaml.YAMLError, AttributeError, KeyError, IndexError, TypeError) as error:  # of values unlike their tag
+        raise ValueError(" ".join(str(error).split())) from error
+    parts = [content]
+    for _ in range(_DEEPEST):
+        parts = [part for whole in parts for part in _parts(whole)]
+        if len(parts) > _MOST_PARTS:
+            raise ValueError("it holds too many values")
+    if parts:
+        raise ValueError("nested too deeply")
+    return content
+
+
+def _parts(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def dump_yaml(content: Any) -> str:
+    """Return YAML that `load_yaml` reads back to the same."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a file of names with values, YAML where its suffix says so, else JSON.
+
+    Raises:
+        InputError: the file is damaged, whatever is wrong with it. MissingFileError: there is none.
+    """
+    kind, remedy = "YAML" if path.suffix == ".yaml" else "JSON", "restore it or build it again"
+    refuse_special(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = load_yaml(text) if kind == "YAML" else json.loads(text)
+    except (ValueError, RecursionError) as error:  # text that is no UTF-8, numbers or nesting without end
+        raise InputError(f"{str(path)!r} is not {kind} ({first_line(error)}); {remedy}") from error
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"{path} is missing, expected a finished run or store; run the same command again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); {remedy}") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{str(path)!r} must hold names with values, found {type(content).__name__}; restore it or build it again"
-        )
+        raise InputError(f"{str(path)!r} must hold names with values, found {type(content).__name__}; {remedy}")
     return content
 
 

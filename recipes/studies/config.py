@@ -112,8 +112,12 @@ class StudyConfig:
             raise InputError(f"study {self.name!r} has no cells; add some under cells:")
         cells: dict[str, Cell] = {}
         for name, given in self.cells.items():
+            if not isinstance(given, dict | None):
+                raise InputError(f"cell {name!r} must hold settings by name, got {type(given).__name__}")
             settings = dict(given or {})
             grid = settings.pop("grid", {})
+            if not isinstance(grid, dict):
+                raise InputError(f"cell {name!r}: grid must hold lists by name, got {type(grid).__name__}")
             for key, values in grid.items():
                 if not isinstance(values, list) or not values:
                     raise InputError(f"cell {name!r}: grid {key} must be a list of values, got {values!r}")
@@ -129,7 +133,7 @@ class StudyConfig:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise InputError(f"contrasts are pairs of cells such as [KD&IG, KD], got {pair!r}")
             for name in pair:
-                if name not in self.cells:
+                if str(name) not in self.cells:
                     raise InputError(f"contrast {list(pair)} names an unknown cell{nearest(str(name), self.cells)}")
             pairs.append((str(pair[0]), str(pair[1])))
         return tuple(pairs)

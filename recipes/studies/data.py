@@ -146,6 +146,9 @@ class StudyData:
     def prepare(self) -> None:
         """Build the maps that the study's cells read; other processes of the study wait."""
         cells = self.config.cells.values()
+        if self.config.evaluate_on == "test":
+            self._test_split.content_hash()  # what is wrong with it is told before maps are built
+        self._check_classes()
         with exclusive(self.work / "prepare.lock"):
             if any(
                 cell.needs_stored_logits or (cell.needs_maps and cell.overlay_source != "random_teacher")
@@ -154,7 +157,6 @@ class StudyData:
                 self._maps("maps")
             if any(cell.needs_maps and cell.overlay_source == "random_teacher" for cell in cells):
                 self._maps("maps_random_teacher")
-            self._check_classes()
             _ = self.test, self.transfer  # the teacher's logits are kept for all processes
             for cell in cells if self.config.latency else ():
                 self.latency_ms(cell)
@@ -229,7 +231,11 @@ class StudyData:
         """The test split, or the validation images cut from the training split."""
         if self.config.evaluate_on == "validation":
             return self._evaluated(self._train_images.subset(self._held_out))
-        return self._evaluated(load_images(self._ordered(self._split(self.config.test_split, self.config.test_limit))))
+        return self._evaluated(load_images(self._test_split))
+
+    @cached_property
+    def _test_split(self) -> LabeledImages:
+        return self._ordered(self._split(self.config.test_split, self.config.test_limit))
 
     @cached_property
     def transfer(self) -> Evaluated | None:

@@ -10,7 +10,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.evaluation.latency import describe_hardware, time_model
-from timm_igkd.files import exclusive, read_json, write_json
+from timm_igkd.files import exclusive, read_mapping, write_json
 
 _SECONDS = 0.5
 
@@ -35,7 +35,7 @@ class Latencies:
         """
         key = json.dumps([*architecture, describe_hardware(self.device)])
         with exclusive(self.path.with_suffix(".lock")):
-            known = read_json(self.path) if self.path.exists() else {}
+            known = read_mapping(self.path) if self.path.exists() else {}
             if key not in known:
                 model = create_model().to(self.device).eval()
                 times = time_model(model, get_model_input_config(model)["input_size"], self.device, seconds=_SECONDS)

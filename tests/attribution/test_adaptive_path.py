@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from timm_igkd.attribution.adaptive_path import ERROR_SHARE, FIRST_INTERVALS, AdaptivePaths
+from timm_igkd.attribution.adaptive_path import ERROR_SHARE, FIRST_INTERVALS, AdaptivePaths, squared_jump
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import reduce_channels
 
@@ -164,3 +164,11 @@ def test_predicted_correlation_is_that_of_all_intervals(reduction):
     signal = (found - found.mean()).square().sum()
     assert len(ends) == 40
     assert paths.estimated_correlation()[0] == pytest.approx(float((signal / (signal + error)).sqrt()), rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "positive"])
+def test_jump_of_a_map_that_adds_its_channels_is_that_of_their_sum(reduction):
+    low, high = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    high[:, 0] = -2  # the channels cancel
+    assert squared_jump(low, high, reduction).tolist() == [0, 0]
+    assert squared_jump(low, high, "abs_sum").tolist() == [16 * 6.0] * 2

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import datasets
 import pytest
-from command_lines import Runner
+from command_lines import Runner, tiny_run, two_splits
 from conftest import ImageFactory
 
 from timm_igkd import MapStore, load_labeled_images
 from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.errors import InputError
 from timm_igkd.random_streams import generator, uniforms
 
@@ -195,3 +196,54 @@ def test_most_steps_is_allowed_and_one_more_is_not():
     assert IGOptions(n_steps=10_000).n_steps == 10_000
     with pytest.raises(InputError, match=r"n_steps must be in \[1, 10000\], got 10001"):
         IGOptions(n_steps=10_001)
+
+
+# ---- options that would have no effect ----
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--teacher", "test_resnet"],
+        ["--teacher-mean", 0, 0, 0],
+        ["--teacher-use-ema"],
+        ["--recompute", 1, "--teacher-args", "num_classes=2"],
+    ],
+)
+def test_verify_refuses_a_teacher_that_it_would_not_ask(options, command: Runner, tmp_path):
+    (tmp_path / "maps").mkdir()
+    outcome = command("verify", "--maps", tmp_path / "maps", "--dataset", "digits", "--split", "train", *options)
+    assert outcome.code == 2
+    assert "has no effect without --" in outcome.error
+
+
+def test_evaluate_refuses_options_of_a_teacher_without_one(command: Runner, tmp_path):
+    data = ["--dataset", "digits", "--split", "train", "--out", tmp_path / "m.json"]
+    outcome = command("evaluate", "--model", "test_resnet", *data, "--teacher-std", 1, 1, 1)
+    assert outcome.code == 2
+    assert "--teacher-std has no effect without --teacher" in outcome.error
+
+
+def test_argument_that_is_not_utf8_is_told_on_any_terminal(capsys):
+    def fail() -> None:
+        raise InputError("no split '\udcff'")
+
+    assert run_reporting_errors(fail, "it") == 2
+    assert capsys.readouterr().err == "it: error: no split '\\udcff'\n"
+
+
+# ---- a run's test images ----
+
+
+def test_test_image_outside_of_its_folder_is_found_before_anything_trains(
+    recipe: Runner, tiny_images: ImageFactory, tmp_path
+):
+    images = two_splits(tiny_images)
+    names = datasets.ClassLabel(names=["class_0", "class_1"])
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": names})
+    cells = {"image": [{"bytes": None, "path": "/etc/hostname"}] * 2, "label": [0, 1]}
+    datasets.Dataset.from_dict(cells, features=features).to_parquet(str(images / "test-00000-of-00001.parquet"))
+    outcome = recipe(*tiny_run(images))
+    assert outcome.code == 2
+    assert "outside of its dataset's folder" in outcome.error
+    assert not (tmp_path / "runs").exists()

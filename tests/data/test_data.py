@@ -337,3 +337,15 @@ def test_concatenated_datasets_do_not_replace_an_unreadable_file(tiny_images):
     with pytest.raises(InputError, match=r"image 1 \(.*0002.png\)"):
         read_item(found, 9)
     assert class_names(found) == ("class_0", "class_1")
+
+
+def test_data_dir_of_a_dataset_that_has_none_is_refused(tiny_images, tmp_path):
+    with pytest.raises(InputError, match=r"--data-dir .*cache has no effect on .*images'"):
+        load_labeled_images(str(tiny_images()), "train", data_dir=str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "{}", "new\nline", "hfds/a b", "-a", "a/b c", "a" * 97])
+def test_name_that_is_no_folder_and_no_id_of_the_hub_is_refused_without_asking_it(name):
+    with pytest.raises(InputError, match="is neither a folder that is there nor an id of the Hub"):
+        load_labeled_images(name, "train")

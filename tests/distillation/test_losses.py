@@ -298,3 +298,11 @@ def test_attention_of_a_larger_teacher_is_averaged_over_areas(teacher_side, stud
     ).flatten(1)
     expected = F.mse_loss(attention_map(student), F.normalize(pooled, dim=1))
     torch.testing.assert_close(attention_transfer(student, teacher), expected)
+
+
+@pytest.mark.parametrize("size", [(2, 9), (9, 2)])
+def test_attention_that_is_larger_in_one_direction_alone_is_interpolated(size):
+    student, teacher = features(3, (4, 4)), features(5, size, seed=1)
+    activity = F.interpolate(teacher.square().mean(1, keepdim=True), (4, 4), mode="bilinear", antialias=True)
+    expected = F.mse_loss(attention_map(student), F.normalize(activity.flatten(1), dim=1))
+    torch.testing.assert_close(attention_transfer(student, teacher), expected)

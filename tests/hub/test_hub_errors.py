@@ -8,6 +8,7 @@ from huggingface_hub import errors as hub_errors
 
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub.errors import hub_error
+from timm_igkd.hub.transport import check_repo_id
 
 
 def http_error(kind: type[Exception], status: int, method: str = "GET") -> Exception:
@@ -72,3 +73,9 @@ def test_bad_name_is_the_users_error():
 @pytest.mark.parametrize("error", [ValueError("a"), OSError(28, "full"), json.JSONDecodeError("a", "b", 0)])
 def test_what_is_not_the_hubs_is_left_to_the_caller(error):
     assert hub_error(error, "'user/x'") is None
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e20])
+def test_a_timeout_that_no_socket_takes_is_refused(timeout):
+    with pytest.raises(InputError, match="--timeout must be above 0 and at most 86400 seconds"):
+        check_repo_id("user/name", timeout)

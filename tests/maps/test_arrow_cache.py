@@ -101,3 +101,11 @@ def test_training_process_imports_no_datasets_nor_pandas(store):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_link_to_itself_in_the_place_of_a_shard_is_an_error_of_the_system(store):
+    path = shards_of(store)[1]
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        MapStore(store.path)

@@ -12,7 +12,7 @@ from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.options import IGOptions
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.files import read_json
+from timm_igkd.files import read_mapping
 from timm_igkd.maps import row_maker
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.manifest import KernelError, read_manifest
@@ -60,7 +60,7 @@ def test_measured_error_is_written_before_the_first_shard(tmp_path, monkeypatch)
     monkeypatch.setattr("timm_igkd.maps.build.ShardBuilder.build", stop)
     with pytest.raises(RuntimeError, match="stopped"):
         build(tmp_path / "maps", dtype="bfloat16")
-    assert read_json(tmp_path / "maps" / "manifest.json")["kernel_error"]["images"] == 8
+    assert read_mapping(tmp_path / "maps" / "manifest.json")["kernel_error"]["images"] == 8
 
 
 def test_fewer_images_than_are_measured_are_all_measured(tmp_path):

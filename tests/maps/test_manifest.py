@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,16 @@ def test_what_describes_a_build_and_not_the_maps_is_no_difference():
 def test_settings_that_do_not_go_together_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         tiny_manifest(4, **settings)
+
+
+@pytest.mark.parametrize(("map_size", "shape"), [(None, (16, 32)), (8, (8, 8)), (24, (24, 24)), (32, (16, 32))])
+def test_maps_of_a_wide_input_are_square_only_where_they_are_smaller(map_size, shape):
+    manifest = tiny_manifest(4, map_size=map_size)
+    manifest = replace(manifest, teacher=replace(manifest.teacher, input_size=(3, 16, 32)))
+    assert manifest.map_shape == shape
+
+
+@pytest.mark.parametrize("name", ["map_size", "shard_rows", "chunk_size", "batch_images"])
+def test_a_count_that_no_machine_has_is_refused_before_it_is_written(name):
+    with pytest.raises(InputError, match=f"{name} must be in"):
+        tiny_manifest(4, **{name: 10**20})

@@ -25,7 +25,7 @@ from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.files import read_json
+from timm_igkd.files import read_mapping
 from timm_igkd.maps.build import compute_maps, recompute_rows
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import MapRow, decode_png, encode_png, quantize, rectify, row_hash, to_table
@@ -743,7 +743,7 @@ def test_map_size_and_logits_are_flags(command, on_disk):
     store = MapStore(on_disk["store"])
     assert store.levels(0).shape == (8, 8)
     assert store.has_logits
-    assert read_json(on_disk["store"] / "provenance.json")["map_size"] == 8
+    assert read_mapping(on_disk["store"] / "provenance.json")["map_size"] == 8
 
 
 def test_teacher_of_another_image_size_is_fed_that_size(command, tiny_images, tmp_path):

@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
+from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions
 from timm_igkd.errors import InputError
 from timm_igkd.maps import store_files
 from timm_igkd.maps.build import compute_maps
-from timm_igkd.maps.manifest import read_manifest
+from timm_igkd.maps.manifest import Halving, read_manifest
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import save_model
 from timm_igkd.records import write_record
@@ -90,3 +93,20 @@ def test_two_commands_at_once_end_with_0_and_the_bytes_of_one(command, tiny_imag
     errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+
+
+def test_smaller_chunks_of_another_process_are_not_forgotten(tmp_path, monkeypatch):
+    """Both run out of memory; the manifest tells of each."""
+    real, other = FastEngine.attribute, Halving(row=8, chunk_size=2)
+
+    def attribute(self, *args):
+        found = read_manifest(tmp_path)
+        if not found.out_of_memory_halvings:
+            write_record(tmp_path / "manifest.json", replace(found, out_of_memory_halvings=(other,)))
+            raise torch.cuda.OutOfMemoryError("simulated")
+        return real(self, *args)
+
+    monkeypatch.setattr(FastEngine, "attribute", attribute)
+    halvings = build(tmp_path).provenance.out_of_memory_halvings
+    assert len(halvings) == 2
+    assert halvings[0] == other

@@ -5,8 +5,8 @@ import pytest
 import timm
 import torch
 
-from timm_igkd.errors import InputError
-from timm_igkd.models.loading import count_macs, count_parameters, load_model
+from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.models.loading import count_macs, count_parameters, load_model, save_model
 from timm_igkd.models.mobilenetv2_cifar import MobileNetV2Cifar
 
 SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[3] / "shared"))
@@ -143,3 +143,11 @@ def _first_cifar10_images(parquet: Path, n: int) -> tuple[torch.Tensor, torch.Te
     rows = next(pq.ParquetFile(parquet).iter_batches(batch_size=n)).to_pylist()
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in rows])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, torch.tensor([row["label"] for row in rows])
+
+
+def test_weights_that_are_a_link_to_nowhere_are_missing(tmp_path):
+    save_model(timm.create_model("test_resnet", num_classes=2), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "model.safetensors").symlink_to("nowhere")
+    with pytest.raises(MissingFileError, match="has no weights"):
+        load_model(f"local-dir:{tmp_path / 'model'}")

@@ -201,3 +201,8 @@ def test_model_changed_after_building_cannot_be_truncated(resnet):
 def test_unknown_base_offers_the_nearest_name():
     with pytest.raises(InputError, match=r"got 'resnet19' \(did you mean 'resnet1"):
         timm.create_model("igkd_truncated", base="resnet19", drop=1)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_cifar"])
+def test_a_truncated_model_keeps_its_dropout(name):
+    assert truncate(timm.create_model(name, drop_rate=0.3), 1).drop_rate == 0.3

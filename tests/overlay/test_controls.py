@@ -118,3 +118,11 @@ def test_every_control_overlays_the_dataset(store, dataset, source):
 def test_unknown_control_is_refused_before_training(store, dataset):
     with pytest.raises(InputError, match=r"overlay_source must be one of .*'shufled' \(did you mean 'shuffled'\?\)"):
         IGOverlayDataset(dataset, store, overlay_source="shufled")
+
+
+def test_sobel_is_scipys():
+    ndimage = pytest.importorskip("scipy.ndimage")
+    image = noise_image(3, 9, 7)
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    expected = np.hypot(*(ndimage.sobel(grey, axis, mode="nearest") for axis in (0, 1)))
+    np.testing.assert_allclose(np.asarray(sobel(image)), expected * (255 / expected.max()), atol=0.51)

@@ -118,6 +118,9 @@ def test_cell_settings_win_over_the_protocols():
         ({"a": {"subset_fraction": 0}}, "cell 'a': .*subset_fraction in"),
         ({"a": {"grid": {"drop": 3}}}, "cell 'a': grid drop must be a list"),
         ({"a": {"epochs": 0}}, "cell 'a': epochs must be at least 1"),
+        ({"a": "KD"}, "cell 'a' must hold settings by name, got str"),
+        ({"a": [1]}, "cell 'a' must hold settings by name, got list"),
+        ({"a": {"grid": 3}}, "cell 'a': grid must hold lists by name, got int"),
     ],
 )
 def test_wrong_cells_are_named(cells, message):
@@ -131,6 +134,7 @@ def test_wrong_cells_are_named(cells, message):
         ({"name": "a/b"}, "name is a part of folder names"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"contrasts": [["KD", "Sutdent"]]}, "names an unknown cell .did you mean 'Student'"),
+        ({"contrasts": [["KD", {}]]}, "names an unknown cell"),
         ({"contrasts": [["KD"]]}, "contrasts are pairs of cells"),
         ({"teacher": None}, "cell 'KD' needs a teacher"),
         ({"n_steps": 0}, "n_steps must be in"),

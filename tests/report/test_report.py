@@ -15,6 +15,7 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record
 from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
+from timm_igkd.report.run_facts import read_run
 from timm_igkd.report.run_files import read_metrics, read_predictions
 from timm_igkd.report.tables import (
     confused_pairs,
@@ -230,7 +231,7 @@ def test_unfinished_run_is_refused(run_dir):
 
 def test_damaged_file_is_named(run_dir):
     (run_dir / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match=r"metrics\.json cannot be read"):
+    with pytest.raises(InputError, match=r"metrics\.json' is not JSON"):
         write_report(run_dir)
 
 
@@ -324,3 +325,10 @@ def test_damaged_predictions_are_one_line(content, tmp_path):
     (tmp_path / "predictions.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"predictions\.npz is no archive of predictions .*; delete it and run again"):
         read_predictions(tmp_path / "predictions.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"a: \xff", b"[" * 50_000])
+def test_damaged_settings_of_a_run_are_not_taken_for_none(content, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml' (is not YAML|must hold)"):
+        read_run(tmp_path)

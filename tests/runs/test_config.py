@@ -141,6 +141,10 @@ def test_default_none_wins_over_the_file_when_given_as_flag(write_yaml):
         (["--teacher-args", "a=1", "a=2"], "--teacher-args must be key=value …, got 'a=1 a=2'"),
         (["--teacher-args", "a=[1"], "--teacher-args must be key=value …"),
         (["--teacher-args", "a={? [b]}"], "--teacher-args must be key=value …"),
+        (["--teacher-args", f"a={'[' * 5000}"], "--teacher-args must be key=value …"),
+        (["--teacher-args", f"a={'[' * 30}{']' * 30}"], "--teacher-args must be key=value …"),
+        (["--name", "a\0b"], "--name must be str, got"),
+        (["--name", "\udcff"], "--name must be str, got"),
     ],
 )
 def test_bad_flag_is_one_line_that_names_it(argv, match, capsys):
@@ -148,6 +152,11 @@ def test_bad_flag_is_one_line_that_names_it(argv, match, capsys):
         parse(*argv)
     assert "\n" not in str(raised.value)
     assert capsys.readouterr() == ("", "")
+
+
+BILLION = "teacher_args:\n  a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +183,10 @@ def test_bad_flag_is_one_line_that_names_it(argv, match, capsys):
         ("? [a]\n: 1\n? [a]\n: 2", "not valid YAML: .*unhashable key"),
         ("teacher_args: {? {b: 1} : 2}", "not valid YAML: .*unhashable key"),
         ("name: 2024-13-45", "not valid YAML"),
+        ("name: !!bool x", "not valid YAML"),
+        ("name: !!timestamp x", "not valid YAML"),
+        ("name: " + "[" * 5000, "not valid YAML: nested too deeply"),
+        (BILLION, "not valid YAML: it holds too many values"),
         ("a: !!python/object:os.system {}", "not valid YAML"),
         ("- epochs", "must hold `name: value` lines, found list"),
         ("", "must hold `name: value` lines, found NoneType"),

@@ -1,6 +1,7 @@
 """Markers of stages: written, read back, and refused in one line where they are damaged."""
 
 import json
+import os
 
 import pytest
 
@@ -42,3 +43,9 @@ def test_a_damaged_marker_is_refused_in_one_line(tmp_path, content):
     ) as error:
         read_marker(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_the_place_of_a_marker_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "student.json")
+    with pytest.raises(InputError, match="pipe"):
+        read_marker(tmp_path / "student.json")

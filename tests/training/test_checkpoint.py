@@ -1,5 +1,6 @@
 """The file that a training goes on from: whole, or refused in one line that names it."""
 
+import os
 import pickle
 from dataclasses import replace
 
@@ -69,3 +70,9 @@ def test_a_damaged_file_is_refused_in_one_line(damage, path, capsys):
         TrainingState.load(path)
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "last.pt")
+    with pytest.raises(InputError, match="pipe"):
+        TrainingState.load(tmp_path / "last.pt")

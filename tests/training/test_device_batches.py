@@ -1,6 +1,7 @@
 """The fast small-image path gives the same arms as IGOverlayDataset behind a loader."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torchvision import transforms
 
 from timm_igkd import IGOverlay, IGOverlayDataset
 from timm_igkd.errors import InputError
+from timm_igkd.overlay.blend import blend_map
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.overlay.device_views import DeviceAugmentation, DeviceViews
 from timm_igkd.training.batch import Batch
@@ -259,3 +261,21 @@ def test_views_are_channels_last_without_a_copy(data):
     for view in (batch.student, batch.teacher):
         assert view.is_contiguous(memory_format=torch.channels_last)
         assert not view.is_contiguous()
+
+
+def test_an_overlay_is_rounded_to_the_nearest_level(data):
+    views = DeviceViews(data, DeviceAugmentation(ALWAYS), seed=0)
+    index = torch.arange(N)
+    draws = views.draws(0)
+    exact = blend_map(data.images / 255, data.maps / 255, 0.5, draws.power.view(-1, 1, 1, 1))
+    assert ((views.views(index, draws)[0] - exact) * 255).abs().max() < 0.51
+
+
+def test_maps_are_0_where_the_border_is_a_reflection(data):
+    white = DeviceImages(data.images, data.labels, torch.full_like(data.maps, 255))
+    views = DeviceViews(white, DeviceAugmentation(IGOverlay(0.0), padding=3, padding_mode="reflect"), seed=0)
+    draws = replace(views.draws(0), shift=torch.zeros(N, 2, dtype=torch.int64))
+    maps = views.maps(torch.arange(N), draws)
+    assert not maps[:, :, :3].any()
+    assert not maps[..., :3].any()
+    assert (maps[:, :, 3:, 3:] == 1).all()

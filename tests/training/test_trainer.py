@@ -296,3 +296,11 @@ def test_rate_and_average_move_once_an_update(accelerator, monkeypatch):
     assert len(averaged) == len(steps) == 4
     assert [rates[start : start + 3] for start in range(0, 12, 3)] == [[rates[start]] * 3 for start in range(0, 12, 3)]
     assert len(set(rates)) == 4
+
+
+def test_an_epochs_last_smaller_update_counts_in_the_schedule(accelerator):
+    """Six batches are two updates of four and of two: the first epoch ends at the rate of the second update."""
+    settings = {"sched": "triangular", "lr": 1.0, "warmup_epochs": 0}
+    trainer = create_trainer(accelerator, teacher=False, batch_size=4, epochs=2, grad_accum_steps=4, **settings)
+    trainer.fit()
+    assert [record.lr for record in trainer.history] == pytest.approx([0.75, 0.25])

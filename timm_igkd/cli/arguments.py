@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import output_file
 from timm_igkd.runs.parsing import read_value
@@ -20,7 +18,7 @@ def key_value(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
     try:
         return key, read_value(value)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"the value of {text!r} is not YAML") from error
 
 

@@ -51,6 +51,13 @@ def evaluated_model_from(args: argparse.Namespace, role: str) -> Any:
     return load_onnx_model(values[role])
 
 
+def refuse_unused(args: argparse.Namespace, role: str, why: str) -> None:
+    """Raise InputError for an option of a model that is not loaded; it would have no effect."""
+    for name, value in vars(args).items():
+        if name.partition("_")[0] == role and value not in (None, False):
+            raise InputError(f"--{name.replace('_', '-')} has no effect {why}")
+
+
 def dataset_from(args: argparse.Namespace) -> Any:
     """Open the dataset that the options name."""
     return split_from(args, args.split)
@@ -103,6 +110,10 @@ def maps(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """Check that every map belongs to its image and was not altered."""
+    if args.recompute is None:
+        refuse_unused(args, "teacher", "without --recompute N; add it, or leave the teacher out")
+    elif args.teacher is None:
+        refuse_unused(args, "teacher", "without --teacher; name it too")
     store, dataset = MapStore(args.maps), dataset_from(args)
     store.verify(dataset, progress=lambda rows: progress_bar(rows, unit="img", desc="verify"))
     n, total = len(store), store.provenance.dataset.num_images
@@ -152,6 +163,8 @@ def score(args: argparse.Namespace) -> None:
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a model on a split: accuracy, calibration, size, latency."""
+    if args.teacher is None:
+        refuse_unused(args, "teacher", "without --teacher; name it too")
     dataset = dataset_from(args)
     model = evaluated_model_from(args, "model")
     teacher = evaluated_model_from(args, "teacher") if args.teacher else None

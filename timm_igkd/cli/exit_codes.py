@@ -76,5 +76,6 @@ def _quiet_libraries() -> None:
 
 
 def _report(prog: str, message: str, code: int) -> int:
-    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{prog}: error: {' '.join(message.split())}"
+    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # an argument need not be UTF-8
     return code

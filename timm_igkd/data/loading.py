@@ -5,6 +5,7 @@ Every image is decoded as timm does it (images.py) and named in every error. Not
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 _LABEL_COLUMN = "one class per image as ClassLabel or whole number (datasets' class_encode_column makes one of texts)"
 _NO_ROWS = "split {!r} of {!r} has no rows, expected at least one image"
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
+_LONGEST_HUB_ID = 96
+# What Arrow and datasets raise on altered parquet, beside ValueError.
+_DAMAGE = (OSError, NotImplementedError, AttributeError, IndexError, KeyError, TypeError)
 HFDS = "hfds/"
 TIMM_PREFIXES = ("torch/", HFDS, "folder/")
 
@@ -49,7 +54,7 @@ def load_labeled_images(
         image_column: needed where the first column of type Image is not the one wanted; refused where there are none.
         label_column: needed where the first ClassLabel column is not the one wanted; refused where there are none.
         revision: branch, tag or commit of a Hub dataset; refused for anything else.
-        data_dir: root folder of a timm dataset; of `hfds/`: the cache.
+        data_dir: root folder of a timm dataset; of `hfds/`: the cache; refused for anything else.
 
     Returns:
         LabeledImages, or timm's own dataset for `torch/` and `folder/`.
@@ -60,10 +65,13 @@ def load_labeled_images(
     import datasets
 
     columns = {"--image-column": image_column, "--label-column": label_column}
+    is_timm = dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset)
+    if not is_timm:
+        _refuse(dataset, {"--data-dir": data_dir}, "it is for timm's datasets (torch/…, hfds/…, folder/)")
     if dataset == "digits":
         _refuse(dataset, columns | {"--revision": revision}, "the digits have neither columns nor revisions")
         return load_digits_split(split)
-    if dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset):
+    if is_timm:
         if not dataset.startswith(HFDS):
             _refuse(dataset, columns | {"--revision": revision}, "it has neither columns nor revisions")
             return _timm_dataset(dataset, split, data_dir)
@@ -72,6 +80,8 @@ def load_labeled_images(
         source, is_local = dataset, _looks_local(dataset)
     if is_local:
         _refuse(dataset, {"--revision": revision}, "a local folder has no revisions")
+    if not is_local and not (_HUB_ID.fullmatch(source) and len(source) <= _LONGEST_HUB_ID):
+        raise InputError(f"dataset {dataset!r} is neither a folder that is there nor an id of the Hub; check the name")
     path = local_folder(source) if is_local else source
     rows = _load_rows(dataset, path, is_local, split, revision, data_dir)
     if len(rows) == 0:
@@ -144,6 +154,10 @@ def _load_rows(
         if isinstance(cause, OSError) and cause.errno is not None:
             raise RunError(f"dataset {dataset!r} cannot be prepared: {first_line(cause)}") from error
         raise InputError(f"dataset {dataset!r} cannot be read ({first_line(cause)}); a file is corrupt") from error
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(f"dataset {dataset!r} cannot be read ({first_line(error)}); a file is corrupt") from error
 
 
 def _own_files(path: str, split: str, revision: str | None, cache_dir: str | None) -> list[str] | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, read_item
-from timm_igkd.errors import InputError, RunError, check_range
+from timm_igkd.errors import InputError, RunError, check_count, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
 from timm_igkd.evaluation.evaluated_model import EvaluatedModel, create_evaluated_model, shared_transforms
@@ -98,7 +98,7 @@ def evaluate(
     if len(dataset) == 0:
         raise InputError("the dataset to evaluate on has no image; name another split")
     check_range("batch_size", batch_size, 1)
-    check_range("num_workers", num_workers, 0, MOST_WORKERS)
+    check_count("num_workers", num_workers, 0, MOST_WORKERS)
     check_range("corruptions", corruptions, 0)
     batch_size = min(batch_size, len(dataset))
     models = [create_evaluated_model("model", model, class_indices, dataset)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.errors import MissingFileError
 from timm_igkd.evaluation.onnx_file import OnnxMetadata
-from timm_igkd.files import read_json
+from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
 
 Format = Literal["onnx", "onnx-int8"]
@@ -146,4 +146,4 @@ def read_export_record(folder: str | Path) -> ExportRecord:
     path = Path(folder) / RECORD
     if not path.is_file():
         raise MissingFileError(f"{str(folder)!r} has no {RECORD}; export the student with: timm-igkd export")
-    return parse_record(ExportRecord, read_json(path), repr(str(path)))
+    return parse_record(ExportRecord, read_mapping(path), repr(str(path)))

@@ -27,6 +27,7 @@ from timm_igkd.hub.cards import is_untouched
 from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
 from timm_igkd.version import __version__
 
+_LONGEST_TIMEOUT_S = 86_400  # a day; sockets do not take any number
 _TIMEOUT_KINDS = ("connect", "read", "write", "pool")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _NEUTRAL_SUFFIXES = (".md", ".txt", ".png", ".jpg", ".gitignore", ".gitattributes")
@@ -97,8 +98,8 @@ def check_repo_id(repo_id: str, timeout_s: float = TIMEOUT_S) -> None:
     """Raise InputError unless `repo_id` is user/name and the time-out is above 0."""
     if not _REPO_ID.fullmatch(repo_id):
         raise InputError(f"--repo-id must be user/name, letters, digits, '-', '_' and '.', got {repo_id!r}")
-    if not timeout_s > 0:
-        raise InputError(f"--timeout must be above 0 seconds, got {timeout_s:g}")
+    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise InputError(f"--timeout must be above 0 and at most {_LONGEST_TIMEOUT_S} seconds, got {timeout_s:g}")
 
 
 def require_login(repo_id: str) -> None:

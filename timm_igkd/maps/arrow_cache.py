@@ -28,7 +28,7 @@ def arrow_file(shards: Sequence[Path], manifest: Manifest) -> Path:
     Raises:
         InputError: a shard is cut or altered. OSError: the cache cannot be written.
     """
-    states = [(str(path.resolve()), (state := path.stat()).st_size, state.st_mtime_ns) for path in shards]
+    states = [(os.path.realpath(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in shards]
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / "timm_igkd"
     path = cache / f"{xxhash.xxh3_128_hexdigest(repr(states).encode())}.arrow"
     if not path.exists():

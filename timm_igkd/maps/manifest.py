@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from timm_igkd.attribution.chunk_gradient import Kernel
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
-from timm_igkd.errors import InputError, check_choice, check_range
-from timm_igkd.files import read_json
+from timm_igkd.errors import InputError, check_choice, check_count, check_range
+from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record
 
 FORMAT_VERSION = 2  # 1 hashed a row's map and scale alone
@@ -165,9 +165,9 @@ class Manifest:
             raise InputError("engine 'captum' computes in eager float32; leave dtype and compile out, or take 'fast'")
         check_range("n", self.n, 1, self.dataset.num_images)
         for name in ("shard_rows", "chunk_size", "batch_images"):
-            check_range(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name))
         if self.map_size is not None:
-            check_range("map_size", self.map_size, 1)
+            check_count("map_size", self.map_size)
 
     @property
     def kernel(self) -> Kernel:
@@ -248,7 +248,7 @@ def read_provenance(folder: Path) -> Provenance:
 
 
 def _read(kind: type[_Kind], path: Path) -> _Kind:
-    content = read_json(path)
+    content = read_mapping(path)
     found = content.get("format")
     if found == 1:
         raise InputError(

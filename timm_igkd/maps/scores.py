@@ -7,7 +7,7 @@ from typing import Literal
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions
 from timm_igkd.errors import InputError, check_range
-from timm_igkd.files import read_json
+from timm_igkd.files import read_mapping
 from timm_igkd.intervals import Interval
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.records import parse_record
@@ -98,7 +98,7 @@ def read_score(folder: Path, provenance: Provenance) -> Faithfulness | None:
     if not path.exists():
         return None
     try:
-        found = parse_record(Faithfulness, read_json(path), repr(str(path)))
+        found = parse_record(Faithfulness, read_mapping(path), repr(str(path)))
     except InputError as error:
         raise InputError(f"{error}; delete it, or write it again with: timm-igkd score") from error
     scored = found.options, found.weights_sha256, found.keys_hash

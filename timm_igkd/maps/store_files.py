@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.files import write_atomic
+from timm_igkd.files import refuse_special, write_atomic
 from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manifest, read_provenance
 from timm_igkd.maps.row_format import check_columns, read_row
 from timm_igkd.records import write_record
@@ -116,6 +116,7 @@ def read_shard(path: Path, manifest: Manifest, shard: int, checksums: bool = Tru
     Raises:
         InputError: the file is cut or altered, or has other columns or rows.
     """
+    refuse_special(path)
     try:
         table = pq.read_table(path, page_checksum_verification=checksums)
         check_columns(table.schema, manifest.logits)

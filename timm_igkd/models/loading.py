@@ -148,7 +148,7 @@ def _check_registered(name: str, role: str, needs_weights: bool) -> None:
 
 def _check_folder(folder: Path, needs_weights: bool) -> None:
     read_folder_config(folder)
-    if needs_weights and not any(file.name.endswith(WEIGHT_SUFFIXES) for file in folder.iterdir()):
+    if needs_weights and not any(file.name.endswith(WEIGHT_SUFFIXES) and file.is_file() for file in folder.iterdir()):
         raise MissingFileError(f"model folder {str(folder)!r} has no weights; expected model.safetensors")
 
 

@@ -1,5 +1,6 @@
 """Write one self-contained HTML page that shows what a run trained, how good it is and how to use it."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
-from timm_igkd.files import write_atomic
+from timm_igkd.files import read_mapping, write_atomic
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
@@ -20,7 +21,6 @@ from timm_igkd.report.run_files import (
     History,
     Predictions,
     read_history,
-    read_mapping,
     read_maps,
     read_metrics,
     read_predictions,
@@ -132,7 +132,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
     comparison = read_comparison(metrics)
     return {
         "style": page_style(),
-        "run_name": str(config.get("name") or run_dir.resolve().name),
+        "run_name": str(config.get("name") or os.path.basename(os.path.realpath(run_dir))),
         "verdict": verdict(comparison),
         "arms": arm_rows(comparison),
         "summary": tables.summary_sentence(metrics),

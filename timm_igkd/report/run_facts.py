@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from timm_igkd.errors import InputError
-from timm_igkd.files import read_json
+from timm_igkd.files import read_mapping
 from timm_igkd.intervals import mean_interval
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.report.run_files import read_maps, read_metrics
@@ -42,10 +40,10 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
     Raises:
         InputError: a file that cannot be read, or runs that differ in more than the seed.
     """
-    config, metrics = _yaml(folder / "config.yaml"), read_metrics(folder / "metrics.json", optional=True)
+    config, metrics = _read_known(folder / "config.yaml"), read_metrics(folder / "metrics.json", optional=True)
     seed_metrics = []
     for other in seed_runs:
-        found, result = _yaml(other / "config.yaml"), read_metrics(other / "metrics.json", optional=True)
+        found, result = _read_known(other / "config.yaml"), read_metrics(other / "metrics.json", optional=True)
         if "top1" not in metrics or "top1" not in result:
             raise InputError(
                 f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"
@@ -60,24 +58,15 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
     return RunFacts(
         config=config,
         metrics=metrics,
-        environment=_json(folder / "environment.json"),
+        environment=_read_known(folder / "environment.json"),
         provenance=read_maps(folder),
         seed_metrics=[metrics, *seed_metrics] if seed_metrics else (),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{str(path)!r} is not YAML; restore it, or push the run's student folder alone") from error
-    return content if isinstance(content, dict) else {}
+def _read_known(path: Path) -> dict[str, Any]:
+    """Read a file of names with values; one that is absent is empty."""
+    return read_mapping(path) if path.exists() or path.is_symlink() else {}
 
 
 def start_of(config: Mapping[str, Any], name: str) -> str:

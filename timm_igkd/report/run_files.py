@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import Tensor
 
 from timm_igkd.data.labels import readable_names
 from timm_igkd.errors import InputError, MissingFileError, first_line
 from timm_igkd.evaluation.metrics import Evaluation
-from timm_igkd.files import write_atomic
+from timm_igkd.files import read_mapping, refuse_special, write_atomic
 from timm_igkd.maps.manifest import Provenance, read_provenance
 
 History = Mapping[str, np.ndarray]
@@ -32,27 +30,6 @@ class Predictions:
     student_logits: np.ndarray
     teacher_logits: np.ndarray | None
     class_names: list[str]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path} is missing, expected a finished run; run the recipe again to complete it"
-        ) from error
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a .yaml or .json file of names with values."""
-    text = _read_text(path)
-    try:
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); delete it and run again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold names with values, found {type(content).__name__}; delete it and run again")
-    return content
 
 
 def read_maps(run_dir: Path) -> Provenance | None:
@@ -84,7 +61,11 @@ def _check_metrics(found: Any, where: str) -> None:
 
 def read_history(path: Path) -> History:
     """Read a CSV of numbers into one array per column; an empty field is NaN."""
-    rows = list(csv.DictReader(_read_text(path).splitlines()))
+    refuse_special(path)
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); delete it and run again") from error
     if not rows:
         raise InputError(f"{path} has no epoch; delete it and run again")
     try:
@@ -97,6 +78,7 @@ def read_predictions(path: Path) -> Predictions:
     """Read what `write_predictions` wrote."""
     if not path.exists():
         raise MissingFileError(f"{path} is missing, expected a finished run; run the recipe again to complete it")
+    refuse_special(path)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -19,7 +19,7 @@ from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.metrics import write_metrics
-from timm_igkd.files import read_json, write_json
+from timm_igkd.files import read_mapping, write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
@@ -148,6 +148,7 @@ class Run:
         arms = self.arms.pending()
         if "student" in pending or arms:
             self._check_models(pending)
+            self.stages.inputs("evaluate")  # reads the test images, whose files are to be there before anything trains
         for note in self.notes:
             self.accelerator.print(note)
         self.accelerator.wait_for_everyone()
@@ -236,7 +237,7 @@ class Run:
 
     def _add_to_metrics(self, **more: Any) -> None:
         """Add the seconds of all stages to metrics.json, and what else is given; None takes it away."""
-        metrics = read_json(self.folder.metrics) | more
+        metrics = read_mapping(self.folder.metrics) | more
         times = self.stages.wall_times() | ({"arms": self.arms.wall_time_s()} if self.arms.all else {})
         metrics["wall_time_s"] = times | self.last.wall_times()
         write_metrics(self.folder.metrics, {name: value for name, value in metrics.items() if value is not None})

@@ -6,21 +6,20 @@ Literal, `X | None`, tuple, list, dict[str, Any]; `field(metadata={"help": …})
 
 import argparse
 import dataclasses
-import re
+import reprlib
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from timm_igkd.errors import InputError, MissingFileError, nearest
-from timm_igkd.files import write_atomic
+from timm_igkd.files import dump_yaml, load_yaml, write_atomic
 
 Config = TypeVar("Config")
 
+_SHORT = reprlib.Repr()  # of a value in a message; the whole of one can be endless
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict = 200, 200, 20, 20
 _NONE_TEXTS = ("none", "null")
-_EXPONENT_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -29,29 +28,6 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
         raise InputError(f"{message}; see --help")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error and 1e-3 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """The writing side of `_Loader`: a text that it would read as a number is quoted."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT_FLOAT, list("-+0123456789"))
 
 
 def parse_config(
@@ -88,8 +64,7 @@ def parse_config(
 def save_config(config: Any, path: str | Path) -> None:
     """Write every field of the dataclass `config` as YAML that `parse_config` reads back to an equal instance."""
     values = {field.name: _plain(getattr(config, field.name)) for field in _fields(config)}
-    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    write_atomic(Path(path), text.encode())
+    write_atomic(Path(path), dump_yaml(values).encode())
 
 
 def _create_parser(cls: type, annotations: dict[str, Any], prog: str | None, description: str | None) -> OneLineParser:
@@ -153,8 +128,8 @@ def _read_file(path: Path, annotations: Mapping[str, Any], names: Sequence[str])
     if not path.is_file():
         raise MissingFileError(f"--config must be a YAML file, {str(path)!r} does not exist or is no file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold `name: value` lines, found {type(content).__name__}")
@@ -173,12 +148,13 @@ def convert_value(name: str, value: Any, annotation: Any) -> Any:
     """Convert a value; the error names it, the expected type and the value."""
     try:
         return _convert(value, annotation)
-    except (ValueError, OverflowError, yaml.YAMLError) as error:
-        found = " ".join(value) if isinstance(value, list) and all(isinstance(part, str) for part in value) else value
+    except (ValueError, OverflowError) as error:
+        words = isinstance(value, list) and all(isinstance(part, str) for part in value)
+        found = _SHORT.repr(" ".join(value) if words else value)
         literals = [member for member in _members(annotation) if get_origin(member) is Literal]
         choices = [str(choice) for literal in literals for choice in get_args(literal)]
-        hint = nearest(str(found), choices) or ("; put it in quotes" if annotation in (str, str | None) else "")
-        raise InputError(f"{name} must be {_type_name(annotation)}, got {found!r}{hint}") from error
+        hint = nearest(found.strip("'"), choices) or ("; put it in quotes" if annotation in (str, str | None) else "")
+        raise InputError(f"{name} must be {_type_name(annotation)}, got {found}{hint}") from error
 
 
 def _convert(value: Any, annotation: Any) -> Any:
@@ -233,7 +209,7 @@ def _convert_sequence(value: Any, annotation: Any) -> Any:
 
 def read_value(text: str) -> Any:
     """Return the value of `key=value` on a command line, read as YAML; `none` is None."""
-    return None if text.lower() in _NONE_TEXTS else yaml.load(text, Loader=_Loader)
+    return None if text.lower() in _NONE_TEXTS else load_yaml(text)
 
 
 def _convert_dict(value: Any, annotation: Any) -> dict[str, Any]:
@@ -258,6 +234,8 @@ def _convert_scalar(value: Any, kind: type) -> Any:
     if kind not in (int, float, str):
         raise TypeError(f"parse_config reads no fields of type {kind}")
     if not isinstance(value, str) and (kind is str or type(value) not in (int, kind)):
+        raise ValueError(value)
+    if kind is str and b"\0" in value.encode():  # no path holds it; what is not UTF-8 is a ValueError of its own
         raise ValueError(value)
     return kind(value)
 

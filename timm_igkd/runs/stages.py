@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from timm_igkd.errors import InputError, first_line
-from timm_igkd.files import write_json
+from timm_igkd.files import refuse_special, write_json
 from timm_igkd.runs.settings import RunConfig, StageName
 
 
@@ -60,6 +60,7 @@ def read_marker(path: Path) -> StageMarker | None:
         "torch_threads": int,
         "wall_time_s": (int, float, type(None)),
     }
+    refuse_special(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or set(content) != set(kinds):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from timm_igkd.errors import InputError, first_line
-from timm_igkd.files import write_atomic
+from timm_igkd.files import refuse_special, write_atomic
 from timm_igkd.training.history import EpochRecord
 
 _NOT_THIS_TRAINING = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -54,6 +54,7 @@ class TrainingState:
         Raises:
             InputError: the file is damaged, or is something else.
         """
+        refuse_special(path)
         with refusing_damage(path), warnings.catch_warnings(action="ignore"):  # torch's, of other kinds of files
             content = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(content, dict) or set(content) != set(cls.__dataclass_fields__):

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from timm_igkd.errors import InputError, check_choice, check_range, nearest
+from timm_igkd.errors import InputError, check_choice, check_count, check_range, nearest
 
 SCHEDULES = ("cosine", "tanh", "poly", "triangular", "none")
 TrainCrop = Literal["none", "pad", "rrc"]
@@ -53,7 +53,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "grad_accum_steps"):
-            check_range(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name))
         for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "min_lr"):
             check_range(name, getattr(self, name), 0, sys.float_info.max)
         check_range("model_ema_decay", self.model_ema_decay, 0, 1)

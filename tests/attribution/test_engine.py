@@ -1,0 +1,29 @@
+"""The fast engine where a shortcut of its own could mix things up: baselines, and gradients that images share."""
+
+import pytest
+import torch
+from test_attribution import attribute, images_in
+from tiny_parts import tiny_teacher
+
+from timm_igkd.attribution.options import TeacherView
+
+
+@pytest.mark.parametrize("kind", ["black", "blur", "noise"])
+def test_engines_agree_from_every_baseline(kind):
+    model = tiny_teacher("test_vit", classes=4)
+    inputs, targets = images_in(model, 3), torch.tensor([3, 0, 1])
+    baselines = TeacherView(model).baseline(inputs, kind, [0, 1, 2])
+    fast, captum = (attribute(name, model, inputs, baselines, targets, n_steps=8) for name in ("fast", "captum"))
+    torch.testing.assert_close(fast.values, captum.values.to(fast.values), rtol=1e-3, atol=1e-5)
+
+
+def test_images_of_other_classes_begin_with_gradients_of_their_own():
+    """With steps placed automatically and one baseline for all, the first gradient is computed once a class."""
+    model = tiny_teacher(classes=4)
+    inputs, targets = images_in(model, 3), torch.tensor([3, 0, 1])
+    baselines = TeacherView(model).baseline(inputs, "mean", [])
+    together = attribute("fast", model, inputs, baselines, targets, n_steps="auto")
+    for index in range(3):
+        at = slice(index, index + 1)
+        alone = attribute("fast", model, inputs[at], baselines, targets[at], n_steps="auto")
+        torch.testing.assert_close(together.values[at], alone.values, rtol=1e-3, atol=1e-5)
