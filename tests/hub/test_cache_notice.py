@@ -41,7 +41,7 @@ def break_hub(hub, failure, monkeypatch):
     else:
         hub.tokens = dict.fromkeys(hub.tokens, "stranger")
         for repo in hub.repos.values():
-            repo.private, repo.gated = failure == "404", failure == "403"
+            repo.private = True
 
 
 def the_line(capfd):

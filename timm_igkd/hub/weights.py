@@ -37,7 +37,8 @@ def fetch_file(repo_id: str, names: Sequence[str], revision: str | None = None) 
     with hub_session(ANSWER_S):
         name = _within(ANSWER_S, lambda: _existing_name(repo_id, names, revision))
     with hub_session(TIMEOUT_S):
-        return Path(with_retries(lambda: hf_hub_download(repo_id, name, revision=revision), repr(repo_id), TIMEOUT_S))
+        label = repr(f"hf-hub:{repo_id}")
+        return Path(with_retries(lambda: hf_hub_download(repo_id, name, revision=revision), label, TIMEOUT_S))
 
 
 def fetch_folder(repo_id: str, revision: str | None = None, *, weights: bool) -> Path:
