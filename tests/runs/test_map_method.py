@@ -50,7 +50,7 @@ def test_steps_and_reduction_follow_the_method():
     found = RunConfig(map_method="grad_cam")
     assert (found.n_steps, found.map_reduction) == (1, "positive")
     assert found.ig_options().method == "grad_cam"
-    assert (RunConfig().n_steps, RunConfig().map_reduction) == (50, "abs_sum")
+    assert (RunConfig().n_steps, RunConfig().map_reduction) == ("auto", "abs_sum")
 
 
 @pytest.mark.parametrize(

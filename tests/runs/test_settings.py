@@ -20,7 +20,8 @@ FIRST_STAGE = {
         *("teacher_init", "teacher_lr", "freeze_teacher_bn", "img_size"),
     },
     "maps": {
-        *("engine", "n_steps", "max_steps", "tolerance", "map_baseline", "map_target", "map_output"),
+        *("engine", "n_steps", "max_steps", "tolerance", "map_method", "map_baseline", "map_target"),
+        "map_output",
         *("map_reduction", "map_size", "stored_logits", "maps"),
     },
     "student": {

@@ -1,7 +1,6 @@
 """Where a run's models start: their weights are found before the first stage, and what they started from is told."""
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -222,11 +221,9 @@ def no_network(hub, monkeypatch):
 def test_weights_out_of_reach_end_the_run_before_it_begins(
     options, remedy, recipe: Runner, images, trained_teacher, no_network, tmp_path
 ):
-    begun = time.monotonic()
     outcome = recipe(*tiny_run(images, *trained_teacher, *options))
     assert outcome.code == 1
     assert remedy in outcome.error
-    assert time.monotonic() - begun < 20
     assert not (tmp_path / "runs").exists()
 
 

@@ -27,6 +27,13 @@ def check_settings(config: "RunConfig") -> None:
     _check_compare(config)
     if config.batches == "device" and config.only_by_workers is not None:
         raise InputError(f"batches device cannot do {config.only_by_workers}; leave it out, or use batches workers")
+    _check_checkpoints(config)
+
+
+def _check_checkpoints(config: "RunConfig") -> None:
+    for name in ("teacher_checkpoint", "student_checkpoint"):
+        if (file := getattr(config, name)) is not None and not Path(file).is_file():
+            raise MissingFileError(f"no checkpoint file {file!r} (--{name.replace('_', '-')})")
 
 
 def _check_ranges(config: "RunConfig") -> None:
@@ -37,9 +44,6 @@ def _check_ranges(config: "RunConfig") -> None:
     check_range("seed", config.seed, 0, 2**63 - 1)
     check_count("teacher_epochs", config.teacher_epochs, 0)
     check_count("workers", config.workers, 0, 1024)
-    for name in ("teacher_checkpoint", "student_checkpoint"):
-        if (file := getattr(config, name)) is not None and not Path(file).is_file():
-            raise MissingFileError(f"no checkpoint file {file!r} (--{name.replace('_', '-')})")
     for name in "corruptions distill_loss_weight attention_loss_weight color_jitter mixup cutmix".split():
         check_range(name, getattr(config, name), 0, sys.float_info.max)
     for name in ("smoothing", "validation_fraction"):
