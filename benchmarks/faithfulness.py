@@ -111,6 +111,31 @@ def measure(case: Case, shared: Path, arguments: argparse.Namespace) -> dict[str
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """Return a written file as the tables of docs/maps.md."""
+
+    def cell(found: dict[str, float]) -> str:
+        return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+    def row(*cells: str) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    lines = []
+    for name, case in result["cases"].items():
+        controls = case["scores"]["ig"]["scores"][1:]
+        gaps = " | ".join(f"Minus {each['maps']}: deletion | insertion" for each in controls)
+        lines += ["", f"{name}, n = {case['n']}, {case['input'][1]} px:", ""]
+        lines += [f"| Maps | Deletion | Insertion | {gaps} | Maps/s |", "|---" * (4 + 2 * len(controls)) + "|"]
+        for method, score in case["scores"].items():
+            own, *others = score["scores"]
+            apart = [cell(each[f"{side}_gap"]) for each in others for side in ("deletion", "insertion")]
+            rate = f"{case['maps_per_second'][method]['median']:.3g}"
+            lines.append(row(f"`{method}`", cell(own["deletion"]), cell(own["insertion"]), *apart, rate))
+        empty = [""] * (2 * len(controls) + 1)
+        lines += [row(each["maps"], cell(each["deletion"]), cell(each["insertion"]), *empty) for each in controls]
+    return "\n".join(lines[1:])
+
+
 def main() -> None:
     """Measure all cases and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,6 +154,7 @@ def main() -> None:
         if arguments.only in (None, name):
             result["cases"][name] = measure(case, arguments.shared, arguments)
             arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(result))
 
 
 if __name__ == "__main__":

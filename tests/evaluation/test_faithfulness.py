@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from tiny_parts import ImageList, noise_image, provenance_of, tiny_teacher
 from torch import Tensor
@@ -179,6 +180,16 @@ def test_map_smaller_than_the_input_is_enlarged(teacher, tmp_path):
     assert score_maps(store, teacher, IMAGES, steps=2, progress=False).n == 5
 
 
+def test_wrapped_teacher_of_one_channel_is_scored(tmp_path):
+    torch.manual_seed(0)
+    grey = timm.create_model(
+        "test_resnet", num_classes=2, in_chans=1, pretrained_cfg_overlay={"input_size": (1, 16, 16)}
+    )
+    wrapped = torch.nn.DataParallel(grey)
+    store = compute_maps(wrapped, IMAGES, tmp_path, options=IGOptions(method="saliency"), progress=False)
+    assert score_maps(store, wrapped, IMAGES, steps=2, progress=False).n == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"limit": 1}, "images to score must be at least 2, got 1"), ({"steps": 0}, "steps must be at least 1, got 0")],
@@ -189,7 +200,7 @@ def test_too_few_images_or_steps_are_refused(arguments, message, store, teacher)
 
 
 def test_another_teacher_is_refused(store):
-    with pytest.raises(InputError, match="made by another teacher"):
+    with pytest.raises(InputError, match="made by another teacher than the one given: weights differ"):
         score_maps(store, tiny_teacher(size=16, seed=3), IMAGES)
 
 

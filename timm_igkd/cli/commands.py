@@ -123,7 +123,7 @@ def verify(args: argparse.Namespace) -> None:
         return
     made_by = store.provenance.teacher
     teacher = model_from(args, "teacher") if args.teacher else load_model(made_by.name, role="teacher")
-    check_teacher(store.provenance, teacher, args.teacher)
+    check_teacher(store.provenance, teacher, args.teacher or made_by.name)
     keep_freed_memory()
     worst, correlation = recompute_rows(store, teacher, dataset, args.recompute)
     if worst > 2 and correlation < 0.999:

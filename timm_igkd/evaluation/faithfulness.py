@@ -9,7 +9,6 @@ blurred image, as there; deviations: the blur's sigma is a sixteenth of the long
 224 pixels), and pixels go in `steps` equal shares (there one row's worth at a time).
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView, gaussian_blur
+from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import check_range
 from timm_igkd.intervals import Interval, mean_interval
@@ -159,9 +159,10 @@ class _Scorer:
     def __init__(self, stores: Mapping[str, MapStore], teacher: nn.Module, dataset: Any, steps: int, seed: int):
         self.stores, self.dataset, self.steps, self.seed = stores, dataset, steps, seed
         self.first = next(iter(stores.values()))
-        self.view = TeacherView(teacher)
+        model = teacher_copy(teacher)
+        self.view = TeacherView(model)
         self.device = PartialState(cpu=not torch.cuda.is_available()).device
-        shape, model = (3, *self.view.size), copy.deepcopy(teacher).eval()
+        shape = self.view.shape
         self.chunk = activation_chunk(model, shape, torch.device("cpu"))
         self.batch_images = images_per_batch(shape, torch.device("cpu"))
         self.engine = FastEngine(model, IGOptions(), self.chunk, shape, self.device)
@@ -183,7 +184,7 @@ class _Scorer:
         return found
 
     def _read(self, indices: list[int]) -> tuple[Tensor, list[int], dict[str, Tensor]]:
-        """Return the teacher's views [B, 3, H, W], the labels, and maps of each kind [B, H, W]."""
+        """Return the teacher's views [B, C, H, W], the labels, and maps of each kind [B, H, W]."""
         size, views, labels = self.view.size, [], []
         maps: dict[str, list[Tensor]] = {name: [] for name in (*self.stores, *CONTROLS)}
         for index in indices:

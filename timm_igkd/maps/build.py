@@ -242,11 +242,11 @@ def finish_store(out: Path, manifest: Manifest) -> None:
 
 
 def check_teacher(provenance: Provenance, teacher: Any, name: str | None = None) -> None:
-    """Raise InputError unless a teacher has the weights that maps were made with, and sees images alike."""
-    if weights_hash(teacher) != provenance.teacher.weights_sha256:
-        made_by = name or provenance.teacher.name
-        raise InputError(f"the maps were made by another teacher than {made_by!r}: weights differ")
-    check_view(provenance, teacher)
+    """Raise InputError unless a teacher, called `name`, has the weights that made the maps and sees images alike."""
+    if weights_hash(bare_model(teacher)) != provenance.teacher.weights_sha256:
+        given = "the one given" if name is None else repr(name)
+        raise InputError(f"the maps were made by another teacher than {given}: weights differ")
+    check_view(provenance, bare_model(teacher))
 
 
 def check_view(provenance: Provenance, teacher: Any) -> None:
