@@ -1,10 +1,9 @@
 """Ranges and combinations of a run's settings, checked before anything expensive starts."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timm_igkd.errors import InputError, MissingFileError, check_count, check_range
+from timm_igkd.errors import InputError, check_count, check_range
 
 if TYPE_CHECKING:
     from timm_igkd.runs.settings import RunConfig
@@ -37,9 +36,6 @@ def _check_ranges(config: "RunConfig") -> None:
     check_range("seed", config.seed, 0, 2**63 - 1)
     check_count("teacher_epochs", config.teacher_epochs, 0)
     check_count("workers", config.workers, 0, 1024)
-    for name in ("teacher_checkpoint", "student_checkpoint"):
-        if (file := getattr(config, name)) is not None and not Path(file).is_file():
-            raise MissingFileError(f"no checkpoint file {file!r} (--{name.replace('_', '-')})")
     for name in "corruptions distill_loss_weight attention_loss_weight color_jitter mixup cutmix".split():
         check_range(name, getattr(config, name), 0, sys.float_info.max)
     for name in ("smoothing", "validation_fraction"):
