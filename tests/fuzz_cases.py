@@ -78,12 +78,12 @@ FINE = {
     "--output-dir": TEXTS,
 }
 for _value, _flags in {  # of the above, what else an option takes
-    "0": "attention-loss-weight color-jitter corruptions cutmix distill-loss-weight hflip lr mean min-lr mixup "
-    "momentum model-ema-decay overlay-prob overlay-weight reprob scale-min seed smoothing task-loss-weight "
+    "0": "attention-loss-weight color-jitter corruptions cutmix distill-loss-weight hflip lr max-drop mean min-lr "
+    "mixup momentum model-ema-decay overlay-prob overlay-weight reprob scale-min seed smoothing task-loss-weight "
     "teacher-mean validation-fraction warmup-epochs weight-decay workers",
     "-1": "mean seed teacher-mean",
-    TWENTY: "attention-loss-weight batch-size clip-grad color-jitter corruptions count cutmix limit lr mixup "
-    "mean min-lr momentum overlay-max-power std task-loss-weight teacher-mean teacher-std "
+    TWENTY: "attention-loss-weight batch-size calibration clip-grad color-jitter corruptions count cutmix limit lr "
+    "mixup mean min-lr momentum overlay-max-power std task-loss-weight teacher-mean teacher-std "
     "temperature warmup-epochs weight-decay",
 }.items():
     FINE |= {f"--{flag}": (*FINE.get(f"--{flag}", ()), _value) for flag in _flags.split()}

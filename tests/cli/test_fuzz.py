@@ -84,7 +84,7 @@ def here(valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "TokenOfNobody0" * 2)
     quick(monkeypatch)
-    work = ("maps.push.publish", "report.push.publish", "cli.export_command.export_student")
+    work = ("maps.push.publish", "report.push.publish", "export.student.write_onnx")
     for name in work:
         monkeypatch.setattr(f"timm_igkd.{name}", accept)
     monkeypatch.setattr(study.Study, "_run", accept)
