@@ -231,6 +231,7 @@ def test_unknown_names_offer_the_nearest(command: Runner, recipe: Runner, tmp_pa
 @pytest.mark.parametrize(
     "options",
     [  # what test_fuzz.py does not make: values that are wrong for one setting, or with another
+        "--seed -1",
         "--student-drop 0",
         "--student-drop 50",
         "--overlay-prob 1.5",

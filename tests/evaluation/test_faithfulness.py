@@ -192,7 +192,11 @@ def test_wrapped_teacher_of_one_channel_is_scored(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"limit": 1}, "images to score must be at least 2, got 1"), ({"steps": 0}, "steps must be at least 1, got 0")],
+    [
+        ({"limit": 1}, "images to score must be at least 2, got 1"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 10**20}, "steps must be in"),
+    ],
 )
 def test_too_few_images_or_steps_are_refused(arguments, message, store, teacher):
     with pytest.raises(InputError, match=message):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from tiny_parts import ImageList, noise_image, tiny_teacher
+from torchvision.transforms.functional import to_tensor
 
 from timm_igkd.evaluation.calibration import expected_calibration_error
 from timm_igkd.evaluation.metrics import evaluate
+from timm_igkd.evaluation.robustness import _CorruptedViews
 from timm_igkd.models.loading import count_parameters
 
 
@@ -21,3 +23,9 @@ def test_calibration_error_weighs_a_bin_by_its_images():
     probabilities = torch.tensor([[0.9, 0.1]] * 3 + [[0.6, 0.4]])
     found = expected_calibration_error(probabilities, torch.tensor([0, 0, 0, 1]))
     assert found == pytest.approx((3 * 0.1 + 0.6) / 4, abs=1e-6)
+
+
+def test_an_image_is_corrupted_alike_however_many_are():
+    dataset = ImageList([noise_image(seed) for seed in range(4)], [0] * 4)
+    few, all_ = (_CorruptedViews(dataset, limit, [to_tensor])[position][0][0] for limit, position in ((2, 1), (4, 2)))
+    assert torch.equal(few, all_)

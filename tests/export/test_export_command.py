@@ -85,6 +85,7 @@ REFUSED = {
     "int8 without images": (["--int8"], "--int8 needs images to calibrate with"),
     "int8 without a split": (["--int8", *DIGITS], "--int8 needs images to calibrate with"),
     "a split without a dataset": (["--evaluate-split", "test"], "--evaluate-split test is a split of no dataset"),
+    "a column without a dataset": (["--label-column", "label"], "--label-column has no effect without --dataset"),
     "a dataset without a split": (DIGITS, "--dataset digits has no effect alone"),
     "a calibration split that is not there": (["--int8", *DIGITS, "--split", "trian"], "no split 'trian'"),
     "a test split that is not there": ([*INT8, "--evaluate-split", "tset"], "no split 'tset'"),

@@ -151,3 +151,9 @@ def test_weights_that_are_a_link_to_nowhere_are_missing(tmp_path):
     (tmp_path / "model" / "model.safetensors").symlink_to("nowhere")
     with pytest.raises(MissingFileError, match="has no weights"):
         load_model(f"local-dir:{tmp_path / 'model'}")
+
+
+@pytest.mark.parametrize("side", [0, -1, 16_385, 10**20])
+def test_input_side_that_no_image_has_is_refused(side):
+    with pytest.raises(InputError, match="img_size must be"):
+        load_model("test_resnet", pretrained=False, img_size=side)

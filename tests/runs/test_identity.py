@@ -13,6 +13,9 @@ from command_lines import Runner, tiny_run, two_splits
 
 from timm_igkd import load_labeled_images
 from timm_igkd.data.subsets import stratified_limit
+from timm_igkd.runs.folder import RunFolder
+from timm_igkd.runs.inputs import RunInputs
+from timm_igkd.runs.settings import RunConfig
 
 
 @pytest.fixture
@@ -203,3 +206,15 @@ def test_content_hash_sees_pixels_labels_and_order(tiny_images):
     assert len({part.content_hash() for part in parts}) == 4
     folders = opened("folder", name="folders")
     assert folders.content_hash() == opened("folder", name="folders").content_hash() != images.content_hash()
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_checkpoint_that_a_model_starts_from_is_one_of_its_inputs(role, tmp_path):
+    def inputs(content: bytes) -> dict[str, str]:
+        file = tmp_path / "weights.safetensors"
+        file.write_bytes(content)
+        settings = {role: "test_resnet", f"{role}_checkpoint": str(file), f"{role}_init": "pretrained"}
+        config = RunConfig(teacher_epochs=1, **settings)
+        return RunInputs(config, None, RunFolder(tmp_path))._start(role)  # type: ignore[arg-type]
+
+    assert inputs(b"one") != inputs(b"two") != {}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.errors import InputError
 from timm_igkd.runs.settings import STAGES, RunConfig
 
 TRAINED = RunConfig(teacher_epochs=1)
@@ -81,8 +81,3 @@ def test_settings_are_read_without_torch_and_timm():
 def test_a_count_that_nothing_could_be_made_for_is_refused(settings):
     with pytest.raises(InputError, match=f"{next(iter(settings))} must be in"):
         RunConfig(**settings)
-
-
-def test_missing_checkpoint_of_the_teacher_is_named_at_once():
-    with pytest.raises(MissingFileError, match=r"no checkpoint file 'nowhere\.pth'"):
-        RunConfig(teacher_epochs=0, teacher_checkpoint="nowhere.pth")

@@ -40,8 +40,11 @@ def _check_datasets(args: argparse.Namespace) -> None:
     if args.int8 and not (args.dataset and args.split):
         raise InputError("--int8 needs images to calibrate with; name those of the training with --dataset and --split")
     for flag, value in (("--split", args.split), ("--evaluate-split", args.evaluate_split)):
-        if value and not args.dataset:
+        if value is not None and not args.dataset:
             raise InputError(f"{flag} {value} is a split of no dataset; name it with --dataset")
+    for name in ("revision", "data_dir", "image_column", "label_column"):
+        if getattr(args, name) is not None and not args.dataset:
+            raise InputError(f"--{name.replace('_', '-')} has no effect without --dataset; name it too")
     if args.dataset and not (args.split or args.evaluate_split):
         raise InputError(f"--dataset {args.dataset} has no effect alone; name a split with --split or --evaluate-split")
 

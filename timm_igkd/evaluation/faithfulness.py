@@ -25,8 +25,12 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView, gaussian_blur
 from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import read_item, row_name
+<<<<<<< HEAD
 from timm_igkd.errors import check_range
 from timm_igkd.intervals import Interval, mean_interval
+=======
+from timm_igkd.errors import check_count, check_range
+>>>>>>> 43e3b1a (Fuzz: cases and their run are two files, score and export are among the commands; counts of score end; changelog)
 from timm_igkd.maps.build import check_teacher, package_versions
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.scores import CONTROLS, Faithfulness, MapScore, ScoredMaps
@@ -138,7 +142,7 @@ def measure_curves(
     total = min(len(dataset), *(len(store) for store in stores.values()))
     count = total if limit is None else min(limit, total)
     check_range("images to score", count, 2)
-    check_range("steps", steps, 1)
+    check_count("steps", steps, most=10_000)
     indices = [position * total // count for position in range(count)]
     scorer = _Scorer(stores, teacher, dataset, steps, seed)
     parts = []

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_igkd.errors import InputError, MissingFileError, RunError, first_line, nearest
+from timm_igkd.errors import InputError, MissingFileError, RunError, check_count, first_line, nearest
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.hub.weights import WEIGHT_FILES, fetch_file, fetch_folder
 from timm_igkd.models.arguments import check_model_arguments
@@ -71,8 +71,7 @@ def load_model(
         RunError: the Hub cannot be reached or refuses.
     """
     statistics = {key: _check_statistics(key, value, role) for key, value in (("mean", mean), ("std", std))}
-    arguments = dict(model_args or {})
-    check_model_arguments(arguments, flag_name(role, "args"))
+    check_model_arguments(arguments := dict(model_args or {}), flag_name(role, "args"))
     if checkpoint is None and use_ema:
         raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
     source, stored = find_model(spec, role, weights=pretrained and checkpoint is None)
@@ -83,6 +82,7 @@ def load_model(
         )
     with translated_errors(spec, role, weights=None if checkpoint is None else str(checkpoint)):
         if img_size is not None:
+            check_count("img_size", img_size, most=16_384)  # one such image takes 3 GB
             wanted = resolve_model_input_args(source, {"img_size": img_size}, **arguments)
             arguments |= {"img_size": wanted["img_size"]} if "img_size" in wanted else {}
         if checkpoint is not None:

@@ -1,10 +1,9 @@
 """Ranges and combinations of a run's settings, checked before anything expensive starts."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timm_igkd.errors import InputError, MissingFileError, check_count, check_range
+from timm_igkd.errors import InputError, check_count, check_range
 
 if TYPE_CHECKING:
     from timm_igkd.runs.settings import RunConfig
