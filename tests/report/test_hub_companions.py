@@ -46,9 +46,9 @@ def configure(run, **settings):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def add_export(run, model="student", weights_sha256=None, images=Images(3)):
+def add_export(run, model="student", weights_sha256=None, images=None):
     """Write the files that `timm-igkd export` leaves, and one that is none of them."""
-    folder = run / "export"
+    folder, images = run / "export", images or Images(3)
     folder.mkdir()
     exports = []
     for format, name in FILES.items():

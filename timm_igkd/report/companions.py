@@ -16,16 +16,9 @@ from timm_igkd.report.run_facts import RunFacts
 
 EVAL_RESULT = ".eval_results/timm-igkd.yaml"
 _EXPORTS = "export/"
+LEFT_BEHIND = frozenset({"pytorch_model.bin", EVAL_RESULT, *(_EXPORTS + name for name in (RECORD, *FILES.values()))})
+"""Files of other weights, where an earlier push left them and this one does not bring them; the pickle is of timm's."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def is_stale(name: str) -> bool:
-    """Return whether an earlier push left a file that is of other weights, unless this push brings it again.
-
-    timm's own push leaves a pickle beside safetensors.
-    """
-    is_export = name.startswith(_EXPORTS) and name.endswith((".onnx", RECORD))
-    return name in ("pytorch_model.bin", EVAL_RESULT) or is_export
 
 
 def exported_files(folder: Path, weights_sha256: str) -> dict[str, bytes | Path]:

@@ -15,7 +15,7 @@ from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.report.card import model_card
-from timm_igkd.report.companions import EVAL_RESULT, eval_result, exported_files, is_stale
+from timm_igkd.report.companions import EVAL_RESULT, LEFT_BEHIND, eval_result, exported_files
 from timm_igkd.report.licenses import check_license
 from timm_igkd.report.run_facts import RunFacts, read_run
 
@@ -79,7 +79,7 @@ def push_student(
                 card=model_card(model, repo_id, run, maps_repo=maps_repo, license=license),
                 marker="config.json",
                 marker_key="architecture",
-                stale=is_stale,
+                stale=lambda name: name in LEFT_BEHIND,
                 message=f"Student {model.pretrained_cfg['architecture']}",
                 private=private,
                 overwrite_card=overwrite_card,
