@@ -38,6 +38,7 @@ from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
 from timm_igkd.progress import progress_bar
+from timm_igkd.runs.checks import check_trackers
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.training.trainer import DivergedError
 
@@ -50,6 +51,7 @@ class Study:
     """
 
     def __init__(self, config: StudyConfig):
+        check_trackers(config.trackers)
         self.config = config
         self.rows = StudyRows(config.output_dir)
         self.accelerator = Accelerator(

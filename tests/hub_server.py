@@ -22,24 +22,45 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".bin", ".arrow")
+LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".bin", ".arrow", ".onnx")
+
+
+Commit = tuple[str, dict[str, bytes]]
+"""Hash, and path to content."""
+
+
+@dataclass
+class PullRequest:
+    """An open pull request: its commits, oldest first."""
+
+    title: str
+    author: str
+    commits: list[Commit] = field(default_factory=list)
 
 
 @dataclass
 class Repo:
-    """One repository: commits oldest first, each (hash, {path: content})."""
+    """One repository: commits of main, oldest first, and pull requests, which are numbered from 1."""
 
     private: bool = False
     gated: bool = False
-    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
+    takes_pull_requests: bool = True
+    commits: list[Commit] = field(default_factory=list)
+    pull_requests: list[PullRequest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        digest = hashlib.sha1(repr((len(self.commits), sorted(files), time.time_ns())).encode()).hexdigest()
-        self.commits.append((digest, files))
+    def commit(self, files: dict[str, bytes], revision: str = "main") -> str:
+        branch = self.branch(revision)
+        digest = hashlib.sha1(repr((len(branch), sorted(files), time.time_ns())).encode()).hexdigest()
+        branch.append((digest, files))
         return digest
+
+    def branch(self, revision: str) -> list[Commit]:
+        if not revision.startswith("refs/pr/"):
+            return self.commits
+        return self.pull_requests[int(revision.rpartition("/")[2]) - 1].commits
 
     @property
     def head(self) -> str:
@@ -49,10 +70,11 @@ class Repo:
     def files(self) -> dict[str, bytes]:
         return self.commits[-1][1]
 
-    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        if revision == "main":
-            return self.commits[-1]
-        return next((commit for commit in self.commits if commit[0] == revision), None)
+    def at(self, revision: str) -> Commit | None:
+        if revision == "main" or revision.startswith("refs/pr/"):
+            return self.branch(revision)[-1]
+        everything = [*self.commits, *(commit for request in self.pull_requests for commit in request.commits)]
+        return next((commit for commit in everything if commit[0] == revision), None)
 
 
 @dataclass
@@ -258,7 +280,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(403, {"error": "Forbidden: you must have write access"}, X_Error_Message="Forbidden")
         return repo
 
-    def _at(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]]:
+    def _committable(self, kind: str, repo_id: str, revision: str) -> Repo:
+        """As `_writable`; a pull request can be opened by whoever may read, and goes on being its author's."""
+        is_opened = self.query.get("create_pr") == ["1"]
+        if not is_opened and not revision.startswith("refs/pr/"):
+            return self._writable(kind, repo_id)
+        repo, user = self._readable(kind, repo_id), self._user()
+        if user is None:
+            self._send(401, {"error": "Unauthorized"})
+        is_another = not is_opened and repo.pull_requests[int(revision.rpartition("/")[2]) - 1].author != user
+        if is_another or not repo.takes_pull_requests:
+            self._send(403, {"error": "Pull requests are disabled"}, X_Error_Message="Pull requests are disabled")
+        return repo
+
+    def _at(self, repo: Repo, revision: str) -> Commit:
         commit = repo.at(revision)
         if commit is None:
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -295,7 +330,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"errors": [], "warnings": []})
 
     def preupload(self, kind: str, repo: str, revision: str) -> None:
-        _, there = self._at(self._writable(kind, repo), revision)
+        _, there = self._at(self._committable(kind, repo, revision), revision)
         files = []
         for file in json.loads(self.body)["files"]:
             path, lfs = file["path"], file["path"].endswith(LFS_SUFFIXES)
@@ -305,9 +340,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"files": files})
 
     def lfs_batch(self, prefix: str | None, repo: str) -> None:
-        self._writable((prefix or "models/").rstrip("/"), repo)
+        wanted = json.loads(self.body)
+        if "ref" in wanted:  # without one it is the upload for a new pull request
+            self._committable((prefix or "models/").rstrip("/"), repo, wanted["ref"]["name"])
+        else:
+            self._readable((prefix or "models/").rstrip("/"), repo)
         objects = []
-        for item in json.loads(self.body)["objects"]:
+        for item in wanted["objects"]:
             answer = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.hub.lfs:
                 upload = {"href": f"{self.hub.storage}/storage/{item['oid']}?X-Amz-Signature=abc"}
@@ -332,20 +371,38 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200 if known else 404, {"message": "verified" if known else "missing"})
 
     def commit(self, kind: str, repo: str, revision: str) -> None:
-        target = self._writable(kind, repo)
+        target = self._committable(kind, repo, revision)
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
+        url = f"{self.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{repo}"
+        answer: dict[str, Any] = {"success": True}
         with self.hub.lock:
-            files = dict(self._at(target, revision)[1])
+            head, there = self._at(target, revision)
+            files = dict(there)
             for line in lines:
-                self._apply(line["key"], line["value"], target, files)
-            oid = target.commit(files)
-        prefix = "datasets/" if kind == "datasets" else ""
-        url = f"{self.hub.endpoint}/{prefix}{repo}/commit/{oid}"
-        self._send(200, {"commitUrl": url, "commitOid": oid, "success": True})
+                self._apply(line["key"], line["value"], head, files)
+            if self.query.get("create_pr") == ["1"]:
+                target.pull_requests.append(PullRequest(lines[0]["value"]["summary"], self._user() or ""))
+                revision = f"refs/pr/{len(target.pull_requests)}"
+                answer["pullRequestUrl"] = f"{url}/discussions/{len(target.pull_requests)}"
+            answer["commitOid"] = target.commit(files, revision)
+        self._send(200, answer | {"commitUrl": f"{url}/commit/{answer['commitOid']}"})
 
-    def _apply(self, key: str, value: dict[str, Any], target: Repo, files: dict[str, bytes]) -> None:
+    def discussions(self, kind: str, repo: str) -> None:
+        found = self._readable(kind, repo)
+        if not found.takes_pull_requests:
+            self._send(403, {"error": "Discussions are disabled"}, X_Error_Message="Discussions are disabled")
+        about = {"status": "open", "isPullRequest": True, "createdAt": "2025-01-01T00:00:00.000Z"}
+        about |= {"repo": {"name": repo, "type": kind.removesuffix("s")}}
+        listed = [
+            about | {"num": number, "title": request.title, "author": {"name": request.author}}
+            for number, request in enumerate(found.pull_requests, start=1)
+            if self.query.get("author", [request.author]) == [request.author]
+        ]
+        self._send(200, {"discussions": listed, "count": len(listed), "start": 0})
+
+    def _apply(self, key: str, value: dict[str, Any], head: str, files: dict[str, bytes]) -> None:
         if key == "header":
-            if value.get("parentCommit") not in (None, target.head):
+            if value.get("parentCommit") not in (None, head):
                 self._send(412, {"error": "A commit has happened since. Please refresh and try again."})
         elif key == "file":
             files[value["path"]] = base64.b64decode(value["content"])
@@ -423,20 +480,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _API = r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
+_REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("POST", "/api/repos/create", "create"),
     ("POST", "/api/validate-yaml", "validate_yaml"),
-    ("POST", _API + r"/preupload/(?P<revision>[^/]+)", "preupload"),
+    ("POST", _API + r"/preupload/" + _REVISION, "preupload"),
     ("POST", r"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/storage/(?P<oid>[0-9a-f]{64})", "store"),
     ("POST", "/api/lfs-verify", "verify"),
-    ("POST", _API + r"/commit/(?P<revision>[^/]+)", "commit"),
+    ("POST", _API + r"/commit/" + _REVISION, "commit"),
     ("GET", _API, "info"),
-    ("GET", _API + r"/revision/(?P<revision>[^/]+)", "info"),
-    ("GET", _API + r"/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", "tree"),
-    ("POST", _API + r"/paths-info/(?P<revision>[^/]+)", "paths_info"),
+    ("GET", _API + "/discussions", "discussions"),
+    ("GET", _API + r"/revision/" + _REVISION, "info"),
+    ("GET", _API + r"/tree/" + _REVISION + r"(?:/(?P<folder>.+))?", "tree"),
+    ("POST", _API + r"/paths-info/" + _REVISION, "paths_info"),
     *(
-        (method, r"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)", "resolve")
+        (method, rf"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/{_REVISION}/(?P<file>.+)", "resolve")
         for method in ("HEAD", "GET")
     ),
     *((method, r"/storage/(?P<oid>[0-9a-f]{64})", "stored") for method in ("HEAD", "GET")),

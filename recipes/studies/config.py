@@ -16,6 +16,7 @@ from studies.cells import ADDED, Cell, create_cell
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.runs.parsing import parse_config
+from timm_igkd.runs.settings import TrackerName
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,7 @@ class StudyConfig:
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = field(
         default="none", metadata={"help": "torch.compile mode of the student; reduce-overhead uses CUDA graphs"}
     )
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = field(
-        default=(), metadata={"help": "Accelerate trackers beside the rows"}
-    )
+    trackers: tuple[TrackerName, ...] = field(default=(), metadata={"help": "Accelerate trackers beside the rows"})
     merge: tuple[str, ...] = field(default=(), metadata={"help": "output folders of other machines to take rows from"})
     report: bool = field(default=True, metadata={"help": "write the report of this study at the end"})
 

@@ -52,6 +52,12 @@ def test_digits_student_loses_nothing_in_float_and_little_in_int8(exported):
     assert record.passed
 
 
+def test_exported_files_name_no_folder_of_this_machine(exported):
+    record, folder = exported
+    for file in record.exports:
+        assert b".py" not in (folder / file.file).read_bytes()
+
+
 def test_record_says_what_the_files_score(exported):
     record, folder = exported
     test = load_labeled_images("digits", "test")

@@ -405,11 +405,6 @@ def test_validation_is_cut_from_the_training_images_by_class(
     assert not keys[0] & keys[1]
 
 
-def test_tensorboard_writes_files(run: Callable[..., Path], trained_teacher: list[object]) -> None:
-    folder = run(*trained_teacher, "--trackers", "tensorboard", name="tracked")
-    assert list(folder.rglob("events.out.tfevents.*"))
-
-
 def test_teacher_outputs_in_another_order_are_matched_by_name(
     run: Callable[..., Path], tiny_images: ImageFactory, tmp_path: Path, trained_teacher: list[object]
 ) -> None:

@@ -292,6 +292,13 @@ def test_trackers_get_every_epoch_of_a_study(run, settings):
     assert list(Path(settings["work_dir"]).rglob("events.out.tfevents.*"))
 
 
+def test_tracker_of_a_study_that_is_not_installed_is_one_line(run, settings, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    outcome = run(settings | {"trackers": ["trackio"]})
+    assert outcome.code == 2
+    assert "trackers not installed: trackio; pip install trackio" in outcome.error
+
+
 def test_a_finished_run_leaves_no_optimizer_behind(settings):
     planned = study.Study(StudyConfig(**settings | {"seeds": 1}))
     planned.run_missing()

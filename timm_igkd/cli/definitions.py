@@ -132,6 +132,7 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite-card", action="store_true", help="replace a card that was edited by hand on the Hub"
     )
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request in place of a commit on main")
     parser.add_argument(
         "--timeout", type=float, default=TIMEOUT_S, metavar="S", help="silence before a request is made again"
     )
@@ -155,6 +156,11 @@ def _push_student_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar="DIR",
         help="runs that differ in their seed alone",
+    )
+    parser.add_argument(
+        "--eval-task",
+        metavar="TASK_ID",
+        help="also file the accuracy under this task of the run's data set, a benchmark on the Hub",
     )
     parser.add_argument("--license", default="apache-2.0", help="identifier of the Hub for the weights' license")
 

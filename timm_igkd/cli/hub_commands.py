@@ -10,10 +10,15 @@ from timm_igkd.report.push import push_student
 
 def push_maps_command(args: argparse.Namespace) -> None:
     """Publish a map store as a dataset on the Hugging Face Hub."""
-    _report(
-        push_maps(args.dir, args.repo_id, args.private, overwrite_card=args.overwrite_card, timeout_s=args.timeout),
-        f'MapStore("{args.repo_id}")',
+    pushed = push_maps(
+        args.dir,
+        args.repo_id,
+        args.private,
+        overwrite_card=args.overwrite_card,
+        create_pr=args.create_pr,
+        timeout_s=args.timeout,
     )
+    _report(pushed, f'MapStore("{pushed.name}")')
 
 
 def push_student_command(args: argparse.Namespace) -> None:
@@ -23,12 +28,14 @@ def push_student_command(args: argparse.Namespace) -> None:
         args.repo_id,
         private=args.private,
         overwrite_card=args.overwrite_card,
+        create_pr=args.create_pr,
         maps_repo=args.maps_repo,
         seed_runs=args.seed_runs,
+        eval_task=args.eval_task,
         license=args.license,
         timeout_s=args.timeout,
     )
-    _report(pushed, f'timm.create_model("hf-hub:{args.repo_id}", pretrained=True)')
+    _report(pushed, f'timm.create_model("hf-hub:{pushed.name}", pretrained=True)')
 
 
 def _report(pushed: Pushed, usage: str) -> None:

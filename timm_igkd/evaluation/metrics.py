@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from timm_igkd.data.items import dataset_name, read_item
+from timm_igkd.data.items import dataset_name, first_part, read_item
 from timm_igkd.errors import InputError, RunError, check_count, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
@@ -115,6 +115,8 @@ def evaluate(
             found = measure_robustness(models, dataset, limit, batch_size, num_workers, device, progress)
             results = [result | {"robustness": r} for result, r in zip(results, found, strict=True)]
     where = {"n": len(labels), "dataset": dataset_name(dataset), "split": getattr(dataset, "split", None)}
+    if revision := getattr(first_part(dataset), "revision", None):
+        where["dataset_revision"] = revision
     metrics = results[0] | where
     if teacher is None:
         return Evaluation(metrics, all_logits[0], labels)

@@ -146,10 +146,14 @@ def _check_output(path: Path, model: nn.Module, images: torch.Tensor) -> None:
 
 
 def write_metadata(path: Path, metadata: OnnxMetadata) -> None:
-    """Put metadata into a file, in the place of what it says of itself."""
+    """Put metadata into a file, in the place of what it says of itself: the exporter notes this machine's paths."""
     import onnx
 
     proto = onnx.load(path)
+    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    for noted in (proto.graph, *proto.functions, *nodes, *proto.graph.value_info, *proto.graph.initializer):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in vars(metadata).items()})
     onnx.save(proto, path)
 

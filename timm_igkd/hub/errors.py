@@ -188,6 +188,8 @@ def _status_text(error: BaseException, repo: str) -> str | None:
         return (
             f"the Hub refused the token when asked about {repo}; log in again with: hf auth login (or correct HF_TOKEN)"
         )
+    if status == 403 and _asked_for_pull_request(error):
+        return f"{repo} takes no pull request from this login; ask its owner to allow them, or push under your own name"
     if status == 403 and _asked_to_read(error):
         return f"this login may not read {repo}; ask its owner for access, or log in as another: hf auth login"
     if status == 403:
@@ -208,7 +210,15 @@ def _status_text(error: BaseException, repo: str) -> str | None:
 
 
 def _asked_to_read(error: BaseException) -> bool:
+    return getattr(_request(error), "method", None) in ("GET", "HEAD")
+
+
+def _asked_for_pull_request(error: BaseException) -> bool:
+    return re.search(r"[?&]create_pr=|/discussions\b", str(getattr(_request(error), "url", ""))) is not None
+
+
+def _request(error: BaseException) -> object:
     try:
-        return getattr(error, "response", None).request.method in ("GET", "HEAD")  # type: ignore[union-attr]
+        return getattr(error, "response", None).request  # type: ignore[union-attr]
     except (AttributeError, RuntimeError):  # RuntimeError: httpx, for a response without its request
-        return False
+        return None

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, Discussion, HfApi
 from huggingface_hub.utils import _http as hub_http
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
@@ -34,23 +34,30 @@ _NEUTRAL_SUFFIXES = (".md", ".txt", ".png", ".jpg", ".gitignore", ".gitattribute
 
 
 class Pushed(str):
-    """The address of a commit on the Hub.
+    """The address of a commit, or of a pull request, on the Hub.
 
     Attributes:
         repo_id: the repository.
         commit: its hash; that of the last commit where nothing had changed.
         card_kept: the card there was edited by hand and left as it is.
+        pull_request: the revision of the pull request that holds the commit, "refs/pr/1"; None for one on main.
     """
 
     repo_id: str
     commit: str
     card_kept: bool
+    pull_request: str | None
 
-    def __new__(cls, url: str, repo_id: str, commit: str, card_kept: bool) -> "Pushed":
+    def __new__(cls, url: str, repo_id: str, commit: str, card_kept: bool, pull_request: str | None = None) -> "Pushed":
         """Return the address with its attributes."""
         pushed = super().__new__(cls, url)
-        pushed.repo_id, pushed.commit, pushed.card_kept = repo_id, commit, card_kept
+        pushed.repo_id, pushed.commit, pushed.card_kept, pushed.pull_request = repo_id, commit, card_kept, pull_request
         return pushed
+
+    @property
+    def name(self) -> str:
+        """user/name, with "@refs/pr/1" for what is in a pull request alone."""
+        return f"{self.repo_id}@{self.pull_request}" if self.pull_request else self.repo_id
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Publication:
         message: of the commit.
         private: create the repository private.
         overwrite_card: replace a card that was edited by hand.
+        create_pr: open a pull request in place of a commit on main; the repository must be there.
         timeout_s: longest silence of the Hub before a request is given up and made again.
     """
 
@@ -81,6 +89,7 @@ class Publication:
     message: str
     private: bool = False
     overwrite_card: bool = False
+    create_pr: bool = False
     timeout_s: float = TIMEOUT_S
 
     @property
@@ -140,7 +149,7 @@ def hub_session(timeout_s: float) -> Iterator[None]:
 
 
 def publish(publication: Publication) -> Pushed:
-    """Create the repository if need be and bring it to the wanted state in one commit.
+    """Bring a repository, created if need be, to the wanted state in one commit, on main or in a pull request.
 
     A failure leaves its main branch as it was; running again goes on, and does nothing where everything is there.
 
@@ -150,7 +159,7 @@ def publish(publication: Publication) -> Pushed:
     check_repo_id(publication.repo_id, publication.timeout_s)
     require_login(publication.repo_id)
     for name, content in {**publication.files, "README.md": publication.card.encode()}.items():
-        if PurePosixPath(name).suffix in (".md", ".json") and holds_token(_bytes(content)):
+        if PurePosixPath(name).suffix in (".md", ".json", ".yaml") and holds_token(_bytes(content)):
             raise InputError(f"{name} holds what looks like a Hugging Face token; remove it, nothing was pushed")
     api = HfApi(library_name="timm-igkd", library_version=__version__)
     with hub_session(publication.timeout_s):
@@ -164,8 +173,11 @@ def _bytes(content: bytes | Path) -> bytes:
 def _commit(api: HfApi, wanted: Publication) -> Pushed:
     """Look at the repository as it is now and commit what is missing on top of exactly that state."""
     repo: dict[str, Any] = {"repo_id": wanted.repo_id, "repo_type": wanted.repo_type}
-    api.create_repo(**repo, private=wanted.private or None, exist_ok=True)
-    info: Any = api.repo_info(**repo)
+    if not wanted.create_pr:
+        api.create_repo(**repo, private=wanted.private or None, exist_ok=True)
+    opened = _opened_before(api, wanted) if wanted.create_pr else None
+    revision = opened.git_reference if opened else None
+    info: Any = api.repo_info(**repo, revision=revision)
     if wanted.private and not info.private:
         raise RunError(
             f"{wanted.label} is public already; choose another name, or make it private in its settings first"
@@ -181,8 +193,31 @@ def _commit(api: HfApi, wanted: Publication) -> Pushed:
     files = wanted.files if kept else {**wanted.files, "README.md": wanted.card.encode()}
     operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(name) for name in sorted(there - set(files)) if wanted.stale(name)]
-    commit = api.create_commit(**repo, operations=operations, commit_message=wanted.message, parent_commit=info.sha)
-    return Pushed(commit.commit_url, wanted.repo_id, commit.oid, kept)
+    commit = api.create_commit(
+        **repo,
+        operations=operations,
+        commit_message=wanted.message,
+        parent_commit=info.sha,
+        revision=revision,
+        create_pr=wanted.create_pr and opened is None,
+    )
+    address = opened.url if opened else commit.pr_url or commit.commit_url
+    return Pushed(address, wanted.repo_id, commit.oid, kept, revision or commit.pr_revision)
+
+
+def _opened_before(api: HfApi, wanted: Publication) -> Discussion | None:
+    """Return the open pull request of an earlier push, also of one whose answer was lost: it is updated, not doubled.
+
+    Known by its author and its title, which is the message of its first commit.
+    """
+    found = api.get_repo_discussions(
+        wanted.repo_id,
+        repo_type=wanted.repo_type,
+        author=api.whoami()["name"],
+        discussion_type="pull_request",
+        discussion_status="open",
+    )
+    return next((request for request in found if request.title == wanted.message), None)
 
 
 def _text(content: bytes) -> str:

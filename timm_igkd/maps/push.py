@@ -39,6 +39,7 @@ def push_maps(
     private: bool = False,
     *,
     overwrite_card: bool = False,
+    create_pr: bool = False,
     timeout_s: float = TIMEOUT_S,
 ) -> Pushed:
     """Publish a finished store as a dataset of the Hub, in one commit; pushing again updates it.
@@ -48,10 +49,11 @@ def push_maps(
         repo_id: user/name.
         private: create the dataset private.
         overwrite_card: replace a card that was edited by hand on the Hub.
+        create_pr: open a pull request in place of a commit on main; the dataset must be there.
         timeout_s: longest silence of the Hub before a request is given up and made again.
 
     Returns:
-        The address of the commit.
+        The address of the commit, or of the pull request.
 
     Raises:
         MissingFileError: no store there. InputError: unfinished or corrupt store, or a bad name.
@@ -85,6 +87,7 @@ def push_maps(
             message=f"{provenance.n} {METHOD_NAMES[provenance.options.method]} maps",
             private=private,
             overwrite_card=overwrite_card,
+            create_pr=create_pr,
             timeout_s=timeout_s,
         )
     )

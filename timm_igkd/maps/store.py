@@ -180,10 +180,18 @@ class MapStore:
         return np.asarray(self._read("logits", row), dtype=np.float32)
 
     def push_to_hub(
-        self, repo_id: str, private: bool = False, *, overwrite_card: bool = False, timeout_s: float = TIMEOUT_S
+        self,
+        repo_id: str,
+        private: bool = False,
+        *,
+        overwrite_card: bool = False,
+        create_pr: bool = False,
+        timeout_s: float = TIMEOUT_S,
     ) -> Pushed:
-        """Publish the store as a dataset of the Hub, see `hub_maps.push_maps`."""
-        return push_maps(self.path, repo_id, private, overwrite_card=overwrite_card, timeout_s=timeout_s)
+        """Publish the store as a dataset of the Hub, see `push_maps`."""
+        return push_maps(
+            self.path, repo_id, private, overwrite_card=overwrite_card, create_pr=create_pr, timeout_s=timeout_s
+        )
 
     def verify(self, dataset: Any, progress: Callable = lambda rows: rows) -> None:
         """Check strictly that row i is the map of image i, for all rows, and that nothing of a row was altered.

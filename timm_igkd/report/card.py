@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
-from timm_igkd.hub.cards import Markdown, cell, code, hub_dataset_id, public_name, read_template, render_card
+from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.run_facts import RunFacts, seed_summary, start_of
 from timm_igkd.report.tables import (
@@ -91,13 +91,13 @@ def model_card(
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     metrics = run.metrics if "top1" in run.metrics else {}
-    dataset = str(run.config.get("dataset") or metrics.get("dataset") or "")
+    dataset = run.dataset
     hardware = metrics.get("hardware")
     if hardware:
         hardware = f"{hardware}, device {metrics.get('device', '?')}, torch threads: {metrics.get('threads', '?')}"
     return render_card(
         "model_card.md",
-        metadata=_metadata(repo_id, run, metrics, dataset, maps_repo, license).to_yaml(),
+        metadata=_metadata(repo_id, run, metrics, maps_repo, license).to_yaml(),
         name=repo_id.split("/")[1],
         repo_id=repo_id,
         introduction=_introduction(model, run, dataset),
@@ -228,20 +228,18 @@ def _metadata(
     repo_id: str,
     run: RunFacts,
     metrics: Mapping[str, Any],
-    dataset: str,
     maps_repo: str | None,
     license: str,
 ) -> ModelCardData:
-    revision = run.config.get("revision") or (run.provenance.dataset.revision if run.provenance else None)
-    dataset_id = hub_dataset_id(dataset, revision) if dataset else None
+    dataset_id = run.dataset_id
     results = [
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
-            dataset_type=dataset_id or public_name(dataset),
-            dataset_name=public_name(dataset),
+            dataset_type=dataset_id or public_name(run.dataset),
+            dataset_name=public_name(run.dataset),
             dataset_split=metrics.get("split"),
-            dataset_revision=revision if dataset_id else None,
+            dataset_revision=run.revision if dataset_id else None,
             metric_type="accuracy",
             metric_name=name,
             metric_value=round(metrics[key], 2),

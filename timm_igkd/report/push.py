@@ -15,11 +15,9 @@ from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.report.card import model_card
+from timm_igkd.report.companions import EVAL_RESULT, LEFT_BEHIND, eval_result, exported_files
 from timm_igkd.report.licenses import check_license
 from timm_igkd.report.run_facts import RunFacts, read_run
-
-_PICKLES = ("pytorch_model.bin",)
-"""What timm's own push leaves beside safetensors: a pickle, and after this push of other weights."""
 
 
 def push_student(
@@ -28,31 +26,36 @@ def push_student(
     *,
     private: bool = False,
     overwrite_card: bool = False,
+    create_pr: bool = False,
     maps_repo: str | None = None,
     seed_runs: Sequence[str | Path] = (),
+    eval_task: str | None = None,
     license: str = "apache-2.0",
     timeout_s: float = TIMEOUT_S,
 ) -> Pushed:
     """Publish a student so that `timm.create_model("hf-hub:user/name", pretrained=True)` loads it.
 
     Pushing again updates weights and card; where nothing changed, nothing is committed. The published student is
-    downloaded into an empty cache and compared each time.
+    downloaded into an empty cache and compared each time. What a run exported (its export/) goes along.
 
     Args:
         student: a run folder (its student/), a timm folder (config.json and weights), or a timm model.
         repo_id: user/name.
         private: create the repository private.
         overwrite_card: replace a card that was edited by hand on the Hub.
+        create_pr: open a pull request in place of a commit on main; the repository must be there.
         maps_repo: user/name of the teacher's maps on the Hub, linked from the card.
         seed_runs: run folders that differ in their seed alone; the card then tells mean, spread and interval.
+        eval_task: also file the run's top-1 accuracy under this task of its data set, a benchmark on the Hub.
         license: identifier of the Hub.
         timeout_s: longest silence of the Hub before a request is given up and made again.
 
     Returns:
-        The address of the commit.
+        The address of the commit, or of the pull request.
 
     Raises:
-        MissingFileError: no student there. InputError: a student that timm cannot build, or a bad name.
+        MissingFileError: no student there. InputError: a student that timm cannot build, a bad name, an export of
+            another student, or an `eval_task` without metrics on a data set of the Hub.
         RunError: no login, no access, no network, or the download does not match what was pushed.
     """
     check_license(license)
@@ -61,20 +64,26 @@ def push_student(
             check_repo_id(name, timeout_s)
     with tempfile.TemporaryDirectory() as temporary:
         folder, run = _prepare(student, Path(temporary) / "student", seed_runs)
+        files: dict[str, bytes | Path] = {name: folder / name for name in ("config.json", "model.safetensors")}
+        if eval_task is not None:
+            files[EVAL_RESULT] = eval_result(run, eval_task)
         model: Any = load_model(f"local-dir:{folder}", role="student")
+        if not isinstance(student, nn.Module):
+            files |= exported_files(Path(student) / "export", weights_hash(model))
         require_login(repo_id)
         pushed = publish(
             Publication(
                 repo_id=repo_id,
                 repo_type="model",
-                files={name: folder / name for name in ("config.json", "model.safetensors")},
+                files=files,
                 card=model_card(model, repo_id, run, maps_repo=maps_repo, license=license),
                 marker="config.json",
                 marker_key="architecture",
-                stale=lambda name: name in _PICKLES,
+                stale=lambda name: name in LEFT_BEHIND,
                 message=f"Student {model.pretrained_cfg['architecture']}",
                 private=private,
                 overwrite_card=overwrite_card,
+                create_pr=create_pr,
                 timeout_s=timeout_s,
             )
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_mapping
+from timm_igkd.hub.cards import hub_dataset_id
 from timm_igkd.intervals import mean_interval
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.report.run_files import read_maps, read_metrics
@@ -32,6 +33,22 @@ class RunFacts:
     environment: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None
     seed_metrics: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set; empty where it is not known."""
+        return str(self.config.get("dataset") or self.metrics.get("dataset") or "")
+
+    @property
+    def revision(self) -> str | None:
+        """Revision of a data set of the Hub: as it was given, else the commit that was read."""
+        maps = self.provenance.dataset.revision if self.provenance else None
+        return self.config.get("revision") or self.metrics.get("dataset_revision") or maps
+
+    @property
+    def dataset_id(self) -> str | None:
+        """Id on the Hub of the data set; None of any other."""
+        return hub_dataset_id(self.dataset, self.revision)
 
 
 def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:

@@ -28,6 +28,7 @@ from timm_igkd.report.page import write_report
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
+from timm_igkd.runs.checks import check_trackers
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs, check_given_maps
 from timm_igkd.runs.models import RunModels, Trained, find_start
@@ -68,16 +69,13 @@ class Run:
     """
 
     def __init__(self, config: RunConfig):
+        check_trackers(config.trackers)
         self.folder = RunFolder(Path(config.output_dir) / config.name)
         self.accelerator = Accelerator(
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
             cpu=not torch.cuda.is_available(),
         )
-        if len(self.accelerator.log_with) < len(config.trackers):
-            raise InputError(
-                f"trackers {' '.join(config.trackers)} are not all installed; pip install them, or leave them out"
-            )
         self.config, self.notes = self._find_starts(config)  # before all images are opened
         self.data = RunData(self.config)
         self.models = RunModels(self.config, self.data, self.folder)

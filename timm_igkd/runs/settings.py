@@ -20,6 +20,7 @@ Start = Literal["pretrained", "random"]
 StageName = Literal["teacher", "maps", "student", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 BatchesChoice = Literal["auto", "workers", "device"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 # The first stage whose output a setting changes; what a later stage is made of changes with it.
 _TEACHER, _MAPS, _STUDENT, _EVALUATE, _REPORT = (("teacher",), ("maps",), ("student",), ("evaluate",), ("report",))
@@ -155,7 +156,7 @@ class RunConfig:
         _TRAINING,
     )
     workers: int = _preset("DataLoader processes; the results do not depend on it", _NONE)
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = _setting("Accelerate trackers beside the CSV", (), _NONE)
+    trackers: tuple[TrackerName, ...] = _setting("Accelerate trackers beside the CSV", (), _NONE)
     compare: Literal["arms", "cost"] | None = _preset(
         "also train the same student alone and with KD without overlay, and say what each was worth; cost: and with KD "
         "for as many more epochs as the maps cost",

@@ -132,13 +132,19 @@ class Trainer:
                 self.history.append(record)
                 shown = record.computed()
                 bar.set_postfix({name: f"{shown[name]:.4g}" for name in ("loss", "val_top1") if name in shown})
-                self.accelerator.log({f"{self.label}/{name}": value for name, value in shown.items()}, step=epoch)
+                self._track(epoch, shown)
                 if self.accelerator.is_main_process:
                     self._save_checkpoint()
                 self.accelerator.wait_for_everyone()
         if self.history_path is not None and self.accelerator.is_main_process:
             write_history(self.history_path, self.history)  # also where a kill came between checkpoint and history
         return self.history
+
+    def _track(self, epoch: int, shown: dict[str, float]) -> None:
+        values = {f"{self.label}/{name}": value for name, value in shown.items()}
+        for tracker in self.accelerator.trackers:
+            # wandb drops a step below its last, and another training may have gone before; the epoch is a value too.
+            tracker.log(values, step=None if tracker.name == "wandb" else epoch)
 
     def final_model(self) -> nn.Module:
         """Return the model to keep: the EMA where there is one."""

@@ -1,0 +1,93 @@
+"""What goes to the Hub beside a student's weights and card: exported files, and a result for a benchmark's page."""
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+from timm_igkd.errors import InputError
+from timm_igkd.export.record import FILES, RECORD, ExportRecord, Images, read_export_record
+from timm_igkd.hub.cards import public_name
+from timm_igkd.records import record_bytes
+from timm_igkd.report.run_facts import RunFacts
+
+EVAL_RESULT = ".eval_results/timm-igkd.yaml"
+_EXPORTS = "export/"
+LEFT_BEHIND = frozenset({"pytorch_model.bin", EVAL_RESULT, *(_EXPORTS + name for name in (RECORD, *FILES.values()))})
+"""Files of other weights, where an earlier push left them and this one does not bring them; the pickle is of timm's."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def exported_files(folder: Path, weights_sha256: str) -> dict[str, bytes | Path]:
+    """Return the files of a student's export by their path on the Hub; none where there is no export.
+
+    Args:
+        folder: of the export, `export/` of a run.
+        weights_sha256: of the student that is pushed, see `weights_hash`.
+
+    Raises:
+        MissingFileError: the record is missing. InputError: an export of other weights, or a damaged file.
+    """
+    if not folder.is_dir():
+        return {}
+    record = read_export_record(folder)
+    if record.weights_sha256 != weights_sha256:
+        raise InputError(f"{str(folder)!r} is of other weights than the student; export it again, or delete the folder")
+    files: dict[str, bytes | Path] = {f"{_EXPORTS}{RECORD}": record_bytes(_without_paths(record))}
+    for exported in record.exports:
+        path = folder / FILES[exported.format]
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != exported.sha256:
+            raise InputError(f"{str(path)!r} is not the file that {RECORD} names; export the student again")
+        files[f"{_EXPORTS}{path.name}"] = path
+    return files
+
+
+def _without_paths(record: ExportRecord) -> ExportRecord:
+    """Return a record in which models and data sets of this machine are called by their last name alone."""
+
+    def public(images: Images) -> Images:
+        return replace(images, dataset=public_name(images.dataset)) if images.dataset else images
+
+    made = record.quantisation
+    if made is not None:
+        made = replace(made, calibrated_on=public(made.calibrated_on), compared_on=public(made.compared_on))
+    return replace(record, model=public_name(record.model), verified_on=public(record.verified_on), quantisation=made)
+
+
+def eval_result(run: RunFacts, task_id: str) -> bytes:
+    """Return the YAML by which the Hub shows a run's top-1 accuracy on the page of its data set, a benchmark there.
+
+    Args:
+        run: with metrics.
+        task_id: of the benchmark, as its eval.yaml names it.
+
+    Raises:
+        InputError: no metrics, of a part of the split, or on a data set that is not the Hub's.
+    """
+    if not re.fullmatch(r"\S+", task_id):
+        raise InputError(f"--eval-task is the id of a task, one word, got {task_id!r}")
+    if "top1" not in run.metrics:
+        raise InputError(
+            "--eval-task files a run's accuracy, but there is no metrics.json; push the folder of a finished run"
+        )
+    if run.dataset_id is None:
+        raise InputError(
+            f"--eval-task names a task of a data set on the Hub, and this run's is {public_name(run.dataset)!r}; leave "
+            "it out"
+        )
+    if run.config.get("test_limit"):
+        raise InputError(
+            f"--eval-task needs the whole test split, and this run read {run.metrics['n']} images of it; evaluate "
+            "without test_limit, or leave it out"
+        )
+    entry = EvalResultEntry(
+        dataset_id=run.dataset_id,
+        task_id=task_id,
+        value=round(run.metrics["top1"], 2),
+        dataset_revision=run.revision if _COMMIT.fullmatch(run.revision or "") else None,
+        notes=f"top-1 accuracy in percent, split {run.metrics.get('split')}, n = {run.metrics['n']}",
+    )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True).encode()
