@@ -16,6 +16,7 @@ from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
     Row,
+    label_counts,
     large,
     plain,
     result_rows,
@@ -61,8 +62,8 @@ _SETTINGS = {
 # Told in sentences or in the table of the maps, or without a trace in the weights.
 _TOLD_ELSEWHERE = frozenset(
     "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
-    "compare seeds teacher teacher_epochs teacher_init student student_drop student_init maps "
-    "engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
+    "compare seeds unlabeled unlabeled_split teacher teacher_epochs teacher_init student student_drop student_init "
+    "maps engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
 )
 
 _OPTIONS = {
@@ -146,6 +147,8 @@ def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> Markdown:
         source = run.config.get("overlay_source", "aligned")
         what = f"{_method(run)} maps of the teacher" if source == "aligned" else f"the control {code(source)}"
         text += f", with {what} overlaid on part of the training images"
+    if counts := label_counts(run.metrics):
+        text += f"; it learnt from {cell(counts)}, those without labels by the teacher's answers alone"
     return Markdown(text + ".")
 
 

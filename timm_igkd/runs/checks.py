@@ -25,6 +25,10 @@ def check_settings(config: "RunConfig") -> None:
     _check_maps(config)
     _check_losses(config)
     _check_compare(config)
+    if config.unlabeled is not None:
+        check_unlabeled(config)
+    elif config.unlabeled_split is not None:
+        raise InputError(f"unlabeled_split {config.unlabeled_split} is of no images; give --unlabeled, or drop it")
     if config.batches == "device" and config.only_by_workers is not None:
         raise InputError(f"batches device cannot do {config.only_by_workers}; leave it out, or use batches workers")
     _check_checkpoints(config)
@@ -136,3 +140,21 @@ def _check_compare(config: "RunConfig") -> None:
     if config.compare == "cost" and (config.overlay_prob == 0 or config.maps is not None):
         why = "overlay_prob is 0" if config.overlay_prob == 0 else "maps are given, so that their cost is not measured"
         raise InputError(f"compare cost spends the maps' time on more epochs, but {why}; use --compare without cost")
+
+
+def check_unlabeled(config: "RunConfig") -> None:
+    """Raise InputError for a setting that does not go with training images without labels."""
+    if config.distill_loss_weight == 0:
+        raise InputError(
+            "images without labels are learnt from by the distillation loss alone, whose weight is 0; set "
+            "distill_loss_weight above 0, or drop --unlabeled"
+        )
+    if config.mixes:
+        raise InputError("Mixup and CutMix mix labels, which images without any lack; set mixup and cutmix to 0")
+    if config.loss_type == "dkd":
+        raise InputError("loss_type dkd needs the label of every image, some have none here; use loss_type kl")
+    if config.needs_maps and config.map_target == "label":
+        raise InputError(
+            "map_target label needs the label of every image, some have none here; set map_target to predicted, or "
+            "overlay_prob to 0 and stored_logits to false"
+        )
