@@ -63,7 +63,8 @@ _SETTINGS = {
 _TOLD_ELSEWHERE = frozenset(
     "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
     "compare seeds unlabeled unlabeled_split teacher teacher_epochs teacher_init student student_drop student_init "
-    "maps engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
+    "maps engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction "
+    "map_size".split()
 )
 
 _OPTIONS = {
