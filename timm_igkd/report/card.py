@@ -42,6 +42,8 @@ _SETTINGS = {
     "attention_loss_weight": "Weight of attention transfer",
     "stored_logits": "Logits stored with the maps",
     "train_limit": "Training images, drawn by the seed with every class in its share",
+    "unlabeled": "Images without labels",
+    "unlabeled_split": "Split of the images without labels",
     "test_limit": "Test images, drawn by the seed with every class in its share",
     "batch_size": "Batch size per process",
     "opt": "Optimiser",
@@ -62,9 +64,8 @@ _SETTINGS = {
 # Told in sentences or in the table of the maps, or without a trace in the weights.
 _TOLD_ELSEWHERE = frozenset(
     "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
-    "compare seeds unlabeled unlabeled_split teacher teacher_epochs teacher_init student student_drop student_init "
-    "maps engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction "
-    "map_size".split()
+    "compare seeds teacher teacher_epochs teacher_init student student_drop student_init maps "
+    "engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
 )
 
 _OPTIONS = {
