@@ -7,6 +7,7 @@ from typing import Any
 from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions, check_used
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.data.loading import load_labeled_images
+from timm_igkd.data.unlabeled import load_unlabeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.faithfulness import score_maps
@@ -58,9 +59,14 @@ def refuse_unused(args: argparse.Namespace, role: str, why: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
-def dataset_from(args: argparse.Namespace) -> Any:
-    """Open the dataset that the options name."""
-    return split_from(args, args.split)
+def dataset_from(args: argparse.Namespace, target: str = "label") -> Any:
+    """Open the dataset that the options name; maps of the predicted class need no labels."""
+    if target != "predicted":
+        return split_from(args, args.split)
+    if args.label_column == "none":
+        return load_unlabeled_images(args.dataset, args.split, args.image_column, args.revision)
+    columns = args.image_column, args.label_column, args.revision, args.data_dir
+    return load_labeled_images(args.dataset, args.split, *columns, labels="optional")
 
 
 def split_from(args: argparse.Namespace, split: str) -> Any:
@@ -74,7 +80,7 @@ def maps(args: argparse.Namespace) -> None:
     given = {item.name: value for item in fields(IGOptions) if (value := getattr(args, item.name)) is not None}
     check_used(args.method, given)
     options = IGOptions(**given)
-    dataset = dataset_from(args)
+    dataset = dataset_from(args, options.target)
     store = compute_maps(
         model_from(args, "teacher"),
         dataset,
@@ -114,7 +120,8 @@ def verify(args: argparse.Namespace) -> None:
         refuse_unused(args, "teacher", "without --recompute N; add it, or leave the teacher out")
     elif args.teacher is None:
         refuse_unused(args, "teacher", "without --teacher; name it too")
-    store, dataset = MapStore(args.maps), dataset_from(args)
+    store = MapStore(args.maps)
+    dataset = dataset_from(args, store.provenance.options.target)
     store.verify(dataset, progress=lambda rows: progress_bar(rows, unit="img", desc="verify"))
     n, total = len(store), store.provenance.dataset.num_images
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
@@ -141,7 +148,9 @@ def preview(args: argparse.Namespace) -> None:
     """Draw images beside their maps and overlays."""
     if args.count < 1:
         raise InputError(f"--count must be at least 1, got {args.count}")
-    write_preview(args.out, overlay_samples(MapStore(args.maps), dataset_from(args), args.count))
+    store = MapStore(args.maps)
+    dataset = dataset_from(args, store.provenance.options.target)
+    write_preview(args.out, overlay_samples(store, dataset, args.count))
     print(args.out)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xxhash
 
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, MissingFileError
 
 _PATTERN_SIGNS = re.compile(
@@ -47,6 +48,58 @@ def check_folder(name: str) -> str:
     if os.path.realpath(path).startswith(_SYSTEM_FOLDERS):
         raise InputError(f"folder {name!r} holds no data, expected parquet files or class folders of images")
     return path
+
+
+def image_files(folder: str) -> list[str]:
+    """Return the image files at any depth below a folder, sorted by path; none where there is no such folder."""
+    return sorted(
+        os.path.join(root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if _is_image(name)
+    )
+
+
+def has_images(folder: str) -> bool:
+    """Say whether image files lie in a folder itself, and not in folders of classes."""
+    if not os.path.isdir(folder):
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.is_file() and _is_image(entry.name) for entry in entries)
+
+
+def class_files_alone(path: str, split: str) -> list[str]:
+    """Return the images of a split in class folders beside a split without any, which together have no labels."""
+    folders = [os.path.join(path, name) for name in os.listdir(path) if name != split]
+    own = os.path.join(path, split)
+    return image_files(own) if not has_images(own) and any(has_images(folder) for folder in folders) else []
+
+
+def load_image_folder(dataset: str, folder: str, split: str) -> LabeledImages:
+    """Return all images below a folder, in the order of their paths, as images without labels.
+
+    Args:
+        dataset: what messages call it.
+        folder: that holds them, at any depth.
+        split: what messages call this part of it.
+
+    Raises:
+        InputError: there are none.
+    """
+    import datasets  # here: see loading.py
+
+    files = image_files(folder)
+    if not files:
+        raise InputError(f"folder {dataset!r} holds no images, expected files like image.png at any depth")
+    cells = {"image": [{"bytes": None, "path": file} for file in files]}
+    rows = datasets.Dataset.from_dict(cells, features=datasets.Features({"image": datasets.Image(decode=False)}))
+    return LabeledImages(rows, dataset, split, label_column=None, roots=[folder])
+
+
+def _is_image(name: str) -> bool:
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder  # here: see loading.py
+
+    return os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS and not name.startswith(".")
 
 
 def _mirror(path: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from timm_igkd.data.images import decode_image, to_rgb
 from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.data.labels import to_label
+from timm_igkd.data.labels import UNLABELED, to_label
 from timm_igkd.errors import InputError, InputTypeError, without_credentials
 
 
@@ -58,9 +58,9 @@ def read_items(dataset: Any, indices: Sequence[int]) -> Iterator[tuple[Image.Ima
 
 
 def _read_timm_item(dataset: timm.data.ImageDataset, index: int) -> tuple[Image.Image, int]:
-    """Read an item of timm's dataset, with its label as the dataset gives it (-1 where there is none)."""
+    """Read an item of timm's dataset, with its label as the dataset gives it, UNLABELED where there is none."""
     file, target, *_ = dataset.reader[index]
-    label = -1 if target is None else target
+    label = UNLABELED if target is None else target
     if target is not None and dataset.target_transform is not None:
         label = dataset.target_transform(target)
 

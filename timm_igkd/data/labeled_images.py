@@ -12,7 +12,7 @@ import xxhash
 from PIL import Image
 
 from timm_igkd.data.images import decode_image
-from timm_igkd.data.labels import label_table, to_label
+from timm_igkd.data.labels import UNLABELED, label_table, to_label
 from timm_igkd.errors import InputError, without_credentials
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LabeledImages(torch.utils.data.Dataset):
         name: Hub id or folder, for messages and provenance.
         split: name of the split.
         image_column: of the images.
-        label_column: of the labels.
+        label_column: of the labels; None: the images have none, and every item's label is UNLABELED.
         class_names: one name per class, or None where the labels are plain integers.
         revision: commit of a Hub dataset.
         roots: folders that image files named in rows must lie below.
@@ -43,7 +43,7 @@ class LabeledImages(torch.utils.data.Dataset):
         name: str,
         split: str,
         image_column: str = "image",
-        label_column: str = "label",
+        label_column: str | None = "label",
         class_names: tuple[str, ...] | None = None,
         revision: str | None = None,
         roots: Sequence[str] = (),
@@ -65,19 +65,23 @@ class LabeledImages(torch.utils.data.Dataset):
     def read(self, index: int) -> tuple[Image.Image, int]:
         """Return row `index` as (8-bit RGB image, label), before any transform."""
         row = self.rows[int(index)]
-        return self._decoded(index, row[self.image_column], row[self.label_column])
+        return self._decoded(
+            index, row[self.image_column], UNLABELED if self.label_column is None else row[self.label_column]
+        )
 
     def read_each(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """Yield what `read` returns for each of `indices`; the table is asked once for all of them."""
         rows = self.rows[[int(index) for index in indices]]
-        yield from map(self._decoded, indices, rows[self.image_column], rows[self.label_column])
+        labels = [UNLABELED] * len(indices) if self.label_column is None else rows[self.label_column]
+        yield from map(self._decoded, indices, rows[self.image_column], labels)
 
     def _decoded(self, index: int, cell: dict[str, Any] | None, label: Any) -> tuple[Image.Image, int]:
         name = self._row_name(index, cell)
         if label is None or cell is None:
             raise InputError(f"{name} has no {'label' if label is None else 'image'}; remove the row")
         data = cell["bytes"] if cell["bytes"] is not None else self._read_file(cell["path"], name)
-        return decode_image(data, name), self._ordered(to_label(label, name), name)
+        image = decode_image(data, name)
+        return image, UNLABELED if self.label_column is None else self._ordered(to_label(label, name), name)
 
     def _read_file(self, path: str | None, name: str) -> bytes:
         """Return a file that a row names instead of holding it; only below the dataset's own folder is one read."""
@@ -120,6 +124,8 @@ class LabeledImages(torch.utils.data.Dataset):
         Raises:
             InputError: a row without a label, or with one outside of the classes.
         """
+        if self.label_column is None:
+            return np.full(len(self), UNLABELED, dtype=np.int64)
         column = self.rows.select_columns([self.label_column]).with_format("arrow")[:][self.label_column]
         if column.null_count:
             first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -155,14 +161,26 @@ class LabeledImages(torch.utils.data.Dataset):
         return digest.hexdigest()
 
     @property
+    def has_labels(self) -> bool:
+        """Whether the images have labels at all."""
+        return self.label_column is not None
+
+    @property
     def num_classes(self) -> int:
-        """Number of class names, or the largest label + 1."""
+        """Number of class names, or the largest label + 1; 0 where there are neither names nor labels."""
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     def subset(self, indices: Any) -> "LabeledImages":
         """Return a dataset of the given rows, in that order."""
         found = copy.copy(self)
         found.rows, found.transform = self.rows.select(indices), None
+        return found
+
+    def without_labels(self, class_names: Sequence[str] | None = None) -> "LabeledImages":
+        """Return the same images without labels; with the names of the classes that a model shall tell apart."""
+        found = copy.copy(self)
+        found.label_column, found._label_table = None, None
+        found.class_names = None if class_names is None else tuple(class_names)
         return found
 
     def in_class_order(self, names: Sequence[str]) -> "LabeledImages":

@@ -14,6 +14,9 @@ from timm_igkd.errors import InputError, InputTypeError, nearest
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
+UNLABELED = -1
+"""The label of an image without one, as `datasets` and timm have it; a data set with labels may not hold it."""
+
 
 def to_label(value: Any, name: Name) -> int:
     """Return one label as an int.

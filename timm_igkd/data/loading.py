@@ -9,14 +9,14 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import timm.data
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from timm_igkd.data.digits import load_digits_split
-from timm_igkd.data.folders import check_folder, local_folder
+from timm_igkd.data.folders import check_folder, class_files_alone, has_images, load_image_folder, local_folder
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
 from timm_igkd.errors import InputError, RunError, first_line, nearest
@@ -34,6 +34,7 @@ _LONGEST_HUB_ID = 96
 _DAMAGE = (OSError, NotImplementedError, AttributeError, IndexError, KeyError, TypeError)
 HFDS = "hfds/"
 TIMM_PREFIXES = ("torch/", HFDS, "folder/")
+Labels = Literal["required", "optional", "ignored"]
 
 
 def load_labeled_images(
@@ -43,6 +44,7 @@ def load_labeled_images(
     label_column: str | None = None,
     revision: str | None = None,
     data_dir: str | None = None,
+    labels: Labels = "required",
 ) -> Any:
     """Open a dataset by name.
 
@@ -55,6 +57,8 @@ def load_labeled_images(
         label_column: needed where the first ClassLabel column is not the one wanted; refused where there are none.
         revision: branch, tag or commit of a Hub dataset; refused for anything else.
         data_dir: root folder of a timm dataset; of `hfds/`: the cache; refused for anything else.
+        labels: "optional": a folder whose images lie in no class folders, and rows without a column that could be of
+            labels, are images without. "ignored": all are, whatever their columns; see `LabeledImages.has_labels`.
 
     Returns:
         LabeledImages, or timm's own dataset for `torch/` and `folder/`.
@@ -70,7 +74,8 @@ def load_labeled_images(
         _refuse(dataset, {"--data-dir": data_dir}, "it is for timm's datasets (torch/…, hfds/…, folder/)")
     if dataset == "digits":
         _refuse(dataset, columns | {"--revision": revision}, "the digits have neither columns nor revisions")
-        return load_digits_split(split)
+        digits = load_digits_split(split)
+        return digits.without_labels() if labels == "ignored" else digits
     if is_timm:
         if not dataset.startswith(HFDS):
             _refuse(dataset, columns | {"--revision": revision}, "it has neither columns nor revisions")
@@ -83,21 +88,27 @@ def load_labeled_images(
     if not is_local and not (_HUB_ID.fullmatch(source) and len(source) <= _LONGEST_HUB_ID):
         raise InputError(f"dataset {dataset!r} is neither a folder that is there nor an id of the Hub; check the name")
     path = local_folder(source) if is_local else source
+    if labels != "required" and is_local and has_images(os.path.join(path, split)):
+        _refuse(dataset, columns, "its images lie in a folder without columns")
+        return load_image_folder(dataset, os.path.join(path, split), split)
     rows = _load_rows(dataset, path, is_local, split, revision, data_dir)
     if len(rows) == 0:
         raise InputError(_NO_ROWS.format(split, dataset))
     image_column = _find_column(rows, dataset, image_column, datasets.Image, "--image-column")
-    label_column = _find_column(rows, dataset, label_column, datasets.ClassLabel, "--label-column")
-    label_feature = rows.features[label_column]
+    lacks_labels = labels == "ignored" or (labels == "optional" and label_column is None and not _may_be_labels(rows))
+    if not lacks_labels:
+        label_column = _find_column(rows, dataset, label_column, datasets.ClassLabel, "--label-column")
+    label_feature = None if lacks_labels else rows.features[label_column]
     has_class_folders = is_local and rows.builder_name == "imagefolder" and not _saved_to_disk(path)
-    rows = rows.select_columns([image_column, label_column]).cast_column(image_column, datasets.Image(decode=False))
+    kept = [image_column] if lacks_labels else [image_column, label_column]
+    rows = rows.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
     names = tuple(getattr(label_feature, "names", None) or ()) or None
     images = LabeledImages(
         rows,
         dataset,
         split,
         image_column,
-        label_column,
+        None if lacks_labels else label_column,
         class_names=names,
         revision=revision or _resolved_revision(rows),
         roots=[path, os.path.realpath(path)]
@@ -132,6 +143,8 @@ def _load_rows(
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
             return splits[split]
         with _bars_on_a_terminal_only(), nullcontext() if is_local else cache_use_is_told(f"dataset {dataset!r}"):
+            if is_local and (classes := class_files_alone(path, split)):
+                return datasets.load_dataset("imagefolder", data_files={split: classes}, split=split)
             files = _own_files(path, split, revision, cache_dir)
             if files is not None:
                 return datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache_dir)
@@ -221,6 +234,18 @@ def _find_column(rows: "datasets.Dataset", dataset: str, name: str | None, featu
     return name
 
 
+def _numbers(rows: "datasets.Dataset") -> list[str]:
+    import datasets
+
+    return [c for c, kind in rows.features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]
+
+
+def _may_be_labels(rows: "datasets.Dataset") -> bool:
+    import datasets
+
+    return bool(_numbers(rows)) or any(isinstance(kind, datasets.ClassLabel) for kind in rows.features.values())
+
+
 def _no_column(rows: "datasets.Dataset", dataset: str, feature: type, flag: str) -> str:
     """Return what to do where no column of a kind is found."""
     import datasets
@@ -232,7 +257,7 @@ def _no_column(rows: "datasets.Dataset", dataset: str, feature: type, flag: str)
                 f"the images of {dataset!r} have no labels, expected a folder for each of two classes or more; put "
                 "them into split/class/image.png"
             )
-        numbers = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]
+        numbers = _numbers(rows)
         remedy = (
             f"name one of {numbers} with {flag}" if numbers else f"give it {_LABEL_COLUMN}, and name it with {flag}"
         )

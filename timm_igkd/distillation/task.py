@@ -50,7 +50,8 @@ class IGDistillationTask(TrainingTask):
     Args:
         student: the model to train. Its `pretrained_cfg` must name the mean and std its input is normalised with.
         teacher: a live teacher; it is frozen in place, stays in eval mode, has its own normalisation and input size.
-        criterion: the task loss; cross-entropy by default, for class indices and for soft targets.
+        criterion: the task loss; cross-entropy by default, for class indices and for soft targets. Where some images
+            have no label: `LabeledCrossEntropy` (labeled_loss.py).
         loss_type: a key of `timm_igkd.distillation.losses.KD_LOSSES`.
         student_model: timm's name for `student`.
         teacher_model: timm's name for `teacher`.

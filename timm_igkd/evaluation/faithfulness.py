@@ -25,12 +25,8 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView, gaussian_blur
 from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import read_item, row_name
-<<<<<<< HEAD
-from timm_igkd.errors import check_range
-from timm_igkd.intervals import Interval, mean_interval
-=======
 from timm_igkd.errors import check_count, check_range
->>>>>>> 43e3b1a (Fuzz: cases and their run are two files, score and export are among the commands; counts of score end; changelog)
+from timm_igkd.intervals import Interval, mean_interval
 from timm_igkd.maps.build import check_teacher, package_versions
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.scores import CONTROLS, Faithfulness, MapScore, ScoredMaps

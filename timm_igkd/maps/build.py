@@ -19,6 +19,7 @@ from timm_igkd.attribution.options import TeacherView
 from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import class_map, class_names, dataset_name
 from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.unlabeled import MixedImages
 from timm_igkd.environment import PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import bare_model
@@ -186,6 +187,8 @@ def _source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
 
 def _content_hash(dataset: Any, limit: int | None) -> str | None:
     """Return the hash of the images that get maps, by which a store knows them again when it is finished later."""
+    if isinstance(dataset, MixedImages) and not limit:
+        return dataset.content_hash()
     if not isinstance(dataset, LabeledImages):
         return None
     return (dataset.subset(range(limit)) if limit and limit < len(dataset) else dataset).content_hash()
@@ -201,7 +204,7 @@ def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Modul
         given: the model that `teacher` is a copy of; its weights are hashed as they are.
     """
     config, names = teacher.pretrained_cfg, class_names(dataset)
-    num_classes = len(names) if names else int(getattr(dataset, "num_classes", teacher.num_classes))
+    num_classes = len(names) if names else int(getattr(dataset, "num_classes", None) or teacher.num_classes)
     if (labels := class_map(dataset)) is not None:
         check_class_map(teacher, labels)
         num_classes = teacher.num_classes

@@ -26,7 +26,7 @@ class MapRow:
 
     Attributes:
         key: `images.content_key` of the image.
-        label: the image's label.
+        label: the image's label; data/labels.py's UNLABELED where it has none, whatever class was attributed.
         map: [H, W] uint8, see `quantize`.
         scale: largest absolute value of the float map, 0 for a constant one.
         convergence_delta: sum of attributions - (f(x) - f(baseline)).

@@ -8,10 +8,7 @@ from typing import Literal
 from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import read_mapping
-<<<<<<< HEAD
 from timm_igkd.intervals import Interval
-=======
->>>>>>> 43e3b1a (Fuzz: cases and their run are two files, score and export are among the commands; counts of score end; changelog)
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.records import parse_record
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.data.items import class_names, read_item, row_name
-from timm_igkd.data.labels import readable_names
+from timm_igkd.data.labels import UNLABELED, readable_names
 from timm_igkd.data.pictures import fit_image, heat_image, shorten
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
@@ -47,7 +47,8 @@ def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
         image, label = read_item(dataset, index)
         levels = store.overlay_map(store.find(image, label, index, row_name(dataset, index)))
         blended = IGOverlay().apply(image, levels, 1.0)
-        samples.append(Sample(image, levels, blended, names[label] if names else str(label)))
+        word = "no label" if label == UNLABELED else names[label] if names else str(label)
+        samples.append(Sample(image, levels, blended, word))
     return samples
 
 

@@ -16,6 +16,7 @@ from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
     Row,
+    label_counts,
     large,
     plain,
     result_rows,
@@ -41,6 +42,8 @@ _SETTINGS = {
     "attention_loss_weight": "Weight of attention transfer",
     "stored_logits": "Logits stored with the maps",
     "train_limit": "Training images, drawn by the seed with every class in its share",
+    "unlabeled": "Images without labels",
+    "unlabeled_split": "Split of the images without labels",
     "test_limit": "Test images, drawn by the seed with every class in its share",
     "batch_size": "Batch size per process",
     "opt": "Optimiser",
@@ -146,6 +149,8 @@ def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> Markdown:
         source = run.config.get("overlay_source", "aligned")
         what = f"{_method(run)} maps of the teacher" if source == "aligned" else f"the control {code(source)}"
         text += f", with {what} overlaid on part of the training images"
+    if counts := label_counts(run.metrics):
+        text += f"; it learnt from {cell(counts)}, those without labels by the teacher's answers alone"
     return Markdown(text + ".")
 
 

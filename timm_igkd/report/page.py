@@ -196,7 +196,9 @@ def _setup_rows(
     rows.append(("Student", f"{name}, {size} parameters, trained from {origin}"))
     rows.append(("Dataset", f"{tables.plain(metrics.get('dataset'))}, {len(predictions.class_names)} classes"))
     if config.get("train_split"):
-        rows.append(("Trained on", f"split “{config['train_split']}”"))
+        what = tables.label_counts(metrics)
+        more = f" with “{config['unlabeled']}”" if config.get("unlabeled") else ""
+        rows.append(("Trained on", f"split “{config['train_split']}”{more}" + (f": {what}" if what else "")))
     rows.append(("Tested on", f"{tables.count(metrics['n'])} images of split “{tables.plain(metrics.get('split'))}”"))
     if maps is not None:
         used = {key: value for key, value in maps.options.used.items() if key != "method"}

@@ -63,6 +63,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}{NARROW}h {minutes % 60}{NARROW}min"
 
 
+def label_counts(metrics: Mapping[str, Any]) -> str:
+    """Return how many training images had a label, in words; empty where all had."""
+    found = metrics.get("training_images")
+    numbers = [found.get(name) for name in ("labeled", "unlabeled")] if isinstance(found, dict) else [None]
+    if not all(isinstance(number, int) for number in numbers):
+        return ""
+    labeled, unlabeled = (count(number or 0) for number in numbers)
+    return f"{labeled} labelled and {unlabeled} unlabelled images"
+
+
 def correct_of(metrics: Mapping[str, Any]) -> int:
     """Return the number of correctly classified images."""
     return round(metrics["top1"] * metrics["n"] / 100)

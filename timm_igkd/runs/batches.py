@@ -54,7 +54,7 @@ def choose_batches(
     if config.only_by_workers is not None or max(data.image_size) > LARGEST_SIDE:
         return "workers"
     height, width = data.image_size
-    if len(data.fitting) * height * width * _CHANNELS > MEMORY_SHARE * _memory_per_process(accelerator):
+    if len(data.student_images) * height * width * _CHANNELS > MEMORY_SHARE * _memory_per_process(accelerator):
         return "workers"
     if any(_input_size(model) != data.image_size for model in trained):
         return "workers"
@@ -83,7 +83,13 @@ def _size(images: DeviceImages) -> tuple[int, int]:
 
 
 def create_batches(
-    config: RunConfig, data: RunData, task: IGDistillationTask, store: MapStore | None, accelerator: Accelerator
+    config: RunConfig,
+    data: RunData,
+    task: IGDistillationTask,
+    store: MapStore | None,
+    accelerator: Accelerator,
+    *,
+    with_unlabeled: bool = False,
 ) -> Batches:
     """Return the training batches of a teacher or student.
 
@@ -93,13 +99,14 @@ def create_batches(
         task: what is trained.
         store: maps of the training split; None: no overlay and no stored logits, as a teacher is trained.
         accelerator: of the run.
+        with_unlabeled: also of the images without labels, as a student is trained.
 
     Raises:
         InputError: fewer images than a step needs, or images that cannot lie on the device as one tensor.
     """
     view: TeacherViewMode = config.teacher_view if task.two_view_batches else "same"
     create = _on_device if config.batches == "device" else _by_workers
-    return create(config, data, task, store, view, accelerator)
+    return create(config, data, task, store, view, accelerator, with_unlabeled)
 
 
 def _by_workers(
@@ -109,9 +116,10 @@ def _by_workers(
     store: MapStore | None,
     view: TeacherViewMode,
     accelerator: Accelerator,
+    with_unlabeled: bool,
 ) -> Batches:
     dataset = IGOverlayDataset(
-        data.fitting,
+        data.student_images if with_unlabeled else data.fitting,
         store,
         config.overlay() if store else None,
         teacher_view=view,
@@ -155,8 +163,11 @@ def _on_device(
     store: MapStore | None,
     view: TeacherViewMode,
     accelerator: Accelerator,
+    with_unlabeled: bool,
 ) -> Batches:
-    images = data.fitting_images
+    images, dataset = data.fitting_images, data.student_images
+    if not with_unlabeled and data.unlabeled is not None:
+        images, dataset = images.subset(torch.arange(len(data.fitting))), data.fitting
     data_config = resolve_model_data_config(task.get_eval_model())
     if _size(images) != tuple(data_config["input_size"][1:]):
         raise InputError(
@@ -164,7 +175,7 @@ def _on_device(
             f"{_size(images)}; use batches workers"
         )
     if store is not None:
-        stored = StoredMaps(store, data.fitting, images)
+        stored = StoredMaps(store, dataset, images)
         images = replace(
             images,
             maps=stored.maps(config.overlay_source, config.seed) if config.overlay_prob > 0 else None,

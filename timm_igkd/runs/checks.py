@@ -25,15 +25,12 @@ def check_settings(config: "RunConfig") -> None:
     _check_maps(config)
     _check_losses(config)
     _check_compare(config)
+    if config.unlabeled is not None:
+        check_unlabeled(config)
+    elif config.unlabeled_split is not None:
+        raise InputError(f"unlabeled_split {config.unlabeled_split} is of no images; give --unlabeled, or drop it")
     if config.batches == "device" and config.only_by_workers is not None:
         raise InputError(f"batches device cannot do {config.only_by_workers}; leave it out, or use batches workers")
-    _check_checkpoints(config)
-
-
-def _check_checkpoints(config: "RunConfig") -> None:
-    for name in ("teacher_checkpoint", "student_checkpoint"):
-        if (file := getattr(config, name)) is not None and not Path(file).is_file():
-            raise MissingFileError(f"no checkpoint file {file!r} (--{name.replace('_', '-')})")
 
 
 def _check_ranges(config: "RunConfig") -> None:
@@ -151,3 +148,21 @@ def check_trackers(names: Sequence[str]) -> None:
     if missing:
         packages = " ".join(missing)
         raise InputError(f"trackers not installed: {packages}; pip install {packages}, or leave them out")
+
+
+def check_unlabeled(config: "RunConfig") -> None:
+    """Raise InputError for a setting that does not go with training images without labels."""
+    if config.distill_loss_weight == 0:
+        raise InputError(
+            "images without labels are learnt from by the distillation loss alone, whose weight is 0; set "
+            "distill_loss_weight above 0, or drop --unlabeled"
+        )
+    if config.mixes:
+        raise InputError("Mixup and CutMix mix labels, which images without any lack; set mixup and cutmix to 0")
+    if config.loss_type == "dkd":
+        raise InputError("loss_type dkd needs the label of every image, some have none here; use loss_type kl")
+    if config.needs_maps and config.map_target == "label":
+        raise InputError(
+            "map_target label needs the label of every image, some have none here; set map_target to predicted, or "
+            "overlay_prob to 0 and stored_logits to false"
+        )

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
+from timm_igkd.data.loading import TIMM_PREFIXES, Labels, load_labeled_images
 from timm_igkd.data.subsets import stratified_indices, stratified_limit
+from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.overlay.device_images import DeviceImages, load_images
+from timm_igkd.runs.checks import check_unlabeled
 from timm_igkd.runs.settings import RunConfig
 
 
@@ -20,8 +22,9 @@ class RunData:
         config: names them.
 
     Attributes:
-        train: the training split, which maps are made of.
-        fitting: the part of it that models are fitted to.
+        train: the training split; it may lack labels, then the classes are those of the test split.
+        unlabeled: images without labels beside it, or None.
+        fitting: the part of `train` that models are fitted to.
         validation: images to choose by, or None.
         test: images that are read once, at the end.
         num_classes: of the training split.
@@ -29,7 +32,11 @@ class RunData:
 
     def __init__(self, config: RunConfig):
         self.config = config
-        self.train = load_split(config, config.train_split, config.train_limit)
+        train = load_split(config, config.train_split, config.train_limit, labels="optional")
+        self.train = train if train.has_labels else take_classes_of_test(config, train)
+        self.unlabeled = None
+        if config.unlabeled is not None:
+            self.unlabeled = load_unlabeled_images(config.unlabeled, config.unlabeled_split)
         self.num_classes = self.train.num_classes
         self.fitting, self.validation = cut_validation(config, self.train)
         self.test = load_other_split(config, config.test_split, self.train, config.test_limit)
@@ -39,6 +46,22 @@ class RunData:
         """(H, W) of the first training image."""
         width, height = self.train.read(0)[0].size
         return height, width
+
+    @property
+    def mapped(self) -> LabeledImages | MixedImages:
+        """What maps are made of: the training split, then the images without labels."""
+        return self.train if self.unlabeled is None else MixedImages(self.train, self.unlabeled)
+
+    @property
+    def student_images(self) -> LabeledImages | MixedImages:
+        """What the student is fitted to: `fitting`, then the images without labels."""
+        return self.fitting if self.unlabeled is None else MixedImages(self.fitting, self.unlabeled)
+
+    @property
+    def num_unlabeled(self) -> int:
+        """How many of the student's images have no label."""
+        without = [part for part in (self.fitting, self.unlabeled) if part is not None and not part.has_labels]
+        return sum(map(len, without))
 
     @cached_property
     def train_hash(self) -> str:
@@ -52,23 +75,50 @@ class RunData:
         return self.validation.content_hash() if is_apart and self.validation is not None else ""
 
     @cached_property
+    def unlabeled_hash(self) -> str:
+        """Content hash of the images without labels beside the training split, empty where there are none."""
+        return "" if self.unlabeled is None else self.unlabeled.content_hash()
+
+    @cached_property
     def test_hash(self) -> str:
         """Content hash of the test split."""
         return self.test.content_hash()
 
     @cached_property
     def fitting_images(self) -> DeviceImages:
-        """All images to fit, decoded once, on the CPU; a SeveralSizesError where they have several sizes."""
-        return load_images(self.fitting)
+        """The student's images, decoded once, on the CPU; a SeveralSizesError where they have several sizes."""
+        return load_images(self.student_images)
 
 
-def load_split(config: RunConfig, split: str, limit: int | None = None) -> LabeledImages:
+def load_split(config: RunConfig, split: str, limit: int | None = None, labels: Labels = "required") -> LabeledImages:
     """Return a split of the run's dataset, or `limit` images of it, drawn by the seed with every class in its share."""
     if config.dataset.startswith(TIMM_PREFIXES) and not Path(config.dataset).exists():
         raise InputError(f"dataset must be a Hub id, a folder or digits, got timm's {config.dataset}; give its folder")
-    images = load_labeled_images(config.dataset, split, config.image_column, config.label_column, config.revision)
-    labels = images.labels  # all are checked here, before anything is trained
-    return images.subset(stratified_limit(labels, limit, config.seed)) if limit and limit < len(images) else images
+    columns = config.image_column, config.label_column, config.revision
+    images = load_labeled_images(config.dataset, split, *columns, labels=labels)
+    found = images.labels  # all are checked here, before anything is trained
+    return images.subset(stratified_limit(found, limit, config.seed)) if limit and limit < len(images) else images
+
+
+def take_classes_of_test(config: RunConfig, train: LabeledImages) -> LabeledImages:
+    """Return a training split without labels with the names of the classes that its teacher tells apart.
+
+    Raises:
+        InputError: settings that need its labels, or a test split that does not name its classes.
+    """
+    what = f"split {config.train_split!r} of {config.dataset!r} has no labels"
+    if config.compare is not None:
+        raise InputError(f"{what} to train the arm without a teacher on; drop --compare")
+    if config.teacher_epochs > 0:
+        raise InputError(f"{what} to train a teacher on; set teacher_epochs to 0, or put the images into class folders")
+    try:
+        check_unlabeled(config)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    names = load_split(config, config.test_split).class_names
+    if names is None:
+        raise InputError(f"{what}, and split {config.test_split!r} no names of classes; make its labels a ClassLabel")
+    return train.without_labels(names)
 
 
 def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit: int | None = None) -> LabeledImages:
@@ -90,10 +140,13 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
 
 
 def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
-    """Return the images to fit and those to choose by: a split of their own, or a stratified part of `train`."""
+    """Return the images to fit and those to choose by: a split of their own, or a stratified part of `train`.
+
+    Nothing is cut from images without labels, which are none to choose by.
+    """
     if config.validation_split is not None:
         return train, load_other_split(config, config.validation_split, train)
-    if config.validation_fraction == 0:
+    if config.validation_fraction == 0 or not train.has_labels:
         return train, None
     labels = train.labels
     held_out = stratified_indices(labels, config.validation_fraction, config.seed, "validation").numpy()

@@ -103,9 +103,10 @@ class RunInputs:
         if stage == "teacher":
             return (self._fitted if self.config.teacher_epochs > 0 else {}) | self._teacher_start
         if stage == "maps":
-            return {"training images": self.data.train_hash, "teacher": self._model("teacher")}
+            return {"training images": self.data.train_hash, "teacher": self._model("teacher")} | self._unlabeled
         if stage == "student":
-            return self._fitted | {"teacher": self._model("teacher"), "maps": self._maps} | self._student_start
+            made = {"teacher": self._model("teacher"), "maps": self._maps}
+            return self._fitted | made | self._unlabeled | self._student_start
         if stage == "evaluate":
             models = {name: self._model(name) for name in ("teacher", "student")}
             return {"test images": self.data.test_hash} | models
@@ -114,6 +115,10 @@ class RunInputs:
     @property
     def _fitted(self) -> dict[str, str]:
         return {"training images": self.data.train_hash, "validation images": self.data.validation_hash}
+
+    @property
+    def _unlabeled(self) -> dict[str, str]:
+        return {} if self.config.unlabeled is None else {"unlabelled images": self.data.unlabeled_hash}
 
     @cached_property
     def _teacher_start(self) -> dict[str, str]:
@@ -157,9 +162,10 @@ def check_given_maps(config: RunConfig, teacher: nn.Module, data: RunData) -> No
                 f"maps {config.maps!r} were made with another teacher: its {name} differs{here}; give the teacher that "
                 "they were made with, or drop --maps"
             )
-    if found.n != len(data.train):
+    if found.n != len(data.mapped):
+        more = f" and {config.unlabeled!r} give" if config.unlabeled else " gives"
         raise InputError(
-            f"maps {config.maps!r} are of {found.n} images, split {config.train_split!r} gives {len(data.train)} to "
+            f"maps {config.maps!r} are of {found.n} images, split {config.train_split!r}{more} {len(data.mapped)} to "
             "this run; give the store of these images, or drop --maps"
         )
     wanted: dict[str, Any] = {**vars(config.ig_options()), "engine": config.engine, "map_size": config.map_size}

@@ -170,7 +170,9 @@ class Run:
         student = self.models.student(lambda: teacher)
         self.models.task(student, teacher)
         self.config.augmentation().transform(resolve_model_data_config(student))
-        steps_per_epoch(len(self.data.fitting), self.config.batch_size, self.accelerator.num_processes)
+        is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
+        for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:
+            steps_per_epoch(len(images), self.config.batch_size, self.accelerator.num_processes)
         if "maps" not in pending:
             return
         with eval_mode(teacher):
@@ -199,7 +201,7 @@ class Run:
             return
         compute_maps(
             self.models.saved("teacher"),
-            self.data.train,
+            self.data.mapped,
             self.folder.maps,
             options=self.config.ig_options(),
             engine=self.config.engine,
@@ -214,7 +216,7 @@ class Run:
             return
         assert self.config.maps is not None
         store = MapStore(self.config.maps)
-        store.verify(self.data.train)
+        store.verify(self.data.mapped)
         if self.folder.maps.is_dir() and not self.folder.maps.is_symlink():
             raise InputError(
                 f"{str(self.folder.maps)!r} holds maps of an earlier run; choose another --name, or delete it"
@@ -227,7 +229,7 @@ class Run:
             return
         self._add_to_metrics(arms=asdict(self.arms.comparison()) if self.config.compare else None)
         has_overlay = self.config.overlay_prob > 0
-        samples = overlay_samples(MapStore(self.folder.maps), self.data.train, 12) if has_overlay else []
+        samples = overlay_samples(MapStore(self.folder.maps), self.data.mapped, 12) if has_overlay else []
         shown = collect_disagreements(self.folder.path, self.data.test)
         write_report(self.folder.path, samples=samples, disagreements=shown)
 

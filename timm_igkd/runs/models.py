@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from timm_igkd.data.labels import UNLABELED
+from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import MissingFileError, RunError
 from timm_igkd.models.checkpoint import has_weights
@@ -236,13 +238,16 @@ class RunModels:
             self.config,
             student,
             teacher,
-            self.criterion(),
-            task_loss_weight=self.config.task_loss_weight,
+            self.criterion(with_unlabeled=True),
+            task_loss_weight=self.config.task_loss_weight if self.data.train.has_labels else 0.0,
             teacher_class_indices=self.teacher_indices(teacher) if self.config.needs_live_teacher else None,
         )
 
-    def criterion(self) -> nn.Module | None:
-        """Return the loss of the labels; None: timm's for Mixup's soft targets."""
+    def criterion(self, with_unlabeled: bool = False) -> nn.Module | None:
+        """Return the loss of the labels, which some images may lack; None: timm's for Mixup's soft targets."""
+        lacks_labels = self.config.unlabeled is not None or not self.data.train.has_labels
+        if with_unlabeled and lacks_labels:
+            return LabeledCrossEntropy(UNLABELED, self.config.smoothing)
         return None if self.config.mixes else nn.CrossEntropyLoss(label_smoothing=self.config.smoothing)
 
     def teacher_indices(self, teacher: nn.Module) -> list[int] | None:

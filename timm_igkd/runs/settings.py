@@ -65,6 +65,10 @@ class RunConfig:
     train_limit: int | None = _setting(
         "only so many images of the training split, drawn by the seed, every class in its share", None, _TEACHER
     )
+    unlabeled: str | None = _setting(
+        "images without labels, for the distillation loss alone: folder, folder of parquet or Hub id", None, _MAPS
+    )
+    unlabeled_split: str | None = _setting("their split; none: train, or all of a folder of images", None, _MAPS)
     test_limit: int | None = _setting("only so many images of the test split, drawn alike", None, _EVALUATE)
     corruptions: int = _setting("test images under each of 40 corruptions; 0: none", 0, _EVALUATE)
 

@@ -77,6 +77,9 @@ class StudentRun:
             measure_latency=not self.label,
         )
         more = {} if self.label else {"needs_plugin": needs_plugin(student)} | onnx_metrics(student)
+        if not self.label and (without := self.data.num_unlabeled):
+            labeled = len(self.data.student_images) - without
+            more |= {"training_images": {"labeled": labeled, "unlabeled": without}}
         write_metrics(self.folder.metrics, result.metrics | more)
         names = test.class_names or tuple(str(label) for label in range(self.data.num_classes))
         write_predictions(self.folder.predictions, result, names, teacher_class_indices=indices)
@@ -90,12 +93,13 @@ class StudentRun:
             name: which of the two.
         """
         config, model = self.config, task.get_eval_model()
+        with_unlabeled = name == "student" and config.unlabeled is not None
         if config.batches == "device":
             task.to(memory_format=torch.channels_last)  # as the batches are
         transform = create_transform(**resolve_model_data_config(model))
         trainer = Trainer(
             task,
-            create_batches(config, self.data, task, store, self.accelerator),
+            create_batches(config, self.data, task, store, self.accelerator, with_unlabeled=with_unlabeled),
             config.training(name),
             self.accelerator,
             label=self.label or name,
@@ -133,7 +137,7 @@ class Arm:
             own |= {"overlay_prob": 0.0}
         if self.name == "alone":
             own |= {"distill_loss_weight": 0.0, "attention_loss_weight": 0.0, "stored_logits": False}
-            own |= {"task_loss_weight": None}
+            own |= {"task_loss_weight": None, "unlabeled": None, "unlabeled_split": None}
         return replace(config, **own, epochs=config.epochs + more_epochs)
 
 

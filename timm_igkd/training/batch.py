@@ -18,7 +18,7 @@ class Batch:
     Attributes:
         student: [B, 3, H, W] float32, normalised.
         teacher: [B, 3, H, W] float32, the same images' other view under the same crop and flip, or None: one view.
-        labels: [B] int64, or [B, classes] float32 of Mixup and CutMix.
+        labels: [B] int64, UNLABELED (data/labels.py) where there is none, or [B, classes] float32 of Mixup and CutMix.
         logits: [B, classes] float32, stored teacher logits of the clean images, or None.
         maps: [B, 1, H, W] float32 in [0, 1], each image's map in the coordinates of its view, for a loss that compares
             attributions; None where the maker of the batches was not asked for them.

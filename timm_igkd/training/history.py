@@ -22,10 +22,10 @@ class EpochRecord:
         epoch: from 0.
         lr: the learning rate of its last step.
         loss: mean of the weighted sum of the terms.
-        task_loss: mean of cross-entropy, not weighted.
+        task_loss: mean of cross-entropy over the labelled images, not weighted.
         distill_loss: mean of the distillation loss, not weighted.
         attention_loss: mean of the attention transfer loss, not weighted.
-        top1_train: percent of the augmented training images.
+        top1_train: percent of the augmented training images that have labels; None where none has.
         val_loss: mean over the validation images, after the epoch.
         val_top1: percent of the validation images, after the epoch.
         seconds: of the training steps.

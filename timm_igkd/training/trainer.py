@@ -18,6 +18,7 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import RunError
 from timm_igkd.progress import progress_bar
@@ -29,6 +30,7 @@ from timm_igkd.training.schedule import create_scheduler
 from timm_igkd.training.settings import TrainingSettings
 from timm_igkd.training.validation import validate
 
+_LABELED = "labeled"
 _CHECK_STEPS = 200  # long epochs end early where the loss is no longer finite; each check waits for the device
 
 
@@ -176,11 +178,15 @@ class Trainer:
             bar.update()
             if step % _CHECK_STEPS == _CHECK_STEPS - 1:
                 self._check_finite(float(totals["loss"]), epoch)
-        names = [name for name in TERMS if name in totals]
+        names = [*(name for name in TERMS if name in totals), _LABELED]
         sums = self.accelerator.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
         seconds = time.perf_counter() - started
         self._seconds, self._trained_epochs = self._seconds + seconds, self._trained_epochs + 1
         means = {name: value / self.steps for name, value in zip(names, sums, strict=True)}
+        if labeled := means.pop(_LABELED):
+            means["top1_train"] /= labeled
+        else:
+            del means["top1_train"]
         self._check_finite(means["loss"], epoch)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         return EpochRecord(epoch, lr, **means, seconds=round(seconds, 3))
@@ -193,7 +199,7 @@ class Trainer:
         seed_global(seed)
 
     def _train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
-        """Return the step's loss, its terms and its top1, on the device."""
+        """Return the step's loss, its terms, hits in percent and share of labelled images, on the device."""
         accumulated = self.settings.grad_accum_steps
         is_update = (step + 1) % accumulated == 0 or step + 1 == self.steps
         if self.scheduler is not None:
@@ -210,7 +216,8 @@ class Trainer:
             self._update()
         labels = batch.labels.argmax(1) if batch.labels.ndim == 2 else batch.labels
         result["top1_train"] = 100 * (result["output"].argmax(1) == labels).float().mean()
-        return {name: result[name].detach() for name in TERMS if name in result}
+        result[_LABELED] = (labels != UNLABELED).float().mean()
+        return {name: result[name].detach() for name in (*TERMS, _LABELED) if name in result}
 
     def _update(self) -> None:
         if self.settings.clip_grad is not None:

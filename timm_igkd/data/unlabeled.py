@@ -1,0 +1,78 @@
+"""Images without labels, alone or beside labelled ones: a teacher's answers are all that a student learns from them."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch.utils.data
+import xxhash
+
+from timm_igkd.data.folders import check_folder, load_image_folder
+from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
+from timm_igkd.errors import InputError
+
+_TABLES = (".parquet", ".arrow", ".tar", ".zip")
+
+
+def load_unlabeled_images(
+    dataset: str, split: str | None = None, image_column: str | None = None, revision: str | None = None
+) -> LabeledImages:
+    """Open images whose labels, if there are any, are not looked at.
+
+    Args:
+        dataset: a folder of images at any depth; or what `load_labeled_images` opens by `datasets`: a folder of
+            parquet, a Hub id, `digits`.
+        split: of the latter, train if None; of a folder of images: one folder in it. None, and train where there is no
+            such folder: all of it.
+        image_column: as `load_labeled_images` takes it.
+        revision: of a Hub dataset.
+
+    Raises:
+        MissingFileError: no such folder. InputError: no images in it, or whatever `load_labeled_images` refuses.
+    """
+    if dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset):
+        raise InputError(f"unlabeled must be a folder of images or of parquet, or a Hub id, got timm's {dataset}")
+    folder = os.path.expanduser(dataset)
+    if os.path.isdir(folder) and not _holds_tables(folder):
+        part = os.path.join(folder, split or "train")
+        is_whole = split is None or (split == "train" and not os.path.isdir(part))
+        return load_image_folder(dataset, os.path.abspath(check_folder(folder if is_whole else part)), split or "train")
+    return load_labeled_images(dataset, split or "train", image_column, None, revision, labels="ignored")
+
+
+def _holds_tables(folder: str) -> bool:
+    return any(name.endswith(_TABLES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+class MixedImages(torch.utils.data.ConcatDataset):
+    """Labelled images, then images without labels, as one dataset whose classes are those of the labelled ones.
+
+    Args:
+        labeled: images with labels.
+        unlabeled: images without.
+    """
+
+    def __init__(self, labeled: LabeledImages, unlabeled: LabeledImages):
+        super().__init__([labeled, unlabeled])
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self.name, self.split, self.revision = labeled.name, labeled.split, labeled.revision
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, [n] int64, UNLABELED where there is none."""
+        return np.concatenate([self.labeled.labels, self.unlabeled.labels])
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Of the labelled images."""
+        return self.labeled.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Of the labelled images."""
+        return self.labeled.num_classes
+
+    def content_hash(self) -> str:
+        """Return a hash of both parts, 32 hex digits."""
+        return xxhash.xxh3_128_hexdigest((self.labeled.content_hash() + self.unlabeled.content_hash()).encode())
