@@ -118,7 +118,7 @@ def _check_losses(config: "RunConfig") -> None:
 
 
 def _check_compare(config: "RunConfig") -> None:
-    check_range("seeds", config.seeds, 1)
+    check_count("seeds", config.seeds, 1)
     if config.compare is None:
         if config.seeds > 1:
             raise InputError(f"seeds {config.seeds} are for the arms of a comparison; add --compare, or drop them")
