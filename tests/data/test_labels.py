@@ -153,7 +153,7 @@ def test_row_without_a_label_is_named_without_decoding(tmp_path):
 def test_options_without_effect_are_refused(name, option, tmp_path):
     flag = "--" + option.replace("_", "-")
     with pytest.raises(InputError, match=f"{flag} x has no effect on '{name}'"):
-        load_labeled_images(name, "train", data_dir=str(tmp_path), **{option: "x"})
+        load_labeled_images(name, "train", data_dir=str(tmp_path) if "/" in name else None, **{option: "x"})
 
 
 def test_revision_of_a_local_folder_is_refused(tiny_images):

@@ -22,6 +22,7 @@ FIRST_STAGE = {
     "maps": {
         *("engine", "n_steps", "max_steps", "tolerance", "map_method", "map_baseline", "map_target"),
         "map_output",
+        *("unlabeled", "unlabeled_split"),
         *("map_reduction", "map_size", "stored_logits", "maps"),
     },
     "student": {
