@@ -408,7 +408,7 @@ def test_server_in_trouble_is_one_line_when_loading(hub, plain_run, monkeypatch,
     quick_client(monkeypatch)
     push_student(plain_run, REPO)
     hub.fault("503", method, path, times=1000)
-    with pytest.raises(RunError, match=f"'{REPO}'") as raised:
+    with pytest.raises(RunError, match=f"'hf-hub:{REPO}'") as raised:
         load_model(f"hf-hub:{REPO}")
     assert len(str(raised.value).splitlines()) == 1
     assert HUB_TOKEN not in str(raised.value)
