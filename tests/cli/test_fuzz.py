@@ -70,7 +70,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Leave out what takes seconds and reads nothing of the user's."""
     patch.setattr("timm_igkd.evaluation.metrics.time_model", lambda *args: {})
-    patch.setattr("timm_igkd.runs.job.onnx_metrics", lambda model: {})
+    patch.setattr("timm_igkd.runs.students.onnx_metrics", lambda model: {})
 
 
 def accept(*args: Any, **options: Any) -> None:
