@@ -78,8 +78,8 @@ def accept(*args: Any, **options: Any) -> None:
 
 
 @pytest.fixture
-def here(valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go into a copy of `valid`, from where nothing is published or exported and no study trains."""
+def here(valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Go into a copy of `valid`, from where nothing is published or exported and no study trains; it is removed."""
     shutil.copytree(valid, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "TokenOfNobody0" * 2)
@@ -88,7 +88,8 @@ def here(valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in work:
         monkeypatch.setattr(f"timm_igkd.{name}", accept)
     monkeypatch.setattr(study.Study, "_run", accept)
-    return tmp_path / "here"
+    yield tmp_path / "here"
+    shutil.rmtree(tmp_path, ignore_errors=True)  # thousands of copies would fill a disk
 
 
 @pytest.fixture(autouse=True)
