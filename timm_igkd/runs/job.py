@@ -227,10 +227,10 @@ class Run:
         """Write the page of the run."""
         if not self.accelerator.is_main_process:
             return
-        self._add_to_metrics(arms=asdict(self.arms.comparison()) if self.config.compare else None)
         has_overlay = self.config.overlay_prob > 0
         samples = overlay_samples(MapStore(self.folder.maps), self.data.mapped, 12) if has_overlay else []
-        shown = collect_disagreements(self.folder.path, self.data.test)
+        shown = collect_disagreements(self.folder.path, self.data.test)  # a damaged file is found before any is written
+        self._add_to_metrics(arms=asdict(self.arms.comparison()) if self.config.compare else None)
         write_report(self.folder.path, samples=samples, disagreements=shown)
 
     # ---- parts of the stages ----
