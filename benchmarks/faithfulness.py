@@ -147,7 +147,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of the curves")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "faithfulness_cpu.json")
+    parser.add_argument("--table", action="store_true", help="only print a written file as tables")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.out.read_text(encoding="utf-8"))))
+        return
     keep_freed_memory()
     result: dict[str, Any] = {"command": "python " + " ".join(sys.argv), "environment": environment(), "cases": {}}
     for name, case in cases(arguments.shared).items():

@@ -36,6 +36,13 @@ def test_off_a_terminal_a_line_comes_every_half_minute(clock, capsys):
     ]
 
 
+def test_what_was_there_before_says_nothing_about_the_time_left(clock, capsys):
+    with progress_bar(total=12, desc="maps", unit="img", initial=6) as bar:
+        for _ in range(3):
+            bar.update()
+    assert capsys.readouterr().err == "maps: 9 of 12 img (75 %), 0:30 gone, about 0:30 left\n"
+
+
 def test_short_work_prints_nothing(capsys):
     assert list(progress_bar(range(5), desc="verify", unit="img")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr() == ("", "")
@@ -55,8 +62,8 @@ def test_what_is_iterated_over_is_counted_and_more_is_told(clock, capsys):
 def test_a_terminal_gets_tqdms_bar(monkeypatch):
     assert isinstance(progress_bar(range(3), desc="x", unit="img"), LineProgress)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    bar = progress_bar(range(3), desc="x", unit="img")
-    assert isinstance(bar, tqdm)
+    bar = progress_bar(total=3, desc="x", unit="img", initial=1)
+    assert (isinstance(bar, tqdm), bar.n, bar.initial) == (True, 1, 1)
     bar.close()
 
 

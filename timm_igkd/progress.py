@@ -20,11 +20,12 @@ class LineProgress(Generic[_T]):
         total: of what is counted, or None where it is not known.
         desc: what is done.
         unit: of what is counted.
+        initial: how many were there before: counted as done, not as work of this time.
     """
 
-    def __init__(self, items: Iterable[_T] | None, total: int | None, desc: str, unit: str):
+    def __init__(self, items: Iterable[_T] | None, total: int | None, desc: str, unit: str, initial: int = 0):
         self._items, self.total, self.desc, self.unit = items, total, desc, unit
-        self.n = 0
+        self.n = self._initial = initial
         self._postfix = ""
         self._started = self._told = time.monotonic()
 
@@ -52,7 +53,7 @@ class LineProgress(Generic[_T]):
         text = f"{self.desc}: {self.n}"
         if self.total:
             text += f" of {self.total} {self.unit} ({100 * self.n / self.total:.0f} %)"
-            left = seconds * (self.total - self.n) / self.n if self.n else 0.0
+            left = seconds * (self.total - self.n) / max(1, self.n - self._initial)
             return f"{text}, {_clock(seconds)} gone, about {_clock(left)} left{self._postfix}"
         return f"{text} {self.unit}, {_clock(seconds)} gone{self._postfix}"
 
@@ -82,6 +83,7 @@ def progress_bar(
     desc: str,
     unit: str,
     show: bool = True,
+    initial: int = 0,
     **options: Any,
 ) -> Any:
     """Return tqdm's bar where stderr is a terminal, else a `LineProgress`; both are used alike.
@@ -92,10 +94,11 @@ def progress_bar(
         desc: what is done.
         unit: of what is counted.
         show: False: nothing is shown.
+        initial: how many of the total are there already, as after a resumption; the time left is of the rest.
         options: of tqdm.
     """
     if not show or sys.stderr.isatty():
-        return tqdm(items, total=total, desc=desc, unit=unit, disable=not show, **options)
+        return tqdm(items, total=total, desc=desc, unit=unit, disable=not show, initial=initial, **options)
     if total is None and items is not None:
         total = operator.length_hint(items) or None
-    return LineProgress(items, total, desc, unit)
+    return LineProgress(items, total, desc, unit, initial)

@@ -91,7 +91,7 @@ REFUSED = {
     "a test split that is not there": ([*INT8, "--evaluate-split", "tset"], "no split 'tset'"),
     "no image to calibrate with": ([*INT8, "--calibration", 0], "calibration must be at least 1, got 0"),
     "a drop below 0": (["--max-drop", -1], "max_drop must be in [0, 100], got -1"),
-    "no input size": (["--img-size", 0], "Expected a positive image size"),
+    "no input size": (["--img-size", 0], "img_size must be at least 1, got 0"),
 }
 
 

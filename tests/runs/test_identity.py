@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 from command_lines import Runner, tiny_run, two_splits
-from timm_igkd.runs.inputs import RunInputs
 
 from timm_igkd import load_labeled_images
 from timm_igkd.data.subsets import stratified_limit
-from timm_igkd.runs.folder import RunFolder
+from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.settings import RunConfig
 
 

@@ -97,3 +97,10 @@ def test_unknown_protocol_offers_the_nearest():
         parse("--protocol", "papier")
     with pytest.raises(InputError, match="did you mean 'paper'"):
         RunConfig(protocol="papier")  # type: ignore[arg-type]
+
+
+def test_a_number_of_cut_entries_alone_asks_for_the_truncated_teacher():
+    assert RunConfig().student == "test_resnet"
+    assert RunConfig(student_drop=3).student is None
+    with pytest.raises(InputError, match="student_drop 3 is for a truncated teacher, but the student is resnet18"):
+        RunConfig(student="resnet18", student_drop=3)

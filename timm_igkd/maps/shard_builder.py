@@ -55,11 +55,11 @@ class ShardBuilder:
     def build(self, shards: list[int], progress: bool = True) -> None:
         """Compute and write the shards that are not there yet; those that are there are checked first."""
         total = sum(len(self.manifest.rows_of(shard)) for shard in shards)
-        bar = progress_bar(total=total, unit="img", desc="maps", show=progress, smoothing=0.05)
+        missing = [shard for shard in shards if not self._is_done(shard)]
+        there = total - sum(len(self.manifest.rows_of(shard)) for shard in missing)
+        bar = progress_bar(total=total, unit="img", desc="maps", show=progress, initial=there, smoothing=0.05)
         writing: Future[None] | None = None
         with bar, ThreadPoolExecutor(1) as writer:
-            missing = [shard for shard in shards if not self._is_done(shard)]
-            bar.update(total - sum(len(self.manifest.rows_of(shard)) for shard in missing))
             built: list[MapRow] = []
             for shard, batch, items in self._read_ahead(missing):
                 built += self._within_memory(batch, items)

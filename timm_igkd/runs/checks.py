@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from timm_igkd.errors import InputError, check_count, check_range
+from timm_igkd.runs.protocols import PRESETS
 
 if TYPE_CHECKING:
     from timm_igkd.runs.settings import RunConfig
@@ -78,7 +79,13 @@ def _check_student(config: "RunConfig") -> None:
         for name in ("student_args", "student_checkpoint"):
             if getattr(config, name):
                 raise InputError(f"{name} is for a student given by name; student is none: drop it")
-    elif config.student_init == "teacher":
+        return
+    if config.student_drop != PRESETS[config.protocol]["student_drop"]:
+        raise InputError(
+            f"student_drop {config.student_drop} is for a truncated teacher, but the student is {config.student}; set "
+            "student to none, or drop student_drop"
+        )
+    if config.student_init == "teacher":
         raise InputError(
             "student_init teacher is for a truncated teacher; set student to none, or student_init to pretrained or "
             "random"

@@ -130,6 +130,8 @@ def resolve_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     protocol = settings["protocol"] or ("demo" if is_demo else "modern")
     preset = PRESETS[check_choice("protocol", protocol, get_args(Protocol))]
     found = {name: preset[name] for name, value in settings.items() if isinstance(value, PerProtocol)}
+    if "student_drop" not in found and "student" in found:
+        found["student"] = None  # who says how much to cut wants the truncated teacher, whatever the protocol trains
     wanted = settings | found
     if "teacher_init" in found and wanted["teacher_epochs"] == 0:
         found["teacher_init"] = "pretrained"  # it is taken as it is
