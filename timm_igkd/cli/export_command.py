@@ -5,7 +5,6 @@ import argparse
 from timm_igkd.cli.commands import model_from, split_from
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
-from timm_igkd.export.record import ExportedFile, ExportRecord
 from timm_igkd.export.student import export_student
 
 
@@ -24,9 +23,7 @@ def export_command(args: argparse.Namespace) -> None:
         max_drop=args.max_drop,
         name=args.model,
     )
-    for file in record.exports:
-        print(f"{args.out / file.file}: {_told(file, record)}")
-    print(_recommendation(record))
+    print(*record.sentences(args.out), sep="\n")
     failed = [file for file in record.exports if not file.passed]
     if failed:
         losses = ", ".join(f"{f.format} {f.drop:.2f} ({record.pytorch_top1:.2f} to {f.top1:.2f} %)" for f in failed)
@@ -47,21 +44,3 @@ def _check_datasets(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} has no effect without --dataset; name it too")
     if args.dataset and not (args.split or args.evaluate_split):
         raise InputError(f"--dataset {args.dataset} has no effect alone; name a split with --split or --evaluate-split")
-
-
-def _told(file: ExportedFile, record: ExportRecord) -> str:
-    images = record.verified_on
-    top1 = "" if file.top1 is None else f"top1 {file.top1:.2f} % (PyTorch {record.pytorch_top1:.2f} %), "
-    return (
-        f"{file.size_mb:.2f} MB, {top1}PyTorch's answer on {file.agreement:.2f} % of {images.n} images of "
-        f"{images.split or 'noise'}, largest difference {file.max_difference:.2g}, {file.latency_ms.median:.2f} ms"
-    )
-
-
-def _recommendation(record: ExportRecord) -> str:
-    times = {file.format: file.latency_ms.median for file in record.exports}
-    if "onnx-int8" not in times:
-        return f"recommended: {record.recommended}"
-    ratio = times["onnx-int8"] / times["onnx"]
-    slower = "slower than" if ratio >= 1 else "faster than"
-    return f"recommended: {record.recommended}; int8 is {slower} float on this machine, {ratio:.2f} of its time"

@@ -1,12 +1,12 @@
 """What an export says of itself, export.json: one reader and one writer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from timm_igkd.data.items import dataset_name, first_part
-from timm_igkd.errors import MissingFileError
+from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.onnx_file import OnnxMetadata
 from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
@@ -73,6 +73,26 @@ class ExportedFile:
 
 
 @dataclass(frozen=True)
+class ExportSummary:
+    """What a run's metrics.json says of one file; names as of `ExportedFile`.
+
+    Attributes:
+        latency_ms: median.
+        recommended: the fastest of the files that passed.
+    """
+
+    format: Format
+    file: str
+    size_mb: float
+    top1: float | None
+    agreement: float
+    latency_ms: float
+    runtime: str
+    passed: bool = True
+    recommended: bool = False
+
+
+@dataclass(frozen=True)
 class Quantisation:
     """How a file was made int8: onnxruntime's static quantisation, see `int8.quantise`.
 
@@ -125,11 +145,50 @@ class ExportRecord:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the entry `exports` of a run's metrics.json."""
-        names = ("format", "file", "size_mb", "top1", "agreement", "runtime")
+        names = ("format", "file", "size_mb", "top1", "agreement", "runtime", "passed")
         return [
-            {name: getattr(file, name) for name in names} | {"latency_ms": file.latency_ms.median}
+            asdict(
+                ExportSummary(
+                    **{name: getattr(file, name) for name in names},
+                    latency_ms=file.latency_ms.median,
+                    recommended=file.format == self.recommended,
+                )
+            )
             for file in self.exports
         ]
+
+    def sentences(self, folder: Path) -> list[str]:
+        """Return what people are told: one line a file of the export's folder, and which one to take."""
+        return [f"{folder / file.file}: {self._told(file)}" for file in self.exports] + [self._recommendation()]
+
+    def _told(self, file: ExportedFile) -> str:
+        images = self.verified_on
+        top1 = "" if file.top1 is None else f"top1 {file.top1:.2f} % (PyTorch {self.pytorch_top1:.2f} %), "
+        return (
+            f"{file.size_mb:.2f} MB, {top1}PyTorch's answer on {file.agreement:.2f} % of {images.n} images of "
+            f"{images.split or 'noise'}, largest difference {file.max_difference:.2g}, {file.latency_ms.median:.2f} ms"
+        )
+
+    def _recommendation(self) -> str:
+        times = {file.format: file.latency_ms.median for file in self.exports}
+        if "onnx-int8" not in times:
+            return f"recommended: {self.recommended}"
+        ratio = times["onnx-int8"] / times["onnx"]
+        slower = "slower than" if ratio >= 1 else "faster than"
+        lost = "".join(f"; {f.format} lost {f.drop:.2f} points of top1" for f in self.exports if not f.passed)
+        return f"recommended: {self.recommended}; int8 is {slower} float on this machine, {ratio:.2f} of its time{lost}"
+
+
+def read_summaries(metrics: Mapping[str, Any]) -> list[ExportSummary]:
+    """Return the entry `exports` of a run's metrics.json; none of a run without.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    found = metrics.get("exports") or []
+    if not isinstance(found, list):
+        raise InputError(f"metrics.json: exports must be a list, found {found!r}; run the export again")
+    return [parse_record(ExportSummary, entry, f"metrics.json: exports[{i}]") for i, entry in enumerate(found)]
 
 
 def write_export_record(folder: Path, record: ExportRecord) -> None:

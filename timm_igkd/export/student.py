@@ -97,6 +97,12 @@ def export_student(
     return record
 
 
+def check_exportable(model: nn.Module) -> None:
+    """Raise RunError where a model cannot be exported: asked before it is trained, whatever its weights."""
+    with tempfile.TemporaryDirectory() as temporary:
+        write_onnx(model, Path(temporary) / FILES["onnx"])
+
+
 def _output_folder(out: Path) -> Path:
     """Return the folder, there or not; refuse one whose files could not be written."""
     if not out.name or (out.exists() and not out.is_dir()):

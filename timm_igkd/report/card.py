@@ -16,6 +16,8 @@ from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
     Row,
+    export_note,
+    export_rows,
     label_counts,
     large,
     plain,
@@ -64,7 +66,7 @@ _SETTINGS = {
 # Told in sentences or in the table of the maps, or without a trace in the weights.
 _TOLD_ELSEWHERE = frozenset(
     "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
-    "compare seeds teacher teacher_epochs teacher_init student student_drop student_init maps "
+    "compare seeds export teacher teacher_epochs teacher_init student student_drop student_init maps "
     "engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
 )
 
@@ -117,6 +119,8 @@ def model_card(
         seeds=seed_summary([m["top1"] for m in run.seed_metrics]) if run.seed_metrics else None,
         sizes=size_rows(metrics or {"num_parameters": count_parameters(model), "macs": count_macs(model)})
         + _onnx_rows(metrics),
+        exports=export_rows(metrics),
+        export_note=export_note(metrics),
         hardware=hardware,
         robustness=metrics.get("robustness"),
         teacher_robustness=(metrics.get("teacher") or {}).get("robustness"),

@@ -154,6 +154,8 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "calibration": calibration_views(predictions),
         "disagreement": disagreement_view(predictions, disagreements),
         "sizes": tables.size_rows(metrics),
+        "exports": tables.export_rows(metrics),
+        "export_note": tables.export_note(metrics),
         "latency_note": _latency_note(metrics),
         "command": _command(environment),
         "provenance": _provenance_groups(config, metrics, environment, maps),

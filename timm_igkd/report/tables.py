@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from timm_igkd.export.record import read_summaries
+
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"
 ABSENT = DASH
@@ -172,6 +174,32 @@ def size_rows(metrics: Mapping[str, Any]) -> list[Row]:
                 )
             )
     return rows
+
+
+def export_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return file, size, top-1, same answers, latency and a word on it of each file that a student was exported to."""
+    return [
+        (
+            file.file,
+            f"{file.size_mb:.3g}{NARROW}MB",
+            ABSENT if file.top1 is None else percent(file.top1, 2),
+            percent(file.agreement, 2),
+            f"{file.latency_ms:.3g}{NARROW}ms",
+            "take this one" if file.recommended else "" if file.passed else "lost too much",
+        )
+        for file in read_summaries(metrics)
+    ]
+
+
+def export_note(metrics: Mapping[str, Any]) -> str:
+    """Say what the numbers of the exported files are of; empty where there are none."""
+    files = read_summaries(metrics)
+    if not files:
+        return ""
+    return (
+        f"Top-1 is that of the exported file on the {count(metrics['n'])} test images, beside the share of them on "
+        f"which it answers as the PyTorch model does; median latency of one image in {files[0].runtime}, files in turn."
+    )
 
 
 def _compare_size(name: str, teacher: float | None, student: float, show: Any, better: str) -> Row:

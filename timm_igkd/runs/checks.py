@@ -80,6 +80,7 @@ def _check_student(config: "RunConfig") -> None:
             if getattr(config, name):
                 raise InputError(f"{name} is for a student given by name; student is none: drop it")
         return
+    assert config.protocol is not None
     if config.student_drop != PRESETS[config.protocol]["student_drop"]:
         raise InputError(
             f"student_drop {config.student_drop} is for a truncated teacher, but the student is {config.student}; set "

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from timm_igkd.errors import InputError
+from timm_igkd.export.record import RECORD
 from timm_igkd.files import hash_files, remove_abandoned
 from timm_igkd.maps.build import source_teacher
 from timm_igkd.maps.store import MapStore
@@ -54,6 +55,11 @@ class RunFolder:
     def predictions(self) -> Path:
         """Logits of the test images."""
         return self.path / "predictions.npz"
+
+    @property
+    def export(self) -> Path:
+        """The student's exported files, and the record of them."""
+        return self.path / "export"
 
     @property
     def page(self) -> Path:
@@ -110,7 +116,11 @@ class RunInputs:
         if stage == "evaluate":
             models = {name: self._model(name) for name in ("teacher", "student")}
             return {"test images": self.data.test_hash} | models
-        return {"predictions": hash_files([self.folder.predictions])}  # metrics.json still gets the stages' times
+        if stage == "export":
+            images = {"training images": self.data.train_hash, "test images": self.data.test_hash}
+            return images | {"student": self._model("student")}
+        exported = {"exported files": hash_files([self.folder.export / RECORD])} if self.config.export else {}
+        return {"predictions": hash_files([self.folder.predictions])} | exported  # metrics.json still gets the times
 
     @property
     def _fitted(self) -> dict[str, str]:

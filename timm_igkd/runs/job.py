@@ -1,4 +1,4 @@
-"""The whole job: teacher -> maps -> student -> evaluate -> arms -> report, each stage skipped where it is complete."""
+"""The whole job: teacher, maps, student, evaluate, arms, export, report; each stage is skipped where it is complete."""
 
 import sys
 from collections.abc import Iterator
@@ -19,6 +19,9 @@ from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.metrics import write_metrics
+from timm_igkd.evaluation.onnx_file import require_onnx_packages
+from timm_igkd.export.record import read_export_record
+from timm_igkd.export.student import check_exportable, export_student
 from timm_igkd.files import read_mapping, write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
@@ -49,7 +52,8 @@ def distill(config: RunConfig | None = None) -> Path:
         config: the settings; default: the digits demo.
 
     Returns:
-        The run's folder: config.yaml, teacher/, maps/, student/, metrics.json, report/index.html; with compare arms/.
+        The run's folder: config.yaml, teacher/, maps/, student/, metrics.json, report/index.html; with compare arms/,
+        with export export/.
 
     Raises:
         InputError: settings, data and models that do not fit together, found before anything is written; a folder of
@@ -70,6 +74,8 @@ class Run:
 
     def __init__(self, config: RunConfig):
         check_trackers(config.trackers)
+        if config.export:
+            require_onnx_packages("export")
         self.folder = RunFolder(Path(config.output_dir) / config.name)
         self.accelerator = Accelerator(
             log_with=list(config.trackers) or None,
@@ -86,8 +92,8 @@ class Run:
         self.kept, self.arms = StudentRun(*parts), Arms(*parts)
         inputs = RunInputs(self.config, self.data, self.folder)
         self.stages = self._create_stages(self._stages(), inputs)
-        report = Stage("report", self.report, is_redone=True)
-        self.last = self._create_stages([report], inputs)
+        export = [Stage("export", self.export, is_redone=True)] if config.export else []
+        self.last = self._create_stages([*export, Stage("report", self.report, is_redone=True)], inputs)
 
     def _create_stages(self, stages: list[Stage], inputs: RunInputs) -> Stages:
         def read(name: StageName) -> dict[str, str]:
@@ -169,6 +175,8 @@ class Run:
         teacher = self._teacher_architecture() if "teacher" not in pending else self.models.teacher()
         student = self.models.student(lambda: teacher)
         self.models.task(student, teacher)
+        if self.config.export and self.accelerator.is_main_process:
+            check_exportable(student)
         self.config.augmentation().transform(resolve_model_data_config(student))
         is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
         for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:
@@ -223,6 +231,20 @@ class Run:
             )
         self.folder.maps.symlink_to(store.path.resolve(), target_is_directory=True)
 
+    def export(self) -> None:
+        """Write the student's files for the edge, calibrated on training images and verified on the test split."""
+        if not self.accelerator.is_main_process:
+            return
+        record = export_student(
+            self.models.saved("student"),
+            self.folder.export,
+            int8="onnx-int8" in self.config.export,
+            calibration=self.data.fitting,
+            evaluation=self.data.test,
+            name="student",
+        )
+        self.accelerator.print(*record.sentences(self.folder.export), sep="\n")
+
     def report(self) -> None:
         """Write the page of the run."""
         if not self.accelerator.is_main_process:
@@ -230,7 +252,10 @@ class Run:
         has_overlay = self.config.overlay_prob > 0
         samples = overlay_samples(MapStore(self.folder.maps), self.data.mapped, 12) if has_overlay else []
         shown = collect_disagreements(self.folder.path, self.data.test)  # a damaged file is found before any is written
-        self._add_to_metrics(arms=asdict(self.arms.comparison()) if self.config.compare else None)
+        self._add_to_metrics(
+            arms=asdict(self.arms.comparison()) if self.config.compare else None,
+            exports=read_export_record(self.folder.export).metrics() if self.config.export else None,
+        )
         write_report(self.folder.path, samples=samples, disagreements=shown)
 
     # ---- parts of the stages ----

@@ -17,13 +17,14 @@ if TYPE_CHECKING:  # the command line reads the settings without torch and timm
     from timm_igkd.training.augmentation import TrainAugmentation
 
 Start = Literal["pretrained", "random"]
-StageName = Literal["teacher", "maps", "student", "evaluate", "report"]
+StageName = Literal["teacher", "maps", "student", "evaluate", "export", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 BatchesChoice = Literal["auto", "workers", "device"]
+ExportFormat = Literal["onnx", "onnx-int8"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 # The first stage whose output a setting changes; what a later stage is made of changes with it.
-_TEACHER, _MAPS, _STUDENT, _EVALUATE, _REPORT = (("teacher",), ("maps",), ("student",), ("evaluate",), ("report",))
+_TEACHER, _MAPS, _STUDENT, _EVALUATE, _EXPORT, _REPORT = ((name,) for name in STAGES)
 _TRAINING = ("teacher", "student")  # of the teacher only where it is trained
 _NONE = ()  # names, places, speed: no output depends on it
 
@@ -171,6 +172,12 @@ class RunConfig:
         "of every arm of compare, from seed on; 1: the verdict is about these students, from 3 on about the method",
         1,
         _REPORT,
+    )
+    export: tuple[ExportFormat, ...] = _setting(
+        "files of the student for onnxruntime, verified and timed; onnx-int8 is calibrated on training images and "
+        "brings the float file along",
+        (),
+        _EXPORT,
     )
     max_steps_per_epoch: int | None = _setting("stop every epoch early, to try a configuration", None, _TRAINING)
 
