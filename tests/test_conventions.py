@@ -86,6 +86,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_caches_go_to_hf_home_and_offline_is_at_once(tmp_path):
     images = ImageList([noise_image(seed) for seed in range(3)], [0, 1, 0])
     maps = write_store(tmp_path / "maps", images, [ramp(index, 16, 16) for index in range(3)]).path

@@ -100,6 +100,7 @@ def test_timm_knows_the_models_whatever_is_imported_first(order, tmp_path):
     assert run_python(ORDERS[order] + REGISTERED, tmp_path, "-W", "ignore") == "registered"
 
 
+@pytest.mark.slow
 def test_registering_brings_nothing_but_models_and_the_op(tmp_path):
     code = (
         "import sys, timm; before = {*sys.modules}; import timm_igkd\n"

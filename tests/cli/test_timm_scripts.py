@@ -108,6 +108,7 @@ def test_export_script_writes_an_onnx_file_that_agrees(saved, tmp_path, exporter
     assert np.abs(found - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_fresh_process_needs_the_plugin_and_has_it(images, tmp_path):
     save_model(student("igkd_truncated"), tmp_path / "student")
     script = [str(SCRIPTS / "validate.py"), str(images), "-m", f"local-dir:{tmp_path / 'student'}", "--pretrained"]

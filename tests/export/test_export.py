@@ -41,6 +41,7 @@ def exported(tmp_path_factory):
     return export_student(digits_student(), folder, int8=True, progress=False, **options), folder
 
 
+@pytest.mark.slow
 def test_digits_student_loses_nothing_in_float_and_little_in_int8(exported):
     record, _ = exported
     floats, int8 = record.exports

@@ -27,6 +27,7 @@ def student(tmp_path_factory):
     return lambda name: f"local-dir:{folder / name}"
 
 
+@pytest.mark.slow
 def test_files_are_told_with_their_numbers(student, command: Runner, tmp_path):
     out = tmp_path / "new" / "export"
     outcome = command("export", "--model", student("reader"), "--out", out, *INT8, "--evaluate-split", "test")
@@ -40,6 +41,7 @@ def test_files_are_told_with_their_numbers(student, command: Runner, tmp_path):
     assert record["quantisation"]["calibrated_on"] == {"n": 32, "dataset": "digits", "split": "train"}
 
 
+@pytest.mark.slow
 def test_too_large_a_drop_ends_with_1_and_keeps_marked_files(student, command: Runner, tmp_path, monkeypatch):
     quantise = int8_module.quantise
 

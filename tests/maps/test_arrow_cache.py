@@ -91,6 +91,7 @@ def test_damaged_cache_is_named_with_the_remedy(store, length):
     assert MapStore(store.path).rows[:] == store.rows[:]
 
 
+@pytest.mark.slow
 def test_training_process_imports_no_datasets_nor_pandas(store):
     """`timm-igkd run` has a budget of 10 % of a small training's memory; these two would take most of it."""
     program = (

@@ -157,6 +157,7 @@ def test_what_cannot_be_a_name_is_a_missing_folder(hub, path):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_fresh_process_loads_and_streams_as_the_card_says(hub, store, tmp_path):
     push_maps(store.path, REPO, private=True)
     use, stream = code_blocks(published(hub)["README.md"].decode())

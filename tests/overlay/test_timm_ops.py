@@ -97,6 +97,7 @@ def counted(dataset: IGOverlayDataset) -> list[int]:
 # ---- timm without the name
 
 
+@pytest.mark.slow
 def test_the_import_adds_the_op_and_changes_nothing_else():
     done = subprocess.run([sys.executable, "-c", SNAPSHOT], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

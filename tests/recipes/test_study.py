@@ -109,6 +109,7 @@ def test_every_cell_and_seed_becomes_a_row_seed_by_seed(run, settings):
     assert json.loads(rows[0]["settings"])["cell"]["student"] == "test_resnet"
 
 
+@pytest.mark.slow
 def test_predictions_beside_the_rows_give_their_accuracy(run, settings):
     assert run(settings).code == 0
     rows = StudyRows(settings["output_dir"])
@@ -141,6 +142,7 @@ def test_arms_of_one_seed_start_from_the_same_weights(settings, tmp_path):
     assert first != other
 
 
+@pytest.mark.slow
 def test_a_run_another_process_has_begun_is_left_to_it(run, settings):
     config = StudyConfig(**settings)
     name = f"{config.run_hash(config.cells['KD'])}-0.lock"
@@ -243,6 +245,7 @@ def test_validation_images_are_cut_from_training_and_the_test_split_is_not_read(
     assert not any(torch.equal(image, other) for image in held_out for other in kept)
 
 
+@pytest.mark.slow
 def test_rows_of_another_machine_are_merged_once(run, settings, tmp_path):
     assert run(settings | {"seeds": 1}).code == 0
     elsewhere = settings | {"output_dir": str(tmp_path / "elsewhere"), "first_seed": 1, "seeds": 1}
@@ -281,12 +284,14 @@ def test_rows_that_were_computed_otherwise_are_refused(run, settings):
     assert rows.add(row | {"seed": "99", "versions": json.dumps(old)}, rows.predictions(key_of(row)), rows.labels())
 
 
+@pytest.mark.slow
 def test_commit_can_be_named_where_there_is_no_history(run, settings, monkeypatch):
     monkeypatch.setenv("TIMM_IGKD_COMMIT", "abc1234")
     assert run(settings | {"seeds": 1}).code == 0
     assert {row["commit"] for row in rows_of(settings)} == {"abc1234"}
 
 
+@pytest.mark.slow
 def test_trackers_get_every_epoch_of_a_study(run, settings):
     assert run(settings | {"seeds": 1, "trackers": ["tensorboard"]}).code == 0
     assert list(Path(settings["work_dir"]).rglob("events.out.tfevents.*"))
@@ -299,12 +304,14 @@ def test_tracker_of_a_study_that_is_not_installed_is_one_line(run, settings, mon
     assert "trackers not installed: trackio; pip install trackio" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_finished_run_leaves_no_optimizer_behind(settings):
     planned = study.Study(StudyConfig(**settings | {"seeds": 1}))
     planned.run_missing()
     assert planned.accelerator._optimizers == []
 
 
+@pytest.mark.slow
 def test_parallel_processes_give_the_rows_of_one(run, settings, tmp_path):
     assert run(settings).code == 0
     expected = {key_of(row): row for row in without_time(rows_of(settings))}

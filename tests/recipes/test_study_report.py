@@ -91,6 +91,7 @@ def test_figures_are_drawings_in_fixed_colours_on_a_background(primary, tmp_path
         assert text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_links_of_markdown_lead_to_figures_in_any_folder(primary, tmp_path):
     write_report([primary.config], tmp_path / "a" / "R.md", tmp_path / "R.html", figures=tmp_path / "b" / "c")
     links = re.findall(r"\((.+\.svg)\)", (tmp_path / "a" / "R.md").read_text())
@@ -125,6 +126,7 @@ def test_equal_rows_give_equal_files(primary, pages, tmp_path):
     assert again[0] == pages[0]
 
 
+@pytest.mark.slow
 def test_order_of_rows_changes_nothing(tmp_path):
     config = primary_study(tmp_path, seeds=3)
     add_rows(config, measured=False)

@@ -166,6 +166,7 @@ def test_private_push_refuses_a_repository_that_is_public(hub, plain_run, capfd)
 # ---- in a fresh process, with an empty cache ----
 
 
+@pytest.mark.slow
 def test_plain_student_loads_in_a_fresh_process_without_the_plugin(hub, plain_run, tmp_path):
     push_student(plain_run, REPO)
     (usage,) = code_blocks(published(hub)["README.md"].decode())

@@ -167,6 +167,7 @@ def test_frozen_batch_norms_keep_their_statistics(recipe: Runner, images, studen
     assert not torch.equal(student["base.bn1.running_mean"], torch.zeros_like(student["base.bn1.running_mean"]))
 
 
+@pytest.mark.slow
 def test_fine_tuned_teacher_beats_its_random_start(recipe: Runner, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
     images = two_splits(tiny_images, n=64, classes=4)

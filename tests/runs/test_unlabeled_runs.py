@@ -114,6 +114,7 @@ def test_other_unlabelled_images_are_refused_by_a_finished_student(recipe: Runne
     assert "made with other unlabelled images" in outcome.error
 
 
+@pytest.mark.slow
 def test_student_alone_in_a_comparison_has_the_labelled_images_only(recipe: Runner, images, options, run):
     outcome = recipe(*tiny_run(images, *options, "--compare"))
     assert outcome.code == 0, outcome.error

@@ -244,6 +244,7 @@ os.execv(sys.executable, [sys.executable, sys.argv[1], *sys.argv[2:]])
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_different_hash_seeds_keep_one_history(tmp_path):
     """A set's order differs between them: reduced in it, each term would be averaged with another."""
     script, hashed = tmp_path / "process.py", tmp_path / "hashed.py"
