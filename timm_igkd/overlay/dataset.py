@@ -4,14 +4,17 @@ The map is blended into the untransformed image, which then goes through any tra
 and flip with no special case.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any, get_args
 
 import numpy as np
 import torch
 import torch.utils.data
 from PIL import Image
+from timm.data import create_loader
 
 from timm_igkd.data.items import class_names, dataset_name, first_part, read_items, row_name
 from timm_igkd.distillation.views import TeacherViewMode
@@ -106,6 +109,8 @@ class IGOverlayDataset(torch.utils.data.Dataset):
 
     @transform.setter
     def transform(self, transform: Callable[[Image.Image], Any] | None) -> None:
+        if self.teacher_view == "clean":
+            _refuse_erasing(sys._getframe(1))
         applied, probability = take_overlay_out(transform)
         if probability is not None and self._maps is None:
             raise InputError("the transform's IGOverlay needs maps, got none; build them with: timm-igkd maps")
@@ -192,8 +197,26 @@ class IGOverlayDataset(torch.utils.data.Dataset):
         return TwoViews((transform(student), teacher))
 
 
+_ERASES_APART = (
+    "random erasing in timm's prefetcher erases the two views differently; "
+    "use create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'"
+)
+
+
+def _refuse_erasing(caller: FrameType) -> None:
+    """Refuse two views to a `timm.data.create_loader` that will erase in its prefetcher.
+
+    It sets the transform, and asks the dataset nothing afterwards: what it was called with is all there is to see.
+    """
+    if caller.f_code is not create_loader.__code__:
+        return
+    asked = caller.f_locals
+    if asked["use_prefetcher"] and asked["is_training"] and not asked["no_aug"] and asked["re_prob"] > 0:
+        raise InputError(_ERASES_APART)
+
+
 def check_views(loader: Any) -> None:
-    """Refuse a loader that would treat the two views of an image differently.
+    """Refuse a loader that erases the two views of an image differently; timm's `create_loader` is refused by itself.
 
     Raises:
         InputError: timm's PrefetchLoader with random erasing, which erases each view elsewhere.
@@ -204,7 +227,4 @@ def check_views(loader: Any) -> None:
         and dataset.teacher_view == "clean"
         and getattr(loader, "random_erasing", None)
     ):
-        raise InputError(
-            "random erasing in timm's prefetcher erases the two views differently; "
-            "use create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'"
-        )
+        raise InputError(_ERASES_APART)
