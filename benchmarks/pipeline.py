@@ -1,0 +1,224 @@
+"""From images to a student: this package's way against the paper's, and the study's road against its bare passes.
+
+    python benchmarks/pipeline.py                            # a quarter of an hour on two CPU cores
+    python benchmarks/pipeline.py --rounds 1 --scale 0.1     # a try of two minutes
+
+Teacher and student are those of recipes/configs/study_real.yaml. Parts, each a process of its own, in an order that
+turns with every round:
+    maps        `timm-igkd maps --n-steps auto --logits`, written to disk; minutes of all images from its rate
+    training    the study's trainer in the protocol `fast`, KD from stored logits and overlays of every tenth image;
+                `overhead`: its epoch over the same number of bare forward and backward passes, measured in turn
+    captum      captum's call with default arguments, 50 steps, 8 images at a time, and the teacher's logits
+    authors     the paper's settings: batches of 64 from a DataLoader with two workers over decoded PIL images, Adam,
+                NCHW, stored logits; 100 epochs from the rate
+
+CIFAR-10 lies beside the repository. Both ways count 50,000 images; the student of the paper's way is the same network.
+What accuracy each reaches is not measured here. Writes benchmarks/results/pipeline_<device>.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from paired import ROOT, alternating, facts, run_child, summarize
+
+sys.path.insert(0, str(ROOT / "recipes"))
+
+IMAGES, EPOCHS, AUTHORS_EPOCHS, STEPS = 50_000, 10, 100, 50
+SIZES = {"maps": 1024, "training": 10_240, "captum": 32, "authors": 3_200}  # images a round and part
+TEACHER = ROOT / "recipes" / "results" / "teachers" / "convnet_cifar"
+WIDTHS = (32, 112, 128)
+
+
+def read_images(job: dict[str, Any]) -> Any:
+    """Return the images of a part, a subset of the training split."""
+    from timm_igkd import load_labeled_images
+
+    images = load_labeled_images(str(Path(job["shared"]) / "data" / "cifar10"), "train")
+    return images.subset(range(job["images"]))
+
+
+def read_teacher() -> Any:
+    """Return the teacher in eval mode."""
+    from timm_igkd import load_model
+
+    return load_model(f"local-dir:{TEACHER}").eval()
+
+
+def create_student() -> Any:
+    """Return the student with random weights."""
+    import timm
+    import torch
+
+    import timm_igkd  # noqa: F401 - its models
+
+    torch.manual_seed(0)
+    return timm.create_model("convnet_cifar", widths=WIDTHS, num_classes=10)
+
+
+def maps(job: dict[str, Any]) -> dict[str, float]:
+    """Build a store as the command does."""
+    from timm_igkd import IGOptions, compute_maps
+
+    images, teacher = read_images(job), read_teacher()
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        compute_maps(teacher, images, folder, options=IGOptions(n_steps="auto"), logits=True, progress=False)
+        return {"images_per_s": len(images) / (time.perf_counter() - started)}
+
+
+def captum(job: dict[str, Any]) -> dict[str, float]:
+    """Attribute as captum's documentation does, and take the logits."""
+    import torch
+    from captum.attr import IntegratedGradients
+    from timm.data import create_transform, resolve_model_data_config
+
+    images, teacher = read_images(job), read_teacher()
+    transform = create_transform(**resolve_model_data_config(teacher), is_training=False)
+    attribute, started = IntegratedGradients(teacher).attribute, time.perf_counter()
+    for start in range(0, len(images), 8):
+        items = [images[index] for index in range(start, min(start + 8, len(images)))]
+        batch = torch.stack([transform(image) for image, _ in items])
+        attribute(batch, target=torch.tensor([label for _, label in items]), n_steps=STEPS).abs().sum(1)
+        with torch.inference_mode():
+            teacher(batch)
+    return {"images_per_s": len(images) / (time.perf_counter() - started)}
+
+
+def training(job: dict[str, Any]) -> dict[str, float]:
+    """Train an epoch of the study, and beside it make the same number of bare passes."""
+    import torch
+    from accelerate import Accelerator
+    from torch.nn.functional import cross_entropy
+
+    from studies.cells import create_cell
+    from studies.training import create_trainer
+    from timm_igkd.overlay.device_images import DeviceImages
+
+    generator, n = torch.Generator().manual_seed(0), job["images"]
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    images, levels = (torch.randint(0, 256, (n, c, 32, 32), dtype=torch.uint8, generator=generator) for c in (3, 1))
+    labels, logits = torch.randint(0, 10, (n,), generator=generator), torch.randn(n, 10, generator=generator)
+    data = DeviceImages(images, labels, levels, logits).to(accelerator.device)
+    given = {"protocol": "fast", "overlay_prob": 0.1, "distill_loss_weight": 0.5, "temperature": 4.0, "epochs": 1}
+    cell = create_cell("KD&IG", given)
+    student = create_student().to(accelerator.device, memory_format=torch.channels_last)
+    views = images[: cell.batch_size].to(accelerator.device).float().contiguous(memory_format=torch.channels_last)
+    targets = labels[: cell.batch_size].to(accelerator.device)
+
+    def bare() -> None:
+        student.train()
+        for _ in range(n // cell.batch_size):
+            student.zero_grad()
+            cross_entropy(student(views / 255), targets).backward()
+
+    def whole() -> None:
+        create_trainer(cell, 0, data, student, None, accelerator).fit(progress=False)
+
+    times: dict[Any, list[float]] = {bare: [], whole: []}
+    for number in range(5):
+        for part in (bare, whole) if number % 2 else (whole, bare):
+            started = time.perf_counter()
+            part()
+            times[part] += [time.perf_counter() - started] if number else []  # the first is the warm-up
+    ratios = [mine / least for mine, least in zip(times[whole], times[bare], strict=True)]
+    seconds = statistics.median(times[whole])
+    return {"images_per_s": n // cell.batch_size * cell.batch_size / seconds, "overhead": statistics.median(ratios)}
+
+
+def authors(job: dict[str, Any]) -> dict[str, float]:
+    """Train with the paper's settings, images and maps as its authors' loader gives them."""
+    import torch
+    from torch.nn.functional import cross_entropy, kl_div
+    from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip, ToTensor
+
+    read, student = read_images(job), create_student()
+    images = [read[index] for index in range(len(read))]
+    levels, logits = torch.rand(len(images), 1, 32, 32), torch.randn(len(images), 10)
+    augment, to_tensor = Compose([RandomCrop(32, padding=4), RandomHorizontalFlip()]), ToTensor()
+
+    class Overlaid(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> tuple:
+            image, label = images[index]
+            view = to_tensor(image)
+            if torch.rand(()) < 0.1:
+                power = levels[index] ** (2 ** torch.rand(()))
+                view = 0.5 * view + 0.5 * (power - power.min()) / (power.max() - power.min())
+            return augment(view), label, logits[index]
+
+    loader = torch.utils.data.DataLoader(Overlaid(), 64, shuffle=True, num_workers=2, persistent_workers=True)
+    optimizer, seconds = torch.optim.Adam(student.parameters(), lr=1e-3), []
+    student.train()
+    for _ in range(3):
+        started = time.perf_counter()
+        for views, labels, teacher in loader:
+            found = student(views)
+            soft = kl_div((found / 2.5).log_softmax(1), (teacher / 2.5).softmax(1), reduction="batchmean")
+            loss = 0.01 * 2.5**2 * soft + 0.99 * cross_entropy(found, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        seconds.append(time.perf_counter() - started)
+    return {"images_per_s": len(images) / statistics.median(seconds[1:])}
+
+
+def main() -> None:
+    """Measure the parts in rounds and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the images of a round")
+    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("TIMM_IGKD_SHARED", "../shared")))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/pipeline_cpu.json")
+    args = parser.parse_args()
+
+    def run(part: str) -> dict[str, Any]:
+        images = (
+            max(512, int(SIZES[part] * args.scale)) if part == "training" else max(8, int(SIZES[part] * args.scale))
+        )
+        found = run_child(Path(__file__), {"part": part, "images": images, "shared": str(args.shared)})
+        if "error" in found:
+            raise SystemExit(f"{part}: {found['error']}")
+        return found
+
+    rounds = alternating(tuple(SIZES), args.rounds, run, "pipeline")
+    hours = []
+    for found in rounds:
+        rate = {part: found[part]["images_per_s"] for part in SIZES}
+        ours = {"maps": IMAGES / rate["maps"], "training": EPOCHS * IMAGES / rate["training"]}
+        paper = {"maps": IMAGES / rate["captum"], "training": AUTHORS_EPOCHS * IMAGES / rate["authors"]}
+        hours.append({"ours": {k: s / 3600 for k, s in ours.items()}, "paper": {k: s / 3600 for k, s in paper.items()}})
+    result: dict[str, Any] = facts() | {
+        "images": IMAGES,
+        "epochs": {"ours": EPOCHS, "paper": AUTHORS_EPOCHS},
+        "measured_images": {part: int(n * args.scale) for part, n in SIZES.items()},
+        "images_per_s": {p: statistics.median(found[p]["images_per_s"] for found in rounds) for p in SIZES},
+        "hours": {
+            way: {part: statistics.median(each[way][part] for each in hours) for part in ("maps", "training")}
+            for way in ("ours", "paper")
+        },
+        "paper_over_ours": summarize([sum(e["paper"].values()) / sum(e["ours"].values()) for e in hours]),
+        "study_over_bare_passes": summarize([found["training"]["overhead"] for found in rounds]),
+        "rounds": rounds,
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(
+        json.dumps({key: result[key] for key in ("images_per_s", "hours", "paper_over_ours", "study_over_bare_passes")})
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1].startswith("{"):
+        job = json.loads(sys.argv[1])
+        print("\n" + json.dumps({f.__name__: f for f in (maps, captum, training, authors)}[job["part"]](job)))
+    else:
+        main()
