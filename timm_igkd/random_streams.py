@@ -1,11 +1,12 @@
 """Random numbers with an owner: every draw comes from a stream named by (seed, purpose, indices).
 
 Two runs with one seed share initialisation, order and crops whatever else they do, and neither the number of workers
-nor the position in a batch changes a draw.
+nor the position in a batch changes a draw. An image of a stream has no index: `StreamIndices` gives it some.
 """
 
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,30 @@ def uniforms(seed: int, purpose: str, *indices: int) -> tuple[float, float]:
     """Return two uniform numbers in [0, 1) of one stream, straight from the hash: no generator to set up per image."""
     bits = xxhash.xxh3_128_intdigest(_packed(seed, purpose, indices))
     return (bits & (1 << 53) - 1) * 2.0**-53, (bits >> 64 & (1 << 53) - 1) * 2.0**-53
+
+
+class StreamIndices:
+    """The indices by which an image of a stream owns its draws: its content key, and how often it came before.
+
+    Counted in this process and within an epoch: timm repeats images to fill batches, and gives each worker its own.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = -1
+        self._seen: Counter[int] = Counter()
+
+    def of(self, key: str, epoch: int) -> tuple[int, int, int]:
+        """Return the indices of the image that comes now.
+
+        Args:
+            key: 32 hex digits, see `content_key`.
+            epoch: another than at the last call starts the count again.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._seen = epoch, Counter()
+        first, second = struct.unpack("<2q", bytes.fromhex(key))
+        self._seen[first] += 1
+        return first, second, self._seen[first] - 1
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from timm_igkd.distillation.live_teacher import LiveTeacher
 from timm_igkd.distillation.losses import attention_transfer, kd_dkd, kd_kl
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError, InputTypeError
-from timm_igkd.overlay.dataset import IGOverlayDataset, TwoViews
+from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.overlay.overlaid_views import TwoViews
 
 CLASSES, BATCH = 10, 4
 AT: dict[str, Any] = {"attention_loss_weight": 0.8}

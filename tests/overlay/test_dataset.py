@@ -23,7 +23,8 @@ from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
-from timm_igkd.overlay.dataset import IGOverlayDataset, check_views
+from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.overlay.overlaid_views import check_views
 from timm_igkd.random_streams import seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python from 3.12 on

@@ -1,0 +1,176 @@
+"""What all datasets with overlays share: settings, the coin, the blend, and a transform after it, for one view or two.
+
+The map is blended into the untransformed image, which then goes through any transform; so the map follows every crop
+and flip with no special case.
+"""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_loader
+
+from timm_igkd.data.items import dataset_name, first_part
+from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.errors import InputError, InputTypeError, check_choice
+from timm_igkd.maps.store import MapStore
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.controls import OverlaySource, control_map
+from timm_igkd.overlay.timm_ops import take_overlay_out
+from timm_igkd.random_streams import derive_seed, restored_state, seed_global, uniforms
+
+
+class TwoViews(tuple):
+    """(student view, teacher view) of one image; timm's `fast_collate` flattens a batch of them to 2B."""
+
+    @property
+    def shape(self) -> Any:
+        """Asked for by timm's FastCollateMixup alone, which would mix only one of the views."""
+        raise InputTypeError(
+            "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); use "
+            "timm_igkd.distillation.mixup.TwoViewMixup "
+            "after a plain collate, or teacher_view='same'"
+        )
+
+
+class OverlaidViews:
+    """The base of `IGOverlayDataset`, whose arguments these are, and of `IGOverlayStream`."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        maps: MapStore | None,
+        overlay: IGOverlay | None,
+        teacher_view: TeacherViewMode,
+        overlay_source: OverlaySource,
+        seed: int | None,
+        with_logits: bool,
+    ):
+        check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
+        check_choice("overlay_source", overlay_source, get_args(OverlaySource))
+        if getattr(first_part(dataset), "transform", None) is not None:
+            raise InputError(
+                f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so "
+                f"set the transform on the {type(self).__name__} instead"
+            )
+        self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
+        if maps is None and (self.overlay.overlay_prob > 0 or with_logits):
+            raise InputError("overlays and stored logits need maps, got none; build them with: timm-igkd maps")
+        if maps is not None and with_logits:
+            maps.require_logits()
+        self._maps = maps
+        self.teacher_view, self.overlay_source = teacher_view, overlay_source
+        self.seed, self.with_logits = seed, with_logits
+        self.transform = None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._coins: np.random.Generator | None = None
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Any] | None:
+        """The transform as it was assigned."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: Callable[[Image.Image], Any] | None) -> None:
+        if self.teacher_view == "clean":
+            _refuse_erasing(sys._getframe(1))
+        applied, probability = take_overlay_out(transform)
+        if probability is not None and self._maps is None:
+            raise InputError("the transform's IGOverlay needs maps, got none; build them with: timm-igkd maps")
+        self._transform, self._applied = transform, applied
+        self.overlay_prob = self.overlay.overlay_prob if probability is None else probability
+
+    @property
+    def maps(self) -> MapStore:
+        """The store; an InputError where there is none."""
+        if self._maps is None:
+            raise InputError("this dataset has no maps")
+        return self._maps
+
+    def _set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, through memory shared with persistent workers."""
+        self._epoch.fill_(epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_coins": None}  # each worker seeds its own
+
+    def draw(self, *indices: int) -> tuple[bool, float]:
+        """Toss the coin of the image with these indices: (overlaid or not, the map's exponent)."""
+        if self.seed is None:
+            if self._coins is None:
+                self._coins = np.random.default_rng(torch.initial_seed() & (1 << 63) - 1)
+            coin, strength = self._coins.random(2)
+        else:
+            coin, strength = uniforms(self.seed, "overlay", int(self._epoch), *indices)
+        return coin < self.overlay_prob, self.overlay.power(strength)
+
+    def _name(self, index: Any) -> str:
+        """Return how messages call the image at hand."""
+        raise NotImplementedError
+
+    def overlaid(self, image: Image.Image, label: int, index: int | None, power: float) -> Image.Image:
+        """Return an image blended with its map, or with what the control puts in the map's place."""
+        row = self.maps.find(image, label, index, lambda: self._name(index))
+        levels = control_map(self.maps, row, image, self.overlay_source, self.seed or 0)
+        return self.overlay.apply(image, levels, power)
+
+    def _item(self, image: Image.Image, label: int, index: int | None, *draws: int) -> tuple:
+        """Return what the loader gets of an image; `draws` are the indices by which it owns its random numbers."""
+        is_overlaid, power = self.draw(*draws) if self.overlay_prob else (False, 1.0)
+        student = self.overlaid(image, label, index, power) if is_overlaid else image
+        views = self._transformed(student, image if is_overlaid else None, *draws)
+        if self.with_logits:
+            row = self.maps.find(image, label, index, lambda: self._name(index))
+            return views, label, torch.from_numpy(self.maps.logits(row))
+        return views, label
+
+    def _transformed(self, student: Image.Image, clean: Image.Image | None, *indices: int) -> Any:
+        """Transform the student's view, and the teacher's with the same random numbers where it differs."""
+        if self.seed is not None:
+            seed_global(derive_seed(self.seed, "transform", int(self._epoch), *indices))
+        transform = self._applied or (lambda image: image)
+        if self.teacher_view == "same":
+            return transform(student)
+        if clean is None:
+            view = transform(student)
+            return TwoViews((view, view))
+        with restored_state():
+            teacher = transform(clean)
+        return TwoViews((transform(student), teacher))
+
+
+_ERASES_APART = (
+    "random erasing in timm's prefetcher erases the two views differently; "
+    "use create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'"
+)
+
+
+def _refuse_erasing(caller: FrameType) -> None:
+    """Refuse two views to a `timm.data.create_loader` that will erase in its prefetcher.
+
+    It sets the transform, and asks the dataset nothing afterwards: what it was called with is all there is to see.
+    """
+    if caller.f_code is not create_loader.__code__:
+        return
+    asked = caller.f_locals
+    if asked["use_prefetcher"] and asked["is_training"] and not asked["no_aug"] and asked["re_prob"] > 0:
+        raise InputError(_ERASES_APART)
+
+
+def check_views(loader: Any) -> None:
+    """Refuse a loader that erases the two views of an image differently; timm's `create_loader` is refused by itself.
+
+    Raises:
+        InputError: timm's PrefetchLoader with random erasing, which erases each view elsewhere.
+    """
+    dataset = getattr(loader, "dataset", None)
+    if (
+        isinstance(dataset, OverlaidViews)
+        and dataset.teacher_view == "clean"
+        and getattr(loader, "random_erasing", None)
+    ):
+        raise InputError(_ERASES_APART)
