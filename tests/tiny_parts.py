@@ -1,6 +1,8 @@
 """Small teachers, datasets and map stores that several test modules build on."""
 
-from collections.abc import Sequence
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,24 @@ class ImageList(Dataset):
 
 def noise_image(seed: int, width: int = 16, height: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[bytes, bytes | str]], first: int = 0, suffix: str = "png") -> Path:
+    """Write a webdataset shard of (encoded image, content of .cls) with keys counted from `first`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for index, (image, label) in enumerate(members, first):
+            for name, data in ((suffix, image), ("cls", label.encode() if isinstance(label, str) else label)):
+                info = tarfile.TarInfo(f"{index:04d}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def ramp(index: int, width: int = 32, height: int = 32) -> np.ndarray:

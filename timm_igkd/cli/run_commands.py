@@ -1,13 +1,14 @@
 """The command `timm-igkd run`: an unmodified timm training script, its training images overlaid.
 
 `timm.data.create_dataset` is replaced for the script: the dataset it asks for to train on comes wrapped in an
-`IGOverlayDataset`, every other one as timm makes it. A teacher inside the script (timm's --kd-model-name) sees the
-student's view, overlay included; the clean view needs the library (README).
+`IGOverlayDataset`, a stream in an `IGOverlayStream`, every other one as timm makes it. A teacher inside the script
+(timm's --kd-model-name) sees the student's view, overlay included; the clean view needs the library (README).
 """
 
 import argparse
 import functools
 import gc
+import importlib.util
 import inspect
 import sys
 import traceback
@@ -15,8 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch.utils.data
-from timm.data import dataset_factory
+from timm.data import IterableImageDataset, dataset_factory
 
 from timm_igkd.data.items import dataset_name, read_item, row_name
 from timm_igkd.errors import InputError, UserError
@@ -24,10 +24,10 @@ from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource
 from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.overlay.stream import IGOverlayStream
 from timm_igkd.overlay.timm_ops import posterize_to_black
 from timm_igkd.with_plugin import run_script
 
-STREAMED = ("wds", "tfds", "hfids")
 TRAIN_SPLITS = ("train", "training")  # timm's own synonyms
 
 
@@ -36,10 +36,10 @@ def run_command(args: argparse.Namespace) -> None:
     script = args.script[1:] if args.script[:1] == ["--"] else args.script
     overlay = IGOverlay(args.overlay_prob, args.overlay_weight, args.overlay_max_power)
     maps = MapStore(args.maps)
-    wrapped: list[IGOverlayDataset] = []
+    wrapped: list[IGOverlayDataset | IGOverlayStream] = []
 
-    def wrap(dataset: Any) -> IGOverlayDataset:
-        wrapped.append(overlaid(dataset, maps, overlay, args.overlay_source))
+    def wrap(dataset: Any, seed: int) -> Any:
+        wrapped.append(overlaid(dataset, maps, overlay, args.overlay_source, seed))
         return wrapped[-1]
 
     print(
@@ -48,8 +48,11 @@ def run_command(args: argparse.Namespace) -> None:
         file=sys.stderr,
     )
     gc.freeze()  # what is imported stays: a forked worker's collections then leave these pages shared
-    with training_datasets(wrap), posterize_to_black():
-        _run(script)
+    try:
+        with training_datasets(wrap), posterize_to_black():
+            _run(script)
+    finally:
+        _tell_unreadable(wrapped)
     if not wrapped:
         raise InputError(
             f"{script[0]!r} ended without asking timm.data.create_dataset for a training dataset, so no image was "
@@ -73,8 +76,21 @@ def _run(script: Sequence[str]) -> None:
         raise SystemExit(130) from None
 
 
-def overlaid(dataset: Any, maps: MapStore, overlay: IGOverlay, source: OverlaySource) -> IGOverlayDataset:
-    """Wrap the training dataset of a script; its first, middle and last image must have their maps.
+def _tell_unreadable(datasets: Sequence[Any]) -> None:
+    """Say how many members of tars timm left out."""
+    for dataset in datasets:
+        if isinstance(dataset, IGOverlayStream) and (count := dataset.images.num_unreadable):
+            print(
+                f"timm-igkd run: timm left out {count} unreadable {'member' if count == 1 else 'members'} of "
+                f"{dataset.name!r}; repair or remove what the lines above name",
+                file=sys.stderr,
+            )
+
+
+def overlaid(
+    dataset: Any, maps: MapStore, overlay: IGOverlay, source: OverlaySource, seed: int
+) -> IGOverlayDataset | IGOverlayStream:
+    """Wrap the training dataset of a script; its first, middle and last image, of a stream its first, need maps.
 
     Raises:
         InputError: maps of other data, or of a part of it.
@@ -82,6 +98,11 @@ def overlaid(dataset: Any, maps: MapStore, overlay: IGOverlay, source: OverlaySo
     transform = getattr(dataset, "transform", None)
     if transform is not None:
         dataset.transform = None
+    if isinstance(dataset, IterableImageDataset):
+        stream = IGOverlayStream(dataset, maps, overlay, overlay_source=source, seed=seed)
+        stream.transform = transform
+        stream.check_first_image()
+        return stream
     training = IGOverlayDataset(dataset, maps, overlay, overlay_source=source)
     training.transform = transform
     if not len(training):
@@ -92,7 +113,7 @@ def overlaid(dataset: Any, maps: MapStore, overlay: IGOverlay, source: OverlaySo
 
 
 @contextmanager
-def training_datasets(wrap: Callable[[Any], Any]) -> Iterator[None]:
+def training_datasets(wrap: Callable[[Any, int], Any]) -> Iterator[None]:
     """Have `timm.data.create_dataset` pass every training dataset through `wrap`, wherever it was imported to.
 
     A dataset is for training where the caller says `is_training=True`, or says nothing of it and asks for the split
@@ -108,11 +129,9 @@ def training_datasets(wrap: Callable[[Any], Any]) -> Iterator[None]:
             return original(*args, **kwargs)
         _check_request(given)
         dataset = original(*args, **kwargs)
-        if isinstance(dataset, torch.utils.data.IterableDataset):
-            raise _streamed(str(given["name"]))
         if given["name"] and not hasattr(dataset, "name"):
             dataset.name = str(given["name"])  # for messages
-        return wrap(dataset)
+        return wrap(dataset, given.get("seed", signature.parameters["seed"].default))
 
     holders = [module for module in list(sys.modules.values()) if _holds(module, original)]
     for module in holders:
@@ -137,16 +156,16 @@ def _for_training(given: dict[str, Any]) -> bool:
 def _check_request(given: dict[str, Any]) -> None:
     """Refuse what cannot be overlaid before timm opens it."""
     name = str(given.get("name") or "")
-    if name.partition("/")[0].lower() in STREAMED and "/" in name:
-        raise _streamed(name)
+    prefix = name.lower().partition("/")[0] if "/" in name else ""
+    if prefix == "tfds":
+        raise InputError(
+            f"dataset {name!r} is decoded by TensorFlow, whose pixels are not those the maps were made from; use wds/, "
+            "hfids/, hfds/, torch/ or an image folder"
+        )
+    if prefix == "wds" and importlib.util.find_spec("webdataset") is None:
+        raise InputError(f"dataset {name!r} needs the package webdataset; install it: pip install timm-igkd[streams]")
     mode = given.get("input_img_mode", "RGB")
     if mode != "RGB":
         raise InputError(
             f"overlays need RGB images, the script asks for {mode!r} (input_img_mode); train on 3 channels"
         )
-
-
-def _streamed(name: str) -> InputError:
-    return InputError(
-        f"dataset {name!r} is streamed, overlays need images with an index; use hfds/, torch/ or an image folder"
-    )

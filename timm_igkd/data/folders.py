@@ -13,6 +13,7 @@ from timm_igkd.errors import InputError, MissingFileError
 _PATTERN_SIGNS = re.compile(
     r"[*?\[\]{}!\\\x00-\x1f]|::"
 )  # `datasets` reads them as patterns and addresses, not as names
+_CLASS_FILE = "classes.txt"
 _SYSTEM_FOLDERS = ("/proc", "/sys")  # their files change under one's eyes, and to list them takes minutes
 
 
@@ -42,8 +43,8 @@ def check_folder(name: str) -> str:
     if not os.path.isdir(path):
         found = "is a file, expected a folder" if os.path.exists(path) else "does not exist"
         raise MissingFileError(
-            f"dataset folder {name!r} {found}; give a Hub dataset id, a folder of parquet or of class folders, or "
-            "'digits'"
+            f"dataset folder {name!r} {found}; give a Hub dataset id, a folder of parquet, of class folders or of "
+            "webdataset tars, or 'digits'"
         )
     if os.path.realpath(path).startswith(_SYSTEM_FOLDERS):
         raise InputError(f"folder {name!r} holds no data, expected parquet files or class folders of images")
@@ -66,6 +67,22 @@ def has_images(folder: str) -> bool:
         return False
     with os.scandir(folder) as entries:
         return any(entry.is_file() and _is_image(entry.name) for entry in entries)
+
+
+def tar_class_names(path: str) -> tuple[str, ...] | None:
+    """Return the names in classes.txt beside a folder's tars, one a line as in a class map of timm's; None without it.
+
+    Raises:
+        InputError: an empty line, or a name twice.
+    """
+    file = os.path.join(path, _CLASS_FILE)
+    if not os.path.isfile(file):
+        return None
+    with open(file, encoding="utf-8") as opened:
+        names = tuple(line.strip() for line in opened.read().splitlines())
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(f"{file!r} has an empty line or a name twice, expected a name of its own for each class")
+    return names
 
 
 def class_files_alone(path: str, split: str) -> list[str]:

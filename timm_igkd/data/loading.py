@@ -16,7 +16,14 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from timm_igkd.data.digits import load_digits_split
-from timm_igkd.data.folders import check_folder, class_files_alone, has_images, load_image_folder, local_folder
+from timm_igkd.data.folders import (
+    check_folder,
+    class_files_alone,
+    has_images,
+    load_image_folder,
+    local_folder,
+    tar_class_names,
+)
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
 from timm_igkd.errors import InputError, RunError, first_line, nearest
@@ -28,6 +35,10 @@ if TYPE_CHECKING:
 
 _LABEL_COLUMN = "one class per image as ClassLabel or whole number (datasets' class_encode_column makes one of texts)"
 _NO_ROWS = "split {!r} of {!r} has no rows, expected at least one image"
+_CLS = (
+    "the tars of {!r} have {} as a class, expected its number, which is what timm reads from .cls; write the classes' "
+    "numbers, counted from 0, and their names into classes.txt beside the tars, one a line"
+)
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 _LONGEST_HUB_ID = 96
 # What Arrow and datasets raise on altered parquet, beside ValueError.
@@ -49,9 +60,10 @@ def load_labeled_images(
     """Open a dataset by name.
 
     Args:
-        dataset: a Hub dataset id, also as timm's `hfds/user/name`; a local folder of parquet files, of class folders or
-            written by `save_to_disk`; `digits`; or a timm dataset name (`torch/cifar10`, `folder/`) with `data_dir` as
-            its root. Class folders are counted in timm's order: naturally, 2 before 10.
+        dataset: a Hub dataset id, also as timm's `hfds/user/name`; a local folder of parquet files, of class folders,
+            of webdataset tars (labels: .cls, names: classes.txt beside them) or written by `save_to_disk`; `digits`; or
+            a timm dataset name (`torch/cifar10`, `folder/`) with `data_dir` as its root. Class folders are counted in
+            timm's order: naturally, 2 before 10.
         split: name of the split.
         image_column: needed where the first column of type Image is not the one wanted; refused where there are none.
         label_column: needed where the first ClassLabel column is not the one wanted; refused where there are none.
@@ -95,6 +107,9 @@ def load_labeled_images(
     if len(rows) == 0:
         raise InputError(_NO_ROWS.format(split, dataset))
     image_column = _find_column(rows, dataset, image_column, datasets.Image, "--image-column")
+    are_tars = rows.builder_name == "webdataset"
+    if are_tars and label_column is None and "cls" in rows.features:
+        label_column = "cls"  # as timm reads them
     lacks_labels = labels == "ignored" or (labels == "optional" and label_column is None and not _may_be_labels(rows))
     if not lacks_labels:
         label_column = _find_column(rows, dataset, label_column, datasets.ClassLabel, "--label-column")
@@ -103,6 +118,8 @@ def load_labeled_images(
     kept = [image_column] if lacks_labels else [image_column, label_column]
     rows = rows.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
     names = tuple(getattr(label_feature, "names", None) or ()) or None
+    if are_tars and is_local:
+        names = tar_class_names(path)
     images = LabeledImages(
         rows,
         dataset,
@@ -161,6 +178,8 @@ def _load_rows(
     except ValueError as error:
         if "corresponds to no data" in str(error):
             raise InputError(_NO_ROWS.format(split, dataset)) from error
+        if "invalid literal for int()" in str(error):
+            raise InputError(_CLS.format(dataset, str(error).partition(": b")[2])) from error
         raise InputError(f"split {split!r} of dataset {dataset!r}: {first_line(error)}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error

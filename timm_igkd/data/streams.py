@@ -1,0 +1,126 @@
+"""timm's streaming datasets (`wds/`, `hfids/`) as (image, label) items before their transform.
+
+timm leaves out members of webdataset tars that it cannot read, with a warning that names none: here they are named the
+first time and counted. Everything else that cannot be read ends the stream with an error.
+"""
+
+import copy
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import xxhash
+from PIL import Image
+from timm.data import IterableImageDataset
+
+from timm_igkd.data.images import to_rgb
+from timm_igkd.data.labels import to_label
+from timm_igkd.errors import InputError, first_line
+
+_SLOTS = 1 << 20
+_MOST_LINES = 10
+
+
+class StreamReader:
+    """Reads a streaming dataset of timm's through the dataset's own reader.
+
+    Args:
+        dataset: timm's, of a reader that was not iterated over yet.
+        name: what messages call it.
+    """
+
+    def __init__(self, dataset: IterableImageDataset, name: str):
+        self.dataset, self.name = dataset, name
+        # One byte per hash of a name, shared with workers: setting one twice, or at once, counts a member once.
+        self._unreadable = torch.zeros(_SLOTS, dtype=torch.bool).share_memory_()
+
+    @property
+    def num_unreadable(self) -> int:
+        """How many members of tars this process and its workers could not read, each counted once."""
+        return int(self._unreadable.sum())
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        return self._items(self.dataset.reader)
+
+    def first(self) -> tuple[Image.Image, int] | None:
+        """Return the first item of an unshuffled pass, None where this process gets none; the dataset stays as it is.
+
+        timm's reader settles its workers when it is iterated over, so a copy is.
+        """
+        reader = copy.copy(self.dataset.reader)
+        reader.is_training = False
+        items = self._items(reader)
+        try:
+            return next(items, None)
+        finally:
+            items.close()
+
+    def _items(self, reader: Any) -> Generator[tuple[Image.Image, int], None, None]:
+        transform, count = self.dataset.target_transform, 0
+
+        def name() -> str:
+            return f"image {count} of stream {self.name!r}"
+
+        with _telling(self._note):
+            items = iter(reader)
+            item = self._next(items, name)
+        while item is not None:
+            image, label = item
+            yield to_rgb(image, name), to_label(label if transform is None else transform(label), name)
+            count += 1
+            item = self._next(items, name)
+        if not count and self.num_unreadable:
+            raise InputError(
+                f"stream {self.name!r} gave no image, timm could read none of its members; expected an image "
+                "(.jpg, .png, .webp) and the number of its class (.cls) in each"
+            )
+
+    @staticmethod
+    def _next(items: Iterator, name: Callable[[], str]) -> Any:
+        try:
+            return next(items, None)
+        except OSError as error:  # of Pillow; with a number: of the network or the disk
+            if error.errno is not None:
+                raise
+            raise InputError(f"{name()} cannot be read ({first_line(error)}); repair or remove it") from error
+
+    def _note(self, member: str, error: Exception) -> None:
+        slot = xxhash.xxh3_64_intdigest(member.encode()) % _SLOTS
+        if not self._unreadable[slot]:
+            self._unreadable[slot] = True
+            if self.num_unreadable <= _MOST_LINES:
+                print(
+                    f"timm-igkd: {member} of {self.name!r} cannot be read ({first_line(error)}); timm leaves it out",
+                    file=sys.stderr,
+                )
+
+
+@contextmanager
+def _telling(note: Callable[[str, Exception], None]) -> Iterator[None]:
+    """Let webdataset readers of timm's that set themselves up meanwhile tell `note` what they leave out, and why."""
+    from timm.data.readers import reader_wds  # not above: it imports webdataset where it is installed
+
+    module: Any = reader_wds
+    decode, ignore = module._decode, module.log_and_continue
+
+    def named_decode(sample: dict[str, Any], **options: Any) -> Any:
+        try:
+            return decode(sample, **options)
+        except Exception as error:
+            error.add_note(f"{sample['__key__']} in {os.path.basename(sample['__url__'])}")
+            raise
+
+    def tell_and_ignore(error: Exception) -> bool:
+        goes_on = ignore(error)  # raises what timm does not ignore
+        shard = error.args[-1] if len(error.args) > 1 and isinstance(error.args[-1], str) else "a part"
+        note(getattr(error, "__notes__", [os.path.basename(shard)])[0], error)
+        return goes_on
+
+    module._decode, module.log_and_continue = named_decode, tell_and_ignore
+    try:
+        yield
+    finally:
+        module._decode, module.log_and_continue = decode, ignore

@@ -1,0 +1,73 @@
+"""The overlay in a stream: timm's `wds/` and `hfids/` datasets, their training images overlaid with their own maps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from timm.data import IterableImageDataset
+
+from timm_igkd.data.images import content_key
+from timm_igkd.data.items import dataset_name
+from timm_igkd.data.streams import StreamReader
+from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.errors import InputTypeError
+from timm_igkd.maps.store import MapStore
+from timm_igkd.overlay.blend import IGOverlay
+from timm_igkd.overlay.controls import OverlaySource
+from timm_igkd.overlay.overlaid_views import OverlaidViews
+from timm_igkd.random_streams import StreamIndices, restored_state
+
+
+class IGOverlayStream(OverlaidViews, IterableImageDataset):
+    """Overlay the images of timm's streaming dataset, between its reader and its transform; maps are found by content.
+
+    The reader shuffles, divides shards among processes and workers and repeats images as it does without overlays.
+    Coin, exponent and transform of an image come from (seed, epoch, content key, occurrence): how often this process
+    saw it in the epoch before. A script that never calls `set_epoch` goes on counting, so no pass repeats another.
+
+    Args:
+        dataset: timm's, from `create_dataset("wds/…" or "hfids/…")`, not iterated over yet.
+        seed: of all draws.
+
+    The other arguments and the attributes are `IGOverlayDataset`'s.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableImageDataset,
+        maps: MapStore | None,
+        overlay: IGOverlay | None = None,
+        *,
+        teacher_view: TeacherViewMode = "same",
+        overlay_source: OverlaySource = "aligned",
+        seed: int = 0,
+        with_logits: bool = False,
+    ):
+        if not isinstance(dataset, IterableImageDataset):
+            raise InputTypeError(f"expected timm's IterableImageDataset, got a {type(dataset).__name__}")
+        OverlaidViews.__init__(self, dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits)
+        IterableImageDataset.__init__(self, root=None, reader=dataset.reader, target_transform=dataset.target_transform)
+        self.name = dataset_name(dataset)
+        self.images = StreamReader(self, self.name)
+        self._indices = StreamIndices()
+
+    def _name(self, index: Any) -> str:
+        return f"an image of stream {self.name!r}"
+
+    def set_epoch(self, count: int) -> None:
+        """Tell the epoch to the reader and to the draws."""
+        super().set_epoch(count)
+        self._set_epoch(count)
+
+    def check_first_image(self) -> None:
+        """Raise InputError unless the first image that this process can read has a map."""
+        first = self.images.first()
+        if first is not None:
+            self.maps.find(*first, None, lambda: f"the first image of stream {self.name!r}")
+
+    def __iter__(self) -> Iterator[tuple]:
+        epoch = int(self._epoch)
+        for image, label in self.images:
+            draws = self._indices.of(content_key(image), epoch)
+            with restored_state():  # of the training loop, or of a collate function that draws
+                item = self._item(image, label, None, *draws)
+            yield item
