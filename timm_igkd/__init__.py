@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from timm_igkd.models.truncation import truncate
     from timm_igkd.overlay.blend import IGOverlay
     from timm_igkd.overlay.dataset import IGOverlayDataset
+    from timm_igkd.overlay.stream import IGOverlayStream
     from timm_igkd.report.push import push_student
     from timm_igkd.runs.job import distill
     from timm_igkd.runs.settings import RunConfig
@@ -33,6 +34,7 @@ __all__ = [
     "IGOptions",
     "IGOverlay",
     "IGOverlayDataset",
+    "IGOverlayStream",
     "MapStore",
     "RunConfig",
     "__version__",
@@ -56,6 +58,7 @@ __getattr__, __dir__ = lazy_names(
         "IGOptions": "attribution",
         "IGOverlay": "overlay",
         "IGOverlayDataset": "overlay",
+        "IGOverlayStream": "overlay",
         "MapStore": "maps",
         "RunConfig": "runs",
         "compute_maps": "maps",

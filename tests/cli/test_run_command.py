@@ -355,14 +355,6 @@ def test_a_prefix_of_the_maps_is_refused_before_training(command, folder, tmp_pa
     assert "the store covers the first 30 of 40 images" in outcome.error
 
 
-@pytest.mark.parametrize("name", ["wds/shards", "tfds/cifar10", "hfids/user/name", "WDS/shards"])
-def test_streamed_datasets_are_refused_by_name(command, folder, maps, probe, tmp_path, name):
-    outcome = command("run", "--maps", maps, "--", probe, name, folder, tmp_path)
-    assert outcome.code == 2
-    assert f"dataset {name!r} is streamed" in outcome.error
-    assert "use hfds/, torch/ or an image folder" in outcome.error
-
-
 def test_greyscale_training_is_refused(command, folder, maps, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

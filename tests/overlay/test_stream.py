@@ -12,11 +12,10 @@ from timm.data import create_dataset, create_loader
 from tiny_parts import ImageList, noise_image, png, ramp, write_store, write_tar
 from torch.utils.data import DataLoader
 
-from timm_igkd import IGOverlay, MapStore
+from timm_igkd import IGOverlay, IGOverlayStream, MapStore
 from timm_igkd.data.images import content_key
 from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.overlay.dataset import IGOverlayDataset
-from timm_igkd.overlay.stream import IGOverlayStream
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),  # of Python from 3.12 on

@@ -6,6 +6,7 @@ first time and counted. Everything else that cannot be read ends the stream with
 
 import copy
 import os
+import re
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -87,19 +88,19 @@ class StreamReader:
                 raise
             raise InputError(f"{name()} cannot be read ({first_line(error)}); repair or remove it") from error
 
-    def _note(self, member: str, error: Exception) -> None:
+    def _note(self, member: str, reason: str) -> None:
         slot = xxhash.xxh3_64_intdigest(member.encode()) % _SLOTS
         if not self._unreadable[slot]:
             self._unreadable[slot] = True
             if self.num_unreadable <= _MOST_LINES:
                 print(
-                    f"timm-igkd: {member} of {self.name!r} cannot be read ({first_line(error)}); timm leaves it out",
+                    f"timm-igkd: {member} of {self.name!r} cannot be read ({reason}); timm leaves it out",
                     file=sys.stderr,
                 )
 
 
 @contextmanager
-def _telling(note: Callable[[str, Exception], None]) -> Iterator[None]:
+def _telling(note: Callable[[str, str], None]) -> Iterator[None]:
     """Let webdataset readers of timm's that set themselves up meanwhile tell `note` what they leave out, and why."""
     from timm.data.readers import reader_wds  # not above: it imports webdataset where it is installed
 
@@ -115,8 +116,7 @@ def _telling(note: Callable[[str, Exception], None]) -> Iterator[None]:
 
     def tell_and_ignore(error: Exception) -> bool:
         goes_on = ignore(error)  # raises what timm does not ignore
-        shard = error.args[-1] if len(error.args) > 1 and isinstance(error.args[-1], str) else "a part"
-        note(getattr(error, "__notes__", [os.path.basename(shard)])[0], error)
+        note(getattr(error, "__notes__", [_shard(error)])[0], _reason(error))
         return goes_on
 
     module._decode, module.log_and_continue = named_decode, tell_and_ignore
@@ -124,3 +124,16 @@ def _telling(note: Callable[[str, Exception], None]) -> Iterator[None]:
         yield
     finally:
         module._decode, module.log_and_continue = decode, ignore
+
+
+def _shard(error: Exception) -> str:
+    """Return the tar that webdataset names in an error: as its last argument, or in the text as an open file."""
+    named = [part for part in error.args[1:] if isinstance(part, str)] or re.findall(r" name='(.*)'>$", str(error))
+    return os.path.basename(named[-1]) if named else "a part"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no .{error.args[0]}"
+    text = getattr(error, "strerror", None) or first_line(Exception(*error.args[:1]))
+    return re.sub(r"( @)? <_io\..*", "", text)  # an open file, by its address in memory

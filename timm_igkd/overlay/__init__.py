@@ -7,7 +7,10 @@ from timm_igkd.lazy import lazy_names
 if TYPE_CHECKING:
     from timm_igkd.overlay.blend import IGOverlay
     from timm_igkd.overlay.dataset import IGOverlayDataset
+    from timm_igkd.overlay.stream import IGOverlayStream
 
-__all__ = ["IGOverlay", "IGOverlayDataset"]
+__all__ = ["IGOverlay", "IGOverlayDataset", "IGOverlayStream"]
 
-__getattr__, __dir__ = lazy_names(__name__, {"IGOverlay": "blend", "IGOverlayDataset": "dataset"})
+__getattr__, __dir__ = lazy_names(
+    __name__, {"IGOverlay": "blend", "IGOverlayDataset": "dataset", "IGOverlayStream": "stream"}
+)
