@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from timm_igkd.random_streams import derive_seed, generator, restored_state, seed_global, seeded, uniforms
+from timm_igkd.random_streams import (
+    StreamIndices,
+    derive_seed,
+    generator,
+    restored_state,
+    seed_global,
+    seeded,
+    uniforms,
+)
 
 
 def global_draws() -> tuple[float, float, float]:
@@ -100,3 +108,12 @@ def test_any_derived_seed_can_seed_the_globals(seed):
     with restored_state():
         seed_global(seed)
         global_draws()
+
+
+def test_a_key_and_its_occurrence_in_an_epoch_are_indices():
+    indices, keys = StreamIndices(), ["0" * 32, "f" * 32, "1" + "0" * 31, "2" + "0" * 30 + "1"]
+    first = [indices.of(key, 0) for key in keys]
+    assert len(set(first)) == 4
+    assert [indices.of(key, 0) for key in keys] == [(*found[:2], 1) for found in first]
+    assert [indices.of(key, 1) for key in keys] == first
+    assert all(isinstance(derive_seed(0, "x", *found), int) for found in first)

@@ -18,7 +18,7 @@ from conftest import HUB_TOKEN
 from hub_parts import code_blocks, make_run, plain_student
 from hub_server import HubServer, running_hub
 from timm.data import ImageNetInfo
-from tiny_parts import ImageList, noise_image, tiny_teacher
+from tiny_parts import ImageList, noise_image, png, tiny_teacher, write_tar
 
 from timm_igkd import IGOptions, compute_maps
 
@@ -83,6 +83,10 @@ def workspace(tmp_path: Path, maps: Path) -> Path:
     shutil.copy(ROOT / "tests" / "cli" / "timm_scripts" / "train.py", tmp_path)
     shutil.copytree(maps, tmp_path / "maps")
     make_run(tmp_path / "runs" / "demo", plain_student(), maps)
+    images = stand_in_images()
+    members = [(png(image), str(label)) for image, label in zip(images.images, images.labels, strict=True)]
+    for name, part in (("train-0", members[:4]), ("train-1", members[4:]), ("validation-0", members[:4])):
+        write_tar(tmp_path / "path" / "to" / "tars" / f"{name}.tar", part)
     for split in ("train", "test"):
         for label, name in enumerate(("tabby cat", "dog", "zebra")):
             for index in range(20 if split == "train" else 2):

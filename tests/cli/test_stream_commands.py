@@ -154,6 +154,17 @@ def test_a_timm_script_learns_from_a_stream_and_repeats_itself(command, tars, ma
     assert all(np.isfinite(float(row["train_loss"])) for row in runs[0])
 
 
+@pytest.mark.parametrize(("argument", "seed"), [("seed=7, ", 7), ("", 42)])
+def test_a_streams_draws_have_the_scripts_seed_or_timms(command, tars, maps, tmp_path, argument, seed):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from timm.data import create_dataset\n"
+        f"dataset = create_dataset('wds/tars', {str(tars)!r}, 'train-0.tar|8', {argument}is_training=True)\n"
+        f"assert dataset.seed == {seed}\n"
+    )
+    assert command("run", "--maps", maps, "--", script).code == 0
+
+
 def test_run_tells_how_many_members_timm_left_out(folder, tars, maps, probe, tmp_path, capsys):
     write_tar(tars / "train-2.tar", [(b"none", "0"), (b"neither", "1")], N)
     arguments = ["wds/tars", tars, "train-{0..2}.tar", N, 0, tmp_path / "out"]

@@ -134,6 +134,11 @@ def test_each_occurrence_of_an_image_draws_anew(store, tars):
     assert 0.25 < coins.mean() < 0.75
 
 
+def test_each_image_of_a_stream_draws_its_own(store, tars):
+    found = draws_by_image(stream_of(tars, store, IGOverlay(1)))
+    assert len({draws[0][0] for draws in found.values()}) == len({draws[0][1] for draws in found.values()}) == N
+
+
 @pytest.mark.parametrize(("seed", "epoch"), [(4, 0), (3, 1)])
 def test_another_seed_or_epoch_draws_anew(store, tars, seed, epoch):
     first = draws_by_image(IGOverlayStream(timm_stream(tars), store, IGOverlay(0.5), seed=3))

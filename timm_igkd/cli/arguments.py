@@ -67,7 +67,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, required: bool = True
         "--dataset",
         required=required,
         type=name_argument,
-        help="Hub id, folder of parquet or of class folders, or digits",
+        help="Hub id, folder of parquet, of class folders or of webdataset tars, or digits",
     )
     group.add_argument("--split", required=required)
     group.add_argument("--revision", help="branch, tag or commit of a Hub dataset")
