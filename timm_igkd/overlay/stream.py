@@ -1,5 +1,6 @@
 """The overlay in a stream: timm's `wds/` and `hfids/` datasets, their training images overlaid with their own maps."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource
 from timm_igkd.overlay.overlaid_views import OverlaidViews
 from timm_igkd.random_streams import StreamIndices, restored_state
+
+_AT_ONCE = 16  # to put the global generators aside costs as much as a tenth of reading an image
 
 
 class IGOverlayStream(OverlaidViews, IterableImageDataset):
@@ -65,9 +68,11 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
             self.maps.find(*first, None, lambda: f"the first image of stream {self.name!r}")
 
     def __iter__(self) -> Iterator[tuple]:
-        epoch = int(self._epoch)
-        for image, label in self.images:
-            draws = self._indices.of(content_key(image), epoch)
+        epoch, images = int(self._epoch), iter(self.images)
+        while read := list(itertools.islice(images, _AT_ONCE)):
             with restored_state():  # of the training loop, or of a collate function that draws
-                item = self._item(image, label, None, *draws)
-            yield item
+                items = [
+                    self._item(image, label, None, *self._indices.of(content_key(image), epoch))
+                    for image, label in read
+                ]
+            yield from items
