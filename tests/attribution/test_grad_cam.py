@@ -8,10 +8,11 @@ from tiny_parts import tiny_teacher
 from torch import Tensor, nn
 
 from timm_igkd.attribution.engine import FastEngine
-from timm_igkd.attribution.grad_cam import GradCAM, as_map, check_method
+from timm_igkd.attribution.grad_cam import GradCAM, check_method
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import reduce_channels
 from timm_igkd.errors import InputError
+from timm_igkd.feature_maps import as_map
 
 TARGETS = torch.tensor([0, 1, 2, 3, 0])
 GRAD_CAM = IGOptions(method="grad_cam")
@@ -175,5 +176,5 @@ def test_teacher_without_a_map_is_refused_in_one_line(model, message):
     with pytest.raises(InputError, match=message) as caught:
         check_method(model, GRAD_CAM, (3, 32, 32))
     assert "\n" not in str(caught.value)
-    assert "take --method ig" in str(caught.value)
+    assert "take another method than grad_cam" in str(caught.value)
     check_method(model, IGOptions(), (3, 32, 32))

@@ -1,13 +1,11 @@
 """A teacher that runs beside the student, and the one forward pass that gives logits and features of any timm model."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.data.loader import adapt_to_chs
-from timm.task.distillation import DistillationTeacher, FeatureDistillationTrainableModule
+from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, InputTypeError
@@ -132,7 +130,7 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
     remedy = f"choose another {role} (most timm models qualify), or set attention_loss_weight=0"
     if not hasattr(model, "forward_intermediates"):
         raise InputError(f"attention transfer needs forward_intermediates, which {role} {name} lacks; {remedy}")
-    image = _probe_image(model)
+    image = probe_image(model)
     with eval_mode(model):
         final, entries = model.forward_intermediates(image, output_fmt="NCHW")
         agrees = torch.allclose(model.forward_head(final), model(image), rtol=1e-3, atol=1e-4)
@@ -189,45 +187,8 @@ def check_pair(student: nn.Module, teacher: nn.Module | None) -> None:
         )
 
 
-def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teacher: nn.Module | None) -> Tensor | None:
-    """Return the checked indices of the teacher's outputs for the student's classes."""
-    classes: int | None = getattr(bare_model(student), "num_classes", None)
-    teacher_classes: int | None = None if teacher is None else getattr(bare_model(teacher), "num_classes", None)
-    if indices is None:
-        if classes is not None and teacher_classes is not None and classes != teacher_classes:
-            raise InputError(
-                f"student and teacher must have the same classes, got {classes} and {teacher_classes}; name the "
-                "teacher's outputs for the student's classes with teacher_class_indices"
-            )
-        return None
-    index = [int(i) for i in indices]
-    if classes is not None and len(index) != classes:
-        raise InputError(
-            f"teacher_class_indices must name one teacher output per class of the student ({classes}), got "
-            f"{len(index)}; list them in the order of the student's classes"
-        )
-    limit = math.inf if teacher_classes is None else teacher_classes
-    if not index or len(set(index)) != len(index) or min(index) < 0 or max(index) >= limit:
-        raise InputError(
-            f"teacher_class_indices must be different outputs of the teacher (0 to {limit - 1}), got {index}; "
-            "count from 0 and name each once"
-        )
-    return torch.tensor(index)
-
-
-class StudentWithFeatures(FeatureDistillationTrainableModule):
-    """The student as DDP must see it, one forward for logits and features; timm's base keeps its parameter groups."""
-
-    def __init__(self, student: nn.Module, attention_index: int):
-        super().__init__(student)
-        self.attention_index = attention_index
-
-    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and the chosen entry of `forward_intermediates`."""
-        return forward_with_features(self.student, input, self.attention_index)
-
-
-def _probe_image(model: nn.Module) -> Tensor:
+def probe_image(model: nn.Module) -> Tensor:
+    """Return an image (1, C, H, W) of a model's own size, to see what the model does with one."""
     parameter = next(model.parameters())
     shape = (1, getattr(model, "in_chans", 3), *(own_input_size(model) or (224, 224)))
     return torch.linspace(-1, 1, shape[1] * shape[2] * shape[3]).view(shape).to(parameter.device, parameter.dtype)

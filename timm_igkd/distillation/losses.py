@@ -181,8 +181,7 @@ def attention_map(features: Tensor) -> Tensor:
 def attention_transfer(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Mean squared difference of the two attention maps, over images and positions.
 
-    Where the sizes differ, the teacher's map is brought to the student's before it is normalised: by average pooling if
-    the student's is the smaller one, else by bilinear interpolation.
+    Where the sizes differ, the teacher's map is brought to the student's before it is normalised (`resized`).
 
     Args:
         student_features: (B, C, H, W).
@@ -193,13 +192,19 @@ def attention_transfer(student_features: Tensor, teacher_features: Tensor) -> Te
 
     Source: arXiv 1612.03928; attention arms of arXiv 2506.14440.
     """
-    teacher = _activity(teacher_features)
-    height, width = student_features.shape[-2:]
-    if height <= teacher.shape[-2] and width <= teacher.shape[-1]:
-        teacher = F.adaptive_avg_pool2d(teacher, (height, width))
-    else:
-        teacher = F.interpolate(teacher, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    teacher = resized(_activity(teacher_features), student_features)
     return F.mse_loss(attention_map(student_features), F.normalize(teacher.flatten(1), dim=1))
+
+
+def resized(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return the teacher's maps (B, 1, H', W') at the size of the student's (B, C, H, W), as (B, 1, H, W).
+
+    By average pooling if the student's is the smaller one, else by bilinear interpolation.
+    """
+    height, width = student.shape[-2:]
+    if height <= teacher.shape[-2] and width <= teacher.shape[-1]:
+        return F.adaptive_avg_pool2d(teacher, (height, width))
+    return F.interpolate(teacher, (height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
 def is_soft(target: Tensor) -> bool:
@@ -222,7 +227,7 @@ def _paired(
             f"{student_logits.shape[1]}; use loss_type 'mse' or 'kl'"
         )
     check_temperature(temperature)
-    return _at_least_float32(student_logits), _at_least_float32(teacher_logits)
+    return at_least_float32(student_logits), at_least_float32(teacher_logits)
 
 
 def check_temperature(temperature: float) -> float:
@@ -232,7 +237,8 @@ def check_temperature(temperature: float) -> float:
     return temperature
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return a tensor in float32, or in what it has where that is more."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -272,4 +278,4 @@ def _pearson_distance(a: Tensor, b: Tensor) -> Tensor:
 
 def _activity(features: Tensor) -> Tensor:
     """(B, 1, H, W): the mean over channels of the squared features."""
-    return _at_least_float32(features).square().mean(dim=1, keepdim=True)
+    return at_least_float32(features).square().mean(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The training task: cross-entropy + distillation from a live teacher or stored logits + attention transfer.
+"""The training task: cross-entropy + distillation from a live teacher or stored logits + attention + explanations.
 
     task = IGDistillationTask(student, teacher)
     result = task(input, target)
@@ -17,15 +17,11 @@ from timm.task.classification import resolve_classification_loss
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from timm_igkd.distillation.live_teacher import (
-    LiveTeacher,
-    StudentWithFeatures,
-    check_logits,
-    check_pair,
-    resolve_attention_index,
-    resolve_class_index,
-)
-from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_temperature, is_soft
+from timm_igkd.distillation.batch_checks import check_maps, check_stored_logits, resolve_class_index, select_classes
+from timm_igkd.distillation.explanation import explanation_loss
+from timm_igkd.distillation.live_teacher import LiveTeacher, check_logits, check_pair, resolve_attention_index
+from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_temperature
+from timm_igkd.distillation.trained_student import TrainedStudent
 from timm_igkd.distillation.views import (
     ONE_VIEW,
     VIEW_LAYOUTS,
@@ -43,9 +39,10 @@ _logger = logging.getLogger(__name__)
 
 
 class IGDistillationTask(TrainingTask):
-    """Train a student on labels, a teacher's logits and a teacher's attention, each with its weight.
+    """Train a student on labels, a teacher's logits, attention and maps, each with its weight.
 
-    loss = task_loss_weight * CE + distill_loss_weight * KD + attention_loss_weight * AT; the defaults are the paper's.
+    loss = task_loss_weight * CE + distill_loss_weight * KD + attention_loss_weight * AT + explanation_loss_weight * E,
+    with the paper's weights by default.
 
     Args:
         student: the model to train. Its `pretrained_cfg` must name the mean and std its input is normalised with.
@@ -61,6 +58,9 @@ class IGDistillationTask(TrainingTask):
         attention_loss_weight: weight of AT (the paper's gamma, 0.8 there); needs a live teacher.
         student_attention_index: which entry of `forward_intermediates` AT compares, by default the middle one.
         teacher_attention_index: the same for the teacher.
+        explanation_loss_weight: weight of E (explanation.py; 1 in its authors' code); needs `maps` with every batch.
+        explanation_map: how the student explains the label's logit: "input_x_gradient"; "grad_cam", of its last map.
+        explanation_channels: how those of input times gradient are joined, as the maps' were: "abs_sum", "positive".
         teacher_class_indices: the teacher's outputs for the student's classes, in their order.
         teacher_input_size: (H, W) the teacher is fed, by default its own.
         teacher_view: what a live teacher sees in training. "same" is the student's input. "clean" is a second view,
@@ -92,6 +92,9 @@ class IGDistillationTask(TrainingTask):
         attention_loss_weight: float = 0.0,
         student_attention_index: int | None = None,
         teacher_attention_index: int | None = None,
+        explanation_loss_weight: float = 0.0,
+        explanation_map: str = "input_x_gradient",
+        explanation_channels: str = "abs_sum",
         teacher_class_indices: Sequence[int] | None = None,
         teacher_input_size: tuple[int, int] | None = None,
         teacher_view: str = "same",
@@ -111,8 +114,9 @@ class IGDistillationTask(TrainingTask):
         self.loss_type = check_choice("loss_type", loss_type, KD_LOSSES)
         self.teacher_view = check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         self.view_layout = check_choice("view_layout", view_layout, VIEW_LAYOUTS)
-        weights = resolve_weights(task_loss_weight, distill_loss_weight, attention_loss_weight)
-        self.task_loss_weight, self.distill_loss_weight, self.attention_loss_weight = weights
+        weights = resolve_weights(task_loss_weight, distill_loss_weight, attention_loss_weight, explanation_loss_weight)
+        self.task_loss_weight, self.distill_loss_weight = weights.task, weights.distill
+        self.attention_loss_weight, self.explanation_loss_weight = weights.attention, weights.explanation
         self.temperature = check_temperature(temperature)
         dkd_options = {"alpha": check_weight("dkd_alpha", dkd_alpha), "beta": check_weight("dkd_beta", dkd_beta)}
         self._kd_options = dkd_options if loss_type == "dkd" else {}
@@ -123,8 +127,7 @@ class IGDistillationTask(TrainingTask):
         self.register_buffer("_class_index", class_index, persistent=False)
         self._last_class = -1 if class_index is None else int(class_index.max())
 
-        self._transfers_attention = self.attention_loss_weight > 0
-        self.trainable_module: nn.Module = student
+        self._transfers_attention, self._explains = self.attention_loss_weight > 0, self.explanation_loss_weight > 0
         if self._transfers_attention:
             if teacher is None:
                 raise InputError(
@@ -133,7 +136,11 @@ class IGDistillationTask(TrainingTask):
                 )
             teacher_attention_index = resolve_attention_index("teacher", teacher, teacher_attention_index)
             student_attention_index = resolve_attention_index("student", student, student_attention_index)
-            self.trainable_module = StudentWithFeatures(student, student_attention_index)
+        self.trainable_module: nn.Module = student
+        if self._transfers_attention or self._explains:
+            index = student_attention_index if self._transfers_attention else None
+            kind: Any = explanation_map if self._explains else None
+            self.trainable_module = TrainedStudent(student, index, kind, explanation_channels)
         self.teacher: LiveTeacher | None = None
         if teacher is not None:
             self.teacher = LiveTeacher(teacher, student, teacher_attention_index, teacher_input_size)
@@ -143,14 +150,17 @@ class IGDistillationTask(TrainingTask):
 
     def describe(self) -> str:
         """Return the resolved settings in one line."""
-        attention = ""
-        if isinstance(self.trainable_module, StudentWithFeatures) and self.teacher is not None:
-            attention = f" (entries {self.trainable_module.attention_index}, {self.teacher.attention_index})"
+        attention, explanation = "", ""
+        student: Any = bare_model(self.trainable_module)
+        if self._transfers_attention and self.teacher is not None:
+            attention = f" (entries {student.attention_index}, {self.teacher.attention_index})"
+        if self._explains:
+            explanation = f"explanation_loss_weight={self.explanation_loss_weight:g} ({student.explanation}), "
         teacher = "none" if self.teacher is None else f"view {self.teacher_view}, input {self.teacher.describe()}"
         return (
             f"{type(self).__name__}: task_loss_weight={self.task_loss_weight:g}, "
             f"distill_loss_weight={self.distill_loss_weight:g} ({self.loss_type}, temperature {self.temperature:g}), "
-            f"attention_loss_weight={self.attention_loss_weight:g}{attention}; teacher: {teacher}"
+            f"{explanation}attention_loss_weight={self.attention_loss_weight:g}{attention}; teacher: {teacher}"
         )
 
     @property
@@ -167,6 +177,7 @@ class IGDistillationTask(TrainingTask):
         target: Tensor,
         teacher_input: Tensor | None = None,
         teacher_logits: Tensor | None = None,
+        maps: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Run the student, and the teacher where a term needs it.
 
@@ -177,22 +188,33 @@ class IGDistillationTask(TrainingTask):
             target: class indices, or class probabilities of Mixup or CutMix; as many as `input`.
             teacher_input: (B, C, h, w) the teacher's view, normalised for the student.
             teacher_logits: (B, classes) stored logits, in place of a live teacher.
+            maps: (B, 1, h, w) the teacher's maps, non-negative, in the coordinates of the student's views and 0 where
+                these show none of the image. In eval mode without them, E is left out.
 
         Returns:
             'loss', 'output' (the student's B logits; their targets are target[:B]) and, as far as computed,
-            'task_loss', 'distill_loss' (also as 'kd_loss', its name in timm) and 'attention_loss', not yet weighted.
+            'task_loss', 'distill_loss' (also as 'kd_loss', its name in timm), 'attention_loss' and 'explanation_loss',
+            not yet weighted.
 
         Raises:
             InputError: a batch that does not hold what the options call for.
         """
         input, target, teacher_input = self._views(input, target, teacher_input)
-        self._check_stored_logits(target, teacher_logits)
         distills, transfers = self.distill_loss_weight > 0, self.attention_loss_weight > 0
+        check_stored_logits(
+            teacher_logits,
+            target,
+            distill_loss_weight=self.distill_loss_weight,
+            is_live=self.teacher is not None,
+            transfers=self._transfers_attention,
+        )
+        explains = self._explains and (self.training or maps is not None)
+        if explains:
+            check_maps(maps, input, target)
 
-        output: Any = self.trainable_module(input)
-        features: Any = None
-        if self._transfers_attention:
-            output, features = output
+        outputs: Any = self.trainable_module(input, target) if explains else self.trainable_module(input)
+        is_alone = not (self._transfers_attention or self._explains)
+        output, features, student_maps = (outputs, None, None) if is_alone else outputs
         output = check_logits("student", output)
         teacher_features: Any = None
         if self.teacher is not None and (distills or transfers):
@@ -203,11 +225,14 @@ class IGDistillationTask(TrainingTask):
             losses["task_loss"] = self.criterion(output, target)
         if distills:
             assert teacher_logits is not None
-            teacher_logits = self._select_classes(teacher_logits.to(output.device))
+            teacher_logits = select_classes(teacher_logits.to(output.device), self._class_index, self._last_class)
             kd_loss = KD_LOSSES[self.loss_type]
             losses["distill_loss"] = kd_loss(output, teacher_logits, self.temperature, target, **self._kd_options)
         if transfers:
             losses["attention_loss"] = attention_transfer(features, teacher_features)
+        if explains:
+            assert maps is not None
+            losses["explanation_loss"] = explanation_loss(student_maps, maps, target)
         loss = sum(getattr(self, f"{name}_weight") * value for name, value in losses.items())
         if distills:
             losses["kd_loss"] = losses["distill_loss"]
@@ -228,39 +253,6 @@ class IGDistillationTask(TrainingTask):
             return split_flat(student, target)
         raise InputError(ONE_VIEW)
 
-    def _check_stored_logits(self, target: Tensor, teacher_logits: Tensor | None) -> None:
-        if teacher_logits is None:
-            if self.distill_loss_weight > 0 and self.teacher is None:
-                raise InputError(
-                    f"distill_loss_weight={self.distill_loss_weight:g} needs a teacher, got neither a live one nor "
-                    "stored logits; pass teacher or teacher_logits, or set distill_loss_weight=0"
-                )
-        elif self._transfers_attention:
-            raise InputError(
-                "attention transfer needs the live teacher's features of this very view, got stored logits; leave "
-                "teacher_logits out, or set attention_loss_weight=0"
-            )
-        elif self.teacher is not None:
-            raise InputError(
-                "the teacher's logits must come from one source, got a live teacher and stored logits; build the task "
-                "with teacher=None, or leave teacher_logits out"
-            )
-        elif is_soft(target):
-            raise InputError(
-                "stored logits belong to single clean images, got the soft targets of Mixup or CutMix; switch those "
-                "off, or use a live teacher"
-            )
-
-    def _select_classes(self, teacher_logits: Tensor) -> Tensor:
-        if self._class_index is None:
-            return teacher_logits
-        if teacher_logits.shape[1] <= self._last_class:
-            raise InputError(
-                f"teacher_class_indices go up to {self._last_class}, got {teacher_logits.shape[1]} teacher outputs; "
-                "leave teacher_class_indices out where the logits hold the dataset's classes alone"
-            )
-        return teacher_logits.index_select(1, self._class_index)
-
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "IGDistillationTask":
         """Wrap the trainable module in DistributedDataParallel; the teacher stays as it is."""
         self.trainable_module = nn.parallel.DistributedDataParallel(
@@ -271,7 +263,16 @@ class IGDistillationTask(TrainingTask):
     def compile(  # type: ignore[override]  # timm's signature
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module:
-        """Compile the training forward, the teacher, and the student that evaluation uses, which is returned."""
+        """Compile the training forward, the teacher, and the student that evaluation uses, which is returned.
+
+        Raises:
+            InputError: an explanation loss, whose second derivatives torch.compile cannot do.
+        """
+        if self._explains:
+            raise InputError(
+                "torch.compile has no second derivatives, which the explanation loss needs; train without it, or set "
+                "explanation_loss_weight=0"
+            )
         options: Any = {"backend": backend, "mode": mode, **compile_kwargs}
         student: Any = self.get_eval_model()
         trainable: Any = torch.compile(self.trainable_module, **options)
@@ -295,4 +296,4 @@ class IGDistillationTask(TrainingTask):
         if module is None and hasattr(self, "eval_model_ema" if ema else "eval_model"):
             return super().get_eval_model(ema=ema)
         module = bare_model(super().get_eval_model(module=module, ema=ema))
-        return module.student if isinstance(module, StudentWithFeatures) else module
+        return module.student if isinstance(module, TrainedStudent) else module

@@ -9,11 +9,12 @@ PAPER_DISTILL_WEIGHT = 0.01
 
 
 class Weights(NamedTuple):
-    """Of cross-entropy, distillation and attention transfer; 0 switches a term off."""
+    """Of cross-entropy, distillation, attention transfer and explanations; 0 switches a term off."""
 
     task: float
     distill: float
     attention: float
+    explanation: float
 
 
 def check_weight(name: str, weight: float) -> float:
@@ -23,7 +24,7 @@ def check_weight(name: str, weight: float) -> float:
     return weight
 
 
-def resolve_weights(task: float | None, distill: float | None, attention: float) -> Weights:
+def resolve_weights(task: float | None, distill: float | None, attention: float, explanation: float = 0.0) -> Weights:
     """Return all weights.
 
     Args:
@@ -31,6 +32,7 @@ def resolve_weights(task: float | None, distill: float | None, attention: float)
         distill: of distillation; None: 1 - task where that is given, as in timm's tasks (0 for a task above 1), else
             the paper's 0.01.
         attention: of attention transfer.
+        explanation: of the explanation loss.
 
     Raises:
         InputError: a weight that is negative or not finite, or all 0.
@@ -39,6 +41,7 @@ def resolve_weights(task: float | None, distill: float | None, attention: float)
         distill = PAPER_DISTILL_WEIGHT if task is None else max(0.0, 1 - task)
     check_weight("distill_loss_weight", distill)
     check_weight("attention_loss_weight", attention)
+    check_weight("explanation_loss_weight", explanation)
     if task is None:
         if distill > 1:
             raise InputError(
@@ -47,6 +50,6 @@ def resolve_weights(task: float | None, distill: float | None, attention: float)
             )
         task = 1 - distill
     check_weight("task_loss_weight", task)
-    if task + distill + attention == 0:
+    if task + distill + attention + explanation == 0:
         raise InputError("at least one loss weight must be positive, got 0 for all; set task_loss_weight=1")
-    return Weights(task, distill, attention)
+    return Weights(task, distill, attention, explanation)

@@ -1,0 +1,135 @@
+"""The student as it is trained: one forward pass for its logits, its features and its map, as DDP must see it."""
+
+from typing import Any, get_args
+
+import torch
+from timm.task.distillation import FeatureDistillationTrainableModule
+from torch import Tensor, nn
+
+from timm_igkd.distillation.explanation import (
+    ExplanationMap,
+    JoinedChannels,
+    captured,
+    differentiable_gradient,
+    grad_cam,
+    input_x_gradient,
+    target_sum,
+    twice_differentiable,
+)
+from timm_igkd.distillation.live_teacher import check_logits, forward_with_features, probe_image
+from timm_igkd.errors import InputError, check_choice, first_line
+from timm_igkd.eval_mode import bare_model, eval_mode
+from timm_igkd.feature_maps import last_norm
+
+_REMEDY = "set explanation_loss_weight=0"
+
+
+class TrainedStudent(FeatureDistillationTrainableModule):
+    """A student that also returns features or its map; timm's base keeps its parameter groups.
+
+    The map is of the very pass that gives the logits: batch norms and dropout work as they do in it, statistics move
+    once. Where a batch norm takes the batch's statistics, a gradient holds what an image does to others' outputs too.
+
+    Args:
+        student: to train.
+        attention_index: the entry of `forward_intermediates` that is returned, or None.
+        explanation: an ExplanationMap, or None.
+        joined: JoinedChannels, of input times gradient.
+
+    Raises:
+        InputError: a student that has no such map, or one that cannot be learnt from.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        attention_index: int | None = None,
+        explanation: str | None = None,
+        joined: str = "abs_sum",
+    ):
+        super().__init__(student)
+        if explanation is not None:
+            check_choice("explanation_map", explanation, get_args(ExplanationMap))
+        check_choice("explanation_channels", joined, get_args(JoinedChannels))
+        self.attention_index, self.explanation, self.joined = attention_index, explanation, joined
+        self._norm: str | None = None  # by its name, for a copy has another of that name
+        if explanation is not None:
+            self._norm = _find_norm(student) if explanation == "grad_cam" else None
+            self._check_differentiable()
+
+    def forward(  # type: ignore[override]  # timm's returns two
+        self, input: Tensor, target: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return logits, the chosen entry and, where there is a target, the map of its logit.
+
+        Args:
+            input: (B, C, H, W).
+            target: (B,) class indices; those below 0 get the map of class 0.
+
+        Returns:
+            (B, classes), (B, C', h, w) or None, (B, 1, H or h', W or w') or None.
+        """
+        if target is None:
+            return *self._logits_and_entry(input), None
+        with_graph = torch.is_grad_enabled()
+        with torch.enable_grad(), twice_differentiable():
+            logits, entry, maps = self._explained(input, target)
+        return logits, entry, maps if with_graph else maps.detach()
+
+    def _logits_and_entry(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.attention_index is None:
+            return check_logits("student", self.student(input)), None
+        return forward_with_features(self.student, input, self.attention_index)
+
+    def _explained(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        if self.explanation == "input_x_gradient":
+            image = input.detach().requires_grad_()
+            logits, entry = self._logits_and_entry(image)
+            gradient = differentiable_gradient(target_sum(logits, target), image)
+            return logits, entry, input_x_gradient(image, gradient, self.joined)
+        if self._norm is not None:
+            with captured(self.student.get_submodule(self._norm)) as taken:
+                logits, entry = self._logits_and_entry(input)
+            features = taken[-1]
+        else:
+            logits, entry, features = self._through_head(input)
+        gradient = differentiable_gradient(target_sum(logits, target), features)
+        return logits, entry, grad_cam(bare_model(self.student), features, gradient, input.shape[-2:])
+
+    def _through_head(self, input: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return logits, the chosen entry, and the last features, which the logits are computed from."""
+        student: Any = self.student
+        if self.attention_index is None:
+            features, entry = student.forward_features(input), None
+        else:
+            features, (entry,) = student.forward_intermediates(input, indices=[self.attention_index], output_fmt="NCHW")
+        return student.forward_head(features.clone()), entry, features
+
+    def _check_differentiable(self) -> None:
+        """Raise InputError unless a loss of the map has a gradient: one image goes through the student and back."""
+        image = probe_image(bare_model(self.student))
+        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        name = type(bare_model(self.student)).__name__
+        try:
+            with eval_mode(self), torch.enable_grad():
+                maps = self(image, torch.zeros(1, dtype=torch.int64, device=image.device))[2]
+                found = torch.autograd.grad(maps.square().sum(), weights, allow_unused=True)
+        except RuntimeError as error:
+            raise InputError(
+                f"the explanation loss needs second derivatives, which student {name} lacks ({first_line(error)}); "
+                f"choose another student, or {_REMEDY}"
+            ) from error
+        if all(gradient is None for gradient in found):
+            raise InputError(
+                f"the explanation loss has no gradient in student {name}, whose map does not depend on its weights; "
+                f"choose another student, or {_REMEDY}"
+            )
+
+
+def _find_norm(student: nn.Module) -> str | None:
+    """Return the name of the module whose output Grad-CAM weights, None for the last features (feature_maps.py)."""
+    bare: Any = bare_model(student)
+    image = probe_image(bare)
+    with eval_mode(student):
+        norm = last_norm(bare, image, image.shape[-2:])
+    return next((name for name, module in student.named_modules() if module is norm), None)
