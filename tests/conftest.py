@@ -204,3 +204,24 @@ def teacher_folder(tmp_path: Path) -> Path:
 
     save_model(tiny_teacher(classes=2, size=16), tmp_path / "teacher")
     return tmp_path / "teacher"
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A process group of gloo with this process alone in it."""
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def bf16_accelerator() -> Iterator[Any]:
+    """An accelerator on the CPU, in bfloat16."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,16 +1,12 @@
 """IGDistillationTask: what it computes, what it leaves alone, what it refuses."""
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from timm.data.loader import fast_collate
 from timm.optim import create_optimizer_v2
 from timm.task import LogitDistillationTask
@@ -575,20 +571,6 @@ def test_parameter_groups_are_the_students():
     assert groups(task.trainable_module) == groups(tiny("test_vit", size=64))
 
 
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True, mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.parametrize("kwargs", [{}, AT])
 def test_distributed_task_trains_and_saves_the_same_student(kwargs, batch, process_group):
     single, student = build(tiny(), tiny(seed=1), **kwargs).train(), tiny()
@@ -605,14 +587,14 @@ def test_distributed_task_trains_and_saves_the_same_student(kwargs, batch, proce
     assert list(task.get_checkpoint_state(ema=True)["state_dict_ema"]) == list(student.state_dict())
 
 
-def test_module_prepared_by_accelerate_trains(batch, accelerator):
+def test_module_prepared_by_accelerate_trains(batch, bf16_accelerator):
     student = tiny()
-    task = build(student, tiny(seed=1), device=accelerator.device, **AT).train()
-    task.trainable_module = accelerator.prepare(task.trainable_module)
+    task = build(student, tiny(seed=1), device=bf16_accelerator.device, **AT).train()
+    task.trainable_module = bf16_accelerator.prepare(task.trainable_module)
     task.setup_ema()
-    with accelerator.autocast():
+    with bf16_accelerator.autocast():
         result = task(*batch)
-    accelerator.backward(result["loss"])
+    bf16_accelerator.backward(result["loss"])
     task.update_ema()
     assert result["loss"].dtype == torch.float32
     assert task.get_eval_model() is student

@@ -214,7 +214,8 @@ class IGDistillationTask(TrainingTask):
 
         outputs: Any = self.trainable_module(input, target) if explains else self.trainable_module(input)
         is_alone = not (self._transfers_attention or self._explains)
-        output, features, student_maps = (outputs, None, None) if is_alone else outputs
+        parts: Any = (outputs, None, None) if is_alone else outputs
+        output, features, student_maps = parts
         output = check_logits("student", output)
         teacher_features: Any = None
         if self.teacher is not None and (distills or transfers):

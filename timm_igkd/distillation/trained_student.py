@@ -18,7 +18,7 @@ from timm_igkd.distillation.explanation import (
 )
 from timm_igkd.distillation.live_teacher import check_logits, forward_with_features, probe_image
 from timm_igkd.errors import InputError, check_choice, first_line
-from timm_igkd.eval_mode import bare_model, eval_mode
+from timm_igkd.eval_mode import bare_model, copy_model, eval_mode
 from timm_igkd.feature_maps import last_norm
 
 _REMEDY = "set explanation_loss_weight=0"
@@ -106,20 +106,20 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         return student.forward_head(features.clone()), entry, features
 
     def _check_differentiable(self) -> None:
-        """Raise InputError unless a loss of the map has a gradient: one image goes through the student and back."""
-        image = probe_image(bare_model(self.student))
-        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        name = type(bare_model(self.student)).__name__
+        """Raise InputError unless a loss of the map has a gradient: one image goes through a copy and back."""
+        copied = copy_model(self).eval()
+        image = probe_image(bare_model(copied.student))
+        name = type(bare_model(copied.student)).__name__
         try:
-            with eval_mode(self), torch.enable_grad():
-                maps = self(image, torch.zeros(1, dtype=torch.int64, device=image.device))[2]
-                found = torch.autograd.grad(maps.square().sum(), weights, allow_unused=True)
+            with torch.enable_grad():
+                maps = copied(image, torch.zeros(1, dtype=torch.int64, device=image.device))[2]
+                maps.square().sum().backward()  # through all: what can be differentiated once is on no path to weights
         except RuntimeError as error:
             raise InputError(
                 f"the explanation loss needs second derivatives, which student {name} lacks ({first_line(error)}); "
                 f"choose another student, or {_REMEDY}"
             ) from error
-        if all(gradient is None for gradient in found):
+        if all(weight.grad is None for weight in copied.parameters()):
             raise InputError(
                 f"the explanation loss has no gradient in student {name}, whose map does not depend on its weights; "
                 f"choose another student, or {_REMEDY}"

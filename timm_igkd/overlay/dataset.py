@@ -31,7 +31,10 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         seed: None: the transform draws from the worker's generators, as timm does, and the overlay from one of its
             own per worker. A number: every draw comes from (seed, purpose, epoch, index), whatever the number of
             workers; call `set_epoch` before each epoch then.
-        with_logits: items end with the teacher's stored logits of the clean image, [classes] float32.
+        with_logits: items go on with the teacher's stored logits of the clean image, [classes] float32.
+        with_maps: items end with the map of the view, [1, H, W] uint8: the one that `overlay_source` names, whether the
+            image is overlaid or not, brought through the transform with the same random numbers. The transform may then
+            do nothing but geometry, to uint8 pixels.
 
     Attributes:
         transform: applied to the overlaid image; `timm.data.create_loader` sets it. Where it holds the op `IGOverlay`
@@ -51,11 +54,12 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         overlay_source: OverlaySource = "aligned",
         seed: int | None = None,
         with_logits: bool = False,
+        with_maps: bool = False,
     ):
         if isinstance(dataset, torch.utils.data.IterableDataset):
             raise InputTypeError(f"{dataset_name(dataset)!r} is a stream, expected items by index; use IGOverlayStream")
         self.dataset = dataset
-        super().__init__(dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits)
+        super().__init__(dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits, with_maps)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -89,17 +89,19 @@ class DeviceViews:
     """The training views of a dataset that lies on the device.
 
     Args:
-        data: images, and maps where the overlay's probability is above 0.
+        data: images, and maps where the overlay's probability is above 0 or `with_maps`.
         augmentation: what is done to them.
         seed: coins, crops, flips and squares all derive from it, in streams of their own.
+        with_maps: `maps` is going to be called.
 
     Raises:
-        InputError: an overlay without maps.
+        InputError: no maps where they are needed.
     """
 
-    def __init__(self, data: DeviceImages, augmentation: DeviceAugmentation, seed: int):
-        if augmentation.overlay.overlay_prob > 0 and data.maps is None:
-            raise InputError("overlays need maps, got none; build them with: timm-igkd maps")
+    def __init__(self, data: DeviceImages, augmentation: DeviceAugmentation, seed: int, *, with_maps: bool = False):
+        if (augmentation.overlay.overlay_prob > 0 or with_maps) and data.maps is None:
+            what = "maps of the views" if with_maps else "overlays"
+            raise InputError(f"{what} need maps of the images, got none; build them with: timm-igkd maps")
         self.data, self.augmentation, self.seed = data, augmentation, seed
         self.device = data.labels.device
         self.mean, self.std = (
@@ -154,8 +156,7 @@ class DeviceViews:
 
         Where a view shows no part of its image, in the border and in the square cut out, the map is 0.
         """
-        if self.data.maps is None:
-            raise InputError("the images have no maps; build them with: timm-igkd maps")
+        assert self.data.maps is not None  # with_maps
         maps = self._cropped(self.data.maps[index].float() / 255, draws, "black")
         return self._cut_out(maps, draws) if self.augmentation.cutout else maps
 

@@ -6,6 +6,7 @@ and flip with no special case.
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any, get_args
 
@@ -49,6 +50,7 @@ class OverlaidViews:
         overlay_source: OverlaySource,
         seed: int | None,
         with_logits: bool,
+        with_maps: bool = False,
     ):
         check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         check_choice("overlay_source", overlay_source, get_args(OverlaySource))
@@ -58,13 +60,13 @@ class OverlaidViews:
                 f"set the transform on the {type(self).__name__} instead"
             )
         self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
-        if maps is None and (self.overlay.overlay_prob > 0 or with_logits):
-            raise InputError("overlays and stored logits need maps, got none; build them with: timm-igkd maps")
+        if maps is None and (self.overlay.overlay_prob > 0 or with_logits or with_maps):
+            raise InputError("overlays, stored logits and maps of views need maps, got none; build them: timm-igkd maps")
         if maps is not None and with_logits:
             maps.require_logits()
         self._maps = maps
         self.teacher_view, self.overlay_source = teacher_view, overlay_source
-        self.seed, self.with_logits = seed, with_logits
+        self.seed, self.with_logits, self.with_maps = seed, with_logits, with_maps
         self.transform = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._coins: np.random.Generator | None = None
@@ -114,24 +116,47 @@ class OverlaidViews:
 
     def overlaid(self, image: Image.Image, label: int, index: int | None, power: float) -> Image.Image:
         """Return an image blended with its map, or with what the control puts in the map's place."""
-        row = self.maps.find(image, label, index, lambda: self._name(index))
-        levels = control_map(self.maps, row, image, self.overlay_source, self.seed or 0)
-        return self.overlay.apply(image, levels, power)
+        return self.overlay.apply(image, self._levels(image, label, index), power)
+
+    def _levels(self, image: Image.Image, label: int, index: int | None) -> Image.Image:
+        return control_map(self.maps, self._row(image, label, index), image, self.overlay_source, self.seed or 0)
+
+    def _row(self, image: Image.Image, label: int, index: int | None) -> int:
+        return self.maps.find(image, label, index, lambda: self._name(index))
 
     def _item(self, image: Image.Image, label: int, index: int | None, *draws: int) -> tuple:
         """Return what the loader gets of an image; `draws` are the indices by which it owns its random numbers."""
         is_overlaid, power = self.draw(*draws) if self.overlay_prob else (False, 1.0)
         student = self.overlaid(image, label, index, power) if is_overlaid else image
-        views = self._transformed(student, image if is_overlaid else None, *draws)
+        more = []
         if self.with_logits:
-            row = self.maps.find(image, label, index, lambda: self._name(index))
-            return views, label, torch.from_numpy(self.maps.logits(row))
-        return views, label
+            more.append(torch.from_numpy(self.maps.logits(self._row(image, label, index))))
+        if self.with_maps:
+            more.append(self._view_of_map(self._levels(image, label, index), image.size, *draws))
+        return self._transformed(student, image if is_overlaid else None, *draws), label, *more
+
+    def _view_of_map(self, levels: Image.Image, size: tuple[int, int], *indices: int) -> torch.Tensor:
+        """Transform a map as an image of three equal channels, with the random numbers that its image gets next."""
+        if levels.size != size:
+            levels = levels.resize(size, Image.Resampling.BILINEAR)
+        self._seed_transform(*indices)
+        with restored_state() if self.seed is None else nullcontext():
+            view = None if self._applied is None else torch.as_tensor(self._applied(levels.convert("RGB")))
+        if view is None or view.dtype != torch.uint8:
+            found = "there is none" if view is None else f"this one gives {view.dtype}"
+            raise InputError(
+                f"maps of views need a transform that ends in uint8 pixels, {found}; normalise whole batches, as "
+                "WorkerBatches does, or drop with_maps"
+            )
+        return view[:1]
+
+    def _seed_transform(self, *indices: int) -> None:
+        if self.seed is not None:
+            seed_global(derive_seed(self.seed, "transform", int(self._epoch), *indices))
 
     def _transformed(self, student: Image.Image, clean: Image.Image | None, *indices: int) -> Any:
         """Transform the student's view, and the teacher's with the same random numbers where it differs."""
-        if self.seed is not None:
-            seed_global(derive_seed(self.seed, "transform", int(self._epoch), *indices))
+        self._seed_transform(*indices)
         transform = self._applied or (lambda image: image)
         if self.teacher_view == "same":
             return transform(student)

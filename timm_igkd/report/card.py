@@ -42,6 +42,8 @@ _SETTINGS = {
     "distill_loss_weight": "Weight of the distillation loss",
     "task_loss_weight": "Weight of the cross-entropy",
     "attention_loss_weight": "Weight of attention transfer",
+    "explanation_loss_weight": "Weight of the explanation loss",
+    "explanation_map": "Map of the student in the explanation loss",
     "stored_logits": "Logits stored with the maps",
     "train_limit": "Training images, drawn by the seed with every class in its share",
     "unlabeled": "Images without labels",
@@ -149,10 +151,12 @@ def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> Markdown:
         text += f", distilled from {code(public_name(str(run.config['teacher'])))}"
     if dataset:
         text += f" on {code(public_name(dataset))}"
+    source = run.config.get("overlay_source", "aligned")
+    what = f"{_method(run)} maps of the teacher" if source == "aligned" else f"the control {code(source)}"
     if (run.config.get("overlay_prob") or 0) > 0:
-        source = run.config.get("overlay_source", "aligned")
-        what = f"{_method(run)} maps of the teacher" if source == "aligned" else f"the control {code(source)}"
         text += f", with {what} overlaid on part of the training images"
+    if (run.config.get("explanation_loss_weight") or 0) > 0:
+        text += f", its own maps ({code(run.config.get('explanation_map'))}) held against {what}"
     if counts := label_counts(run.metrics):
         text += f"; it learnt from {cell(counts)}, those without labels by the teacher's answers alone"
     return Markdown(text + ".")

@@ -185,6 +185,7 @@ def learning_curves(student: History, teacher: History | None) -> list[tuple[str
                 (_series(student, "loss"), "total, weighted", "ink", "-"),
                 (_series(student, "distill_loss"), "distillation", "student", "--"),
                 (_series(student, "attention_loss"), "attention transfer", "teacher", "-."),
+                (_series(student, "explanation_loss"), "explanations", "teacher", ":"),
             ],
         ),
     ]

@@ -63,6 +63,10 @@ _SETUP_WORDS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "Attention transfer": ("attention_loss_weight", {"attention_loss_weight": "weight {}"}),
+    "Explanation loss": (
+        "explanation_loss_weight",
+        {"explanation_loss_weight": "weight {}", "explanation_map": "the student’s map {}"},
+    ),
     "Training": (
         "epochs",
         {

@@ -126,6 +126,7 @@ def _by_workers(
         overlay_source=config.overlay_source,
         seed=config.seed,
         with_logits=config.stored_logits and store is not None,
+        with_maps=config.explains and store is not None,
     )
     data_config = resolve_model_data_config(task.get_eval_model())
     dataset.transform = config.augmentation().transform(data_config)
@@ -178,7 +179,7 @@ def _on_device(
         stored = StoredMaps(store, dataset, images)
         images = replace(
             images,
-            maps=stored.maps(config.overlay_source, config.seed) if config.overlay_prob > 0 else None,
+            maps=stored.maps(config.overlay_source, config.seed) if config.reads_maps else None,
             logits=stored.logits() if config.stored_logits else None,
         )
     overlay = config.overlay() if store else IGOverlay(0.0)
@@ -188,6 +189,7 @@ def _on_device(
         config.batch_size,
         config.seed,
         max_steps=config.max_steps_per_epoch,
+        with_maps=config.explains and store is not None,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )

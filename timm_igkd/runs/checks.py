@@ -42,7 +42,8 @@ def _check_ranges(config: "RunConfig") -> None:
     check_range("seed", config.seed, 0, 2**63 - 1)
     check_count("teacher_epochs", config.teacher_epochs, 0)
     check_count("workers", config.workers, 0, 1024)
-    for name in "corruptions distill_loss_weight attention_loss_weight color_jitter mixup cutmix".split():
+    weights = ("distill_loss_weight", "attention_loss_weight", "explanation_loss_weight")
+    for name in ("corruptions", *weights, "color_jitter", "mixup", "cutmix"):
         check_range(name, getattr(config, name), 0, sys.float_info.max)
     for name in ("smoothing", "validation_fraction"):
         check_range(name, getattr(config, name), 0, 1)
@@ -104,7 +105,8 @@ def _check_maps(config: "RunConfig") -> None:
         return
     if not config.needs_maps:
         raise InputError(
-            "maps are not read where overlay_prob is 0 and stored_logits false; set --overlay-prob 0.1, or drop --maps"
+            "maps are not read where overlay_prob and explanation_loss_weight are 0 and stored_logits false; set "
+            "--overlay-prob 0.1, or drop --maps"
         )
     if config.teacher_epochs > 0:
         raise InputError(
@@ -123,6 +125,27 @@ def _check_losses(config: "RunConfig") -> None:
         )
     if config.stored_logits and config.distill_loss_weight == 0:
         raise InputError("stored_logits without distillation do nothing; set distill_loss_weight above 0, or drop them")
+    if config.explains:
+        _check_explanations(config)
+
+
+def _check_explanations(config: "RunConfig") -> None:
+    for name in ("mixup", "cutmix", "aa", "color_jitter", "reprob"):
+        if value := getattr(config, name):
+            raise InputError(
+                f"the explanation loss compares maps of one image, cropped and flipped alone, got {name} {value}; set "
+                f"{name} to {'none' if name == 'aa' else 0}, or explanation_loss_weight to 0"
+            )
+    if config.compile:
+        raise InputError(
+            "the explanation loss needs second derivatives, which torch.compile has none of; drop --compile, or set "
+            "explanation_loss_weight to 0"
+        )
+    if config.map_target != "label":
+        raise InputError(
+            f"the explanation loss explains the label, but map_target is {config.map_target}; set map_target to label, "
+            "or explanation_loss_weight to 0"
+        )
 
 
 def _check_compare(config: "RunConfig") -> None:
@@ -133,13 +156,18 @@ def _check_compare(config: "RunConfig") -> None:
         return
     if config.seeds == 2:
         raise InputError("an interval over seeds needs 3 of them or more, got seeds 2; set seeds to 3, or to 1")
-    if config.distill_loss_weight == 0 and config.attention_loss_weight == 0:
+    if config.distill_loss_weight == config.attention_loss_weight == config.explanation_loss_weight == 0:
         raise InputError(
-            "compare asks what the teacher is worth, but distill_loss_weight and attention_loss_weight are 0; set one "
-            "above 0, or compare to none"
+            "compare asks what the teacher is worth, but distill_loss_weight, attention_loss_weight and "
+            "explanation_loss_weight are 0; set one above 0, or compare to none"
         )
-    if config.compare == "cost" and (config.overlay_prob == 0 or config.maps is not None):
-        why = "overlay_prob is 0" if config.overlay_prob == 0 else "maps are given, so that their cost is not measured"
+    reasons = {
+        "overlay_prob is 0": config.overlay_prob == 0,
+        "maps are given, so that their cost is not measured": config.maps is not None,
+        "the arm with KD alone needs them too, for explanation_loss_weight": config.explains,
+    }
+    why = next((reason for reason, holds in reasons.items() if holds), None)
+    if config.compare == "cost" and why is not None:
         raise InputError(f"compare cost spends the maps' time on more epochs, but {why}; use --compare without cost")
 
 
@@ -164,6 +192,10 @@ def check_unlabeled(config: "RunConfig") -> None:
         raise InputError(
             "images without labels are learnt from by the distillation loss alone, whose weight is 0; set "
             "distill_loss_weight above 0, or drop --unlabeled"
+        )
+    if config.explains:
+        raise InputError(
+            "the explanation loss needs the label of every image, some have none here; set explanation_loss_weight to 0"
         )
     if config.mixes:
         raise InputError("Mixup and CutMix mix labels, which images without any lack; set mixup and cutmix to 0")

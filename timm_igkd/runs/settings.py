@@ -14,6 +14,7 @@ from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
 from timm_igkd.training.settings import TrainCrop, TrainingSettings
 
 if TYPE_CHECKING:  # the command line reads the settings without torch and timm
+    from timm_igkd.distillation.explanation import JoinedChannels
     from timm_igkd.training.augmentation import TrainAugmentation
 
 Start = Literal["pretrained", "random"]
@@ -103,7 +104,9 @@ class RunConfig:
     overlay_prob: float = _preset("share of training images overlaid with their map; 0: no overlay", _STUDENT)
     overlay_weight: float = _setting("share of the map in the blend", 0.5, _STUDENT)
     overlay_max_power: float = _setting("the map's exponent is drawn from 1 to this", 2.0, _STUDENT)
-    overlay_source: OverlaySource = _setting("aligned, or a control", "aligned", _STUDENT)
+    overlay_source: OverlaySource = _setting(
+        "maps that overlay and explanation loss take: aligned, or a control", "aligned", _STUDENT
+    )
     teacher_view: Literal["clean", "same"] = _preset("what the teacher in the loop sees of an overlaid image", _STUDENT)
     maps: str | None = _setting(
         "a finished store of this teacher and split, or user/name; none: build one", None, _MAPS
@@ -126,6 +129,12 @@ class RunConfig:
     )
     temperature: float = _preset("distillation temperature", _STUDENT)
     attention_loss_weight: float = _setting("weight of attention transfer (paper: 0.8); 0: none", 0.0, _STUDENT)
+    explanation_loss_weight: float = _setting(
+        "weight of 1 - cosine of the student's map and the stored one (e2KD: 1); 0: none", 0.0, _STUDENT
+    )
+    explanation_map: Literal["input_x_gradient", "grad_cam"] = _setting(
+        "how the student explains the label, with explanation_loss_weight", "input_x_gradient", _STUDENT
+    )
     stored_logits: bool = _preset("distil from logits stored with the maps instead of a live teacher", _MAPS)
 
     epochs: int = _preset("of the student", _STUDENT)
@@ -233,9 +242,24 @@ class RunConfig:
         return self.augmentation().only_by_workers or ("mixup and cutmix" if self.mixes else None)
 
     @property
+    def explains(self) -> bool:
+        """Whether the student's own maps are held against the teacher's."""
+        return self.explanation_loss_weight > 0
+
+    @property
+    def explanation_channels(self) -> "JoinedChannels":
+        """How the student's map joins colour channels: as the store did, whose signed maps are rectified."""
+        return "abs_sum" if self.map_reduction == "abs_sum" else "positive"
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether the student trains with maps."""
+        return self.overlay_prob > 0 or self.explains
+
+    @property
     def needs_maps(self) -> bool:
         """Whether the student trains with maps, or with the logits stored beside them."""
-        return self.overlay_prob > 0 or self.stored_logits
+        return self.reads_maps or self.stored_logits
 
     @property
     def needs_live_teacher(self) -> bool:

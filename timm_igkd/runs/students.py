@@ -137,7 +137,12 @@ class Arm:
             own |= {"overlay_prob": 0.0}
         if self.name == "alone":
             own |= {"distill_loss_weight": 0.0, "attention_loss_weight": 0.0, "stored_logits": False}
-            own |= {"task_loss_weight": None, "unlabeled": None, "unlabeled_split": None}
+            own |= {
+                "explanation_loss_weight": 0.0,
+                "task_loss_weight": None,
+                "unlabeled": None,
+                "unlabeled_split": None,
+            }
         return replace(config, **own, epochs=config.epochs + more_epochs)
 
 

@@ -28,7 +28,7 @@ class DeviceBatches:
         num_processes: processes that train together.
 
     Raises:
-        InputError: fewer images than a step needs, or an overlay without maps.
+        InputError: fewer images than a step needs, or no maps for the overlay or `with_maps`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DeviceBatches:
     ):
         check_range("batch_size", batch_size, 1)
         self.steps = steps_per_epoch(len(data), batch_size, num_processes, max_steps)
-        self.views = DeviceViews(data, augmentation, seed)
+        self.views = DeviceViews(data, augmentation, seed, with_maps=with_maps)
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.batches_at_once = batches_at_once or _BATCHES_AT_ONCE.get(data.labels.device.type, 1)
         self.with_maps = with_maps

@@ -11,7 +11,7 @@ from timm_igkd.files import write_atomic
 
 # What a step gives, averaged over steps and processes. The order is that of the reduction over processes: a set's
 # order would differ from process to process, and each number would be averaged with another.
-TERMS = ("loss", "task_loss", "distill_loss", "attention_loss", "top1_train")
+TERMS = ("loss", "task_loss", "distill_loss", "attention_loss", "explanation_loss", "top1_train")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class EpochRecord:
         task_loss: mean of cross-entropy over the labelled images, not weighted.
         distill_loss: mean of the distillation loss, not weighted.
         attention_loss: mean of the attention transfer loss, not weighted.
+        explanation_loss: mean of the explanation loss, not weighted.
         top1_train: percent of the augmented training images that have labels; None where none has.
         val_loss: mean over the validation images, after the epoch.
         val_top1: percent of the validation images, after the epoch.
@@ -37,6 +38,7 @@ class EpochRecord:
     task_loss: float | None = None
     distill_loss: float | None = None
     attention_loss: float | None = None
+    explanation_loss: float | None = None
     top1_train: float | None = None
     val_loss: float | None = None
     val_top1: float | None = None
@@ -44,12 +46,13 @@ class EpochRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EpochRecord":
-        """Return the record that `asdict` gave.
+        """Return the record that `asdict` gave; terms that came later may be missing.
 
         Raises:
             ValueError: names or values of another kind.
         """
-        if set(content) != {item.name for item in fields(cls)}:
+        names = {item.name for item in fields(cls)}
+        if not names - {"explanation_loss"} <= set(content) <= names:
             raise ValueError(f"an epoch has the fields {sorted(content)}")
         for name, value in content.items():
             if not isinstance(value, int | float) and not (value is None and name not in ("epoch", "lr", "loss")):

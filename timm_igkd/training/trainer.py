@@ -208,9 +208,8 @@ class Trainer:
             torch.compiler.cudagraph_mark_step_begin()
         with nullcontext() if is_update else self.accelerator.no_sync(self.task.trainable_module):
             with self.accelerator.autocast():
-                result = self.task(
-                    batch.student, batch.labels, teacher_input=batch.teacher, teacher_logits=batch.logits
-                )
+                beside = {"teacher_input": batch.teacher, "teacher_logits": batch.logits, "maps": batch.maps}
+                result = self.task(batch.student, batch.labels, **beside)
             self.accelerator.backward(result["loss"])
         if is_update:
             self._update()

@@ -7,6 +7,7 @@ import torch
 import torch.utils.data
 
 from timm_igkd.distillation.mixup import TwoViewMixup
+from timm_igkd.errors import InputError
 from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.training.batch import Batch, epoch_order, steps_per_epoch
 
@@ -28,7 +29,7 @@ class WorkerBatches:
     """Training batches of an `IGOverlayDataset`: any timm or torchvision transform, Mixup and CutMix.
 
     Args:
-        dataset: with its transform set, and a seed; items are (views, label[, logits]).
+        dataset: with its transform set, and a seed; items are (views, label[, logits][, map]).
         batch_size: images per step and process; images that fill no step are left out of an epoch.
         seed: of order and Mixup; the dataset has its own.
         device: where the batches go.
@@ -41,7 +42,7 @@ class WorkerBatches:
         num_processes: processes that train together.
 
     Raises:
-        InputError: fewer images than a step needs.
+        InputError: fewer images than a step needs, or maps of images that are mixed.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class WorkerBatches:
         process_index: int = 0,
         num_processes: int = 1,
     ):
+        if mixup is not None and dataset.with_maps:
+            raise InputError("Mixup and CutMix leave no map to an image; drop them, or with_maps of the dataset")
         self.dataset, self.batch_size, self.seed, self.device, self.mixup = dataset, batch_size, seed, device, mixup
         self.process_index, self.num_processes = process_index, num_processes
         self._mean, self._std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
@@ -83,13 +86,15 @@ class WorkerBatches:
         self.dataset.set_epoch(epoch)
         shape = len(self.dataset), self.batch_size, self.steps
         self._order.indices = epoch_order(*shape, self.seed, epoch, self.process_index, self.num_processes).tolist()
-        for step, (views, labels, *logits) in enumerate(self._loader):
+        for step, (views, labels, *more) in enumerate(self._loader):
             student, teacher = views if isinstance(views, list) else (views, None)
+            maps = more.pop() if self.dataset.with_maps else None
             batch = Batch(
                 self._view(student),
                 None if teacher is None else self._view(teacher),
                 self._to_device(labels),
-                self._to_device(logits[0]) if logits else None,
+                self._to_device(more[0]) if more else None,
+                None if maps is None else self._to_device(maps).float().div_(self._white),
             )
             yield batch if self.mixup is None else self._mixed(batch, self.mixup, epoch, step)
 
