@@ -159,7 +159,7 @@ class Study:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "data_hash": self.data.data_hash,
             "teacher_hash": self.data.teacher_hash,
-            "maps_hash": self.data.maps_hash if cell.needs_maps or cell.needs_stored_logits else None,
+            "maps_hash": self.data.maps_hash(cell),
         }
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from timm_igkd.attribution.ig_options import IGOptions, Method
+from timm_igkd.distillation.explanation import ExplanationMap, JoinedChannels
 from timm_igkd.distillation.losses import KD_LOSSES
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.overlay.blend import IGOverlay
@@ -61,7 +63,9 @@ class Cell:
     Attributes:
         protocol: gives the settings that the cell leaves out.
         student: a timm name, or None: the teacher's architecture without its last `drop` entries.
-        overlay_source: what is overlaid; "random_teacher": the maps of the teacher's architecture with random weights.
+        overlay_source: what overlay and explanation loss take; "random_teacher": the maps of the teacher's architecture
+            with random weights.
+        map_method: of these maps; of another than "ig" the study has a store beside.
         logits: "aligned": stored, of the clean uncropped image; "shuffled": stored, of another image (one derangement
             per seed, as in the released code); "live": the teacher in the loop, on the view of `teacher_view`.
         subset_fraction: share of every class trained on, drawn anew for each seed.
@@ -78,12 +82,15 @@ class Cell:
     overlay_weight: float = 0.5
     overlay_max_power: float = 2.0
     overlay_source: StudySource = "aligned"
+    map_method: Method = "ig"
     teacher_view: Literal["clean", "same"] = "clean"
     logits: Logits = "aligned"
     loss_type: str = "kl"
     distill_loss_weight: float = 0.0
     temperature: float = 2.5
     attention_loss_weight: float = 0.0
+    explanation_loss_weight: float = 0.0
+    explanation_map: ExplanationMap = "input_x_gradient"
     subset_fraction: float = 1.0
     epochs: int = 100
     batch_size: int = 64
@@ -108,7 +115,7 @@ class Cell:
         IGOverlay(self.overlay_prob, self.overlay_weight, self.overlay_max_power)
         self.training(seed=0)
         check_range("batch_size", self.batch_size, 1)
-        for name in ("drop", "padding", "cutout", "attention_loss_weight"):
+        for name in ("drop", "padding", "cutout", "attention_loss_weight", "explanation_loss_weight"):
             check_range(name, getattr(self, name), 0, sys.float_info.max)
         for name in ("distill_loss_weight", "hflip", "smoothing"):
             check_range(name, getattr(self, name), 0, 1)
@@ -121,6 +128,10 @@ class Cell:
             raise InputError(f"unknown loss_type {self.loss_type!r}{nearest(self.loss_type, KD_LOSSES)}")
         if self.attention_loss_weight > 0 and self.logits != "live":
             raise InputError("attention transfer needs the teacher in the loop; set logits: live")
+        if self.map_method != "ig" and self.overlay_source == "random_teacher":
+            raise InputError(
+                f"maps of a random_teacher are ig alone, got map_method {self.map_method}; drop one of them"
+            )
 
     def training(self, seed: int, compile_mode: str = "none") -> TrainingSettings:
         """Return how a run of this cell is optimised."""
@@ -129,8 +140,20 @@ class Cell:
 
     @property
     def needs_maps(self) -> bool:
-        """Whether the run overlays images."""
-        return self.overlay_prob > 0
+        """Whether the run overlays images, or holds the student's maps against the teacher's."""
+        return self.overlay_prob > 0 or self.explanation_loss_weight > 0
+
+    @property
+    def store(self) -> str:
+        """The name of the store with the cell's maps, see `store_options`."""
+        if self.overlay_source == "random_teacher":
+            return "maps_random_teacher"
+        return "maps" if self.map_method == "ig" else f"maps_{self.map_method}"
+
+    @property
+    def explanation_channels(self) -> JoinedChannels:
+        """How the student's map joins colour channels: as the store does."""
+        return "abs_sum" if store_options(self.store).reduction == "abs_sum" else "positive"
 
     @property
     def needs_stored_logits(self) -> bool:
@@ -146,8 +169,23 @@ class Cell:
         return "aligned" if self.overlay_source == "random_teacher" else self.overlay_source
 
 
-ADDED = ("padding_mode", "alternate_flip", "clip_grad", "model_ema", "model_ema_decay")
+ADDED = (
+    *("padding_mode", "alternate_flip", "clip_grad", "model_ema", "model_ema_decay"),
+    *("map_method", "explanation_loss_weight", "explanation_map"),
+)
 """Settings that came after the first rows: at their defaults they change no number, and no hash of a run."""
+
+
+def store_options(store: str, n_steps: int | Literal["auto"] = 50) -> IGOptions:
+    """Return which maps a store of a study holds.
+
+    Args:
+        store: "maps", "maps_random_teacher", or "maps_" with another method than ig.
+        n_steps: of ig, the study's.
+    """
+    if store in ("maps", "maps_random_teacher"):
+        return IGOptions(n_steps=n_steps)
+    return IGOptions(method=store.removeprefix("maps_"))  # type: ignore[arg-type]  # checked there
 
 
 def create_cell(name: str, given: Mapping[str, Any]) -> Cell:

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from studies.cells import ADDED, Cell, create_cell
-from timm_igkd.attribution.ig_options import IGOptions
+from studies.cells import ADDED, Cell, create_cell, store_options
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import TrackerName
@@ -103,7 +102,7 @@ class StudyConfig:
         object.__setattr__(self, "cells", self._expand())
         object.__setattr__(self, "contrasts", self._checked_contrasts())
         self._check_teacher()
-        self.ig_options()
+        store_options("maps", self.n_steps)
 
     def _expand(self) -> dict[str, Cell]:
         """Return the cells; one with a grid (setting: list) becomes one per combination, named after it."""
@@ -139,12 +138,13 @@ class StudyConfig:
 
     def _check_teacher(self) -> None:
         for name, cell in self.cells.items():
+            if cell.explanation_loss_weight > 0 and self.compile != "none":
+                raise InputError(
+                    f"cell {name!r} has an explanation loss, which cannot be compiled; set compile to none"
+                )
             uses = cell.needs_maps or cell.distill_loss_weight > 0 or cell.attention_loss_weight > 0
             if self.teacher is None and (uses or cell.student is None):
                 raise InputError(f"cell {name!r} needs a teacher, got none; set teacher")
-
-    def ig_options(self) -> IGOptions:
-        return IGOptions(n_steps=self.n_steps)
 
     @property
     def seed_range(self) -> range:

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from studies.cells import Cell
+from studies.cells import Cell, store_options
 from studies.config import StudyConfig
 from studies.latencies import Latencies
 from timm_igkd import MapStore, compute_maps, load_labeled_images
@@ -64,6 +64,7 @@ class StudyData:
         self._training: dict[tuple[Any, ...], DeviceImages] = {}
         self._latencies = Latencies(self.work, device)
         self._stores: dict[str, MapStore] = {}
+        self._hashes: dict[str, str] = {}
         self._stored: dict[str, StoredMaps] = {}
 
     # ---- models ----
@@ -99,10 +100,14 @@ class StudyData:
         """Short hash of the teacher's weights."""
         return None if self.teacher is None else weights_hash(self.teacher)[:12]
 
-    @cached_property
-    def maps_hash(self) -> str:
-        """Hash of the teacher's maps and logits, which a build on another machine may give in other last bits."""
-        return hash_files(sorted((self.work / "maps").glob("data/*.parquet")))[:12]
+    def maps_hash(self, cell: Cell) -> str | None:
+        """Hash of the maps (of ig: and logits) that a cell reads, which another machine may give in other last bits."""
+        if not (cell.needs_maps or cell.needs_stored_logits):
+            return None
+        name = cell.store if cell.needs_maps and cell.map_method != "ig" else "maps"
+        if name not in self._hashes:
+            self._hashes[name] = hash_files(sorted((self.work / name).glob("data/*.parquet")))[:12]
+        return self._hashes[name]
 
     @cached_property
     def teacher_macs(self) -> int:
@@ -150,13 +155,9 @@ class StudyData:
             self._test_split.content_hash()  # what is wrong with it is told before maps are built
         self._check_classes()
         with exclusive(self.work / "prepare.lock"):
-            if any(
-                cell.needs_stored_logits or (cell.needs_maps and cell.overlay_source != "random_teacher")
-                for cell in cells
-            ):
-                self._maps("maps")
-            if any(cell.needs_maps and cell.overlay_source == "random_teacher" for cell in cells):
-                self._maps("maps_random_teacher")
+            needed = {cell.store for cell in cells if cell.needs_maps}
+            for name in sorted(needed | {"maps" for cell in cells if cell.needs_stored_logits}):
+                self._maps(name)
             _ = self.test, self.transfer  # the teacher's logits are kept for all processes
             for cell in cells if self.config.latency else ():
                 self.latency_ms(cell)
@@ -180,7 +181,7 @@ class StudyData:
                 copy.deepcopy(teacher),
                 self.train,
                 self.work / name,
-                options=self.config.ig_options(),
+                options=store_options(name, self.config.n_steps),
                 logits=True,
                 teacher_name=self.config.teacher,
             )
@@ -201,7 +202,7 @@ class StudyData:
 
     def training_images(self, cell: Cell, seed: int) -> DeviceImages:
         """Return what one run trains on, on the device."""
-        source = cell.overlay_source if cell.needs_maps else None
+        source = (cell.store, cell.overlay_source) if cell.needs_maps else None
         key = (source, cell.logits if cell.needs_stored_logits else None, cell.subset_fraction, seed)
         if key not in self._training:
             self._training = {key: self._assemble(cell, seed)}  # only the last: a study goes seed by seed
@@ -210,8 +211,7 @@ class StudyData:
     def _assemble(self, cell: Cell, seed: int) -> DeviceImages:
         data = self._train_images
         if cell.needs_maps:
-            name = "maps_random_teacher" if cell.overlay_source == "random_teacher" else "maps"
-            data = replace(data, maps=self._stored_maps(name).maps(cell.control, seed))
+            data = replace(data, maps=self._stored_maps(cell.store).maps(cell.control, seed))
         if cell.needs_stored_logits:
             data = replace(data, logits=self._stored_maps("maps").logits())
             if cell.logits == "shuffled":

@@ -73,11 +73,12 @@ MONTE_CARLO = {
 
 
 def arm_name(cell: Cell) -> str:
-    """Return the paper's name of a cell's arm, from its weights and probabilities."""
+    """Return the paper's name of a cell's arm, from its weights and probabilities; E and other maps are none of its."""
     parts = (
         ("KD", cell.distill_loss_weight > 0),
-        ("IG", cell.overlay_prob > 0),
+        ("IG" if cell.map_method == "ig" else cell.map_method, cell.overlay_prob > 0),
         ("AT", cell.attention_loss_weight > 0),
+        ("E", cell.explanation_loss_weight > 0),
     )
     return "&".join(name for name, is_used in parts if is_used) or "Student"
 
@@ -94,6 +95,8 @@ def repeats_paper(config: StudyConfig, cell: Cell, num_parameters: float) -> boo
         and (cell.overlay_prob == 0 or cell.overlay_source in ("aligned", "shuffled"))
         and (cell.overlay_prob == 0 or (cell.overlay_weight, cell.overlay_max_power) == (0.5, 2))
         and cell.attention_loss_weight in (0, 0.8)
+        and cell.explanation_loss_weight == 0
+        and (cell.overlay_prob == 0 or cell.map_method == "ig")
         and cell.overlay_prob in (0, 0.1)
         and cell.distill_loss_weight in (0, 0.01)
         and (cell.temperature == 2.5 or cell.distill_loss_weight == 0)

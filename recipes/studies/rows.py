@@ -199,7 +199,10 @@ def _narrow(classes: np.ndarray) -> np.ndarray:
 
 
 def _check_same_data(path: Path, row: dict[str, str], new: dict[str, str]) -> None:
-    for name, what in (("data_hash", "images"), ("teacher_hash", "teacher"), ("maps_hash", "maps")):
+    names = [("data_hash", "images"), ("teacher_hash", "teacher")]
+    if _map_method(row) == _map_method(new):
+        names.append(("maps_hash", "maps"))
+    for name, what in names:
         if row[name] and new[name] and row[name] != new[name]:
             raise InputError(
                 f"{path} holds runs with other {what} ({name} {row[name]}, this run's is {new[name]}); give another "
@@ -210,6 +213,13 @@ def _check_same_data(path: Path, row: dict[str, str], new: dict[str, str]) -> No
             f"{path} holds runs with {_numerics(row)}, this run has {_numerics(new)}; runs that are compared must be "
             "computed alike: start it as the others were, or give another output_dir"
         )
+
+
+def _map_method(row: dict[str, str]) -> str:
+    """Return the method of the maps whose hash a row holds; ig where its cell reads none, or logits alone."""
+    cell = json.loads(row["settings"] or "{}").get("cell", {})
+    uses = cell.get("overlay_prob", 0) > 0 or cell.get("explanation_loss_weight", 0) > 0
+    return cell.get("map_method", "ig") if uses else "ig"
 
 
 def _numerics(row: dict[str, str]) -> str:

@@ -30,7 +30,7 @@ def create_batches(cell: Cell, seed: int, data: DeviceImages, task: IGDistillati
         std=config["std"],
         teacher_view="clean" if task.two_view_batches else "same",
     )
-    return DeviceBatches(data, augmentation, cell.batch_size, seed)
+    return DeviceBatches(data, augmentation, cell.batch_size, seed, with_maps=cell.explanation_loss_weight > 0)
 
 
 def create_trainer(

@@ -30,6 +30,7 @@ from studies.facts import facts
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows, key_of
+from timm_igkd import MapStore
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS
 from timm_igkd.models.loading import load_model, weights_hash
@@ -200,6 +201,8 @@ def test_a_study_without_teacher_trains_and_saves_one(run, settings):
         {"overlay_prob": 0.5, "attention_loss_weight": 0.8, "logits": "live"},
         {"distill_loss_weight": 0.5, "logits": "live", "teacher_view": "same", "cutout": 4, "smoothing": 0.1},
         {"model_ema": True, "model_ema_decay": 0.5, "clip_grad": 1.0},
+        {"explanation_loss_weight": 1.0, "distill_loss_weight": 0.1, "padding": 2, "padding_mode": "reflect"},
+        {"overlay_prob": 0.5, "map_method": "saliency", "explanation_loss_weight": 1.0, "model_ema": True},
         {"student": None, "drop": 1, "distill_loss_weight": 0.1, "subset_fraction": 0.5, "batch_size": 2},
     ],
 )
@@ -225,6 +228,19 @@ def test_random_teachers_maps_are_not_the_teachers(settings):
     data.prepare()
     own, random = (data.training_images(cell, 0).maps for cell in config.cells.values())
     assert not torch.equal(own, random)
+
+
+def test_cells_of_other_maps_have_a_store_of_their_own_beside(run, settings):
+    cells = {name: {"overlay_prob": 0.5, "map_method": name} for name in ("ig", "saliency")}
+    cells["KD"] = {"distill_loss_weight": 0.1, "map_method": "saliency"}
+    assert run(settings | {"cells": cells, "seeds": 2}).code == 0
+    hashes = {row["cell"]: row["maps_hash"] for row in rows_of(settings)}
+    assert hashes["ig"] == hashes["KD"] != hashes["saliency"]
+    stores = {name: MapStore(Path(settings["work_dir"]) / name) for name in ("maps", "maps_saliency")}
+    assert [store.provenance.options.method for store in stores.values()] == ["ig", "saliency"]
+    data = StudyData(StudyConfig(**settings | {"cells": cells}), torch.device("cpu"))
+    own, other = (data.training_images(data.config.cells[name], 0).maps for name in ("ig", "saliency"))
+    assert not torch.equal(own, other)
 
 
 def test_shuffled_logits_are_those_of_other_images(settings):

@@ -215,6 +215,7 @@ def test_parameters_of_the_paper_are_those_of_the_network():
 def test_arms_are_named_as_in_the_paper():
     cells = [Cell(distill_loss_weight=kd, overlay_prob=ig) for kd in (0, 0.01) for ig in (0, 0.1)]
     assert [arm_name(cell) for cell in cells] == ["Student", "IG", "KD", "KD&IG"]
+    assert arm_name(Cell(explanation_loss_weight=1.0, overlay_prob=0.1, map_method="grad_cam")) == "grad_cam&E"
     assert arm_name(Cell(attention_loss_weight=0.8, logits="live", overlay_prob=0.1)) == "IG&AT"
 
 

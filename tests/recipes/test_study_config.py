@@ -46,7 +46,7 @@ def test_primary_family_is_that_of_its_plan():
     assert count_parameters(student) <= 543_498
 
 
-@pytest.mark.parametrize("name", ["real_arms", "real_often"])
+@pytest.mark.parametrize("name", ["real_arms", "real_often", "real_explanation"])
 def test_exploratory_studies_take_over_the_kd_rows_of_the_primary_one(name):
     primary, other = (load_study(RECIPES / "configs" / f"study_{study}.yaml") for study in ("real", name))
     assert other.run_hash(other.cells["KD"]) == primary.run_hash(primary.cells["KD"])
@@ -92,7 +92,10 @@ def test_hash_follows_what_changes_numbers_and_nothing_else():
 def test_settings_that_came_later_change_the_hash_where_they_are_used_alone():
     config = StudyConfig(name="x", teacher="test_resnet", cells=ARMS, base=STUDENT)
     assert not set(ADDED) & set(config.settings(config.cells["KD"])["cell"])
-    for used in ({"model_ema": True}, {"clip_grad": 1.0}, {"model_ema_decay": 0.5}):
+    for used in (
+        {"model_ema": True}, {"clip_grad": 1.0}, {"model_ema_decay": 0.5}, {"map_method": "grad_cam"},
+        {"explanation_loss_weight": 1.0}, {"explanation_map": "grad_cam"},
+    ):  # fmt: skip
         cells = {name: settings | used for name, settings in ARMS.items()}
         other = StudyConfig(name="x", teacher="test_resnet", cells=cells, base=STUDENT)
         assert other.run_hash(other.cells["KD"]) != config.run_hash(config.cells["KD"])
@@ -114,6 +117,10 @@ def test_cell_settings_win_over_the_protocols():
         ({"a": {"opt": "adm"}}, "cell 'a': unknown optimiser 'adm'"),
         ({"a": {"loss_type": "kll"}}, "cell 'a': unknown loss_type 'kll'"),
         ({"a": {"attention_loss_weight": 1}}, "cell 'a': attention transfer needs the teacher in the loop"),
+        ({"a": {"explanation_loss_weight": -1}}, "cell 'a': explanation_loss_weight must be"),
+        ({"a": {"explanation_map": "saliency"}}, "cell 'a': explanation_map must be"),
+        ({"a": {"map_method": "cam"}}, "cell 'a': map_method must be"),
+        ({"a": {"map_method": "saliency", "overlay_source": "random_teacher"}}, "cell 'a': maps of a random_teacher"),
         ({"a": {"temperature": 0}}, "cell 'a': temperature must be above 0"),
         ({"a": {"subset_fraction": 0}}, "cell 'a': .*subset_fraction in"),
         ({"a": {"grid": {"drop": 3}}}, "cell 'a': grid drop must be a list"),
@@ -138,6 +145,10 @@ def test_wrong_cells_are_named(cells, message):
         ({"contrasts": [["KD"]]}, "contrasts are pairs of cells"),
         ({"teacher": None}, "cell 'KD' needs a teacher"),
         ({"n_steps": 0}, "n_steps must be in"),
+        (
+            {"base": STUDENT | {"explanation_loss_weight": 1.0}, "compile": "default"},
+            "explanation loss, which cannot be",
+        ),
     ],
 )
 def test_wrong_studies_are_refused(flags, message):
