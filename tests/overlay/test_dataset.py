@@ -595,7 +595,7 @@ def test_dataset_without_maps_serves_an_arm_without_overlay(noisy):
 
 @pytest.mark.parametrize("options", [{"overlay": ALWAYS}, {"overlay": NEVER, "with_logits": True}])
 def test_overlay_or_logits_without_maps_are_refused(noisy, options):
-    with pytest.raises(InputError, match="need maps, got none; build them with: timm-igkd maps"):
+    with pytest.raises(InputError, match="need maps, got none; build them: timm-igkd maps"):
         IGOverlayDataset(noisy[0], None, **options)
 
 

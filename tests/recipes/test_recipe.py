@@ -24,6 +24,7 @@ from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.runs import job, stages, students
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
+from timm_igkd.training.history import TERMS
 from timm_igkd.training.trainer import Trainer
 
 CONFIGS = sorted(set((RECIPES / "configs").glob("*.yaml")) - set((RECIPES / "configs").glob("study_*.yaml")))
@@ -323,6 +324,16 @@ ARMS: dict[str, tuple[str, set[str]]] = {
         "--attention-loss-weight 0.8 --distill-loss-weight 0.5",
         {"task_loss", "distill_loss", "attention_loss"},
     ),
+    "explained": ("--explanation-loss-weight 1 --overlay-prob 0.5", {"task_loss", "distill_loss", "explanation_loss"}),
+    "explained_by_workers": (
+        "--explanation-loss-weight 1 --stored-logits --overlay-prob 0 --train-crop rrc --model-ema",
+        {"task_loss", "distill_loss", "explanation_loss"},
+    ),
+    "explained_by_grad_cam": (
+        "--explanation-loss-weight 1 --explanation-map grad_cam --student test_vit --hflip 0.5 "
+        "--img-size 32 --map-reduction positive",
+        {"task_loss", "distill_loss", "explanation_loss"},
+    ),
     "dkd": ("--loss-type dkd --overlay-prob 0.5", {"task_loss", "distill_loss"}),
     "mix": ("--mixup 0.2 --cutmix 1 --overlay-prob 0.5 --distill-loss-weight 0.5", {"task_loss", "distill_loss"}),
     "ema": ("--model-ema --model-ema-decay 0.5", {"task_loss", "distill_loss"}),
@@ -341,10 +352,10 @@ ARMS: dict[str, tuple[str, set[str]]] = {
 @pytest.mark.parametrize("arm", ARMS)
 def test_arm_trains_and_logs_its_terms_alone(arm: str, run: Callable[..., Path], trained_teacher: list[object]) -> None:
     options, terms = ARMS[arm]
-    draws = arm in ("ce", "stored_without_overlay", "control")  # no maps; maps without overlay; a control
+    draws = arm in ("ce", "stored_without_overlay", "control", "explained")  # no maps; without overlay; a control; all
     folder = run(*trained_teacher, *options.split(), name=arm, report=draws)
     (row,) = history(folder)
-    terms_logged = {name for name in ("task_loss", "distill_loss", "attention_loss") if row[name] != ""}
+    terms_logged = {name for name in TERMS if name.endswith("_loss") and row[name] != ""}
     assert terms_logged == terms
     assert np.isfinite(float(row["loss"]))
     assert float(row["val_top1"]) >= 0
@@ -370,9 +381,9 @@ def test_clean_view_reaches_the_teacher_through_mixup(
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     real = IGDistillationTask.forward
 
-    def forward(self: Any, input: Tensor, target: Tensor, teacher_input: Any = None, teacher_logits: Any = None) -> Any:
+    def forward(self: Any, input: Tensor, target: Tensor, teacher_input: Any = None, **more: Any) -> Any:
         seen.append((input.clone(), teacher_input.clone(), target))
-        return real(self, input, target, teacher_input, teacher_logits)
+        return real(self, input, target, teacher_input, **more)
 
     monkeypatch.setattr(IGDistillationTask, "forward", forward)
     options = ["--overlay-prob", 1, "--mixup", 0.5, "--cutmix", 1, "--distill-loss-weight", 0.5]

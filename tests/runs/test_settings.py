@@ -29,6 +29,7 @@ FIRST_STAGE = {
         *("student", "student_args", "student_drop", "student_init", "student_checkpoint"),
         *("overlay_prob", "overlay_weight", "overlay_max_power", "overlay_source", "teacher_view"),
         *("loss_type", "distill_loss_weight", "task_loss_weight", "temperature", "attention_loss_weight", "epochs"),
+        *("explanation_loss_weight", "explanation_map"),
     },
     "training": {  # of the teacher too, where it is trained
         *("batch_size", "opt", "lr", "weight_decay", "momentum", "sched", "warmup_epochs", "min_lr"),

@@ -1,11 +1,17 @@
 """Batches of DataLoader workers: pixels travel as bytes and are normalised on the device, in whole batches."""
 
+import numpy as np
 import pytest
 import torch
-from tiny_parts import ImageList, noise_image
+from PIL import Image
+from tiny_parts import ImageList, noise_image, ramp, write_store
 from torchvision import transforms
 
-from timm_igkd import IGOverlayDataset
+from timm_igkd import IGOverlay, IGOverlayDataset
+from timm_igkd.distillation.mixup import TwoViewMixup
+from timm_igkd.errors import InputError
+from timm_igkd.overlay.controls import derangement
+from timm_igkd.random_streams import seed_global
 from timm_igkd.training.augmentation import TrainAugmentation
 from timm_igkd.training.batch import epoch_order
 from timm_igkd.training.worker_batches import WorkerBatches
@@ -47,3 +53,63 @@ def test_pixels_travel_as_bytes():
     """A quarter of the memory that workers and trainer share."""
     item = TrainAugmentation().transform(CONFIG)(images()[0][0])
     assert (item.dtype, item.shape) == ("uint8", (3, SIZE, SIZE))
+
+
+# ---- maps of the views
+
+
+def ramps(folder, source="aligned", **options):
+    """Return a wrapped dataset of grey images that are their own maps."""
+    levels = [ramp(index, SIZE, SIZE) for index in range(N)]
+    grey = ImageList([Image.fromarray(each).convert("RGB") for each in levels], list(range(N)))
+    store = write_store(folder, grey, levels, logits=[np.full(N, index, np.float32) for index in range(N)])
+    overlay = IGOverlay(options.pop("overlay_prob", 0.0))
+    return IGOverlayDataset(grey, store, overlay, overlay_source=source, with_maps=True, **options)
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "rrc"])
+@pytest.mark.parametrize("view", ["same", "clean"])
+def test_maps_follow_their_images_through_crop_and_flip(crop, view, tmp_path):
+    dataset = ramps(tmp_path, seed=0, teacher_view=view, with_logits=True)
+    dataset.transform = TrainAugmentation(train_crop=crop, hflip=0.5).transform(CONFIG)
+    for batch in WorkerBatches(dataset, 3, 0, CPU).epoch(1):
+        assert torch.equal(batch.maps, batch.student[:, :1])  # with it the black border, where the map is 0
+        assert batch.maps.std() > 0.1
+        assert torch.equal(batch.logits[:, 0], batch.labels.float())
+
+
+def test_maps_follow_an_unseeded_transform_and_change_none_of_its_draws(tmp_path):
+    dataset = ramps(tmp_path)
+    transform = dataset.transform = TrainAugmentation(train_crop="rrc", hflip=0.5).transform(CONFIG)
+    seed_global(3)
+    view, _, levels = dataset[0]
+    seed_global(3)
+    assert (view == transform(dataset.dataset[0][0])).all()
+    assert (levels.numpy() == view[:1]).all()
+
+
+def test_an_overlaid_image_keeps_the_map_of_the_image(tmp_path):
+    plain, overlaid = (ramps(tmp_path / str(prob), seed=0, overlay_prob=prob) for prob in (0.0, 1.0))
+    for dataset in (plain, overlaid):
+        dataset.transform = TrainAugmentation(hflip=0.5).transform(CONFIG)
+    assert torch.equal(plain[1][2], overlaid[1][2])
+
+
+def test_maps_are_those_that_the_source_names(tmp_path):
+    dataset = ramps(tmp_path, "shuffled", seed=0)
+    dataset.transform = TrainAugmentation(train_crop="none").transform(CONFIG)
+    other = dataset.dataset[int(derangement(N, 0)[2])][0]
+    assert (dataset[2][2][0].numpy() == np.asarray(other)[..., 0]).all()
+
+
+@pytest.mark.parametrize("transform", [None, transforms.ToTensor()])
+def test_a_transform_that_would_change_the_maps_values_is_refused(transform, tmp_path):
+    dataset = ramps(tmp_path, seed=0)
+    dataset.transform = transform
+    with pytest.raises(InputError, match="maps of views need a transform that ends in uint8 pixels"):
+        dataset[0]
+
+
+def test_maps_of_mixed_images_are_refused(tmp_path):
+    with pytest.raises(InputError, match="Mixup and CutMix leave no map to an image"):
+        WorkerBatches(ramps(tmp_path, seed=0), 2, 0, CPU, mixup=TwoViewMixup(mixup_alpha=0.2, num_classes=N))

@@ -100,8 +100,8 @@ class DeviceViews:
 
     def __init__(self, data: DeviceImages, augmentation: DeviceAugmentation, seed: int, *, with_maps: bool = False):
         if (augmentation.overlay.overlay_prob > 0 or with_maps) and data.maps is None:
-            what = "maps of the views" if with_maps else "overlays"
-            raise InputError(f"{what} need maps of the images, got none; build them with: timm-igkd maps")
+            what = "maps of views" if with_maps else "overlays"
+            raise InputError(f"{what} need maps, got none; build them with: timm-igkd maps")
         self.data, self.augmentation, self.seed = data, augmentation, seed
         self.device = data.labels.device
         self.mean, self.std = (
