@@ -61,7 +61,9 @@ class OverlaidViews:
             )
         self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
         if maps is None and (self.overlay.overlay_prob > 0 or with_logits or with_maps):
-            raise InputError("overlays, stored logits and maps of views need maps, got none; build them: timm-igkd maps")
+            raise InputError(
+                "overlays, stored logits and maps of views need maps, got none; build them: timm-igkd maps"
+            )
         if maps is not None and with_logits:
             maps.require_logits()
         self._maps = maps
