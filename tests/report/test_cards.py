@@ -152,7 +152,7 @@ def test_every_setting_that_moves_the_weights_moves_the_card(tmp_path):
         if model_card(student, "user/x", RunFacts(config=config | {name: other})) == card:
             still.append(name)
     of_maps = "engine map_method n_steps max_steps tolerance map_baseline map_target map_output map_reduction map_size"
-    assert still == f"name output_dir resume corruptions maps {of_maps} workers trackers compare seeds".split()
+    assert still == f"name output_dir resume corruptions maps {of_maps} workers trackers compare seeds export".split()
     assert table_row(card, "New setting") == "| New setting | 7 |"
 
 

@@ -48,6 +48,7 @@ FIRST_STAGE = {
         ),
     },
     "evaluate": {"test_split", "test_limit", "corruptions"},
+    "export": {"export"},
     "report": {"compare", "seeds"},
     "no stage": {"name", "protocol", "output_dir", "resume", "compile", "workers", "trackers"},
 }
