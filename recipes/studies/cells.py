@@ -41,7 +41,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "epochs": 12,
         "batch_size": 256,
         "opt": "sgd",
-        "lr": 0.4,
+        "lr": 0.2,
         "weight_decay": 5e-4,
         "sched": "triangular",
         "warmup_epochs": 2,
