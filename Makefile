@@ -14,7 +14,7 @@ STUDIES := real real_arms real_often real_attention real_labels real_compression
 	real_teacher real_recipe real_kd cpu cpu_maps cpu_pair cpu_monte_carlo cpu_teacher check
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-gpu bench study report lint format clean
+.PHONY: demo test test-slow test-gpu bench study report docs lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(LAUNCH) recipes/train_igkd.py
@@ -40,6 +40,10 @@ study: $(VENV)/.installed-study
 report: $(VENV)/.installed-study
 	$(BIN)/python recipes/study_report.py $(STUDIES:%=recipes/configs/study_%.yaml)
 
+# Into build/site; any warning ends it.
+docs: $(VENV)/.installed-docs
+	$(BIN)/zensical build --config-file .zensical.toml --strict
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,7 +55,7 @@ format: $(VENV)/.installed-dev
 
 # Leaves runs/ alone: it holds results.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv writes: a venv that failed half-way is made again.

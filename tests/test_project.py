@@ -14,6 +14,7 @@ import timm_igkd
 from timm_igkd.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = "https://github.com/timm-igkd/timm-igkd"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
@@ -64,7 +65,7 @@ def test_urls_name_one_repository(project):
     urls = [url for url in project["project"]["urls"].values() if "github.com" in url]
     urls.append(read_yaml("CITATION.cff")["repository-code"])
     urls += [link["url"] for link in read_yaml(".github/ISSUE_TEMPLATE/config.yml")["contact_links"]]
-    assert {"/".join(url.split("/")[:5]) for url in urls} == {"https://github.com/timm-igkd/timm-igkd"}
+    assert {"/".join(url.split("/")[:5]) for url in urls} == {REPOSITORY}
 
 
 def test_citation_is_that_of_this_version(project):
@@ -137,10 +138,15 @@ def test_rooms_of_the_architecture_are_those_of_the_house():
 
 
 def test_links_between_the_documents_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-            assert ((ROOT / name).parent / link).exists(), f"{name}: {link}"
+    """From docs/ to the rest of the repository they are whole addresses, which work on the site, too."""
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.[mi][dp]*")):
+        text = path.read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+        own = re.findall(rf"\]\({re.escape(REPOSITORY)}/blob/main/([^)#]+)", text)
+        assert [link for link in links if not (path.parent / link).exists()] == [], path.name
+        assert [link for link in own if not (ROOT / link).exists()] == [], path.name
+        if path.parent.name == "docs":
+            assert [link for link in links if link.startswith("..")] == [], path.name
 
 
 @pytest.mark.slow

@@ -41,8 +41,9 @@ class MapStore:
         provenance: teacher, dataset, options, versions and statistics.
 
     Raises:
-        MissingFileError: no store there. InputError: not finished, or corrupt. RunError: the Hub has none, refuses, or
-        cannot be reached.
+        MissingFileError: no store there.
+        InputError: not finished, or corrupt.
+        RunError: the Hub has none, refuses, or cannot be reached.
 
     Pickles to DataLoader workers: the rows stay in the memory-mapped file.
     """

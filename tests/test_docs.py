@@ -1,0 +1,76 @@
+"""The documentation: the site builds strictly, the tour runs from top to bottom, numbers are those of the results."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import timm_igkd
+
+ROOT = Path(__file__).resolve().parents[1]
+TOUR = ROOT / "docs" / "tour.ipynb"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site from a copy, which keeps the repository as it is."""
+    root = tmp_path_factory.mktemp("repository")
+    for name in ("docs", "timm_igkd", ".zensical"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".zensical.toml", root)
+    command = [sys.executable, "-m", "zensical", "build", "--config-file", ".zensical.toml", "--strict"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "griffe" not in done.stdout + done.stderr  # strict does not count what the docstrings' reader says
+    return root / "build" / "site"
+
+
+@pytest.mark.slow
+def test_site_has_every_page_and_every_public_name(site: Path):
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= {path.stem for path in site.glob("*.html")}
+    menu = (site / "index.html").read_text(encoding="utf-8")
+    assert [page for page in pages - {"index"} if f'href="{page}.html"' not in menu] == []
+    api = (site / "api.html").read_text(encoding="utf-8")
+    named = [name for name in timm_igkd.__all__ if name != "__version__"]
+    assert [name for name in named if f'id="timm_igkd.{name}"' not in api] == []
+    assert "share of training images overlaid with their map" in api  # a setting's text, of settings_table.py
+
+
+@pytest.mark.slow
+def test_site_loads_nothing_from_elsewhere(site: Path):
+    for page in site.glob("*.html"):
+        tags = re.findall(r"<(?:script|img|link)\b[^>]*>", page.read_text(encoding="utf-8"))
+        loaded = [tag for tag in tags if re.search(r"""(?:src|href)=["']?(?:https?:)?//""", tag)]
+        assert [tag for tag in loaded if "canonical" not in tag] == [], page.name
+
+
+def test_numbers_on_the_studies_page_are_those_of_the_results():
+    page, results = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/studies.md", "recipes/RESULTS.md"))
+    numbers = re.findall(r"[+−]\d+\.\d+ \([+−]\d+\.\d+ to [+−]\d+\.\d+\)", page)
+    assert len(numbers) > 12
+    assert [number for number in numbers if number not in results] == []
+
+
+def test_tour_is_committed_with_outputs_and_without_noise():
+    text, tour = TOUR.read_text(encoding="utf-8"), nbformat.read(TOUR, as_version=4)
+    assert len(text) < 1_000_000
+    outputs = [output for cell in tour.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
+    assert not re.search(r"/tmp/|/home/|/root/|site-packages|Warning", text)
+
+
+@pytest.mark.slow
+def test_tour_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    tour = nbformat.read(TOUR, as_version=4)
+    NotebookClient(tour, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in tour.cells for output in cell.get("outputs", ())]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    assert list(tmp_path.iterdir()) == []
