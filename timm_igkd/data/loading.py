@@ -76,7 +76,9 @@ def load_labeled_images(
         LabeledImages, or timm's own dataset for `torch/` and `folder/`.
 
     Raises:
-        MissingFileError: no such folder. InputError: wrong split or column, corrupt data. RunError: Hub not reachable.
+        MissingFileError: no such folder.
+        InputError: wrong split or column, corrupt data.
+        RunError: Hub not reachable.
     """
     import datasets
 

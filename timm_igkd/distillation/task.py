@@ -192,7 +192,7 @@ class IGDistillationTask(TrainingTask):
                 these show none of the image. In eval mode without them, E is left out.
 
         Returns:
-            'loss', 'output' (the student's B logits; their targets are target[:B]) and, as far as computed,
+            'loss', 'output' (the student's B logits; their targets are the first B) and, as far as computed,
             'task_loss', 'distill_loss' (also as 'kd_loss', its name in timm), 'attention_loss' and 'explanation_loss',
             not yet weighted.
 

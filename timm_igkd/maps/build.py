@@ -91,7 +91,8 @@ def compute_maps(
         The finished store; None while other machines' shards are missing.
 
     Raises:
-        InputError: unusable options, image, label or folder. RunError: maps that are not finite, or no compiler.
+        InputError: unusable options, image, label or folder.
+        RunError: maps that are not finite, or no compiler.
     """
     _check_sizes(limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
     _check_shard_argument(shard)

@@ -56,7 +56,8 @@ def push_maps(
         The address of the commit, or of the pull request.
 
     Raises:
-        MissingFileError: no store there. InputError: unfinished or corrupt store, or a bad name.
+        MissingFileError: no store there.
+        InputError: unfinished or corrupt store, or a bad name.
         RunError: no login, no access, no network, or the name is taken by another dataset.
     """
     folder = Path(folder)

@@ -54,8 +54,9 @@ def push_student(
         The address of the commit, or of the pull request.
 
     Raises:
-        MissingFileError: no student there. InputError: a student that timm cannot build, a bad name, an export of
-            another student, or an `eval_task` without metrics on a data set of the Hub.
+        MissingFileError: no student there.
+        InputError: a student that timm cannot build, a bad name, an export of another student, or an `eval_task`
+            without metrics on a data set of the Hub.
         RunError: no login, no access, no network, or the download does not match what was pushed.
     """
     check_license(license)
