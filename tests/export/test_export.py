@@ -83,7 +83,8 @@ def test_record_comes_back_equal_and_stands_beside_the_files_alone(exported):
 
 def test_metrics_of_a_run_get_one_entry_per_file(exported):
     record, _ = exported
-    names = {"format", "file", "size_mb", "top1", "agreement", "latency_ms", "runtime"}
+    names = {"format", "file", "size_mb", "top1", "agreement", "latency_ms", "runtime", "passed", "recommended"}
+    assert [entry["recommended"] for entry in record.metrics()].count(True) == 1
     assert [set(entry) for entry in record.metrics()] == [names, names]
     assert record.metrics()[1]["latency_ms"] == record.exports[1].latency_ms.median
 
