@@ -41,8 +41,13 @@ def steps_argument(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"expected a whole number or 'auto', got {text!r}") from error
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, role: str, required: bool = True) -> None:
-    """Add the options that name a model; `role` "teacher" prefixes them, "model" (of evaluate) does not."""
+def add_model_arguments(
+    parser: argparse.ArgumentParser, role: str, required: bool = True, weights: bool = True
+) -> None:
+    """Add the options that name a model; `role` "teacher" prefixes them, "model" (of evaluate) does not.
+
+    Without `weights` they are those of its architecture alone.
+    """
     prefix = "--teacher-" if role == "teacher" else "--"
     args_flag = "--teacher-args" if role == "teacher" else "--model-args"
     group = parser.add_argument_group(role)
@@ -50,6 +55,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, role: str, required: bo
         f"--{role}", required=required, type=name_argument, help="timm name, hf-hub:user/name or local-dir:folder"
     )
     group.add_argument(args_flag, dest=f"{role}_args", nargs="+", type=key_value, metavar="k=v", help="model arguments")
+    if not weights:
+        return
     group.add_argument(
         f"{prefix}checkpoint", dest=f"{role}_checkpoint", type=checkpoint_argument, help=".safetensors or timm .pth.tar"
     )

@@ -124,6 +124,22 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-drop", type=float, default=0.5, help="points of top1 that a file may lose")
 
 
+def _students_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_model_arguments(parser, "teacher", weights=False)
+    parser.add_argument("--img-size", type=int, metavar="N", help="side of the students' input; default: the teacher's")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="of the students; default: the teacher's")
+    budget = parser.add_argument_group("budget, at least one of the limits")
+    budget.add_argument(
+        "--max-latency-ms", type=float, metavar="X", help="of one image in onnxruntime, on one thread of this machine"
+    )
+    budget.add_argument("--max-size-mb", type=float, metavar="X", help="of the ONNX file, in 10^6 bytes")
+    budget.add_argument("--int8", action="store_true", help="measure int8 files too: the faster that fits counts")
+    parser.add_argument("--no-cache", action="store_true", help="measure again what this machine has measured before")
+    parser.add_argument(
+        "--out", type=arguments.new_folder_argument, metavar="DIR", help="folder for students.json and students.svg"
+    )
+
+
 def _push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, created if need be"
@@ -211,6 +227,12 @@ COMMANDS: dict[str, Command] = {
         _export_arguments,
         "export_command",
         "export_command",
+    ),
+    "students": Command(
+        "List the students that fit a budget of latency or size, measured on this machine.",
+        _students_arguments,
+        "students_command",
+        "students_command",
     ),
     "push-maps": Command(
         "Publish a map store as a dataset on the Hugging Face Hub.",

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from timm_igkd.data.items import dataset_name, first_part
+from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.evaluation.onnx_file import OnnxMetadata
+from timm_igkd.evaluation.onnx_file import PACKAGES, OnnxMetadata
 from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
 
@@ -189,6 +191,12 @@ def read_summaries(metrics: Mapping[str, Any]) -> list[ExportSummary]:
     if not isinstance(found, list):
         raise InputError(f"metrics.json: exports must be a list, found {found!r}; run the export again")
     return [parse_record(ExportSummary, entry, f"metrics.json: exports[{i}]") for i, entry in enumerate(found)]
+
+
+def onnx_environment() -> dict[str, str | int | None]:
+    """Return versions and hardware, those of onnxruntime and its companions too."""
+    found = {key: value for key, value in environment().items() if not isinstance(value, list)}
+    return found | {name: metadata.version(name) for name in PACKAGES}
 
 
 def write_export_record(folder: Path, record: ExportRecord) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ from torch import nn
 from torch.utils.data import Subset
 
 from timm_igkd.data.items import class_names
-from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.evaluated_model import indices_for
-from timm_igkd.evaluation.onnx_file import OPSET, PACKAGES, require_onnx_packages, write_onnx
+from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
 from timm_igkd.export.int8 import quantise_best, spread_indices
-from timm_igkd.export.record import FILES, RECORD, ExportRecord, write_export_record
+from timm_igkd.export.record import FILES, RECORD, ExportRecord, onnx_environment, write_export_record
 from timm_igkd.export.verification import fastest, verify_files
 from timm_igkd.files import output_file
 from timm_igkd.models.loading import weights_hash
@@ -91,7 +89,7 @@ def export_student(
             exports=verified.files,
             recommended=fastest(verified.files),
             passed=all(file.passed for file in verified.files),
-            environment=_environment(),
+            environment=onnx_environment(),
         )
         _move_into_place(list(paths.values()), folder, record)
     return record
@@ -117,11 +115,6 @@ def _class_names(model: nn.Module, *datasets: Any) -> tuple[str, ...] | None:
     """Return the names of the first dataset whose classes are the model's outputs in order; refuse other classes."""
     found = [(class_names(dataset), indices_for(model, dataset)) for dataset in datasets if dataset is not None]
     return next((names for names, indices in found if names is not None and indices is None), None)
-
-
-def _environment() -> dict[str, str | int | None]:
-    found = {key: value for key, value in environment().items() if not isinstance(value, list)}
-    return found | {name: metadata.version(name) for name in PACKAGES}
 
 
 def _move_into_place(paths: list[Path], folder: Path, record: ExportRecord) -> None:

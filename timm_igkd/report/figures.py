@@ -57,14 +57,12 @@ _STYLE: dict[Any, Any] = {
 _MARGIN = 8  # points around a drawing in a file of its own
 
 
-def require_matplotlib() -> None:
-    """Raise InputError with the remedy where matplotlib is not installed."""
+def require_matplotlib(what: str = "the report page") -> None:
+    """Raise InputError with the remedy where matplotlib, which `what` needs, is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "the report page needs matplotlib, which is not installed; pip install 'timm-igkd[demo]'"
-        ) from error
+        raise InputError(f"{what} needs matplotlib, which is not installed; pip install 'timm-igkd[demo]'") from error
 
 
 def render_svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:

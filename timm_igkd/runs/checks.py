@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from timm_igkd.errors import InputError, check_count, check_range
+from timm_igkd.export.budget import AUTO
 from timm_igkd.runs.protocols import PRESETS
 
 if TYPE_CHECKING:
@@ -74,12 +75,15 @@ def _check_teacher(config: "RunConfig") -> None:
 
 
 def _check_student(config: "RunConfig") -> None:
+    for name in ("max_latency_ms", "max_size_mb", "student_int8"):
+        if config.budget() is None and getattr(config, name) not in (None, False):
+            raise InputError(f"{name} is for a student that is to be chosen; set student to auto, or drop it")
+    for name in ("student_args", "student_checkpoint"):
+        if config.student in (None, AUTO) and getattr(config, name):
+            raise InputError(f"{name} is for a student given by name; student is {config.student or 'none'}: drop it")
     if config.student is None:
         if config.student_drop < 1:
             raise InputError(f"student_drop must be at least 1 where student is none, got {config.student_drop}")
-        for name in ("student_args", "student_checkpoint"):
-            if getattr(config, name):
-                raise InputError(f"{name} is for a student given by name; student is none: drop it")
         return
     assert config.protocol is not None
     if config.student_drop != PRESETS[config.protocol]["student_drop"]:

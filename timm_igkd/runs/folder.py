@@ -11,6 +11,7 @@ from torch import nn
 
 from timm_igkd.errors import InputError
 from timm_igkd.export.record import RECORD
+from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.files import hash_files, remove_abandoned
 from timm_igkd.maps.build import source_teacher
 from timm_igkd.maps.store import MapStore
@@ -35,6 +36,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved settings."""
         return self.path / "config.yaml"
+
+    @property
+    def students(self) -> Path:
+        """What the student was chosen from, where that was left to the run."""
+        return self.path / STUDENTS
 
     @property
     def environment(self) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
@@ -16,17 +16,20 @@ from torch import nn
 from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, UserError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.metrics import write_metrics
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
+from timm_igkd.export.budget import AUTO
 from timm_igkd.export.record import read_export_record
 from timm_igkd.export.student import check_exportable, export_student
+from timm_igkd.export.students import StudentsRecord
 from timm_igkd.files import read_mapping, write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.overlay.preview import overlay_samples
+from timm_igkd.records import write_record
 from timm_igkd.report.page import write_report
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
@@ -38,7 +41,7 @@ from timm_igkd.runs.models import RunModels, Trained, find_start
 from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import Stage, Stages
-from timm_igkd.runs.students import Arms, StudentRun, arms_of
+from timm_igkd.runs.students import Arms, StudentRun, arms_of, choose_student, with_student
 from timm_igkd.training.batch import steps_per_epoch
 
 
@@ -85,6 +88,7 @@ class Run:
         self.config, self.notes = self._find_starts(config)  # before all images are opened
         self.data = RunData(self.config)
         self.models = RunModels(self.config, self.data, self.folder)
+        self.choice = self._choose_student() if config.student == AUTO else None
         if config.batches == "auto":
             self.config = replace(self.config, batches=self._choose_batches())
             self.models.config = self.config
@@ -117,6 +121,24 @@ class Run:
             config, note = find_start(config, name, fetch=self._needs_start(config, name))
             notes += [note] if note and not self._is_done(name) else []
         return config, notes
+
+    def _choose_student(self) -> StudentsRecord:
+        """Put the best student for the budget into the settings, see `choose_student`; one process measures."""
+        found: list[StudentsRecord | UserError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                teacher, classes = self._teacher_architecture(), self.data.num_classes
+                found = [choose_student(self.config, teacher, classes, self.folder.students)]
+            except UserError as error:
+                found = [error]
+        (record,) = broadcast_object_list(found)
+        if isinstance(record, UserError):
+            raise record
+        assert record is not None
+        self.config, notes = self._find_starts(with_student(self.config, record))
+        self.models.config = self.config
+        self.notes += [record.choice(), *notes]
+        return record
 
     def _choose_batches(self) -> Literal["workers", "device"]:
         """Return what `auto` is: what a finished student was trained by, else what choose_batches finds."""
@@ -159,6 +181,8 @@ class Run:
         if (pending or arms) and self.accelerator.is_main_process:
             self.folder.remove_unfinished(pending)
             save_config(self.config, self.folder.config)
+            if self.choice is not None:
+                write_record(self.folder.students, self.choice)
             launch = {"command": " ".join(sys.argv)} | self.stages.launch()
             write_json(self.folder.environment, environment() | launch)
         if (pending or arms) and self.config.trackers:

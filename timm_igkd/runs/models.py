@@ -11,6 +11,7 @@ from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import MissingFileError, RunError
+from timm_igkd.export.budget import AUTO
 from timm_igkd.models.checkpoint import has_weights
 from timm_igkd.models.loading import find_model, load_model, use_image_size
 from timm_igkd.models.output_names import check_reads_colour, class_indices, renew_head
@@ -55,7 +56,7 @@ def find_start(config: RunConfig, name: Trained, *, fetch: bool) -> tuple[RunCon
     spec, checkpoint = getattr(config, name), getattr(config, f"{name}_checkpoint")
     note = None
     is_given = name == "teacher" and config.teacher_epochs == 0
-    if spec is None:
+    if spec is None or spec == AUTO:
         return config, None
     if getattr(config, f"{name}_init") == "pretrained" and not (is_given or checkpoint or has_weights(spec)):
         note = f"{name}: timm has no pretrained weights of the name {spec!r}, so it starts from random ones"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from timm_igkd.attribution.ig_options import Baseline, IGOptions, Method, Output, Reduction, Target
+from timm_igkd.export.budget import AUTO, Budget
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
 from timm_igkd.runs.checks import check_settings
 from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
@@ -91,7 +92,14 @@ class RunConfig:
 
     teacher_lr: float | None = _preset("learning rate of its training; none: lr", _TEACHER)
     freeze_teacher_bn: bool = _setting("its batch norms keep their statistics in fine-tuning", False, _TEACHER)
-    student: str | None = _preset("timm name, or none: the teacher truncated by student_drop", _STUDENT)
+    student: str | None = _preset(
+        "timm name, none: the teacher truncated by student_drop, or auto: the best that fits the limits below", _STUDENT
+    )
+    max_latency_ms: float | None = _setting(
+        "with student auto: of one image in onnxruntime, on one thread of this machine", None, _NONE
+    )
+    max_size_mb: float | None = _setting("with student auto: of its ONNX file, in 10^6 bytes", None, _NONE)
+    student_int8: bool = _setting("with student auto: its int8 file may be the one that fits", False, _NONE)
     student_checkpoint: str | None = _setting(".safetensors or timm .pth.tar", None, _STUDENT)
     student_args: dict[str, Any] = _setting("arguments of the student, k=v", {}, _STUDENT)
     student_drop: int = _preset("entries cut from the teacher's end where student is none", _STUDENT)
@@ -208,6 +216,10 @@ class RunConfig:
             output=self.map_output,
             reduction=self.map_reduction,
         )
+
+    def budget(self) -> Budget | None:
+        """Return what the student may cost that is to be chosen, None where it is named."""
+        return Budget(self.max_latency_ms, self.max_size_mb, self.student_int8) if self.student == AUTO else None
 
     def overlay(self) -> IGOverlay:
         """Return probability and strength of the overlay."""

@@ -1,0 +1,191 @@
+"""Students for a budget: measured, ordered, kept in a cache and told of in one record."""
+
+import json
+import re
+import time
+
+import pytest
+import timm
+from export_parts import write_graph
+from students_parts import SIDE, TABLE, TEACHER, file, say_latency, tiny
+
+from timm_igkd.errors import InputError
+from timm_igkd.export import student_latency, students
+from timm_igkd.export.budget import Budget
+from timm_igkd.export.candidates import rank
+from timm_igkd.export.student_latency import cache_folder, measure_files
+from timm_igkd.export.students import MeasuredStudent, find_students, read_students
+from timm_igkd.records import write_record
+
+pytest.importorskip("onnxruntime")
+
+
+def find(budget, **options):
+    return find_students(tiny(), budget, teacher_name=TEACHER, progress=False, **options)
+
+
+def test_students_that_fit_come_best_first_and_others_fastest_first(monkeypatch):
+    say_latency(monkeypatch, 1e-6)
+    record = find(Budget(1.3))
+    assert {str(s) for s in (*record.students, *record.others)} >= {"test_convnext.r160_in1k", "lcnet_035"}
+    assert list(record.students) == sorted(record.students, key=rank, reverse=True)
+    assert all(s.files[0].latency_ms.median <= 1.3 for s in record.students)
+    assert [s.files[0].latency_ms.median > 1.3 for s in record.others] == [True] * len(record.others) != []
+    assert record.best() is record.students[0]
+    assert record.students[0].has_weights
+
+
+def test_random_starts_make_pretrained_weights_no_advantage(monkeypatch):
+    say_latency(monkeypatch)
+    found = find(Budget(100.0), use_weights=False).students
+    assert not any(student.has_weights for student in found)
+    assert [student.macs for student in found] == sorted((s.macs for s in found), reverse=True)
+
+
+def test_the_faster_file_within_the_limits_counts():
+    files = (file(1.0, 4.0), file(2.0, 1.0, "onnx-int8"))
+    student = MeasuredStudent("resnet18", 0, True, 1, 1, files, False)
+    assert student.best(Budget(3.0, int8=True)).format == "onnx"
+    assert student.best(Budget(3.0, 2.0, int8=True)).format == "onnx-int8"
+    assert student.best(Budget(1.5, 2.0, int8=True)) is None
+    assert student.fastest.format == "onnx"
+
+
+def test_what_cannot_be_measured_is_left_out_with_its_reason(monkeypatch):
+    say_latency(monkeypatch, failing="lcnet_035")
+    record = find(Budget(100.0))
+    assert dict(record.left_out) == {"lcnet_035": "onnxruntime cannot run it"}
+    assert "lcnet_035" not in {s.name for s in (*record.students, *record.others)}
+
+
+def test_teacher_that_cannot_be_measured_hinders_nothing(monkeypatch):
+    say_latency(monkeypatch, failing=TEACHER)
+    record = find(Budget(100.0))
+    assert record.measured_teacher is None
+    assert record.students
+
+
+def test_at_most_so_many_are_measured(monkeypatch):
+    asked = say_latency(monkeypatch)
+    monkeypatch.setattr(students, "MOST_MEASURED", 2)
+    record = find(Budget(100.0))
+    assert (len(asked), len(record.students), record.candidates) == (1 + 2, 2, 5)
+
+
+def test_no_student_is_begun_that_might_end_after_the_time(monkeypatch):
+    asked = say_latency(monkeypatch)
+    monkeypatch.setattr(students, "MOST_SECONDS", 10.0)
+    monkeypatch.setattr(students.time, "monotonic", lambda: 3.0 * len(asked))  # each takes three seconds
+    record = find(Budget(100.0))
+    assert (len(asked), record.seconds) == (3, 9.0)
+
+
+def test_none_that_fits_is_one_line_with_the_nearest(monkeypatch):
+    say_latency(monkeypatch)
+    record = find(Budget(1e-9))
+    with pytest.raises(InputError, match=r"no student of resnet10t at 32 px fits 1e-09 ms: 5 of 5 smaller ones.*takes"):
+        record.best()
+    assert len(record.others) == 5
+
+
+def test_teacher_that_reads_no_squares_of_colour_is_refused():
+    grey = timm.create_model("test_resnet", in_chans=1).eval()
+    with pytest.raises(InputError, match="squares of 3 channels, resnet10t reads 1 x 160 x 160; give --img-size"):
+        find_students(grey, Budget(1.0), teacher_name=TEACHER)
+
+
+def test_record_comes_back_equal(tmp_path, monkeypatch):
+    say_latency(monkeypatch)
+    record = find(Budget(1.0, 5.0, int8=True), num_classes=3)
+    write_record(tmp_path / "students.json", record)
+    assert read_students(tmp_path / "students.json") == record
+    assert (record.num_classes, record.img_size, record.teacher) == (3, SIDE, TEACHER)
+
+
+def test_damaged_record_is_one_line(tmp_path):
+    (tmp_path / "students.json").write_text(json.dumps({"teacher": "me"}))
+    with pytest.raises(InputError, match=r"students\.json' lacks 'img_size'"):
+        read_students(tmp_path / "students.json")
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Return the names of the networks that are exported; nothing is cached yet."""
+    written = []
+    write = student_latency._write_quickly
+    monkeypatch.setattr(student_latency, "TIMING_S", 0.0)
+    monkeypatch.setattr(
+        student_latency, "_write_quickly", lambda model, *args: (written.append(type(model)), write(model, *args))
+    )
+    for path in cache_folder().glob("*.json"):
+        path.unlink()
+    return written
+
+
+def test_float_and_int8_files_are_measured(quick):
+    (floats, int8), cached = measure_files(tiny("test_resnet"), int8=True)
+    assert (floats.format, int8.format, cached) == ("onnx", "onnx-int8", False)
+    assert int8.size_mb < 0.5 * floats.size_mb
+    assert min(floats.latency_ms.median, int8.latency_ms.median) > 0
+    assert floats.latency_ms.n >= 5
+
+
+def test_measured_latency_is_kept_and_measured_again_where_asked_for(quick):
+    first = measure_files(tiny("test_resnet"), int8=False)
+    again = measure_files(tiny("test_resnet"), int8=False)
+    assert again == (first[0], True)
+    assert len(quick) == 1
+    assert measure_files(tiny("test_resnet"), int8=False, use_cache=False)[1] is False
+    assert len(quick) == 2
+
+
+@pytest.mark.parametrize("other", ["classes", "size", "int8", "onnxruntime", "cpu"])
+def test_other_network_format_package_or_processor_is_measured_anew(other, quick, monkeypatch):
+    measure_files(tiny("test_resnet"), int8=False)
+    model, int8 = tiny("test_resnet", classes=11 if other == "classes" else 10), other == "int8"
+    if other == "size":
+        model.pretrained_cfg["input_size"] = (3, 48, 48)
+    if other == "onnxruntime":
+        monkeypatch.setattr(student_latency.metadata, "version", lambda name: f"0 of {name}")
+    if other == "cpu":
+        monkeypatch.setattr(student_latency, "environment", lambda: {"cpu": "another"})
+    assert measure_files(model, int8=int8)[1] is False
+
+
+def test_damaged_entry_is_measured_again(quick):
+    measure_files(tiny("test_resnet"), int8=False)
+    (path,) = cache_folder().glob("*.json")
+    path.write_text("{")
+    assert measure_files(tiny("test_resnet"), int8=False)[1] is False
+    assert measure_files(tiny("test_resnet"), int8=False)[1] is True
+
+
+def test_cache_that_cannot_be_written_costs_nothing_but_time(quick, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(student_latency, "cache_folder", lambda: tmp_path / "file")
+    assert measure_files(tiny("test_resnet"), int8=False)[1] is False
+    assert "measured latencies are not kept" in caplog.text
+
+
+def test_older_exporter_that_is_gone_is_replaced_by_the_exports_own(quick, monkeypatch):
+    def gone(*args, **options):
+        raise ValueError("dynamo=False is gone")
+
+    monkeypatch.setattr(student_latency.torch.onnx, "export", gone)
+    monkeypatch.setattr(student_latency, "write_onnx", lambda model, path: write_graph(path, size=SIDE))
+    ((found,), _) = measure_files(tiny("test_resnet"), int8=False)
+    assert found.latency_ms.n >= 5
+
+
+def test_two_students_are_really_measured(quick, monkeypatch):
+    monkeypatch.setattr("timm_igkd.export.candidates.read_architectures", lambda: TABLE[:1])
+    monkeypatch.setattr(students, "MOST_MEASURED", 1)
+    before = time.monotonic()
+    record = find(Budget(1000.0))
+    (student,) = record.students
+    assert re.match("test_convnext|resnet10t", student.name)
+    assert 0 < record.seconds <= time.monotonic() - before + 0.1
+    assert record.environment["onnxruntime"]

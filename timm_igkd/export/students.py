@@ -1,0 +1,257 @@
+"""Students that fit a budget: candidates measured one after the other with random weights, the best of them first."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from timm.models import get_model_input_config
+from torch import nn
+
+from timm_igkd.errors import InputError, UserError, message_of
+from timm_igkd.evaluation.onnx_file import require_onnx_packages
+from timm_igkd.export.budget import Budget
+from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, name_in_words, rank
+from timm_igkd.export.record import onnx_environment
+from timm_igkd.export.student_latency import StudentFile, measure_files
+from timm_igkd.files import read_mapping
+from timm_igkd.models.loading import count_macs, count_parameters, load_model
+from timm_igkd.models.truncation import truncate
+from timm_igkd.progress import progress_bar
+from timm_igkd.random_streams import seeded
+from timm_igkd.records import parse_record
+
+MOST_MEASURED = 24
+MOST_SECONDS = 300.0
+RECORD = "students.json"
+_FIRST_RATE = 5e-8  # milliseconds of a multiply-accumulate, for a teacher that cannot be measured itself
+
+
+@dataclass(frozen=True)
+class MeasuredStudent:
+    """A student, or its teacher, as it was measured.
+
+    Attributes:
+        name: of timm, with the tag of its weights; of a truncation the teacher's.
+        drop: entries cut from the teacher's end; 0: none.
+        has_weights: it starts from pretrained weights, or the teacher's.
+        num_parameters: with the classifier.
+        macs: multiply-accumulates of one image.
+        files: in float, and where it was asked for in int8.
+        cached: they were measured before.
+    """
+
+    name: str
+    drop: int
+    has_weights: bool
+    num_parameters: int
+    macs: int
+    files: tuple[StudentFile, ...]
+    cached: bool
+
+    def __str__(self) -> str:
+        return name_in_words(self)
+
+    def best(self, budget: Budget) -> StudentFile | None:
+        """Return the fastest of its files that are within a budget, None where none is."""
+        fitting = [file for file in self.files if budget.allows(file.latency_ms.median, file.size_mb)]
+        return min(fitting, key=lambda file: file.latency_ms.median, default=None)
+
+    @property
+    def fastest(self) -> StudentFile:
+        """The fastest of its files."""
+        return min(self.files, key=lambda file: file.latency_ms.median)
+
+
+@dataclass(frozen=True)
+class StudentsRecord:
+    """Students for a budget.
+
+    Attributes:
+        teacher: how it was named.
+        img_size: side of the images that all of them read.
+        num_classes: of the students.
+        use_weights: those with weights come first.
+        budget: theirs.
+        measured_teacher: None where it could not be measured.
+        students: that fit, the best first.
+        others: that were measured and do not fit, the fastest first.
+        left_out: of those tried, what could not be measured, and why.
+        candidates: how many there were to choose from.
+        seconds: that all took.
+        environment: versions and hardware.
+    """
+
+    teacher: str
+    img_size: int
+    num_classes: int
+    use_weights: bool
+    budget: Budget
+    measured_teacher: MeasuredStudent | None
+    students: tuple[MeasuredStudent, ...]
+    others: tuple[MeasuredStudent, ...]
+    left_out: Mapping[str, str]
+    candidates: int
+    seconds: float
+    environment: Mapping[str, str | int | None]
+
+    def choice(self) -> str:
+        """Return a line that says which student is the best, and in which of its files."""
+        best = self.best()
+        file = best.best(self.budget)
+        assert file is not None
+        return (
+            f"student: {best}, the best of {len(self.students)} that fit {self.budget}; its {file.format} file takes "
+            f"{file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
+        )
+
+    def best(self) -> MeasuredStudent:
+        """Return the best student.
+
+        Raises:
+            InputError: none fits the budget.
+        """
+        if self.students:
+            return self.students[0]
+        tried = len(self.others) + len(self.left_out)
+        nearest = ""
+        if self.others:
+            file = self.others[0].fastest
+            nearest = f"; the fastest, {self.others[0]}, takes {file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
+        raise InputError(
+            f"no student of {self.teacher} at {self.img_size} px fits {self.budget}: {tried} of {self.candidates} "
+            f"smaller ones were tried{nearest}; raise the budget, or choose a smaller --img-size"
+        )
+
+
+def find_students(
+    teacher: nn.Module,
+    budget: Budget,
+    *,
+    teacher_name: str,
+    teacher_has_weights: bool = True,
+    use_weights: bool = True,
+    num_classes: int | None = None,
+    architectures: Sequence[Architecture] | None = None,
+    use_cache: bool = True,
+    progress: bool = True,
+) -> StudentsRecord:
+    """Measure students smaller than a teacher, at most 24 of them in at most five minutes, and order those that fit.
+
+    Candidates are timm's architectures and the teacher's truncations of fewer parameters and fewer
+    multiply-accumulates than the teacher; `candidates.Chooser` says which is measured next. The best come first by
+    `candidates.rank`: those with weights to start from, then those of more multiply-accumulates. Nothing here knows
+    what accuracy they will reach.
+
+    Args:
+        teacher: a timm classifier in eval mode on the CPU, of the input size that the students will have.
+        budget: for the students' ONNX files.
+        teacher_name: how the record calls it.
+        teacher_has_weights: a truncation starts from its weights.
+        use_weights: False: students start from random weights, so that pretrained ones are no advantage.
+        num_classes: of the students; default: the teacher's.
+        architectures: to choose from; default: the committed table.
+        use_cache: take latencies that this machine measured before.
+        progress: show a progress bar where standard error is a terminal.
+
+    Raises:
+        InputError: a package of the extra `onnx` is missing, a teacher that does not read squares of three channels.
+    """
+    require_onnx_packages("choosing a student")
+    channels, side, width = get_model_input_config(teacher)["input_size"]
+    if channels != 3 or side != width:
+        raise InputError(
+            f"students are chosen for squares of 3 channels, {teacher_name} reads {channels} x {side} x {width}; "
+            "give --img-size"
+        )
+    classes = cast(int, teacher.num_classes) if num_classes is None else num_classes
+    bench = _Bench(teacher, classes, side, budget.int8, use_cache)
+    pool = candidates(teacher, classes, budget, teacher_name, teacher_has_weights, architectures)
+    pool = [replace(candidate, has_weights=candidate.has_weights and use_weights) for candidate in pool]
+    own = bench.measure(Candidate(teacher_name, 0, teacher_has_weights, 0, 0), teacher)
+    chooser = Chooser(pool, budget.max_latency_ms, own.fastest.latency_ms.median / own.macs if own else _FIRST_RATE)
+    found = _measure_in_turn(chooser, bench, min(MOST_MEASURED, len(pool)), progress)
+    fitting = [student for student in found if student.best(budget) is not None]
+    return StudentsRecord(
+        teacher=teacher_name,
+        img_size=side,
+        num_classes=classes,
+        use_weights=use_weights,
+        budget=budget,
+        measured_teacher=own,
+        students=tuple(sorted(fitting, key=rank, reverse=True)),
+        others=tuple(sorted((s for s in found if s not in fitting), key=lambda s: s.fastest.latency_ms.median)),
+        left_out=bench.left_out,
+        candidates=len(pool),
+        seconds=round(bench.seconds, 1),
+        environment=onnx_environment(),
+    )
+
+
+class _Bench:
+    """Builds and measures one student after the other, and keeps the time; see `find_students`."""
+
+    def __init__(self, teacher: nn.Module, num_classes: int, side: int, int8: bool, use_cache: bool):
+        self.teacher, self.num_classes, self.side, self.int8, self.use_cache = (
+            teacher,
+            num_classes,
+            side,
+            int8,
+            use_cache,
+        )
+        self.left_out: dict[str, str] = {}
+        self.started, self.longest = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def has_time(self) -> bool:
+        """Whether another student can be measured, be it as slow as the slowest before."""
+        return self.seconds + self.longest <= MOST_SECONDS
+
+    def measure(self, candidate: Candidate, model: nn.Module | None = None) -> MeasuredStudent | None:
+        """Measure a candidate, or say in `left_out` why it could not be, and return None."""
+        begun = self.seconds
+        try:
+            model = self._build(candidate) if model is None else model
+            files, cached = measure_files(model, int8=self.int8, use_cache=self.use_cache)
+        except UserError as error:
+            self.left_out[str(candidate)] = message_of(error)
+            return None
+        finally:
+            self.longest = max(self.longest, self.seconds - begun)
+        known = candidate.name, candidate.drop, candidate.has_weights
+        return MeasuredStudent(*known, count_parameters(model), count_macs(model), files, cached)
+
+    def _build(self, candidate: Candidate) -> nn.Module:
+        with seeded(0):
+            if candidate.drop:
+                return truncate(self.teacher, candidate.drop, self.num_classes)
+            options: dict[str, Any] = {"num_classes": self.num_classes, "img_size": self.side, "role": "student"}
+            return load_model(candidate.name, pretrained=False, **options)
+
+
+def _measure_in_turn(chooser: Chooser, bench: _Bench, most: int, progress: bool) -> list[MeasuredStudent]:
+    """Measure what `chooser` says until `most` are measured, nothing is left or the time is over."""
+    found: list[MeasuredStudent] = []
+    with progress_bar(total=most, desc="students", unit="model", show=progress) as bar:
+        while len(found) < most and bench.has_time and (candidate := chooser.next()) is not None:
+            bar.set_postfix_str(str(candidate))
+            student = bench.measure(candidate)
+            if student is not None:
+                found.append(student)
+                chooser.learn(candidate, student.fastest.latency_ms.median)
+                bar.update()
+    return found
+
+
+def read_students(path: Path) -> StudentsRecord:
+    """Read a students.json.
+
+    Raises:
+        MissingFileError: no such file. InputError: it is damaged.
+    """
+    return parse_record(StudentsRecord, read_mapping(path), repr(str(path)))
