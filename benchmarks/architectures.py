@@ -4,16 +4,15 @@
     python benchmarks/architectures.py --match 'mobilenetv3_small_*' --out /tmp/some.csv
 
 One row each, at the input size of the default weights: parameters without those of the classes, parameters of a class,
-multiply-accumulates, and elements that convolutions and linear layers put out; the default weights' tag, and whether
-the input size is fixed as timm says it. Models are built on the meta device, without memory for weights. What takes
-longer than --seconds, has more than --most million parameters, reads other than squares of 3 channels, or fails, is
-left out and printed.
+and multiply-accumulates; the default weights' tag, and whether timm calls the input size fixed. Models are built
+on the meta device, without memory for weights. What takes longer than --seconds, has more than --most million
+parameters, reads other than squares of 3 channels, or fails, is left out and printed. Rows that the file has stay, so
+that a killed run goes on; delete it to begin anew.
 """
 
 import argparse
 import csv
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,9 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 
+from timm_igkd.errors import first_line
 from timm_igkd.export.candidates import TABLE
 from timm_igkd.models.loading import count_macs, count_parameters
-
-
-def count_outputs(model: torch.nn.Module, size: tuple[int, int, int]) -> int:
-    """Return the elements that all convolutions and linear layers put out for one image."""
-    total = 0
-
-    def add(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel()
-
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    with torch.no_grad():
-        model(torch.zeros(1, *size, device="meta"))
-    for handle in handles:
-        handle.remove()
-    return total
 
 
 def build(name: str, num_classes: int) -> torch.nn.Module:
@@ -56,14 +39,17 @@ def row(name: str, most: float) -> dict[str, Any]:
     size = tuple(model.pretrained_cfg["input_size"])
     if size[0] != 3 or size[1] != size[2]:
         raise ValueError(f"input {size}")
-    per_class = (whole - count_parameters(build(name, 500))) // 500
+    classifier = model.get_classifier()
+    if isinstance(classifier, torch.nn.Linear):
+        per_class = count_parameters(classifier) // 1000
+    else:
+        per_class = (whole - count_parameters(build(name, 500))) // 500
     return {
         "name": name,
         "size": size[1],
         "parameters": whole - 1000 * per_class,
         "per_class": per_class,
         "macs": count_macs(model),
-        "outputs": count_outputs(model, size),
         "weights": (config.tag or "default") if config is not None and config.has_weights else "",
         "fixed": int(bool(model.pretrained_cfg.get("fixed_input_size"))),
     }
@@ -81,23 +67,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TABLE)
     args = parser.parse_args()
     signal.signal(signal.SIGALRM, stop)
-    rows = []
+    rows = {row["name"]: row for row in csv.DictReader(args.out.open(encoding="utf-8"))} if args.out.exists() else {}
     for name in timm.list_models(args.match):
-        if not timm.model_entrypoint(name).__module__.startswith("timm."):
+        if name in rows or not timm.model_entrypoint(name).__module__.startswith("timm."):
             continue
         signal.alarm(args.seconds)
         try:
-            rows.append(row(name, args.most))
+            rows[name] = row(name, args.most)
         except Exception as error:  # each architecture fails in its own way
-            print(f"{name}: left out, {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            print(f"{name}: left out, {first_line(error)}", flush=True)
+            continue
         finally:
             signal.alarm(0)
-        sys.stdout.flush()
-    with open(args.out, "w", newline="", encoding="utf-8") as file:
+        write(args.out, [rows[name] for name in sorted(rows)])
+    print(f"{args.out}: {len(rows)} architectures of timm {timm.__version__}")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{args.out}: {len(rows)} architectures of timm {timm.__version__}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_table_is_small_and_holds_most_of_timm():
 
 
 def test_only_what_is_smaller_than_the_teacher_is_a_candidate():
-    slow = Architecture("resnet18", 224, 1000, 10, 10**12, "a1_in1k", False)
+    slow = Architecture("resnet18", 224, 1000, 10, 10**12, "a1_in1k")
     found = candidates(tiny(), 10, Budget(1.0), TEACHER, True, [*TABLE, slow])
     names = {c.name for c in found if not c.drop}
     assert names == {"test_convnext.r160_in1k", "test_efficientnet.r160_in1k", "lcnet_035"}
@@ -84,7 +84,11 @@ def test_teacher_that_cannot_be_cut_has_no_truncations():
 
 
 def test_those_with_weights_come_first():
-    assert max([candidate(macs=900, weights=False), candidate(macs=1)], key=rank).has_weights
+    assert max([candidate(parameters=900, weights=False), candidate(parameters=1)], key=rank).has_weights
+
+
+def test_of_two_that_are_alike_the_one_of_more_parameters_comes_first():
+    assert max([candidate(macs=900, parameters=1), candidate(macs=1, parameters=2)], key=rank).num_parameters == 2
 
 
 def test_next_is_the_best_that_is_predicted_to_be_fast_enough():

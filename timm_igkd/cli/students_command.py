@@ -84,7 +84,7 @@ def _row(student: "MeasuredStudent", file: Any, role: str = "") -> str:
 
 
 def pareto_picture(record: "StudentsRecord") -> str:
-    """Return an SVG of latency and multiply-accumulates of all that was measured, with the front of those that fit."""
+    """Return an SVG of latency and parameters of all that was measured, with the front of those that fit."""
     from timm_igkd.report.figures import ROLES, render_svg, svg_file
 
     def draw(figure: Any) -> None:
@@ -105,7 +105,7 @@ def pareto_picture(record: "StudentsRecord") -> str:
             axes.annotate(student, (x, y), (3, -8), textcoords="offset points", fontsize=6.5, color=ROLES["ink"])
         if record.budget.max_latency_ms is not None:
             axes.axvline(record.budget.max_latency_ms, linestyle="--", color=ROLES["muted"], linewidth=0.9)
-        axes.set(xscale="log", yscale="log", xlabel="ms of one image, one thread", ylabel="M multiply-accumulates")
+        axes.set(xscale="log", yscale="log", xlabel="ms of one image, one thread", ylabel="M parameters")
         axes.legend(loc="best")
 
     best = pareto_front(record)
@@ -117,14 +117,14 @@ def pareto_picture(record: "StudentsRecord") -> str:
 
 
 def pareto_front(record: "StudentsRecord") -> list["MeasuredStudent"]:
-    """Return the students that fit and have more multiply-accumulates than any faster one, the fastest first."""
+    """Return the students that fit and have more parameters than any faster one, the fastest first."""
     front: list[MeasuredStudent] = []
-    for student in sorted(record.students, key=lambda s: (_point(s, record)[0], -s.macs)):
-        if not front or student.macs > front[-1].macs:
+    for student in sorted(record.students, key=lambda s: (_point(s, record)[0], -s.num_parameters)):
+        if not front or student.num_parameters > front[-1].num_parameters:
             front.append(student)
     return front
 
 
 def _point(student: "MeasuredStudent", record: "StudentsRecord") -> tuple[float, float]:
     file = student.best(record.budget) or student.fastest
-    return file.latency_ms.median, student.macs / 1e6
+    return file.latency_ms.median, student.num_parameters / 1e6

@@ -40,7 +40,6 @@ class Architecture:
         per_class: parameters of a class.
         macs: multiply-accumulates of one image.
         weights: tag of its default weights, "default" where it has none; empty: no weights.
-        fixed: timm calls the input size fixed; many of these are built for another one all the same.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Architecture:
     per_class: int
     macs: int
     weights: str
-    fixed: bool
 
 
 def read_architectures(path: Path = TABLE) -> list[Architecture]:
@@ -62,9 +60,7 @@ def read_architectures(path: Path = TABLE) -> list[Architecture]:
         name, weights = row["name"], row["weights"]
         has_weights = (name if weights == "default" else f"{name}.{weights}") in tagged
         numbers = {column: int(row[column]) for column in ("size", "parameters", "per_class", "macs")}
-        found.append(
-            Architecture(name=name, weights=weights if has_weights else "", fixed=row["fixed"] == "1", **numbers)
-        )
+        found.append(Architecture(name=name, weights=weights if has_weights else "", **numbers))
     return found
 
 
@@ -185,9 +181,10 @@ class Chooser:
 def rank(candidate: Any) -> tuple[bool, int, int]:
     """Return what the better of two candidates, or of two measured students, has more of.
 
-    Those with weights to start from come first, then those of more multiply-accumulates, then of more parameters.
+    Those with weights to start from come first, then those of more parameters: of what the table knows, they go with
+    ImageNet accuracy best (docs/edge.md), multiply-accumulates hardly where they are alike.
     """
-    return candidate.has_weights, candidate.macs, candidate.num_parameters
+    return candidate.has_weights, candidate.num_parameters, candidate.macs
 
 
 def name_in_words(candidate: Any) -> str:

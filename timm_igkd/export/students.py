@@ -141,8 +141,8 @@ def find_students(
 
     Candidates are timm's architectures and the teacher's truncations of fewer parameters and fewer
     multiply-accumulates than the teacher; `candidates.Chooser` says which is measured next. The best come first by
-    `candidates.rank`: those with weights to start from, then those of more multiply-accumulates. Nothing here knows
-    what accuracy they will reach.
+    `candidates.rank`: those with weights to start from, then those of more parameters. Nothing here knows what
+    accuracy they will reach.
 
     Args:
         teacher: a timm classifier in eval mode on the CPU, of the input size that the students will have.
