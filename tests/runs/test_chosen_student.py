@@ -4,12 +4,13 @@ import re
 
 import pytest
 from command_lines import Runner, tiny_run, two_splits
-from students_parts import SIDE, TABLE, say_latency
+from students_parts import SIDE, TABLE, file, say_latency
 
 from timm_igkd.errors import InputError
-from timm_igkd.export.students import read_students
+from timm_igkd.export.students import MeasuredStudent, StudentsRecord, read_students
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
+from timm_igkd.runs.students import with_student
 from timm_igkd.training.trainer import Trainer
 
 AUTO = ("--student", "auto", "--max-latency-ms", 2)
@@ -90,6 +91,31 @@ def test_none_that_fits_ends_before_anything_is_written(recipe: Runner, images, 
     assert outcome.code == 2
     assert re.search(r"no student of test_resnet at 32 px fits 2 ms: .* raise the budget", outcome.error)
     assert not (tmp_path / "runs" / "run").exists()
+
+
+def resolved(drop: int = 0, **settings: object) -> RunConfig:
+    """Return the settings with a student in the place of auto, measured at 96 px."""
+    best = MeasuredStudent("resnet18.a1_in1k", drop, True, 1, 1, (file(1.0),), False)
+    config = RunConfig(**{"student": "auto", "max_latency_ms": 5.0, "student_int8": True, **settings})
+    record = StudentsRecord("t", 96, 10, True, config.budget(), None, (best,), (), {}, 1, 1.0, {})
+    return with_student(config, record)
+
+
+def test_an_architecture_takes_the_place_of_auto_at_the_size_that_was_measured():
+    config = resolved(teacher_init="pretrained")
+    assert (config.student, config.img_size) == ("resnet18.a1_in1k", 96)
+    assert (config.max_latency_ms, config.max_size_mb, config.student_int8) == (None, None, False)
+
+
+@pytest.mark.parametrize(("asked", "init"), [("pretrained", "teacher"), ("random", "random")])
+def test_a_truncation_takes_the_place_of_auto(asked, init):
+    config = resolved(drop=3, student_init=asked)
+    assert (config.student, config.student_drop, config.student_init) == (None, 3, init)
+
+
+@pytest.mark.parametrize(("teacher", "student", "size"), [("random",) * 2 + (None,), ("random", "pretrained", 96)])
+def test_two_random_starts_read_images_at_their_own_size(teacher, student, size):
+    assert resolved(teacher_init=teacher, student_init=student).img_size == size
 
 
 @pytest.mark.parametrize(
