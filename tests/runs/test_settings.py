@@ -50,7 +50,10 @@ FIRST_STAGE = {
     "evaluate": {"test_split", "test_limit", "corruptions"},
     "export": {"export"},
     "report": {"compare", "seeds"},
-    "no stage": {"name", "protocol", "output_dir", "resume", "compile", "workers", "trackers"},
+    "no stage": {
+        *("name", "protocol", "output_dir", "resume", "compile", "workers", "trackers"),
+        *("max_latency_ms", "max_size_mb", "student_int8"),  # the student that they choose is one of `student`
+    },
 }
 
 
