@@ -50,7 +50,7 @@ def row(name: str, most: float) -> dict[str, Any]:
         "parameters": whole - 1000 * per_class,
         "per_class": per_class,
         "macs": count_macs(model),
-        "weights": (config.tag or "default") if config is not None and config.has_weights else "",
+        "weights": config.tag if config is not None and config.has_weights else "",
         "fixed": int(bool(model.pretrained_cfg.get("fixed_input_size"))),
     }
 

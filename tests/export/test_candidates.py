@@ -121,6 +121,12 @@ def test_a_family_is_measured_a_few_times_only():
     assert found == ["resnet"] * MOST_OF_A_FAMILY + ["vit"]
 
 
+def test_truncations_are_measured_first():
+    pool = [candidate("vit", parameters=99), candidate(drop=1, parameters=1), candidate(drop=2, macs=10**9)]
+    chooser = Chooser(pool, max_latency_ms=1.5, rate=0.01)
+    assert [chooser.next() for _ in range(3)] == [pool[1], pool[0], pool[2]]
+
+
 def test_truncations_are_a_family_of_their_own():
     assert candidate(drop=1).family != candidate().family
 

@@ -39,7 +39,7 @@ class Architecture:
         parameters: without those of the classes.
         per_class: parameters of a class.
         macs: multiply-accumulates of one image.
-        weights: tag of its default weights, "default" where it has none; empty: no weights.
+        weights: tag of its default weights; empty: it has none.
     """
 
     name: str
@@ -58,7 +58,7 @@ def read_architectures(path: Path = TABLE) -> list[Architecture]:
     found = []
     for row in rows:
         name, weights = row["name"], row["weights"]
-        has_weights = (name if weights == "default" else f"{name}.{weights}") in tagged
+        has_weights = f"{name}.{weights}" in tagged
         numbers = {column: int(row[column]) for column in ("size", "parameters", "per_class", "macs")}
         found.append(Architecture(name=name, weights=weights if has_weights else "", **numbers))
     return found
@@ -115,7 +115,7 @@ def candidates(
     side = get_model_input_config(teacher)["input_size"][-1]
     found = truncations(teacher, num_classes, teacher_name, teacher_has_weights)
     for row in read_architectures() if architectures is None else architectures:
-        tag = f".{row.weights}" if row.weights not in ("", "default") else ""
+        tag = f".{row.weights}" if row.weights else ""
         parameters = row.parameters + row.per_class * num_classes
         macs = round(row.macs * (side / row.size) ** 2)
         found.append(Candidate(row.name + tag, 0, bool(row.weights), parameters, macs))
@@ -144,8 +144,9 @@ class Chooser:
     """Says what to measure next: the best by the rule among those that are predicted to be fast enough.
 
     A prediction is multiply-accumulates times the median time of one in what was measured of the family, else of
-    all. The rule is that of the final list, `rank`; at most `MOST_OF_A_FAMILY` of a family are measured. Where none
-    is predicted to be fast enough, the nearest comes next.
+    all. The rule is that of the final list, `rank`, but that truncations come first: of few parameters, they would
+    seldom be reached. At most `MOST_OF_A_FAMILY` of a family are measured. Where none is predicted to be fast enough,
+    the nearest comes next.
 
     Args:
         pool: to choose from.
@@ -162,7 +163,9 @@ class Chooser:
         """Return what to measure next, None when nothing is left."""
         self.left = [candidate for candidate in self.left if self.taken[candidate.family] < MOST_OF_A_FAMILY]
         fast = [c for c in self.left if self.limit is None or self.predict(c) <= self.limit]
-        chosen = max(fast, key=rank) if fast else min(self.left, key=self.predict, default=None)
+        chosen = (
+            max(fast, key=lambda c: (c.drop > 0, *rank(c))) if fast else min(self.left, key=self.predict, default=None)
+        )
         if chosen is not None:
             self.left.remove(chosen)
         return chosen
