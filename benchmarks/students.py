@@ -20,6 +20,7 @@ from timm_igkd.cli.main import main as timm_igkd
 from timm_igkd.evaluation.onnx_file import write_onnx
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.export.candidates import read_architectures
+from timm_igkd.export.int8 import quantise
 from timm_igkd.export.student_latency import _write_quickly
 from timm_igkd.export.students import MeasuredStudent, StudentsRecord, find_students, read_students
 from timm_igkd.models.loading import load_model
@@ -52,16 +53,19 @@ def repeated(record: StudentsRecord, chosen: list[MeasuredStudent]) -> list[dict
 
 
 def both_exporters(record: StudentsRecord, chosen: list[MeasuredStudent], folder: Path) -> list[dict[str, Any]]:
-    """Return the latency of these students' float files of both exporters, timed in turn."""
+    """Return the latency of these students' files of both exporters, in float and in int8, timed in turn."""
     found = []
+    image = torch.rand(1, 3, record.img_size, record.img_size)
     for student in chosen:
         options: dict[str, Any] = {"num_classes": record.num_classes, "img_size": record.img_size}
         model = load_model(student.name, pretrained=False, **options)
-        paths = [folder / "quick.onnx", folder / "own.onnx"]
-        _write_quickly(model, torch.rand(2, 3, record.img_size, record.img_size), paths[0])
-        write_onnx(model, paths[1])
-        quick, own = (timing["median"] for timing in time_files(paths, seconds=4, threads=1))
-        found.append({"student": str(student), "quick_ms": quick, "export_ms": own, "ratio": quick / own})
+        paths = {name: folder / f"{name}.onnx" for name in ("quick", "export", "quick_int8", "export_int8")}
+        _write_quickly(model, image, paths["quick"])
+        write_onnx(model, paths["export"])
+        for name in ("quick", "export"):
+            quantise(paths[name], paths[f"{name}_int8"], [image])
+        times = [timing["median"] for timing in time_files(list(paths.values()), seconds=8, threads=1)]
+        found.append({"student": str(student), "ms": dict(zip(paths, times, strict=True))})
     return found
 
 
@@ -92,6 +96,8 @@ def main() -> None:
     print(args.out)
     for repeat in facts["repeats"]:
         print(f"{repeat['student']} {repeat['format']}: {repeat['first_ms']:.3f} ms, again {repeat['again_ms']:.3f} ms")
+    for entry in facts["exporters"]:
+        print(f"{entry['student']}, in turn: {', '.join(f'{name} {ms:.3f} ms' for name, ms in entry['ms'].items())}")
     if any(abs(repeat["ratio"] - 1) > MOST for repeat in facts["repeats"] if repeat["among_the_three"]):
         raise SystemExit(f"a latency of the three does not repeat within {MOST:.0%}")
 
