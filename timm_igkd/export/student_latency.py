@@ -1,7 +1,6 @@
 """What a student's files would take, before it is trained: size and latency with random weights, kept in a cache."""
 
 import contextlib
-import copy
 import hashlib
 import logging
 import tempfile
@@ -118,7 +117,7 @@ def _write_quickly(model: nn.Module, image: torch.Tensor, path: Path) -> None:
     with quiet_libraries(), torch.no_grad():
         try:
             torch.onnx.export(
-                _with_own_vectors(model),
+                model,
                 (image,),
                 str(path),
                 dynamo=False,
@@ -131,12 +130,3 @@ def _write_quickly(model: nn.Module, image: torch.Tensor, path: Path) -> None:
         except Exception as error:  # each unsupported layer has an exception of its own
             _logger.debug("exported anew: %s", first_line(error))
     write_onnx(model, path)
-
-
-def _with_own_vectors(model: nn.Module) -> nn.Module:
-    """Return a copy whose biases and statistics differ: equal ones, as of a new model, are joined in a file."""
-    model, noise = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.add_(0.01 * torch.rand(tensor.shape, generator=noise))
-    return model
