@@ -196,6 +196,7 @@ LEFT: dict[str, Any] = {  # what a command leaves: a file, or a file in a reposi
     "--compare --export onnx-int8": "runs/images/export/model_int8.onnx",
     f"{TRAIN_COMMAND} --export": "runs/demo/export/model_int8.onnx",
     "timm-igkd export": "edge/model_int8.onnx",
+    "timm-igkd students": "edge/students.svg",
     "timm-igkd evaluate": "m.json",
     "timm-igkd score": "path/of/maps/score.json",
     "timm-igkd maps": "maps/provenance.json",

@@ -8,9 +8,9 @@ from students_parts import SIDE, TABLE, file, say_latency
 
 from timm_igkd.errors import InputError
 from timm_igkd.export.students import MeasuredStudent, StudentsRecord, read_students
+from timm_igkd.runs.folder import with_student
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
-from timm_igkd.runs.students import with_student
 from timm_igkd.training.trainer import Trainer
 
 AUTO = ("--student", "auto", "--max-latency-ms", 2)
@@ -51,7 +51,7 @@ def test_resume_does_not_choose_again(recipe: Runner, images, tmp_path, monkeypa
     assert run(recipe, images, *AUTO).code == 0
     chosen = config_of(tmp_path)
     say_latency(monkeypatch, slower={"igkd_truncated": 1e3, "lcnet_035": 1e3})
-    monkeypatch.setattr("timm_igkd.runs.students.find_students", None)
+    monkeypatch.setattr("timm_igkd.runs.folder.find_students", None)
     (tmp_path / "runs" / "run" / ".stages" / "evaluate.json").unlink()
     outcome = run(recipe, images, *AUTO, "--resume")
     assert outcome.code == 0, outcome.error
@@ -93,10 +93,15 @@ def test_none_that_fits_ends_before_anything_is_written(recipe: Runner, images, 
     assert not (tmp_path / "runs" / "run").exists()
 
 
+@pytest.mark.parametrize(("export", "int8"), [((), False), (("onnx",), False), (("onnx-int8",), True)])
+def test_int8_counts_where_the_run_exports_it(export, int8):
+    assert RunConfig(student="auto", max_latency_ms=5.0, export=export).budget().int8 is int8
+
+
 def resolved(drop: int = 0, **settings: object) -> RunConfig:
     """Return the settings with a student in the place of auto, measured at 96 px."""
     best = MeasuredStudent("resnet18.a1_in1k", drop, True, 1, 1, (file(1.0),), False)
-    config = RunConfig(**{"student": "auto", "max_latency_ms": 5.0, "student_int8": True, **settings})
+    config = RunConfig(**{"student": "auto", "max_latency_ms": 5.0, **settings})
     record = StudentsRecord("t", 96, 10, True, config.budget(), None, (best,), (), {}, 1, 1.0, {})
     return with_student(config, record)
 
@@ -104,7 +109,7 @@ def resolved(drop: int = 0, **settings: object) -> RunConfig:
 def test_an_architecture_takes_the_place_of_auto_at_the_size_that_was_measured():
     config = resolved(teacher_init="pretrained")
     assert (config.student, config.img_size) == ("resnet18.a1_in1k", 96)
-    assert (config.max_latency_ms, config.max_size_mb, config.student_int8) == (None, None, False)
+    assert (config.max_latency_ms, config.max_size_mb) == (None, None)
 
 
 @pytest.mark.parametrize(("asked", "init"), [("pretrained", "teacher"), ("random", "random")])
@@ -125,7 +130,6 @@ def test_two_random_starts_read_images_at_their_own_size(teacher, student, size)
         ({"student": "auto", "max_latency_ms": 0.0}, "max_latency_ms must be above 0 and finite, got 0"),
         ({"student": "test_resnet", "max_latency_ms": 5.0}, "max_latency_ms is for a student that is to be chosen"),
         ({"student": None, "max_size_mb": 5.0}, "max_size_mb is for a student that is to be chosen"),
-        ({"student_int8": True}, "student_int8 is for a student that is to be chosen; set student to auto, or drop it"),
         ({"student": "auto", "max_size_mb": 1.0, "student_args": {"drop_rate": 0.1}}, "student is auto: drop it"),
         ({"student": "auto", "max_size_mb": 1.0, "student_drop": 3}, "student_drop 3 is for a truncated teacher"),
         ({"student": "auto", "max_size_mb": 1.0, "student_init": "teacher"}, "student_init teacher is for a truncated"),

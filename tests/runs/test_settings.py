@@ -52,7 +52,7 @@ FIRST_STAGE = {
     "report": {"compare", "seeds"},
     "no stage": {
         *("name", "protocol", "output_dir", "resume", "compile", "workers", "trackers"),
-        *("max_latency_ms", "max_size_mb", "student_int8"),  # the student that they choose is one of `student`
+        *("max_latency_ms", "max_size_mb"),  # the student that they choose is one of `student`
     },
 }
 

@@ -75,8 +75,8 @@ def _check_teacher(config: "RunConfig") -> None:
 
 
 def _check_student(config: "RunConfig") -> None:
-    for name in ("max_latency_ms", "max_size_mb", "student_int8"):
-        if config.budget() is None and getattr(config, name) not in (None, False):
+    for name in ("max_latency_ms", "max_size_mb"):
+        if config.budget() is None and getattr(config, name) is not None:
             raise InputError(f"{name} is for a student that is to be chosen; set student to auto, or drop it")
     for name in ("student_args", "student_checkpoint"):
         if config.student in (None, AUTO) and getattr(config, name):

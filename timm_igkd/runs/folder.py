@@ -1,17 +1,21 @@
 """The folder of a run: where each of its files lies, and what its stages read, as hashes."""
 
 import shutil
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.models import get_model_input_config
 from torch import nn
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, UserError
 from timm_igkd.export.record import RECORD
 from timm_igkd.export.students import RECORD as STUDENTS
+from timm_igkd.export.students import StudentsRecord, find_students, read_students
 from timm_igkd.files import hash_files, remove_abandoned
 from timm_igkd.maps.build import source_teacher
 from timm_igkd.maps.store import MapStore
@@ -196,3 +200,71 @@ def check_given_maps(config: RunConfig, teacher: nn.Module, data: RunData) -> No
             )
     if config.stored_logits:
         store.require_logits()
+
+
+def choose_student(
+    config: RunConfig,
+    create_teacher: Callable[[], nn.Module],
+    num_classes: int,
+    folder: RunFolder,
+    accelerator: Accelerator,
+) -> StudentsRecord:
+    """Return students for the run's budget, the best first: those of a choice made before, else measured now.
+
+    Args:
+        config: of the run.
+        create_teacher: makes its architecture.
+        num_classes: of the dataset.
+        folder: of the run, with the choice made before or without.
+        accelerator: its main process measures for all.
+
+    Raises:
+        InputError: no student fits; the choice made before was for other settings.
+    """
+    found: list[StudentsRecord | UserError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [_choose_student(config, create_teacher(), num_classes, folder.students)]
+        except UserError as error:
+            found = [error]
+    (record,) = broadcast_object_list(found)
+    if isinstance(record, UserError):
+        raise record
+    assert record is not None
+    return record
+
+
+def _choose_student(config: RunConfig, teacher: nn.Module, num_classes: int, chosen: Path) -> StudentsRecord:
+    budget, uses_weights = config.budget(), config.student_init != "random"
+    assert budget is not None
+    if not chosen.exists():
+        options: dict[str, Any] = {"num_classes": num_classes, "use_weights": uses_weights}
+        record = find_students(teacher, budget, teacher_name=config.teacher, **options)
+    else:
+        record = read_students(chosen)
+        side = get_model_input_config(teacher)["input_size"][-1]
+        found = record.teacher, record.img_size, record.num_classes, record.use_weights, record.budget
+        if found != (config.teacher, side, num_classes, uses_weights, budget):
+            raise InputError(
+                f"{str(chosen)!r} is a choice for {record.budget} of {record.teacher} at {record.img_size} px, not for "
+                "the settings of now; name the student as config.yaml does, or choose another --name"
+            )
+    record.best()
+    return record
+
+
+def with_student(config: RunConfig, record: StudentsRecord) -> RunConfig:
+    """Return the settings with the best student of a record in the place of auto.
+
+    Both models then read images of the size that was measured.
+    """
+    best = record.best()
+    own: dict[str, Any] = {"max_latency_ms": None, "max_size_mb": None}
+    if best.drop:
+        init = "random" if config.student_init == "random" else "teacher"
+        own |= {"student": None, "student_drop": best.drop, "student_init": init}
+    else:
+        own |= {"student": best.name}
+    if not config.teacher_init == config.student_init == "random":  # they would read images at their own size
+        own |= {"img_size": record.img_size}
+    return replace(config, **own)

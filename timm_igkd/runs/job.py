@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError, UserError
+from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.metrics import write_metrics
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
@@ -36,12 +36,12 @@ from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
 from timm_igkd.runs.checks import check_trackers
 from timm_igkd.runs.data import RunData
-from timm_igkd.runs.folder import RunFolder, RunInputs, check_given_maps
+from timm_igkd.runs.folder import RunFolder, RunInputs, check_given_maps, choose_student, with_student
 from timm_igkd.runs.models import RunModels, Trained, find_start
 from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import Stage, Stages
-from timm_igkd.runs.students import Arms, StudentRun, arms_of, choose_student, with_student
+from timm_igkd.runs.students import Arms, StudentRun, arms_of
 from timm_igkd.training.batch import steps_per_epoch
 
 
@@ -123,18 +123,9 @@ class Run:
         return config, notes
 
     def _choose_student(self) -> StudentsRecord:
-        """Put the best student for the budget into the settings, see `choose_student`; one process measures."""
-        found: list[StudentsRecord | UserError | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                teacher, classes = self._teacher_architecture(), self.data.num_classes
-                found = [choose_student(self.config, teacher, classes, self.folder.students)]
-            except UserError as error:
-                found = [error]
-        (record,) = broadcast_object_list(found)
-        if isinstance(record, UserError):
-            raise record
-        assert record is not None
+        """Put the best student for the budget into the settings, and return what it was chosen from."""
+        parts = (self.data.num_classes, self.folder, self.accelerator)
+        record = choose_student(self.config, self._teacher_architecture, *parts)
         self.config, notes = self._find_starts(with_student(self.config, record))
         self.models.config = self.config
         self.notes += [record.choice(), *notes]

@@ -99,7 +99,6 @@ class RunConfig:
         "with student auto: of one image in onnxruntime, on one thread of this machine", None, _NONE
     )
     max_size_mb: float | None = _setting("with student auto: of its ONNX file, in 10^6 bytes", None, _NONE)
-    student_int8: bool = _setting("with student auto: its int8 file may be the one that fits", False, _NONE)
     student_checkpoint: str | None = _setting(".safetensors or timm .pth.tar", None, _STUDENT)
     student_args: dict[str, Any] = _setting("arguments of the student, k=v", {}, _STUDENT)
     student_drop: int = _preset("entries cut from the teacher's end where student is none", _STUDENT)
@@ -218,8 +217,9 @@ class RunConfig:
         )
 
     def budget(self) -> Budget | None:
-        """Return what the student may cost that is to be chosen, None where it is named."""
-        return Budget(self.max_latency_ms, self.max_size_mb, self.student_int8) if self.student == AUTO else None
+        """Return what the student may cost that is to be chosen, None where it is named; int8 counts where exported."""
+        int8 = "onnx-int8" in self.export
+        return Budget(self.max_latency_ms, self.max_size_mb, int8) if self.student == AUTO else None
 
     def overlay(self) -> IGOverlay:
         """Return probability and strength of the overlay."""

@@ -2,22 +2,18 @@
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.data import create_transform, resolve_model_data_config
-from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import InputError
 from timm_igkd.evaluation.comparison import ArmName, ArmResult, Comparison, compare_arms
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_latency import onnx_metrics
-from timm_igkd.export.students import StudentsRecord, find_students, read_students
 from timm_igkd.files import hash_files
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
@@ -30,53 +26,6 @@ from timm_igkd.runs.settings import RunConfig
 from timm_igkd.runs.stages import Stage, StageMarker, Stages
 from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.validation import create_validation_loader
-
-
-def choose_student(config: RunConfig, teacher: nn.Module, num_classes: int, chosen: Path) -> StudentsRecord:
-    """Return students for the run's budget, the best first: those of a choice made before, else measured now.
-
-    Args:
-        config: of the run.
-        teacher: its architecture.
-        num_classes: of the dataset.
-        chosen: file of the choice made before, there or not.
-
-    Raises:
-        InputError: no student fits; the choice made before was for other settings.
-    """
-    budget, uses_weights = config.budget(), config.student_init != "random"
-    assert budget is not None
-    if not chosen.exists():
-        options: dict[str, Any] = {"num_classes": num_classes, "use_weights": uses_weights}
-        record = find_students(teacher, budget, teacher_name=config.teacher, **options)
-    else:
-        record = read_students(chosen)
-        side = get_model_input_config(teacher)["input_size"][-1]
-        found = record.teacher, record.img_size, record.num_classes, record.use_weights, record.budget
-        if found != (config.teacher, side, num_classes, uses_weights, budget):
-            raise InputError(
-                f"{str(chosen)!r} is a choice for {record.budget} of {record.teacher} at {record.img_size} px, not for "
-                "the settings of now; choose another --name, or delete the folder"
-            )
-    record.best()
-    return record
-
-
-def with_student(config: RunConfig, record: StudentsRecord) -> RunConfig:
-    """Return the settings with the best student of a record in the place of auto.
-
-    Both models then read images of the size that was measured.
-    """
-    best = record.best()
-    own: dict[str, Any] = {"max_latency_ms": None, "max_size_mb": None, "student_int8": False}
-    if best.drop:
-        init = "random" if config.student_init == "random" else "teacher"
-        own |= {"student": None, "student_drop": best.drop, "student_init": init}
-    else:
-        own |= {"student": best.name}
-    if not config.teacher_init == config.student_init == "random":  # they would read images at their own size
-        own |= {"img_size": record.img_size}
-    return replace(config, **own)
 
 
 class StudentRun:
