@@ -26,6 +26,7 @@ COMMON = {
     "maps again": f"maps --teacher local-dir:teacher {IMAGES} train --n-steps 1 --logits --out store",
     "verify": f"verify --maps store {IMAGES} train",
     "score": f"score --maps store --teacher local-dir:teacher {IMAGES} train --steps 2 --out s.json",
+    "students": "students --teacher local-dir:teacher --max-latency-ms 5",
     "export": "export --model local-dir:teacher --out exported",
     "preview": f"preview --maps store {IMAGES} train --out p.png",
     "evaluate": f"evaluate --model local-dir:teacher {IMAGES} test --out m.json",
@@ -78,11 +79,12 @@ FINE = {
     "--output-dir": TEXTS,
 }
 for _value, _flags in {  # of the above, what else an option takes
-    "0": "attention-loss-weight color-jitter corruptions cutmix distill-loss-weight hflip lr max-drop mean min-lr "
-    "mixup momentum model-ema-decay overlay-prob overlay-weight reprob scale-min seed smoothing task-loss-weight "
-    "teacher-mean validation-fraction warmup-epochs weight-decay workers",
+    "0": "attention-loss-weight color-jitter corruptions cutmix distill-loss-weight explanation-loss-weight hflip lr "
+    "max-drop mean min-lr mixup momentum model-ema-decay overlay-prob overlay-weight reprob scale-min seed smoothing "
+    "task-loss-weight teacher-mean validation-fraction warmup-epochs weight-decay workers",
     "-1": "mean seed teacher-mean",
     TWENTY: "attention-loss-weight batch-size calibration clip-grad color-jitter corruptions count cutmix limit lr "
+    "explanation-loss-weight max-latency-ms max-size-mb "
     "mixup mean min-lr momentum overlay-max-power std task-loss-weight teacher-mean teacher-std "
     "temperature warmup-epochs weight-decay",
 }.items():

@@ -79,13 +79,13 @@ def accept(*args: Any, **options: Any) -> None:
 
 @pytest.fixture
 def here(valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Go into a copy of `valid`, from where nothing is published or exported and no study trains; it is removed."""
+    """Go into a copy of `valid`, where nothing is published, exported or measured, and no study trains."""
     shutil.copytree(valid, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "TokenOfNobody0" * 2)
     quick(monkeypatch)
-    work = ("maps.push.publish", "report.push.publish", "export.student.write_onnx")
-    for name in work:
+    published = ("maps.push.publish", "report.push.publish")
+    for name in (*published, "export.student.write_onnx", "export.students._Bench"):
         monkeypatch.setattr(f"timm_igkd.{name}", accept)
     monkeypatch.setattr(study.Study, "_run", accept)
     yield tmp_path / "here"
