@@ -157,7 +157,8 @@ def training_job(tiny_images: ImageFactory, tmp_path: Path) -> list[object]:
     tiny_images(n=16, size=32, split="test")
     images = tiny_images(n=320, size=32)
     flags = (
-        "--protocol demo --compare none --validation-split none --validation-fraction 0.1 --batch-size 16 --n-steps 2 --teacher-epochs 14 --epochs 14 "
+        "--protocol demo --compare none --validation-split none --validation-fraction 0.1 --batch-size 16 --n-steps 2 "
+        "--teacher-epochs 14 --epochs 14 "
         "--overlay-prob 0.5 --distill-loss-weight 0.5 --hflip 0.5 --model-ema --model-ema-decay 0.9"
     ).split()
     return ["--output-dir", tmp_path, "--dataset", images, *flags, "--name"]

@@ -27,6 +27,7 @@ FIRST_STAGE = {
     },
     "student": {
         *("student", "student_args", "student_drop", "student_init", "student_checkpoint"),
+        "freeze_student_bn",
         *("overlay_prob", "overlay_weight", "overlay_max_power", "overlay_source", "teacher_view"),
         *("loss_type", "distill_loss_weight", "task_loss_weight", "temperature", "attention_loss_weight", "epochs"),
         *("explanation_loss_weight", "explanation_map"),

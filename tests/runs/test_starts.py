@@ -1,6 +1,7 @@
 """Where a run's models start: their weights are found before the first stage, and what they started from is told."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,36 @@ def test_frozen_batch_norms_keep_their_statistics(recipe: Runner, images, studen
     assert not torch.equal(student["base.bn1.running_mean"], torch.zeros_like(student["base.bn1.running_mean"]))
 
 
+@pytest.fixture
+def of_no_batch(student_folder, tmp_path) -> Path:
+    """Return a model folder whose first batch norm's bias makes up for a running mean that is no batch's."""
+    folder = tmp_path / "of_no_batch"
+    shutil.copytree(student_folder, folder)
+    found = tensors(folder)
+    spread = (found["bn1.running_var"] + 1e-5).sqrt() / found["bn1.weight"]
+    found["bn1.bias"] -= 50
+    found["bn1.running_mean"] -= 50 * spread
+    safetensors.torch.save_file(found, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_weights_that_see_no_difference_in_training_mode_ask_for_frozen_batch_norms(
+    name, recipe: Runner, images, student_folder, of_no_batch, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
+    folders = {"teacher": student_folder, "student": student_folder, name: of_no_batch}
+    options = [
+        word for role in folders for word in (f"--{role}", f"local-dir:{folders[role]}", f"--{role}-init", "pretrained")
+    ]
+    refused = recipe(*tiny_run(images, *options, "--overlay-prob", 0))
+    assert (refused.code, f"add --freeze-{name}-bn" in refused.error) == (2, True)
+    assert not (tmp_path / "runs").exists()
+    assert recipe(*tiny_run(images, *options, "--overlay-prob", 0, f"--freeze-{name}-bn")).code == 0
+    kept, start = tensors(tmp_path / "runs" / "run" / name), tensors(of_no_batch)
+    assert torch.equal(kept["bn1.running_mean"], start["bn1.running_mean"])
+
+
 @pytest.mark.slow
 def test_fine_tuned_teacher_beats_its_random_start(recipe: Runner, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
@@ -242,6 +273,7 @@ def test_weights_out_of_reach_end_the_run_before_it_begins(
         (["--student-checkpoint", "f"], "student is none"),
         (["--teacher-init", "random"], "learned nothing"),
         (["--freeze-teacher-bn"], "freeze_teacher_bn keeps"),
+        (["--freeze-student-bn", "--student", "test_resnet"], "freeze_student_bn keeps"),
         (["--img-size", 0], "img_size must be"),
         (["--layer-decay", 2], r"layer_decay must be in \(0, 1\]"),
         (["--protocol", "modren"], r"--protocol must be .*did you mean 'modern'"),

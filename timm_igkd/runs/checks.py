@@ -24,6 +24,7 @@ def check_settings(config: "RunConfig") -> None:
         raise InputError(f"name is a folder under output_dir, not a path, got {config.name!r}")
     _check_teacher(config)
     _check_student(config)
+    _check_frozen(config)
     _check_maps(config)
     _check_losses(config)
     _check_compare(config)
@@ -98,6 +99,14 @@ def _check_student(config: "RunConfig") -> None:
         )
     elif config.student_checkpoint is not None and config.student_init == "random":
         raise InputError("student_checkpoint holds weights that student_init random does not use; drop one of them")
+
+
+def _check_frozen(config: "RunConfig") -> None:
+    if config.freeze_student_bn and config.student_init == "random":
+        raise InputError(
+            "freeze_student_bn keeps the statistics of pretrained weights in training; set student_init to pretrained "
+            "or teacher, or drop it"
+        )
 
 
 def _check_maps(config: "RunConfig") -> None:

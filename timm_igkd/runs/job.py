@@ -190,6 +190,10 @@ class Run:
         teacher = self._teacher_architecture() if "teacher" not in pending else self.models.teacher()
         student = self.models.student(lambda: teacher)
         self.models.task(student, teacher)
+        if "teacher" in pending and self.config.teacher_epochs > 0:
+            self.models.check_norms("teacher", teacher)
+        if "student" in pending:
+            self.models.check_norms("student", student)
         if self.config.export and self.accelerator.is_main_process:
             check_exportable(student)
         self.config.augmentation().transform(resolve_model_data_config(student))

@@ -5,23 +5,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import MissingFileError, RunError
+from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.eval_mode import copy_model
 from timm_igkd.export.budget import AUTO
 from timm_igkd.models.checkpoint import has_weights
 from timm_igkd.models.loading import find_model, load_model, use_image_size
 from timm_igkd.models.output_names import check_reads_colour, class_indices, renew_head
 from timm_igkd.models.truncation import truncate
-from timm_igkd.random_streams import derive_seed, seeded
+from timm_igkd.random_streams import derive_seed, restored_state, seeded
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder
 from timm_igkd.runs.settings import RunConfig
 
 Trained = Literal["teacher", "student"]
+_SHOWN, _LEAST_SPREAD = 16, 0.01  # images that a model's batch norms are tried with; share of their outputs' spread
 
 
 @dataclass(frozen=True)
@@ -235,6 +241,28 @@ class RunModels:
             img_size=config.img_size,
             start=Start(self.data.train.class_names, config.student_checkpoint, weights) if is_pretrained else None,
         )
+
+    def check_norms(self, name: Trained, model: nn.Module) -> None:
+        """Raise InputError where a model with weights of its own sees no difference between images in training mode.
+
+        Some released weights come with statistics of their batch norms that are none of a batch's, made up for by
+        their biases: right in eval mode, but normalised by a batch nothing passes the activations, and no gradient
+        comes back.
+        """
+        is_frozen, starts_random = (getattr(self.config, n) for n in (f"freeze_{name}_bn", f"{name}_init"))
+        if is_frozen or starts_random == "random" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
+            return
+        transform, images = create_transform(**resolve_model_data_config(model)), self.data.fitting
+        shown = np.linspace(0, len(images) - 1, min(_SHOWN, len(images))).astype(int).tolist()
+        batch = torch.stack([transform(image) for image, _ in images.read_each(shown)])
+        with torch.no_grad(), restored_state():
+            spread = [float(copy_model(model).train(mode)(batch).std(0).mean()) for mode in (False, True)]
+        if spread[1] < _LEAST_SPREAD * spread[0]:
+            raise InputError(
+                f"the {name}'s batch norms hold statistics that are none of its images': in training mode its outputs "
+                f"for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times less than in eval mode, so "
+                f"it cannot learn; add --freeze-{name}-bn"
+            )
 
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
         """Return the task that distils the student."""

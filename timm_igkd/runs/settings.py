@@ -106,6 +106,7 @@ class RunConfig:
         "weights a student starts from; teacher: a truncated one's kept layers, as pretrained is there", _STUDENT
     )
 
+    freeze_student_bn: bool = _setting("its batch norms keep their statistics in training", False, _STUDENT)
     img_size: int | None = _setting("side of both models' input; none: their own", None, _TEACHER)
 
     overlay_prob: float = _preset("share of training images overlaid with their map; 0: no overlay", _STUDENT)
@@ -237,6 +238,8 @@ class RunConfig:
         if name == "teacher":  # one that is given is not trained: any settings do
             lr = self.lr if self.teacher_lr is None else self.teacher_lr
             own |= {"epochs": max(1, self.teacher_epochs), "lr": lr, "freeze_bn": self.freeze_teacher_bn}
+        else:
+            own["freeze_bn"] = self.freeze_student_bn
         return TrainingSettings(**self._named(TrainingSettings) | own)
 
     def _named(self, kind: type) -> dict[str, Any]:
