@@ -259,9 +259,9 @@ class RunModels:
             spread = [float(copy_model(model).train(mode)(batch).std(0).mean()) for mode in (False, True)]
         if spread[1] < _LEAST_SPREAD * spread[0]:
             raise InputError(
-                f"the {name}'s batch norms hold statistics that are none of its images': in training mode its outputs "
-                f"for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times less than in eval mode, so "
-                f"it cannot learn; add --freeze-{name}-bn"
+                f"the {name}'s weights need the statistics that its batch norms hold: normalised by a batch, as in "
+                f"training, its outputs for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times less, "
+                f"and it could not learn; add --freeze-{name}-bn"
             )
 
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
