@@ -260,8 +260,8 @@ class RunModels:
         if spread[1] < _LEAST_SPREAD * spread[0]:
             raise InputError(
                 f"the {name}'s weights need the statistics that its batch norms hold: normalised by a batch, as in "
-                f"training, its outputs for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times less, "
-                f"and it could not learn; add --freeze-{name}-bn"
+                f"training, its outputs for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times "
+                f"less, and it could not learn; add --freeze-{name}-bn"
             )
 
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
