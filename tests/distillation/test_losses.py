@@ -110,6 +110,11 @@ def test_dkd_with_the_coupled_weights_is_kl(row, logits, target):
     torch.testing.assert_close(loss, kd_kl(student, teacher, TEMPERATURE))
 
 
+def test_dkd_weighs_the_other_classes_as_its_authors_do_unless_told_otherwise(logits, target):
+    loss = kd_dkd(*logits, TEMPERATURE, target)
+    torch.testing.assert_close(loss, kd_dkd(*logits, TEMPERATURE, target, alpha=1, beta=8))
+
+
 def test_dkd_tckd_is_the_binary_kl_of_the_target(logits, target):
     student, teacher = ((x / TEMPERATURE).softmax(1).gather(1, target[:, None])[:, 0] for x in logits)
     binary = teacher * (teacher / student).log() + (1 - teacher) * ((1 - teacher) / (1 - student)).log()

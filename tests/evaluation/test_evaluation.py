@@ -89,6 +89,10 @@ def test_full_confidence_falls_into_the_last_bin():
     assert reliability_bins(np.eye(3), [0, 1, 1]).counts[-1] == 3
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    assert reliability_bins([[0.5, 0.5], [0.75, 0.25]], [0, 0], bins=4).counts.tolist() == [0, 1, 1, 0]
+
+
 def test_agreement_with_itself_is_100_and_kl_0():
     model = ShadeReader(answers=[1, 0, 2, 3])
     metrics = evaluate(model, Shades([0, 1, 2]), teacher=model, **QUIET).metrics

@@ -185,6 +185,15 @@ def test_ema_is_updated_once_per_update_and_is_what_is_kept(accelerator):
     assert torch.allclose(trainer.final_model().weight, average)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(accelerator):
+    trainer = linear_trainer(accelerator, 4)
+    losses, step = [], trainer._train_step
+    trainer._train_step = lambda *args: (found := step(*args), losses.append(float(found["loss"])))[0]  # type: ignore[method-assign,assignment]
+    (record,) = trainer.fit()
+    assert len(losses) > 1
+    assert record.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
 def test_gradients_are_clipped_to_the_norm(accelerator):
     trainer = linear_trainer(accelerator, 24, clip_grad=1e-3, lr=1.0, opt="momentum", momentum=0.0)
     trainer.fit()
