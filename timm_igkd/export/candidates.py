@@ -184,8 +184,8 @@ class Chooser:
 def rank(candidate: Any) -> tuple[bool, int, int]:
     """Return what the better of two candidates, or of two measured students, has more of.
 
-    Those with weights to start from come first, then those of more parameters: of what the table knows, they go with
-    ImageNet accuracy best (docs/edge.md), multiply-accumulates hardly where they are alike.
+    Those with weights to start from come first, then those of more parameters, then of more multiply-accumulates. What
+    accuracy they will reach, the table does not know.
     """
     return candidate.has_weights, candidate.num_parameters, candidate.macs
 

@@ -106,7 +106,7 @@ def _measure(model: nn.Module, formats: tuple[Format, ...]) -> tuple[StudentFile
 
 
 def _write_quickly(model: nn.Module, image: torch.Tensor, path: Path) -> None:
-    """Write an ONNX file by torch's older exporter, in a tenth of the time, for about the same time in onnxruntime.
+    """Write an ONNX file by torch's older exporter, the quicker one; docs/edge.md says what its files take.
 
     onnxscript's optimiser then folds its constants, as the newer exporter has it do; without that int8 takes several
     times as long. Where the older one fails, or is gone from torch, an export's own way is taken.
