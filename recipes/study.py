@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from studies import require_report_packages
@@ -38,8 +37,8 @@ from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
 from timm_igkd.progress import progress_bar
-from timm_igkd.runs.checks import check_trackers
 from timm_igkd.runs.parsing import parse_config
+from timm_igkd.training.accelerator import create_accelerator
 from timm_igkd.training.trainer import DivergedError
 
 
@@ -51,14 +50,9 @@ class Study:
     """
 
     def __init__(self, config: StudyConfig):
-        check_trackers(config.trackers)
         self.config = config
         self.rows = StudyRows(config.output_dir)
-        self.accelerator = Accelerator(
-            log_with=list(config.trackers) or None,
-            project_dir=config.work_dir,
-            cpu=not torch.cuda.is_available(),
-        )
+        self.accelerator = create_accelerator(config.trackers, config.work_dir)
         if self.accelerator.num_processes > 1:
             raise InputError(
                 f"a run of the study is one process, the launcher started {self.accelerator.num_processes}; use "

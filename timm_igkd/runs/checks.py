@@ -1,7 +1,6 @@
 """Ranges and combinations of a run's settings, checked before anything expensive starts."""
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from timm_igkd.errors import InputError, check_count, check_range
@@ -182,21 +181,6 @@ def _check_compare(config: "RunConfig") -> None:
     why = next((reason for reason, holds in reasons.items() if holds), None)
     if config.compare == "cost" and why is not None:
         raise InputError(f"compare cost spends the maps' time on more epochs, but {why}; use --compare without cost")
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise InputError for trackers whose package is missing; Accelerate would leave them out.
-
-    Args:
-        names: of the trackers, which are those of their packages.
-    """
-    from accelerate.tracking import get_available_trackers  # here: the command line reads the settings without torch
-
-    there = {str(kind) for kind in get_available_trackers()}
-    missing = [name for name in names if name not in there]
-    if missing:
-        packages = " ".join(missing)
-        raise InputError(f"trackers not installed: {packages}; pip install {packages}, or leave them out")
 
 
 def check_unlabeled(config: "RunConfig") -> None:

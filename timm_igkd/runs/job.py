@@ -6,9 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
@@ -34,7 +31,6 @@ from timm_igkd.report.page import write_report
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
-from timm_igkd.runs.checks import check_trackers
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs, check_given_maps, choose_student, with_student
 from timm_igkd.runs.models import RunModels, Trained, find_start
@@ -42,6 +38,7 @@ from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import Stage, Stages
 from timm_igkd.runs.students import Arms, StudentRun, arms_of
+from timm_igkd.training.accelerator import create_accelerator
 from timm_igkd.training.batch import steps_per_epoch
 
 
@@ -76,15 +73,10 @@ class Run:
     """
 
     def __init__(self, config: RunConfig):
-        check_trackers(config.trackers)
         if config.export:
             require_onnx_packages("export")
         self.folder = RunFolder(Path(config.output_dir) / config.name)
-        self.accelerator = Accelerator(
-            log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
-            cpu=not torch.cuda.is_available(),
-        )
+        self.accelerator = create_accelerator(config.trackers, self.folder.path)
         self.config, self.notes = self._find_starts(config)  # before all images are opened
         self.data = RunData(self.config)
         self.models = RunModels(self.config, self.data, self.folder)

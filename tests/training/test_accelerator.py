@@ -1,0 +1,49 @@
+"""The accelerator of a run: bfloat16 only on processors that compute it themselves."""
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from timm_igkd.errors import InputError
+from timm_igkd.training import accelerator as module
+
+
+@pytest.fixture
+def bf16_asked(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def processor(monkeypatch, machine, avx512_bf16=False, amx=False):
+    monkeypatch.setattr(module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64"])
+def test_bfloat16_on_a_processor_without_it_is_refused_with_the_remedy(bf16_asked, monkeypatch, tmp_path, machine):
+    processor(monkeypatch, machine)
+    with pytest.raises(InputError, match=r"no bfloat16 of its own.*accelerate launch --mixed_precision no"):
+        module.create_accelerator((), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", [("x86_64", True, False), ("x86_64", False, True), ("arm64", False, False), ("aarch64", False, False)]
+)
+def test_bfloat16_is_taken_where_the_processor_has_it_or_cannot_be_asked(bf16_asked, monkeypatch, tmp_path, kind):
+    processor(monkeypatch, *kind)
+    assert module.create_accelerator((), tmp_path).mixed_precision == "bf16"
+
+
+def test_float32_runs_on_every_processor(monkeypatch, tmp_path):
+    processor(monkeypatch, "x86_64")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert module.create_accelerator((), tmp_path).mixed_precision == "no"
+
+
+def test_torch_still_names_the_functions_that_tell():
+    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
