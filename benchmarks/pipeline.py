@@ -6,8 +6,10 @@
 Teacher and student are those of recipes/configs/study_real.yaml. Parts, each a process of its own, in an order that
 turns with every round:
     maps        `timm-igkd maps --n-steps auto --logits`, written to disk; minutes of all images from its rate
-    training    the study's trainer in the protocol `fast`, KD from stored logits and overlays of every tenth image;
-                `overhead`: its epoch over the same number of bare forward and backward passes, measured in turn
+    training    the study's trainer in the protocol `fast`, KD from stored logits and overlays of every tenth image, in
+                bfloat16 where the processor has it, as the study is run; `overhead`: its epoch over the same number of
+                bare forward and backward passes of that precision, measured in turn
+    float32     the same in float32
     captum      captum's call with default arguments, 50 steps, 8 images at a time, and the teacher's logits
     authors     the paper's settings: batches of 64 from a DataLoader with two workers over decoded PIL images, Adam,
                 NCHW, stored logits; 100 epochs from the rate
@@ -31,7 +33,7 @@ from paired import ROOT, alternating, facts, run_child, summarize
 sys.path.insert(0, str(ROOT / "recipes"))
 
 IMAGES, EPOCHS, AUTHORS_EPOCHS, STEPS = 50_000, 10, 100, 50
-SIZES = {"maps": 1024, "training": 10_240, "captum": 32, "authors": 3_200}  # images a round and part
+SIZES = {"maps": 1024, "training": 10_240, "float32": 10_240, "captum": 32, "authors": 3_200}  # images a round and part
 TEACHER = ROOT / "recipes" / "results" / "teachers" / "convnet_cifar"
 WIDTHS = (32, 112, 128)
 
@@ -91,7 +93,19 @@ def captum(job: dict[str, Any]) -> dict[str, float]:
     return {"images_per_s": len(images) / (time.perf_counter() - started)}
 
 
-def training(job: dict[str, Any]) -> dict[str, float]:
+def training(job: dict[str, Any]) -> dict[str, Any]:
+    """Train an epoch of the study in bfloat16 where the processor has it; see `train`."""
+    from timm_igkd.training.accelerator import cpu_has_bfloat16
+
+    return train(job, "bf16" if cpu_has_bfloat16() else "no")
+
+
+def float32(job: dict[str, Any]) -> dict[str, Any]:
+    """Train an epoch of the study in float32; see `train`."""
+    return train(job, "no")
+
+
+def train(job: dict[str, Any], precision: str) -> dict[str, Any]:
     """Train an epoch of the study, and beside it make the same number of bare passes."""
     import torch
     from accelerate import Accelerator
@@ -102,7 +116,7 @@ def training(job: dict[str, Any]) -> dict[str, float]:
     from timm_igkd.overlay.device_images import DeviceImages
 
     generator, n = torch.Generator().manual_seed(0), job["images"]
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     images, levels = (torch.randint(0, 256, (n, c, 32, 32), dtype=torch.uint8, generator=generator) for c in (3, 1))
     labels, logits = torch.randint(0, 10, (n,), generator=generator), torch.randn(n, 10, generator=generator)
     data = DeviceImages(images, labels, levels, logits).to(accelerator.device)
@@ -116,7 +130,9 @@ def training(job: dict[str, Any]) -> dict[str, float]:
         student.train()
         for _ in range(n // cell.batch_size):
             student.zero_grad()
-            cross_entropy(student(views / 255), targets).backward()
+            with accelerator.autocast():
+                loss = cross_entropy(student(views / 255), targets)
+            loss.backward()
 
     def whole() -> None:
         create_trainer(cell, 0, data, student, None, accelerator).fit(progress=False)
@@ -129,7 +145,8 @@ def training(job: dict[str, Any]) -> dict[str, float]:
             times[part] += [time.perf_counter() - started] if number else []  # the first is the warm-up
     ratios = [mine / least for mine, least in zip(times[whole], times[bare], strict=True)]
     seconds = statistics.median(times[whole])
-    return {"images_per_s": n // cell.batch_size * cell.batch_size / seconds, "overhead": statistics.median(ratios)}
+    rate = n // cell.batch_size * cell.batch_size / seconds
+    return {"images_per_s": rate, "overhead": statistics.median(ratios), "precision": precision}
 
 
 def authors(job: dict[str, Any]) -> dict[str, float]:
@@ -182,9 +199,7 @@ def main() -> None:
     args = parser.parse_args()
 
     def run(part: str) -> dict[str, Any]:
-        images = (
-            max(512, int(SIZES[part] * args.scale)) if part == "training" else max(8, int(SIZES[part] * args.scale))
-        )
+        images = max(512 if part in ("training", "float32") else 8, int(SIZES[part] * args.scale))
         found = run_child(Path(__file__), {"part": part, "images": images, "shared": str(args.shared)})
         if "error" in found:
             raise SystemExit(f"{part}: {found['error']}")
@@ -207,7 +222,9 @@ def main() -> None:
             for way in ("ours", "paper")
         },
         "paper_over_ours": summarize([sum(e["paper"].values()) / sum(e["ours"].values()) for e in hours]),
-        "study_over_bare_passes": summarize([found["training"]["overhead"] for found in rounds]),
+        "study_over_bare_passes": {
+            part: summarize([each[part]["overhead"] for each in rounds]) for part in ("training", "float32")
+        },
         "rounds": rounds,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -219,6 +236,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1].startswith("{"):
         job = json.loads(sys.argv[1])
-        print("\n" + json.dumps({f.__name__: f for f in (maps, captum, training, authors)}[job["part"]](job)))
+        print("\n" + json.dumps({f.__name__: f for f in (maps, captum, training, float32, authors)}[job["part"]](job)))
     else:
         main()
