@@ -158,6 +158,51 @@ def test_autocast_gives_finite_gradients_near_those_of_float32(name, kind, dtype
     assert torch.cosine_similarity(slope, rounded, dim=0) > 0.8
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
+def test_a_channel_that_hardly_varies_leaves_the_gradients_of_float16_right(name, batch):
+    found = []
+    for enabled in (False, True):
+        student = tiny(name)
+        with torch.no_grad():
+            next(student.parameters())[0] = 0  # a dead filter before a norm
+        task = build(student, task_loss_weight=0.0, **E)
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            result = task(**batch)
+        result["loss"].backward()
+        found.append(torch.cat([gradient.flatten() for gradient in gradients(student)]))
+    assert torch.cosine_similarity(*found, dim=0) > 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_scaler_changes_no_gradient_of_float32(kind, batch):
+    plain, scaled = (build(tiny(), explanation_map=kind, **E) for _ in range(2))
+    plain(**batch)["loss"].backward()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(scaled(**batch)["loss"]).backward()
+    scaler.unscale_(torch.optim.SGD(scaled.parameters()))
+    for a, b in zip(gradients(plain), gradients(scaled), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_whose_scaled_gradients_overflow_is_skipped_and_the_next_is_whole(kind, batch):
+    plain, scaled = (build(tiny(), task_loss_weight=0.0, explanation_map=kind, **E) for _ in range(2))
+    optimizer = torch.optim.SGD(scaled.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-111)
+    before = copy.deepcopy(list(scaled.parameters()))
+    for is_skipped in (True, False):
+        optimizer.zero_grad()
+        scaler.scale(scaled(**batch)["loss"]).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(map(torch.equal, before, scaled.parameters())) == is_skipped
+    plain(**batch)["loss"].backward()
+    for a, b in zip(gradients(plain), gradients(scaled), strict=True):
+        torch.testing.assert_close(a, b)
+    assert all(buffer.isfinite().all() for buffer in scaled.buffers())
+
+
 def test_accumulated_halves_are_the_whole_batch(batch):
     whole, halves = (build(tiny("test_convnext"), **E) for _ in range(2))
     whole(**batch)["loss"].backward()

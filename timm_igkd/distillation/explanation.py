@@ -25,6 +25,7 @@ JoinedChannels = Literal["abs_sum", "positive"]
 """How colour channels of input times gradient become one: as those of the store, whose signed maps are rectified."""
 
 _EPSILON = 1e-8  # of F.cosine_similarity, which the authors call
+_NORMS = (F.batch_norm, F.layer_norm)
 
 
 def explanation_loss(student_maps: Tensor, teacher_maps: Tensor, target: Tensor | None = None) -> Tensor:
@@ -77,22 +78,28 @@ def differentiable_gradient(value: Tensor, source: Tensor) -> Tensor:
         return torch.autograd.grad(value, source, create_graph=True)[0]
 
 
-class _HardSigmoid(TorchFunctionMode):
-    """Compute hard-sigmoid, whose gradient torch cannot differentiate, as relu6(x + 3) / 6, whose it can: the same."""
+class _OtherForms(TorchFunctionMode):
+    """Compute what torch cannot differentiate twice by what it can: hard-sigmoid as relu6(x + 3) / 6, norms in float32.
+
+    For a batch or layer norm of float16 torch rounds the inverse deviation to float16 and takes its third power there,
+    infinite from 41 on: one dead channel made every gradient NaN, at any scale of a gradient scaler.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is F.hardsigmoid:
             return F.relu6(args[0] + 3) / 6
+        if func in _NORMS and args[0].dtype == torch.float16 and torch.is_autocast_enabled(args[0].device.type):
+            args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Let a forward pass be differentiated twice: hard-sigmoid in another form, attention by its mathematical kernel.
+    """Let a forward pass be differentiated twice: attention by its mathematical kernel, the rest by _OtherForms.
 
-    Both hold inside alone, and change nothing but last bits.
+    All hold inside alone, and change nothing but last bits.
     """
-    with _HardSigmoid(), sdpa_kernel(SDPBackend.MATH):
+    with _OtherForms(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
