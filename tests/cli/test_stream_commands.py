@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_lines import maps_of, subprocess_environment
+from command_lines import maps_of, subprocess_environment, tiny_run
 from tiny_parts import ramp, tiny_teacher, write_store, write_tar
 
 from timm_igkd import IGOptions, IGOverlay, IGOverlayDataset, MapStore, compute_maps, load_labeled_images
@@ -197,6 +197,23 @@ def test_tfds_is_refused_by_name(command, tars, maps, probe, name):
     assert outcome.code == 2
     assert f"dataset {name!r} is decoded by TensorFlow" in outcome.error
     assert "use wds/, hfids/, hfds/, torch/ or an image folder" in outcome.error
+
+
+def test_run_has_no_explanation_loss(command, tars, maps, probe):
+    stream = ["wds/tars", tars, "train-{0..1}.tar", N, 0, probe.parent / "out"]
+    outcome = command("run", "--maps", maps, "--explanation-loss-weight", 1, "--", probe, *stream)
+    assert outcome.code == 2
+    assert "unknown argument '--explanation-loss-weight'" in outcome.error
+    assert not (probe.parent / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["wds/tars", "hfids/user/images"])
+def test_a_run_on_a_stream_is_refused_by_name(recipe, teacher_folder, tmp_path, name):
+    teacher = ["--teacher-epochs", 0, "--teacher", f"local-dir:{teacher_folder}"]
+    outcome = recipe(*tiny_run(name, *teacher, "--explanation-loss-weight", 1))
+    assert outcome.code == 2
+    assert f"dataset {name!r} is timm's name of a stream, whose images have no index" in outcome.error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_tars_without_webdataset_name_the_extra(command, tars, maps, probe, monkeypatch):

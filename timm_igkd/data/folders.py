@@ -14,6 +14,7 @@ _PATTERN_SIGNS = re.compile(
     r"[*?\[\]{}!\\\x00-\x1f]|::"
 )  # `datasets` reads them as patterns and addresses, not as names
 _CLASS_FILE = "classes.txt"
+_STREAMS = ("wds", "hfids", "tfds")
 _SYSTEM_FOLDERS = ("/proc", "/sys")  # their files change under one's eyes, and to list them takes minutes
 
 
@@ -31,6 +32,16 @@ def local_folder(name: str) -> str:
     """
     path = os.path.abspath(check_folder(name))
     return _mirror(path) if _PATTERN_SIGNS.search(path) else os.path.expanduser(name)
+
+
+def refuse_stream(name: str) -> None:
+    """Raise InputError for timm's name of a stream, unless there is such a folder."""
+    prefix, slash, _ = name.partition("/")
+    if slash and prefix.lower() in _STREAMS and not os.path.exists(name):
+        raise InputError(
+            f"dataset {name!r} is timm's name of a stream, whose images have no index; give the folder of its tars, or "
+            "a dataset of the Hub as hfds/user/name"
+        )
 
 
 def check_folder(name: str) -> str:

@@ -22,6 +22,7 @@ from timm_igkd.data.folders import (
     has_images,
     load_image_folder,
     local_folder,
+    refuse_stream,
     tar_class_names,
 )
 from timm_igkd.data.labeled_images import LabeledImages
@@ -82,6 +83,7 @@ def load_labeled_images(
     """
     import datasets
 
+    refuse_stream(dataset)
     columns = {"--image-column": image_column, "--label-column": label_column}
     is_timm = dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset)
     if not is_timm:
