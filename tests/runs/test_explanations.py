@@ -118,6 +118,20 @@ def test_history_page_and_card_name_the_term(recipe: Runner, teacher_folder, tin
     assert "| Weight of the explanation loss | 2 |" in card
 
 
+@pytest.mark.parametrize("kind", ["input_x_gradient", "grad_cam"])
+def test_protocol_fast_trains_a_convnet_on_the_device_with_it(kind, recipe: Runner, tiny_images, tmp_path):
+    models = "--teacher convnet_cifar --teacher-args widths=[4,8] --student convnet_cifar --student-args widths=[4,8]"
+    trained = f"{models} --teacher-epochs 1 --teacher-init random --student-init random --epochs 2 --lr 0.01"
+    explained = f"--explanation-loss-weight 1 --explanation-map {kind} --map-method grad_cam --validation-fraction 0.25"
+    fixed = f"--protocol fast --name run --batch-size 4 {trained} {explained}"
+    outcome = recipe(*fixed.split(), "--dataset", two_splits(tiny_images, size=32))
+    assert outcome.code == 0, outcome.error
+    run = tmp_path / "runs" / "run"
+    assert "batches: device" in (run / "config.yaml").read_text()
+    header, *rows = (line.split(",") for line in (run / "student_history.csv").read_text().splitlines())
+    assert all(0 < float(dict(zip(header, row, strict=True))["explanation_loss"]) < 1 for row in rows)
+
+
 def test_a_student_without_a_map_ends_the_run_before_it_begins(recipe: Runner, teacher_folder, tiny_images, tmp_path):
     teacher = ["--teacher-epochs", 0, "--teacher", f"local-dir:{teacher_folder}"]
     options = ["--explanation-loss-weight", 1, "--explanation-map", "grad_cam"]

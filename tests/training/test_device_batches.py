@@ -15,7 +15,7 @@ from timm_igkd.errors import InputError
 from timm_igkd.overlay.blend import blend_map
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.overlay.device_views import DeviceAugmentation, DeviceViews
-from timm_igkd.training.batch import Batch
+from timm_igkd.training.batch import Batch, epoch_order
 from timm_igkd.training.device_batches import DeviceBatches
 from timm_igkd.training.worker_batches import WorkerBatches
 
@@ -254,6 +254,24 @@ def test_maps_of_a_batch_follow_the_views(data):
     for batch in DeviceBatches(same, augmentation, 4, 0, with_maps=True).epoch(1):
         assert torch.equal(batch.maps, batch.student[:, :1])
     assert next(DeviceBatches(same, augmentation, 4, 0).epoch(1)).maps is None
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_maps_move_as_by_hand_where_borders_reflect_and_flips_alternate(data, epoch):
+    """The studies' protocol `fast`: the image and its map, padded, cut and flipped by numpy."""
+    augmentation = DeviceAugmentation(IGOverlay(0.0), 2, 0.5, padding_mode="reflect", alternate_flip=True)
+    found = DeviceBatches(data, augmentation, 4, 3, with_maps=True)
+    draws, rows = found.views.draws(epoch), iter(epoch_order(N, 4, 3, 3, epoch))
+    for batch in found.epoch(epoch):
+        for image, map in zip(batch.student, batch.maps, strict=True):
+            row = next(rows)
+            top, left = draws.shift[row].tolist()
+            for view, pixels, border in ((image, data.images, "reflect"), (map, data.maps, "constant")):
+                cut = np.pad(pixels[row].numpy(), ((0, 0), (2, 2), (2, 2)), border)[:, top:, left:][:, :SIZE, :SIZE]
+                by_hand = cut[:, :, ::-1] if draws.flipped[row] else cut
+                np.testing.assert_array_equal((view.numpy() * 255).round(), by_hand)
+    assert not draws.flipped.all()
+    assert draws.flipped.any()
 
 
 def test_views_are_channels_last_without_a_copy(data):
