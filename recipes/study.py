@@ -112,14 +112,14 @@ class Study:
         )
         try:
             row["train_loss"] = trainer.fit()[-1].loss
+            trained = trainer.final_model()
+            metrics, answers = self.evaluator.evaluate(trained, cell)
         except DivergedError as error:
             tqdm.write(f"{name}, seed {seed}: {error}")
             row["diverged_epoch"] = error.epoch
         else:
             if trainer.images_per_s is not None:
                 row["train_images_per_s"] = round(trainer.images_per_s, 1)
-            trained = trainer.final_model()
-            metrics, answers = self.evaluator.evaluate(trained, cell)
             row |= {key: json.dumps(value) if isinstance(value, dict) else value for key, value in metrics.items()}
             predictions = answers.numpy()
             if cell.save:

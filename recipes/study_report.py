@@ -1,6 +1,7 @@
 """Write the report of one or several studies from their rows: recipes/RESULTS.md with figures, recipes/RESULTS.html.
 
 python recipes/study_report.py recipes/configs/study_real.yaml recipes/configs/study_check.yaml
+python recipes/study_report.py --spread top1 recipes/configs/study_real.yaml    # of a complete study, nothing else
 """
 
 import argparse
@@ -29,9 +30,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--html", default=str(_HERE / "RESULTS.html"), help="page to write (default: RESULTS.html beside this script)"
     )
+    parser.add_argument(
+        "--spread",
+        metavar="OUTCOME",
+        help="write nothing; print the sd of its paired differences, pooled over the contrasts: a blind look",
+    )
     arguments = parser.parse_args(argv)
 
     def run() -> None:
+        if arguments.spread is not None:
+            from studies.results import StudyResults
+
+            for path in arguments.configs:
+                config = load_study(path)
+                print(f"{config.name}: sd {StudyResults.read(config).spread(arguments.spread):.3f}, {arguments.spread}")
+            return
         require_report_packages()
         from studies.report import write_report  # only here: its packages are an extra
 

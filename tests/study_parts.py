@@ -158,9 +158,9 @@ def edit_rows(folder, change):
     write_rows(path, rows)
 
 
-def helpful_study(folder, skip=()):
+def helpful_study(folder, skip=(), **settings):
     """Return the results of a primary study in which aligned overlays help; runs of `skip` are missing."""
-    config = primary_study(folder)
+    config = primary_study(folder, **settings)
     add_rows(config, {ALIGNED: 1.0}, {ALIGNED: 2.0}, skip=skip)
     return StudyResults.read(config)
 

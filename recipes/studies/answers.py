@@ -65,11 +65,32 @@ def _overlay(results: StudyResults, column: str, question: str) -> Answer | None
     ]
     if not any(sentences):
         return None
+    if column == "corruption_top1" and (robust := robustness(results)):
+        sentences.insert(0, f"For this teacher, {robust}.")
     return question, [sentence for sentence in sentences if sentence]
 
 
+def robustness(results: StudyResults) -> str:
+    """Return as a clause whether a complete primary study shows robustness: a gain over none and over blank overlays.
+
+    An overlay is itself a loss of contrast; a blank one is that alone.
+    """
+    if why_nothing_is_claimed(results, "corruption_top1"):
+        return ""
+    gains: dict[bool, bool] = {}  # over blank overlays, over none
+    for contrast in results.contrasts("corruption_top1"):
+        a, b = results.cell(contrast.a), results.cell(contrast.b)
+        is_blank = is_aligned_against_control(a, b) and b.overlay_source == "blank"
+        if is_blank or is_overlay_against_none(a, b):
+            gains[is_blank] = contrast.is_significant and contrast.comparison.difference > 0
+    if len(gains) < 2:
+        return ""
+    shown = "shown" if all(gains.values()) else "not shown"
+    return f"robustness, a gain over none and over blank overlays both, is {shown}"
+
+
 def _alignment(results: StudyResults) -> Answer | None:
-    found, counts = [], []
+    found, higher = [], []
     for column in QUESTIONS:
         if column not in results.config.outcomes:
             continue
@@ -79,16 +100,21 @@ def _alignment(results: StudyResults) -> Answer | None:
             if is_aligned_against_control(results.cell(contrast.a), results.cell(contrast.b)) and contrast.comparison.n
         ]
         found += [verdict(results, contrast, column) for contrast in against]
-        higher = sum(contrast.is_significant and contrast.comparison.difference > 0 for contrast in against)
-        if against:
-            counts.append(f"{ADVANTAGE[column]} over {higher} of {len(against)} controls")
+        higher += [
+            ADVANTAGE[column]
+            for contrast in against
+            if results.cell(contrast.b).overlay_source == "shuffled"
+            and contrast.is_significant
+            and contrast.comparison.difference > 0
+        ]
     if not found:
         return None
     if results.config.purpose == "primary" and not results.is_interim:
-        found.insert(0, f"For this teacher, aligned maps are shown to have higher {'; '.join(counts)}.")
-        found.append(
-            "Alignment by itself is what aligned minus shuffled tests: the same maps, of other images; permuted and "
-            "blank also differ in texture and brightness."
+        shown = f"shown to raise {' and '.join(higher)}" if higher else "not shown to raise anything"
+        found.insert(
+            0,
+            f"For this teacher, alignment is {shown}: aligned minus shuffled, the same maps of other images, tests it. "
+            "Permuted and blank also differ in texture and brightness.",
         )
     return "Does it matter that the maps are aligned with their images?", found
 

@@ -69,6 +69,10 @@ class StudyConfig:
         metadata={"help": "why a primary study ended before its plan was complete; until then it claims nothing"},
     )
 
+    failed_below: float = field(
+        default=0.0, metadata={"help": "a run that ends under this top1 is failed: listed, in no mean and no contrast"}
+    )
+
     corruption_images: int = field(default=0, metadata={"help": "test images per corruption; 0: none"})
     ig_images: int = field(default=0, metadata={"help": "test images whose IG maps are compared; 0: none"})
     latency: bool = field(default=True, metadata={"help": "measure it, once per architecture"})
@@ -91,6 +95,7 @@ class StudyConfig:
             check_range(name, getattr(self, name), 1)
         for name in ("first_seed", "corruption_images", "ig_images"):
             check_range(name, getattr(self, name), 0)
+        check_range("failed_below", self.failed_below, 0, 100)
         for outcome, points in self.smallest_effect.items():
             if outcome not in self.outcomes:
                 raise InputError(f"smallest_effect names no outcome: {outcome!r}{nearest(outcome, self.outcomes)}")

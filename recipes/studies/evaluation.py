@@ -17,6 +17,7 @@ from timm_igkd.attribution.options import reduce_channels
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.evaluation.metrics import classification_metrics, teacher_agreement
 from timm_igkd.models.loading import count_macs, count_parameters
+from timm_igkd.training.trainer import DivergedError
 
 _SIMILARITY_STEPS = 32
 
@@ -39,10 +40,15 @@ class RunEvaluator:
         Args:
             student: on the data's device; left in eval mode.
             cell: what it was trained by.
+
+        Raises:
+            DivergedError: it gives a test image NaN or infinity.
         """
         test = self.data.test
         student.eval()
         logits = predict(student, test.images.images)
+        if not logits.isfinite().all():  # the last step's doing, or the batch norms': no training loss saw it
+            raise DivergedError("the trained student answers NaN or infinity", cell.epochs)
         metrics: dict[str, Any] = {"n_test": len(test.images)}
         metrics |= classification_metrics(logits.cpu(), test.images.labels.cpu())
         metrics |= self._against_teacher(logits, test)

@@ -1,7 +1,7 @@
 """Where a study's numbers come from: data, teacher, runs that are there and missing, machines, versions."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from studies.results import StudyResults
@@ -19,7 +19,7 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
             f"{len(rows)} of {results.num_planned} planned: {len(config.cells)} cells × {len(config.seed_range)} seeds",
         ),
         ("Not run yet", _missing(results)),
-        ("Diverged", _diverged(results)),
+        ("Failed", _failed(results)),
         (
             "Rows left out",
             f"{results.left_out}, of other settings or seeds outside the plan" if results.left_out else "",
@@ -84,15 +84,21 @@ def _missing(results: StudyResults) -> str:
     return f"{number} run{'' if number == 1 else 's'}: {listed}"
 
 
-def _diverged(results: StudyResults) -> str:
-    """Return the runs whose loss became NaN or infinite; they are in no mean and no contrast."""
+def _failed(results: StudyResults) -> str:
+    """Return the runs that diverged or ended under the accuracy asked of a run; they are in no mean and no contrast."""
     found = [
-        f"{name}, seed {seed} (epoch {row['diverged_epoch']})"
+        f"{name}, seed {seed} ({_why_failed(row)})"
         for name, runs in results.runs.items()
         for seed, row in sorted(runs.items())
-        if row.get("diverged_epoch")
+        if results.is_failed(row)
     ]
-    return f"{len(found)} of the runs, without metrics: {'; '.join(found)}" if found else ""
+    return f"{len(found)} of the runs, in no mean and no contrast: {'; '.join(found)}" if found else ""
+
+
+def _why_failed(row: Mapping[str, str]) -> str:
+    if epoch := row.get("diverged_epoch"):
+        return f"diverged in epoch {epoch}"
+    return f"top-1 {float(row['top1']):.2f}{NARROW}%"
 
 
 def _ranges(seeds: list[int]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from studies.compression import Figure, colour, compression
-from studies.results import Outcome, StudyResults, outcome_of
+from studies.outcomes import Outcome, outcome_of
+from studies.results import StudyResults
 from studies.statistics import normality
 from studies.tables import by_kind, number, probability, signed
 from timm_igkd.evaluation.corruptions import CORRUPTIONS

@@ -13,7 +13,7 @@ def glance(studies: Sequence[StudyResults]) -> Table | None:
     rows = [
         (f"{results.config.title or results.config.name}: {contrast.name}", _entries(results, contrast))
         for results in studies
-        if results.rows and results.config.purpose != "check"
+        if results.rows and results.config.purpose != "check" and not results.is_withheld
         for contrast in results.contrasts("top1")
         if contrast.comparison.n > 1 and _is_of_overlay(results, contrast)
     ]

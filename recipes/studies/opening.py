@@ -7,6 +7,7 @@ from studies.answers import (
     ADVANTAGE,
     is_aligned_against_control,
     is_overlay_against_none,
+    robustness,
     why_nothing_is_claimed,
 )
 from studies.paper import ABLATION
@@ -45,6 +46,8 @@ def _effect(results: StudyResults) -> str:
         if contrast.comparison.n >= _LEAST_RUNS
         and is_overlay_against_none(results.cell(contrast.a), results.cell(contrast.b))
     ]
+    if parts and (robust := robustness(results)):
+        parts.append(robust)
     return f"Overlays of aligned maps against none, for this teacher: {'; '.join(parts)}." if parts else ""
 
 

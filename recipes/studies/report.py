@@ -18,7 +18,7 @@ from studies.facts import facts
 from studies.figures import FIGURES
 from studies.glance import glance
 from studies.opening import opening
-from studies.results import StudyResults
+from studies.results import LEAST_SEEDS, StudyResults
 from studies.tables import cells_table, contrast_table, corruption_table, paper_table, transfer_table
 from studies.trials import trials_table
 from timm_igkd.errors import InputError
@@ -107,11 +107,22 @@ def _purpose(results: StudyResults) -> str:
     text = PURPOSES[results.config.purpose]
     if results.config.purpose == "primary" and results.rows and results.config.ended:
         text += f" Ended before its plan: {results.config.ended}."
-    elif results.config.purpose == "primary" and results.rows and results.missing:
-        text += (
-            f" Interim: {len(results.rows)} of {results.num_planned} runs; it stops for time only, never for a result."
-        )
     return text
+
+
+def _waits(results: StudyResults) -> str:
+    """Return why nothing of a study is shown; empty where it may be."""
+    planned = results.num_planned
+    if not results.rows:
+        return f"Not run yet: {planned} run{'' if planned == 1 else 's'} planned."
+    if not results.is_withheld:
+        return ""
+    if results.config.ended:
+        return f"Fewer than {LEAST_SEEDS} seeds of every cell are there: nothing is shown or claimed."
+    return (
+        f"Interim: {len(results.rows)} of {planned} runs are there. No number of theirs is shown before the plan is "
+        "complete; it stops for time only, never for a result."
+    )
 
 
 def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
@@ -124,13 +135,12 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "in_appendix": config.appendix,
         "purpose": _purpose(results),
         "question": config.question,
-        "planned": results.num_planned,
         "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
-        "has_rows": bool(results.rows),
+        "waits": _waits(results),
         "has_missing": bool(results.missing),
         "figures": [],
     }
-    if not results.rows:
+    if section["waits"]:
         return section
     columns = list(dict.fromkeys([*config.outcomes, "transfer_balanced_top1"])) if config.contrasts else []
     tables = [contrast_table(results, column) for column in columns]

@@ -29,40 +29,9 @@ from studies.statistics import (
 from timm_igkd.errors import InputError
 
 ALPHA = 0.05
+LEAST_SEEDS = 6  # of every cell, for a primary study that ended early to claim anything
 TIES = 0.1  # points by which accuracy can differ between two ways to break ties of low-precision logits
 DIFFERENCE = 0.4  # points: what the paper found between KD&IG and KD; power is told for it
-
-
-class Outcome(NamedTuple):
-    """A column of results.csv as the report shows it."""
-
-    column: str
-    title: str
-    short: str
-    unit: str
-    digits: int
-
-
-OUTCOMES = {
-    outcome.column: outcome
-    for outcome in (
-        Outcome("top1", "Clean accuracy", "Clean", "%", 2),
-        Outcome("corruption_top1", "Accuracy under corruption", "Corrupted", "%", 2),
-        Outcome("transfer_balanced_top1", "Transfer accuracy, balanced", "Transfer, balanced", "%", 2),
-        Outcome("transfer_top1", "Transfer accuracy", "Transfer", "%", 2),
-        Outcome("top5", "Clean top-5 accuracy", "Top-5", "%", 2),
-        Outcome("loss", "Cross-entropy", "Cross-entropy", "nats", 3),
-        Outcome("ece", "Calibration error (ECE)", "ECE", "", 3),
-        Outcome("agreement", "Same answer as the teacher", "Teacher agreement", "%", 2),
-        Outcome("teacher_kl", "KL divergence from the teacher", "Teacher KL", "nats", 3),
-        Outcome("ig_correlation", "Correlation of IG maps with the teacher's", "IG similarity", "", 3),
-    )
-}
-
-
-def outcome_of(column: str) -> Outcome:
-    """Return how a column is shown; an unknown one is shown under its own name."""
-    return OUTCOMES.get(column, Outcome(column, column, column, "", 3))
 
 
 class Contrast(NamedTuple):
@@ -151,9 +120,13 @@ class StudyResults:
         return self.config.cells[name]
 
     def values(self, cell: str, column: str) -> dict[int, float]:
-        """Return seed -> number of one column, measured runs only."""
-        texts = {seed: row.get(column, "") for seed, row in sorted(self.runs[cell].items())}
+        """Return seed -> number of one column, of measured runs that did not fail."""
+        texts = {seed: row.get(column, "") for seed, row in sorted(self.runs[cell].items()) if not self.is_failed(row)}
         return {seed: _number(column, text) for seed, text in texts.items() if text != ""}
+
+    def is_failed(self, row: Mapping[str, str]) -> bool:
+        """Say whether a run diverged, or ended under the accuracy that the plan asks of a run."""
+        return bool(row.get("diverged_epoch")) or (row["top1"] != "" and float(row["top1"]) < self.config.failed_below)
 
     def constant(self, cell: str, column: str) -> float:
         """Return the value of a column that does not depend on the seed, e.g. parameters; NaN: not measured."""
@@ -219,8 +192,35 @@ class StudyResults:
 
     @property
     def is_interim(self) -> bool:
-        """Whether planned runs are missing and the study has not been declared ended: then nothing is claimed."""
-        return bool(self.missing) and not self.config.ended
+        """Whether planned runs are missing and the study has not been declared ended: then nothing is claimed.
+
+        Nor is it of a study that ended before its cells had LEAST_SEEDS runs each.
+        """
+        return bool(self.missing) and (not self.config.ended or min(map(len, self.runs.values())) < LEAST_SEEDS)
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether nothing of it may be seen yet: a primary study that is not complete."""
+        return self.config.purpose == "primary" and self.is_interim
+
+    def spread(self, column: str) -> float:
+        """Return the sd of the paired differences of one outcome, pooled over the contrasts named in advance.
+
+        It is the root of the mean of their variances, and says nothing of the differences themselves.
+
+        Raises:
+            InputError: runs are missing, or no contrast has two common seeds.
+        """
+        if self.missing:
+            raise InputError(
+                f"{len(self.missing)} of {self.num_planned} runs are missing; the spread is of all of them"
+            )
+        found = [self.compare(a, b, column).sd ** 2 for a, b in self.config.contrasts]
+        if not found or any(math.isnan(variance) for variance in found):
+            raise InputError(
+                f"study {self.config.name!r} has no contrasts of two seeds and more; name some, or run more"
+            )
+        return math.sqrt(sum(found) / len(found))
 
     def effect_of_interest(self, column: str) -> float:
         """Return the points that the power is told for: the study's smallest effect, else what the paper found."""

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from studies.outcomes import OUTCOMES, outcome_of
 from studies.paper import PaperResult, paper_results
-from studies.results import OUTCOMES, Contrast, StudyResults, outcome_of
+from studies.results import Contrast, StudyResults
 from studies.statistics import CONFIDENCE, Interval, Summary
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.report.tables import DASH, MINUS, NARROW, count

@@ -1,6 +1,7 @@
 """Hyperparameters chosen on validation images: of every arm's trials the one with the highest mean."""
 
-from studies.results import StudyResults, outcome_of
+from studies.outcomes import outcome_of
+from studies.results import StudyResults
 from studies.tables import Entry, Table, number
 
 

@@ -492,10 +492,26 @@ def test_a_run_that_diverges_is_a_row_and_stops_nothing(run, settings, tmp_path)
     assert len(rows_of(settings)) == 4, "not repeated"
     results = StudyResults.read(StudyConfig(**settings))
     assert results.contrasts("top1")[0].comparison.n == 0
-    assert dict(facts(results))["Diverged"].startswith("2 of the runs, without metrics: wild, seed 0 (epoch ")
+    assert dict(facts(results))["Failed"].startswith(
+        "2 of the runs, in no mean and no contrast: wild, seed 0 (diverged in "
+    )
     assert not results.missing
     merged = StudyRows(tmp_path / "merged")
     assert merged.merge(settings["output_dir"]) == 4
+
+
+def test_a_run_whose_last_step_spoils_the_student_is_failed(run, settings, monkeypatch):
+    def spoil(trainer):
+        model = final_model(trainer)
+        next(iter(model.parameters())).data.fill_(float("nan"))
+        return model
+
+    final_model = Trainer.final_model
+    monkeypatch.setattr(Trainer, "final_model", spoil)
+    settings |= {"cells": {"KD": ARMS["KD"]}, "contrasts": [], "seeds": 1}
+    assert run(settings).code == 0
+    (row,) = rows_of(settings)
+    assert (row["diverged_epoch"], row["top1"]) == ("1", "")
 
 
 def test_page_is_written_with_a_diverged_run(run, settings, tmp_path):
@@ -504,4 +520,4 @@ def test_page_is_written_with_a_diverged_run(run, settings, tmp_path):
     settings |= {"contrasts": [["KD", "Student"], ["wild", "KD"]]}
     assert run(settings).code == 0
     write_report([StudyConfig(**settings)], tmp_path / "RESULTS.md", tmp_path / "index.html")
-    assert "Diverged" in (tmp_path / "RESULTS.md").read_text()
+    assert "(diverged in epoch " in (tmp_path / "RESULTS.md").read_text()

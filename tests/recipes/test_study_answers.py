@@ -6,6 +6,7 @@ from study_parts import ALIGNED, IG, KD, add_rows, edit_rows, helpful_study, pri
 
 from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none
 from studies.cells import Cell, create_cell
+from studies.facts import facts
 from studies.opening import opening
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
 from studies.results import StudyResults
@@ -33,7 +34,9 @@ def test_effect_of_a_primary_study_is_claimed_with_interval_and_n_for_this_teach
 
 def test_alignment_is_answered_against_the_controls(primary):
     text = said(primary)["Does it matter that the maps are aligned with their images?"]
-    assert "clean accuracy over 3 of 3 controls; accuracy under corruption over 3 of 3 controls" in text
+    assert text.startswith(
+        "For this teacher, alignment is shown to raise clean accuracy and accuracy under corruption: aligned minus"
+    )
     assert "than KD:" not in text
 
 
@@ -124,10 +127,58 @@ def test_harm_is_said_as_such(tmp_path):
     add_rows(config, {ALIGNED: -2.0})
     results = StudyResults.read(config)
     assert "has lower clean accuracy than KD" in said(results)["Does the overlay help clean accuracy?"]
+    text = said(results)["Does it matter that the maps are aligned with their images?"]
+    assert text.startswith("For this teacher, alignment is not shown to raise anything")
+
+
+def test_alignment_rests_on_shuffled_maps_alone(tmp_path):
+    config = primary_study(tmp_path)
+    add_rows(config, {ALIGNED: 2.0, "KD&IG shuffled": 2.0})
+    text = said(StudyResults.read(config))["Does it matter that the maps are aligned with their images?"]
+    assert text.startswith("For this teacher, alignment is not shown to raise")
+    assert "KD&IG aligned has higher clean accuracy than KD&IG permuted" in text
+
+
+@pytest.mark.parametrize(
+    ("gains", "shown"),
+    [
+        ({ALIGNED: 2.0}, "shown"),
+        ({ALIGNED: 2.0, "KD&IG blank": 2.0}, "not shown"),
+        ({"KD&IG blank": -2.0}, "not shown"),
+    ],
+)
+def test_robustness_asks_for_a_gain_over_none_and_over_blank(tmp_path, gains, shown):
+    config = primary_study(tmp_path)
+    add_rows(config, {}, gains)
+    results = StudyResults.read(config)
+    clause = f"robustness, a gain over none and over blank overlays both, is {shown}"
+    assert said(results)["Does it help robustness to corruption?"].startswith(f"For this teacher, {clause}.")
+    assert clause in opening([results])
+
+
+def test_run_under_the_accuracy_that_the_plan_asks_of_a_run_is_failed(tmp_path):
+    def fail(row):
+        if (row["cell"], row["seed"]) == ("KD", "3"):
+            row["top1"] = "10.0"
+
+    config = primary_study(tmp_path, failed_below=50)
+    add_rows(config, {ALIGNED: 1.0})
+    edit_rows(tmp_path, fail)
+    results = StudyResults.read(config)
+    for column in ("top1", "corruption_top1"):
+        assert [contrast.comparison.n for contrast in results.contrasts(column)] == [11, 12, 12, 12]
     assert (
-        "clean accuracy over 0 of 3 controls"
-        in said(results)["Does it matter that the maps are aligned with their images?"]
+        dict(facts(results))["Failed"] == "1 of the runs, in no mean and no contrast: KD, seed 3 (top-1 10.00\u202f%)"
     )
+    assert not results.missing
+
+
+def test_study_that_ended_with_few_seeds_claims_nothing(tmp_path):
+    config = primary_study(tmp_path, ended="the time was over")
+    add_rows(config, {ALIGNED: 1.0}, skip=[(name, seed) for name in config.cells for seed in range(5, 12)])
+    results = StudyResults.read(config)
+    assert results.is_interim
+    assert opening([results]).endswith("nothing is claimed yet.")
 
 
 def test_unadjusted_significance_is_no_claim(tmp_path):

@@ -5,10 +5,11 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import yaml
 from command_lines import RECIPES
-from study_parts import IG, KD, PRIMARY_CELLS, add_rows, helpful_study, primary_study, report
+from study_parts import IG, KD, PRIMARY_CELLS, PRIMARY_CONTRASTS, add_rows, helpful_study, primary_study, report
 
 from studies.figures import FIGURES, corruptions, quantiles
 from studies.report import write_report
@@ -42,8 +43,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def primary(tmp_path_factory):
-    """A primary study in which aligned overlays help; one run is missing."""
-    return helpful_study(tmp_path_factory.mktemp("primary"), skip=[("KD&IG blank", 11)])
+    """A study in which aligned overlays help; one run is missing, and nothing is claimed."""
+    return helpful_study(tmp_path_factory.mktemp("primary"), skip=[("KD&IG blank", 11)], purpose="exploratory")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,6 @@ def test_page_is_self_contained_and_ids_are_unique(pages):
     assert not re.search(r"url\((?!#)|@import|https?://", pages[1])
     assert "script" not in page.tags
     assert len(set(page.ids)) == len(page.ids)
-    assert "Interim: 59 of 60 runs" in pages[1]
     assert page.tags.count("svg") == 3  # contrasts, cells, corruptions
     assert "#01020" not in pages[1]
 
@@ -117,6 +117,35 @@ def test_missing_runs_and_provenance_are_listed(primary, pages):
         assert "1 run: seed 11 of KD&amp;IG blank" in text or "1 run: seed 11 of KD&IG blank" in text
         for fact in ("one test machine", "abc1234", "torch 2.14", "weights t1"):
             assert fact in text
+
+
+@pytest.mark.parametrize("ended", ["", "the time was over"])
+def test_primary_study_shows_no_number_before_it_is_complete(tmp_path, ended):
+    skip = [(name, seed) for name in PRIMARY_CELLS for seed in range(5, 12)] if ended else [("KD&IG blank", 11)]
+    waiting = helpful_study(tmp_path / "primary", skip=skip, ended=ended)
+    found = waiting.contrasts("top1")[0].comparison
+    for text in report(tmp_path, waiting.config):
+        why = "Fewer than 6 seeds of every cell" if ended else "Interim: 59 of 60 runs are there. No number"
+        assert why in text
+        assert signed(found.difference) not in html.unescape(text)
+    assert not list(tmp_path.glob("figures/*"))
+
+
+def test_spread_is_the_only_thing_that_is_told_of_a_blind_look(tmp_path, capsys):
+    results = helpful_study(tmp_path / "primary")
+    path = tmp_path / "study.yaml"
+    given = {"cells": PRIMARY_CELLS, "base": {"drop": 5}, "contrasts": [list(pair) for pair in PRIMARY_CONTRASTS]}
+    given |= {"name": "primary", "purpose": "primary", "dataset": "data/cifar10", "teacher": "mobilenetv2_cifar"}
+    path.write_text(yaml.safe_dump(given | {"seeds": 12, "output_dir": str(tmp_path / "primary")}))
+    assert main(["--spread", "top1", str(path)]) == 0
+    variances = [np.var(results.differences(a, b, "top1"), ddof=1) for a, b in PRIMARY_CONTRASTS]
+    assert capsys.readouterr().out == f"primary: sd {np.sqrt(np.mean(variances)):.3f}, top1\n"
+
+
+def test_spread_of_an_unfinished_study_is_refused(tmp_path):
+    waiting = helpful_study(tmp_path, skip=[("KD&IG blank", 11)])
+    with pytest.raises(InputError, match="1 of 60 runs are missing; the spread is of all of them"):
+        waiting.spread("top1")
 
 
 def test_equal_rows_give_equal_files(primary, pages, tmp_path):

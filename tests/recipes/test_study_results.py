@@ -43,8 +43,8 @@ from timm_igkd.errors import InputError, MissingFileError
 
 @pytest.fixture(scope="module")
 def primary(tmp_path_factory):
-    """A primary study in which aligned overlays help; one run is missing."""
-    return helpful_study(tmp_path_factory.mktemp("primary"), skip=[("KD&IG blank", 11)])
+    """A study in which aligned overlays help; one run is missing, and nothing is claimed."""
+    return helpful_study(tmp_path_factory.mktemp("primary"), skip=[("KD&IG blank", 11)], purpose="exploratory")
 
 
 def test_contrasts_are_scipys_on_the_rows(primary):
