@@ -211,10 +211,10 @@ def test_two_processes_train_one_student(batches: str, training_job: list[object
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert metrics["n"] == 16
 
-    launched = run([*ACCELERATE, RECIPE, *job, "launched", *short])
-    assert launched.count("use the student:") == 1
+    for name, program in (("launched", [RECIPE]), ("module", ["-m", "timm_igkd", "distill"])):
+        assert run([*ACCELERATE, *program, *job, name, *short]).count("use the student:") == 1
     run([sys.executable, RECIPE, *job, "plain", *short])
-    assert weights(tmp_path / "launched") == weights(tmp_path / "plain")
+    assert weights(tmp_path / "launched") == weights(tmp_path / "module") == weights(tmp_path / "plain")
 
 
 WATCHER = f"""

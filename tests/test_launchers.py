@@ -1,5 +1,6 @@
 """Two machines, each with a launcher of its own under one address: as one launcher with as many processes."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -24,6 +25,25 @@ def test_accelerate_reads_the_files_of_the_docs(name, machines, processes):
 @pytest.mark.parametrize("name", ["maps", "distill"])
 def test_job_scripts_are_whole_shell_scripts(name):
     subprocess.run(["bash", "-n", str(LAUNCH / f"{name}.sbatch")], check=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "given", "shard"), [("0-15", [], "3/16"), ("3", [], "3/16"), ("0-31", ["32"], "3/32")]
+)
+def test_a_task_of_the_array_computes_the_same_shard_whenever_it_is_submitted(tmp_path, array, given, shard):
+    command = tmp_path / "timm-igkd"
+    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.chmod(0o755)
+    slurm = {"SLURM_CPUS_PER_TASK": "8", "SLURM_ARRAY_TASK_ID": "3"}
+    slurm["SLURM_ARRAY_TASK_COUNT"] = "1" if array == "3" else array.split("-")[1]
+    found = subprocess.run(
+        ["bash", str(LAUNCH / "maps.sbatch"), "local-dir:teacher", "images", "maps", *given],
+        env=os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split()[-4:] == ["--out", "maps", "--shard", shard]
 
 
 def free_port() -> int:

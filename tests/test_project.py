@@ -149,6 +149,15 @@ def test_links_between_the_documents_lead_somewhere():
             assert [link for link in links if link.startswith("..")] == [], path.name
 
 
+def test_files_that_the_documents_name_are_there():
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        named = re.findall(
+            r"`((?:tests|benchmarks|recipes|docs|hub|timm_igkd)/[\w./-]+)`", path.read_text(encoding="utf-8")
+        )
+        places = (ROOT, ROOT / "timm_igkd")  # the architecture names rooms without the package
+        assert [name for name in named if not any((place / name).exists() for place in places)] == [], path.name
+
+
 @pytest.mark.slow
 def test_wheel_holds_only_the_package(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}

@@ -48,6 +48,21 @@ def test_none_that_fits_ends_with_2_and_the_nearest(command: Runner, tmp_path, m
     assert "<svg" in (tmp_path / "students" / "students.svg").read_text()
 
 
+def test_no_cache_measures_again(command: Runner, monkeypatch):
+    asked = []
+
+    def measure_files(model, *, int8, use_cache):
+        asked.append(use_cache)
+        return (file(1.0),), False
+
+    say_latency(monkeypatch)
+    monkeypatch.setattr("timm_igkd.export.students.measure_files", measure_files)
+    for flags, use_cache in (([], {True}), (["--no-cache"], {False})):
+        asked.clear()
+        assert command("students", *TEACHER, "--max-latency-ms", 2, *flags).code == 0
+        assert set(asked) == use_cache
+
+
 def test_front_has_no_student_that_a_faster_one_outweighs():
     times = {4: 1.0, 3: 2.0, 9: 3.0, 8: 3.0}
     students = [MeasuredStudent("resnet18", 0, True, size, 1, (file(ms),), False) for size, ms in times.items()]

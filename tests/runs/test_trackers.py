@@ -1,4 +1,4 @@
-"""Accelerate's trackers beside a run: which get its epochs, and what is said where one is missing."""
+"""Accelerate's trackers beside a run: which get its epochs, and what is said where a package is missing."""
 
 import sys
 from types import ModuleType
@@ -55,4 +55,12 @@ def test_trackers_that_are_not_installed_are_one_line(recipe, tiny_images, tmp_p
     outcome = recipe(*tiny_run(two_splits(tiny_images), "--trackers", "wandb", "trackio"))
     assert outcome.code == 2
     assert "trackers not installed: wandb trackio; pip install wandb trackio, or leave them out" in outcome.error
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_missing_matplotlib_is_told_before_anything_trains(recipe, tiny_images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    outcome = recipe(*tiny_run(two_splits(tiny_images)))
+    assert outcome.code == 2
+    assert "the report page needs matplotlib" in outcome.error
     assert not (tmp_path / "runs" / "run").exists()

@@ -1,10 +1,14 @@
-"""Files of a model on the Hub: from the local cache without a question, else after one that is answered in seconds."""
+"""Files of a model on the Hub or at an address: from the local cache, else after a question answered in seconds."""
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
+import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -16,6 +20,7 @@ ANSWER_S = 4.0
 """Longest wait for a first answer; whoever has no network knows it then."""
 CONFIG_FILES = ("config.json",)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_HASH = re.compile(r"-([a-f0-9]{8,})\.")  # the first digits of the content's SHA-256, as torch and timm name files
 _T = TypeVar("_T")
 
 
@@ -47,6 +52,27 @@ def fetch_folder(repo_id: str, revision: str | None = None, *, weights: bool) ->
     if weights:
         fetch_file(repo_id, WEIGHT_FILES, config.parent.name)  # of the same commit
     return config.parent
+
+
+def url_file(url: str) -> Path:
+    """Return where torch's cache keeps, or would keep, the file of an address."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+
+
+def fetch_url(url: str) -> Path:
+    """Return the file of an address, as timm names some weights, downloaded where torch's cache has it not.
+
+    Raises:
+        OSError: no answer, or not in time. RuntimeError: another content than the hash in its name says.
+    """
+    file = url_file(url)
+    if not file.exists():
+        question = Request(url, method="HEAD")
+        _within(ANSWER_S, lambda: urlopen(question, timeout=ANSWER_S).close())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        promised = _HASH.search(file.name)
+        torch.hub.download_url_to_file(url, str(file), promised and promised[1], progress=False)
+    return file
 
 
 def _existing_name(repo_id: str, names: Sequence[str], revision: str | None) -> str:

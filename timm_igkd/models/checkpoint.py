@@ -16,7 +16,7 @@ from torch import Tensor
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, UserError, first_line
 from timm_igkd.hub.errors import hub_error
-from timm_igkd.hub.weights import WEIGHT_FILES, cached_file
+from timm_igkd.hub.weights import WEIGHT_FILES, cached_file, fetch_file, fetch_url, url_file
 
 _NO_MODEL = "has no timm config.json and weights; choose a repository of a timm model"
 
@@ -48,11 +48,28 @@ def start_files(spec: str, checkpoint: str | Path | None = None) -> list[Path]:
     if checkpoint is not None:
         return [Path(checkpoint)]
     repo_id, _, revision = rest.partition("@")
+    url = ""
     if source != "hf-hub":
-        known = timm.get_pretrained_cfg(spec) if timm.is_model(spec) else None
-        repo_id = (known.hf_hub_id if known else None) or ""
-    found = cached_file(repo_id, WEIGHT_FILES, revision or None) if repo_id else None
-    return [] if found is None else [found]
+        repo_id, url = _origin(spec)
+    found = cached_file(repo_id, WEIGHT_FILES, revision or None) if repo_id else url_file(url) if url else None
+    return [] if found is None or not found.exists() else [found]
+
+
+def fetch_weights(name: str) -> Path | None:
+    """Return the file of a timm name's weights, downloaded where it is not on this machine; None: timm has none.
+
+    Raises:
+        what `fetch_file` and `fetch_url` raise.
+    """
+    repo_id, url = _origin(name)
+    return fetch_file(repo_id, WEIGHT_FILES) if repo_id else fetch_url(url) if url else None
+
+
+def _origin(name: str) -> tuple[str, str]:
+    """Return the repository of a timm name's weights, else their address, else two empty texts."""
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    url = known.url if known and isinstance(known.url, str) else ""
+    return (known.hf_hub_id or "", url) if known else ("", "")
 
 
 def read_checkpoint(file: Path, use_ema: bool, role: str) -> dict[str, Tensor]:

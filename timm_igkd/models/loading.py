@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, check_count, first_line, nearest
 from timm_igkd.eval_mode import eval_mode
-from timm_igkd.hub.weights import WEIGHT_FILES, fetch_file, fetch_folder
+from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import check_model_arguments
-from timm_igkd.models.checkpoint import flag_name, has_weights, read_checkpoint, translated_errors
+from timm_igkd.models.checkpoint import fetch_weights, flag_name, has_weights, read_checkpoint, translated_errors
 from timm_igkd.models.folder_config import check_preprocessing, read_folder_config
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
@@ -116,8 +116,7 @@ def find_model(spec: str, role: str = "model", *, weights: bool = True) -> tuple
             folder = fetch_folder(repo_id, revision or None, weights=weights)
             read_folder_config(folder)
             return f"local-dir:{folder}", None
-        hub_id = None if rest or not weights else timm.get_pretrained_cfg(spec).hf_hub_id  # type: ignore[union-attr]
-        return spec, fetch_file(hub_id, WEIGHT_FILES) if hub_id else None
+        return spec, None if rest or not weights else fetch_weights(spec)
 
 
 def _check_spec(spec: str, role: str, needs_weights: bool) -> None:

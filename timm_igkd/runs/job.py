@@ -27,6 +27,7 @@ from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.records import write_record
+from timm_igkd.report.figures import require_matplotlib
 from timm_igkd.report.page import write_report
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
@@ -73,6 +74,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig):
+        require_matplotlib()
         if config.export:
             require_onnx_packages("export")
         self.folder = RunFolder(Path(config.output_dir) / config.name)

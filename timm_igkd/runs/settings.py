@@ -150,7 +150,9 @@ class RunConfig:
     opt: str = _preset("timm optimiser", _TRAINING)
     lr: float = _preset("learning rate", _TRAINING)
     weight_decay: float = _preset("weight decay", _TRAINING)
-    layer_decay: float | None = _setting("timm's: lr of a layer is this share of the next one's", None, _TRAINING)
+    layer_decay: float | None = _setting(
+        "timm's: lr of a layer is this share of the next one's, in teacher and student", None, _TRAINING
+    )
     momentum: float = _setting("momentum of sgd", 0.9, _TRAINING)
     sched: Literal["cosine", "tanh", "poly", "triangular", "none"] = _preset(
         "timm scheduler; none: constant", _TRAINING
