@@ -101,6 +101,6 @@ def _grid(model: Any, tokens: int, shape: tuple[int, ...]) -> tuple[int, int]:
         if height and patches % height == 0 and round(patches / height * shape[0] / shape[1]) == height:
             return height, patches // height
     raise InputError(
-        f"grad_cam cannot lay the {tokens} tokens of {type(model).__name__} out as a grid of {shape[1]}x{shape[0]}; "
-        f"{REMEDY}"
+        f"grad_cam cannot lay the {tokens} tokens of {type(model).__name__} "
+        f"out as a grid of {shape[1]}x{shape[0]}; {REMEDY}"
     )

@@ -7,8 +7,8 @@ from studies.results import StudyResults
 from timm_igkd.report.tables import NARROW, count
 
 PAPER_LATENCY = (
-    "The paper's 140 ms and 13 ms are one cold measurement of 64 images each; its networks' multiply-adds differ by "
-    "1.50×."
+    "The paper's 140 ms and 13 ms are one cold measurement of 64 images each; "
+    "its networks' multiply-adds differ by 1.50×."
 )
 
 

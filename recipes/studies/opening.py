@@ -82,8 +82,8 @@ def _paper(results: StudyResults) -> str:
 def _found(results: StudyResults, contrast: Contrast, column: str) -> str:
     numbers = contrast.comparison
     interval = (
-        f"{signed(numbers.difference)} points, 95{NARROW}% interval {span(numbers.low, numbers.high, sign=True)}, "
-        f"n = {numbers.n}"
+        f"{signed(numbers.difference)} points, 95{NARROW}% interval "
+        f"{span(numbers.low, numbers.high, sign=True)}, n = {numbers.n}"
     )
     if why_nothing_is_claimed(results, column):
         return f"not named in advance ({interval})"

@@ -172,8 +172,8 @@ class StudyRows:
             raise MissingFileError(f"{path!r} does not exist; {self.path} needs it: restore it") from error
         except _DAMAGED as error:
             raise InputError(
-                f"{path!r} cannot be read ({first_line(error)}); restore it, or delete it and {self.path.name} and "
-                "repeat the runs"
+                f"{path!r} cannot be read ({first_line(error)}); "
+                f"restore it, or delete it and {self.path.name} and repeat the runs"
             ) from error
 
     def _write(self, rows: list[dict[str, str]]) -> None:
@@ -205,8 +205,8 @@ def _check_same_data(path: Path, row: dict[str, str], new: dict[str, str]) -> No
     for name, what in names:
         if row[name] and new[name] and row[name] != new[name]:
             raise InputError(
-                f"{path} holds runs with other {what} ({name} {row[name]}, this run's is {new[name]}); give another "
-                "output_dir"
+                f"{path} holds runs with other {what} ({name} {row[name]}, "
+                f"this run's is {new[name]}); give another output_dir"
             )
     if _numerics(row) != _numerics(new):
         raise InputError(

@@ -17,8 +17,8 @@ _PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 
 
 DEEP_PIXELS = (
-    "{} has {} pixels (16 bits or more), expected 8-bit pixels; PIL's conversion would clip them: rescale the file to "
-    "8 bits"
+    "{} has {} pixels (16 bits or more), expected 8-bit pixels; "
+    "PIL's conversion would clip them: rescale the file to 8 bits"
 )
 
 

@@ -89,8 +89,8 @@ def kd_dkd(
     if target is None or is_soft(target):
         found = "none" if target is None else f"soft targets of shape {tuple(target.shape)}"
         raise InputError(
-            f"loss_type 'dkd' needs one class index per image, got {found}; use loss_type 'kl', or switch off "
-            "Mixup and CutMix"
+            f"loss_type 'dkd' needs one class index per image, got {found}; "
+            "use loss_type 'kl', or switch off Mixup and CutMix"
         )
     student_binary, student_others = _decouple(student / temperature, target)
     teacher_binary, teacher_others = _decouple(teacher / temperature, target)

@@ -44,8 +44,8 @@ class EvaluatedModel:
         if not logits.isfinite().all():
             i = int((~logits.isfinite()).any(dim=1).nonzero()[0])
             raise RunError(
-                f"the {self.role} gives non-finite logits for image {start + i}; its weights are damaged, or it needs "
-                "float32"
+                f"the {self.role} gives non-finite logits for image {start + i}; "
+                "its weights are damaged, or it needs float32"
             )
 
 

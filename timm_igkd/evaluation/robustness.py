@@ -80,8 +80,8 @@ def measure_robustness(
             logits = torch.cat([evaluated.model(batch.to(device)).float().cpu() for batch in batches])
             if not logits.isfinite().all():
                 raise RunError(
-                    f"the {evaluated.role} gives non-finite logits for a corrupted image; its weights are damaged, or "
-                    "it needs float32"
+                    f"the {evaluated.role} gives non-finite logits for a corrupted image; "
+                    "its weights are damaged, or it needs float32"
                 )
             count += (logits.argmax(dim=1).view(len(labels), -1) == evaluated.targets(labels)[:, None]).sum(dim=0)
     return [_summary(row, limit) for row in (100 * correct.double() / limit)]

@@ -162,8 +162,8 @@ def find_students(
     channels, side, width = get_model_input_config(teacher)["input_size"]
     if channels != 3 or side != width:
         raise InputError(
-            f"students are chosen for squares of 3 channels, {teacher_name} reads {channels} x {side} x {width}; "
-            "give --img-size"
+            "students are chosen for squares of 3 channels, "
+            f"{teacher_name} reads {channels} x {side} x {width}; give --img-size"
         )
     classes = cast(int, teacher.num_classes) if num_classes is None else num_classes
     bench = _Bench(teacher, classes, side, budget.int8, use_cache)

@@ -134,8 +134,8 @@ def hub_error(
         if _is_transport(cause, "TimeoutException") or isinstance(cause, TimeoutError):
             within = f" within {timeout_s:g} s, several times" if timeout_s else ""
             return RunError(
-                f"the Hub gave no answer about {repo}{within}; run the same command again later: it goes on and does "
-                "nothing twice"
+                f"the Hub gave no answer about {repo}{within}; "
+                "run the same command again later: it goes on and does nothing twice"
             )
         if _is_transport(cause) or isinstance(cause, ConnectionError):
             return RunError(
@@ -194,8 +194,8 @@ def _status_text(error: BaseException, repo: str) -> str | None:
         return f"this login may not read {repo}; ask its owner for access, or log in as another: hf auth login"
     if status == 403:
         return (
-            f"this login may not write to {repo}; choose a name under your own user or organisation, and a token with "
-            "write access"
+            f"this login may not write to {repo}; choose a name under "
+            "your own user or organisation, and a token with write access"
         )
     if status == 412:
         return f"{repo} changed while it was pushed to, several times; push when nobody else does"

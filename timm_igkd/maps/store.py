@@ -110,8 +110,8 @@ class MapStore:
             return int(candidates[labels.index(label)])
         if self.provenance.options.target == "label":
             raise InputError(
-                f"{text(name)} has label {label}, but its map was made for label {labels[0]}; rebuild the maps with "
-                "these labels"
+                f"{text(name)} has label {label}, but its map was made "
+                f"for label {labels[0]}; rebuild the maps with these labels"
             )
         return int(candidates[0])
 

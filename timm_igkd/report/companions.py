@@ -75,8 +75,8 @@ def eval_result(run: RunFacts, task_id: str) -> bytes:
         )
     if run.dataset_id is None:
         raise InputError(
-            f"--eval-task names a task of a data set on the Hub, and this run's is {public_name(run.dataset)!r}; leave "
-            "it out"
+            "--eval-task names a task of a data set on the Hub, "
+            f"and this run's is {public_name(run.dataset)!r}; leave it out"
         )
     if run.config.get("test_limit"):
         raise InputError(

@@ -88,13 +88,13 @@ def _check_student(config: "RunConfig") -> None:
     assert config.protocol is not None
     if config.student_drop != PRESETS[config.protocol]["student_drop"]:
         raise InputError(
-            f"student_drop {config.student_drop} is for a truncated teacher, but the student is {config.student}; set "
-            "student to none, or drop student_drop"
+            f"student_drop {config.student_drop} is for a truncated teacher, "
+            f"but the student is {config.student}; set student to none, or drop student_drop"
         )
     if config.student_init == "teacher":
         raise InputError(
-            "student_init teacher is for a truncated teacher; set student to none, or student_init to pretrained or "
-            "random"
+            "student_init teacher is for a truncated teacher; "
+            "set student to none, or student_init to pretrained or random"
         )
     elif config.student_checkpoint is not None and config.student_init == "random":
         raise InputError("student_checkpoint holds weights that student_init random does not use; drop one of them")

@@ -156,8 +156,8 @@ class Stages:
                 self._check(stage, marker.launch, self.launch())
             if is_half_done and not self.config.resume:
                 raise InputError(
-                    f"stage {stage.name} of {self.run_dir} was stopped half-way; add --resume to go on, or choose "
-                    "another --name"
+                    f"stage {stage.name} of {self.run_dir} was stopped half-way; "
+                    "add --resume to go on, or choose another --name"
                 )
         return pending
 
