@@ -32,6 +32,18 @@ ANSWERS = {
     "unknown command": ["mapz"],
     "unknown option": ["preview", "--cout", "3", "--maps", ".", "--dataset", "digits", "--split", "s", "--out", "p"],
     "missing option": ["maps"],
+    "unknown YAML key": ["distill", "--config", str(Path(__file__).parents[1] / "recipes/configs/study_check.yaml")],
+    "missing --maps of distill": [
+        *("distill", "--name", "none", "--teacher-init", "pretrained", "--teacher-epochs", "0"),
+        *("--maps", "/no/such/store"),
+    ],
+    "missing --teacher-checkpoint": [
+        *("distill", "--name", "none", "--teacher-init", "pretrained", "--teacher-checkpoint", "/no/such.pth")
+    ],
+    "missing --student-checkpoint": [
+        *("distill", "--name", "none", "--student", "resnet18", "--student-init", "pretrained"),
+        *("--student-checkpoint", "/no/such.pth"),
+    ],
     "missing --maps": ["verify", "--maps", "/no/such/store", "--dataset", "digits", "--split", "train"],
 }
 

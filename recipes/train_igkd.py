@@ -10,22 +10,12 @@ Everything is written under runs/<name>/. A stage whose output is complete is sk
 
 import sys
 
-from timm_igkd.cli.exit_codes import RUN_INTERRUPTED, run_reporting_errors
-from timm_igkd.cli.freed_memory import keep_freed_memory
-from timm_igkd.runs.job import distill
-from timm_igkd.runs.parsing import parse_config
-from timm_igkd.runs.settings import RunConfig
+from timm_igkd.cli.distill_command import distill_command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; bad input is one line and exit code 2."""
-    arguments = sys.argv[1:] if argv is None else argv
-
-    def run() -> None:
-        keep_freed_memory()
-        distill(parse_config(RunConfig, arguments, description=__doc__))
-
-    return run_reporting_errors(run, "train_igkd", RUN_INTERRUPTED)
+    return distill_command(sys.argv[1:] if argv is None else argv, "train_igkd", __doc__)
 
 
 if __name__ == "__main__":

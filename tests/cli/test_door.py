@@ -1,6 +1,7 @@
 """The command line answers at once: whatever needs no model and no dataset is said before torch is imported."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -8,15 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
-from command_lines import subprocess_environment
+from command_lines import RECIPES, subprocess_environment
 
 from timm_igkd.cli.definitions import COMMANDS
 from timm_igkd.cli.exit_codes import exit_within_imports
+from timm_igkd.cli.main import main
+from timm_igkd.runs import job
+from timm_igkd.runs.settings import RunConfig
 
 HEAVY = ("torch", "timm", "datasets", "accelerate", "captum", "pyarrow")
 ANSWERED = """
 import sys
-from timm_igkd.cli.main import main
+from {module} import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as end:
@@ -49,20 +53,49 @@ QUESTIONS = {
     "help of distill": (["distill", "--help"], 0, ""),
     "unknown option of distill": (["distill", "--epochz", "3"], 2, "did you mean '--epochs'?"),
     "missing config": (["distill", "--config", NONE], 2, f"'{NONE}'"),
+    "unknown key of a config": (
+        ["distill", "--config", str(RECIPES / "configs" / "study_check.yaml")],
+        2,
+        "has an unknown key 'title'",
+    ),
+    "missing maps of distill": (
+        ["distill", "--teacher-epochs", "0", "--teacher-init", "pretrained", "--maps", NONE],
+        2,
+        f"map store '{NONE}' does not exist",
+    ),
+    "missing checkpoint of distill's teacher": (
+        ["distill", "--teacher-init", "pretrained", "--teacher-checkpoint", NONE],
+        2,
+        f"no checkpoint file '{NONE}' (--teacher-checkpoint)",
+    ),
+    "missing checkpoint of distill's student": (
+        ["distill", "--student", "resnet18", "--student-init", "pretrained", "--student-checkpoint", NONE],
+        2,
+        f"no checkpoint file '{NONE}' (--student-checkpoint)",
+    ),
+    "missing store to push": (["push-maps", NONE, "--repo-id", "user/name"], 2, f"no folder '{NONE}'"),
+    "missing run to push": (["push-student", NONE, "--repo-id", "user/name"], 2, f"no folder '{NONE}'"),
+    "missing run of another seed": (
+        ["push-student", ".", "--repo-id", "user/name", "--seed-runs", NONE],
+        2,
+        f"no folder '{NONE}'",
+    ),
+    "value of distill out of range": (["distill", "--lr", "-1"], 2, "lr must be in"),
     "number of distill that is none": (["distill", "--epochs", "x"], 2, "--epochs"),
     "number that is none": (["preview", "--maps", ".", "--out", "p.png", *DIGITS, "--count", "x"], 2, "invalid int"),
 }
 
 
-def answer(tmp_path: Path, *argv: str) -> tuple[str, str, str]:
+def answer(tmp_path: Path, *argv: str, module: str = "timm_igkd.cli.main") -> tuple[str, str, str]:
     """Return (what main printed last, the rest of stdout, stderr)."""
-    code = ANSWERED.format(heavy=HEAVY)
+    code = ANSWERED.format(heavy=HEAVY, module=module)
     done = subprocess.run(
         [sys.executable, "-c", code, *argv],
         capture_output=True,
         text=True,
         timeout=60,
-        env=subprocess_environment(tmp_path),
+        cwd=tmp_path,
+        env=subprocess_environment(tmp_path, PYTHONPATH=f"{RECIPES.parent}{os.pathsep}{RECIPES}"),
     )
     *output, last = done.stdout.splitlines()
     return last, "\n".join(output), done.stderr
@@ -76,6 +109,22 @@ def test_question_is_answered_without_torch_timm_or_datasets(case, tmp_path):
     assert len(error.splitlines()) == (1 if code else 0), error
     assert message in error
     assert code or output
+
+
+def test_help_of_the_recipe_is_the_doors(tmp_path):
+    last, output, error = answer(tmp_path, "--help", module="train_igkd")
+    assert (last, error) == ("code 0 []", "")
+    assert "accelerate launch recipes/train_igkd.py" in output
+
+
+def test_run_that_has_begun_needs_the_checkpoint_no_more(tmp_path, monkeypatch):
+    """Its stages may be complete; the job itself says what it still needs."""
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    begun: list[RunConfig] = []
+    monkeypatch.setattr(job, "distill", begun.append)
+    assert main(["distill", "--name", "run", "--teacher-init", "pretrained", "--teacher-checkpoint", NONE]) == 0
+    assert [config.teacher_checkpoint for config in begun] == [NONE]
 
 
 def test_every_command_names_a_function_that_is_there():

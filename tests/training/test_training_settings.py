@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 import pytest
+from timm.optim import list_optimizers
 
 from timm_igkd.errors import InputError
-from timm_igkd.training.settings import TrainingSettings
+from timm_igkd.training.settings import COMMON_OPTIMISERS, TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,7 @@ from timm_igkd.training.settings import TrainingSettings
 def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainingSettings(**{"epochs": 1} | settings)
+
+
+def test_optimisers_that_are_taken_unasked_are_timms() -> None:
+    assert {*COMMON_OPTIMISERS} <= {*list_optimizers()}

@@ -128,9 +128,21 @@ def _check_takes(text: str, path: Path) -> None:
         raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}; give another folder") from error
 
 
+def existing_folder_argument(text: str) -> Path:
+    """Parse a folder, which must be there."""
+    path = folder_argument(text)
+    if not path.is_dir():
+        raise MissingFileError(f"no folder {str(path)!r}; give that of a finished store, run or timm model")
+    return path
+
+
 def maps_argument(text: str) -> str:
     """Parse a folder of maps, or user/name of the Hub; what can be neither is refused before anything is imported."""
-    folder = name_argument(text)
+    return existing_maps(name_argument(text))
+
+
+def existing_maps(folder: str) -> str:
+    """Return the name of a store; MissingFileError where it is no folder, and cannot be a name of the Hub either."""
     if not os.path.exists(folder) and (folder.count("/") != 1 or folder.startswith((".", "/", "~"))):
         raise MissingFileError(f"map store {folder!r} does not exist; build it with: timm-igkd maps --out {folder}")
     return folder

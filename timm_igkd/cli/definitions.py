@@ -155,20 +155,20 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _push_maps_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", metavar="DIR", type=arguments.folder_argument, help="folder of a finished store")
+    parser.add_argument("dir", metavar="DIR", type=arguments.existing_folder_argument, help="of a finished store")
     _push_arguments(parser)
 
 
 def _push_student_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "dir", metavar="DIR", type=arguments.folder_argument, help="a run folder, or a timm model folder"
+        "dir", metavar="DIR", type=arguments.existing_folder_argument, help="a run folder, or a timm model folder"
     )
     _push_arguments(parser)
     parser.add_argument("--maps-repo", metavar="USER/NAME", help="the teacher's maps on the Hub, linked from the card")
     parser.add_argument(
         "--seed-runs",
         nargs="+",
-        type=arguments.folder_argument,
+        type=arguments.existing_folder_argument,
         default=(),
         metavar="DIR",
         help="runs that differ in their seed alone",

@@ -1,9 +1,13 @@
 """`timm-igkd distill`: the whole job; its flags are the settings of a run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from timm_igkd.cli.arguments import existing_maps
 from timm_igkd.cli.definitions import DISTILL_SUMMARY
 from timm_igkd.cli.exit_codes import RUN_INTERRUPTED, run_reporting_errors
+from timm_igkd.cli.freed_memory import keep_freed_memory
+from timm_igkd.runs.checks import check_checkpoint
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
 
@@ -17,15 +21,19 @@ Everything is written under runs/NAME/. A stage whose output is complete is skip
 """
 
 
-def distill_command(argv: Sequence[str]) -> int:
+def distill_command(argv: Sequence[str], prog: str = "timm-igkd distill", description: str = _DESCRIPTION) -> int:
     """Run the job; 2 for bad input, 1 for a run that could not go on, 130 for an interrupted one."""
 
     def run() -> None:
-        config = parse_config(RunConfig, list(argv), prog="timm-igkd distill", description=_DESCRIPTION)
-        from timm_igkd.cli.freed_memory import keep_freed_memory  # torch, so only once the settings are right
-        from timm_igkd.runs.job import distill
-
         keep_freed_memory()
+        config = parse_config(RunConfig, argv, prog=prog, description=description)
+        if not (Path(config.output_dir) / config.name).exists():  # a run that has begun may need these no more
+            check_checkpoint(config, "teacher")
+            check_checkpoint(config, "student")
+            if config.maps is not None:
+                existing_maps(config.maps)
+        from timm_igkd.runs.job import distill  # torch and timm, so only once the settings are right
+
         distill(config)
 
-    return run_reporting_errors(run, "timm-igkd distill", RUN_INTERRUPTED)
+    return run_reporting_errors(run, prog, RUN_INTERRUPTED)

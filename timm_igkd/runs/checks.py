@@ -1,9 +1,10 @@
 """Ranges and combinations of a run's settings, checked before anything expensive starts."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timm_igkd.errors import InputError, check_count, check_range
+from timm_igkd.errors import InputError, MissingFileError, check_count, check_range
 from timm_igkd.export.budget import AUTO
 from timm_igkd.runs.protocols import PRESETS
 
@@ -98,6 +99,13 @@ def _check_student(config: "RunConfig") -> None:
         )
     elif config.student_checkpoint is not None and config.student_init == "random":
         raise InputError("student_checkpoint holds weights that student_init random does not use; drop one of them")
+
+
+def check_checkpoint(config: "RunConfig", name: str) -> None:
+    """Raise MissingFileError where the weights of the model `name`, teacher or student, are to come from no file."""
+    checkpoint = getattr(config, f"{name}_checkpoint")
+    if checkpoint and not Path(checkpoint).is_file():
+        raise MissingFileError(f"no checkpoint file {checkpoint!r} (--{name}-checkpoint)")
 
 
 def _check_frozen(config: "RunConfig") -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.errors import InputError, RunError
 from timm_igkd.eval_mode import copy_model
 from timm_igkd.export.budget import AUTO
 from timm_igkd.models.checkpoint import has_weights
@@ -22,6 +21,7 @@ from timm_igkd.models.loading import find_model, load_model, use_image_size
 from timm_igkd.models.output_names import check_reads_colour, class_indices, renew_head
 from timm_igkd.models.truncation import truncate
 from timm_igkd.random_streams import derive_seed, restored_state, seeded
+from timm_igkd.runs.checks import check_checkpoint
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder
 from timm_igkd.runs.settings import RunConfig
@@ -71,8 +71,7 @@ def find_start(config: RunConfig, name: Trained, *, fetch: bool) -> tuple[RunCon
     if not fetch:
         return config, note
     pretrained = getattr(config, f"{name}_init") == "pretrained"
-    if checkpoint and not Path(checkpoint).is_file():
-        raise MissingFileError(f"no checkpoint file {checkpoint!r} (--{name}-checkpoint)")
+    check_checkpoint(config, name)
     try:
         find_model(spec, name, weights=pretrained and checkpoint is None)
     except RunError as error:

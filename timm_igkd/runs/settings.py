@@ -12,11 +12,11 @@ from timm_igkd.export.budget import AUTO, Budget
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
 from timm_igkd.runs.checks import check_settings
 from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
+from timm_igkd.training.augmentation import TrainAugmentation
 from timm_igkd.training.settings import TrainCrop, TrainingSettings
 
 if TYPE_CHECKING:  # the command line reads the settings without torch and timm
     from timm_igkd.distillation.explanation import JoinedChannels
-    from timm_igkd.training.augmentation import TrainAugmentation
 
 Start = Literal["pretrained", "random"]
 StageName = Literal["teacher", "maps", "student", "evaluate", "export", "report"]
@@ -228,10 +228,8 @@ class RunConfig:
         """Return probability and strength of the overlay."""
         return IGOverlay(self.overlay_prob, self.overlay_weight, self.overlay_max_power)
 
-    def augmentation(self) -> "TrainAugmentation":
+    def augmentation(self) -> TrainAugmentation:
         """Return what happens to a training image after the overlay."""
-        from timm_igkd.training.augmentation import TrainAugmentation
-
         return TrainAugmentation(**self._named(TrainAugmentation))
 
     def training(self, name: Literal["teacher", "student"]) -> TrainingSettings:

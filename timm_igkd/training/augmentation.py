@@ -1,20 +1,18 @@
-"""What happens to a training image after the overlay: crop, flip, auto-augment, normalise, erase."""
+"""What happens to a training image after the overlay: crop, flip, auto-augment, normalise, erase.
+
+torch and timm are imported where they are used: the settings of a run are checked without them.
+"""
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from timm.data import create_transform
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import ToNumpy
-from torchvision import transforms
-
-from timm_igkd.distillation.views import TeacherViewMode
 from timm_igkd.errors import InputError, check_choice, check_range
 from timm_igkd.overlay.blend import IGOverlay
-from timm_igkd.overlay.device_views import DeviceAugmentation
-from timm_igkd.overlay.timm_ops import posterize_to_black
 from timm_igkd.training.settings import TrainCrop
+
+if TYPE_CHECKING:
+    from timm_igkd.distillation.views import TeacherViewMode
+    from timm_igkd.overlay.device_views import DeviceAugmentation
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,11 @@ class TrainAugmentation:
         return next((name for name, needed in needs.items() if needed), None)
 
     def on_device(
-        self, data_config: dict[str, Any], overlay: IGOverlay, teacher_view: TeacherViewMode
-    ) -> DeviceAugmentation:
+        self, data_config: dict[str, Any], overlay: IGOverlay, teacher_view: "TeacherViewMode"
+    ) -> "DeviceAugmentation":
         """Return the same for whole batches on the device; `only_by_workers` must be None."""
+        from timm_igkd.overlay.device_views import DeviceAugmentation
+
         padding = _border(data_config) if self.train_crop == "pad" else 0
         mean, std = data_config["mean"], data_config["std"]
         return DeviceAugmentation(
@@ -71,6 +71,8 @@ class TrainAugmentation:
         Raises:
             InputError: an auto-augment string timm cannot read.
         """
+        from timm_igkd.overlay.timm_ops import posterize_to_black
+
         create = self._resized_crop if self.train_crop == "rrc" else self._whole_image
         try:
             with posterize_to_black():
@@ -82,6 +84,8 @@ class TrainAugmentation:
 
     def _resized_crop(self, data_config: dict[str, Any]) -> Any:
         """Timm's ImageNet pipeline."""
+        from timm.data import create_transform
+
         return create_transform(
             input_size=data_config["input_size"],
             is_training=True,
@@ -99,6 +103,11 @@ class TrainAugmentation:
 
     def _whole_image(self, data_config: dict[str, Any]) -> Any:
         """Small images: the whole image, shifted by up to 1/8 where train_crop is pad."""
+        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.random_erasing import RandomErasing
+        from timm.data.transforms import ToNumpy
+        from torchvision import transforms
+
         size, mean = data_config["input_size"][1:], data_config["mean"]
         steps: list[Any] = [transforms.Resize(size)]
         if self.train_crop == "pad":

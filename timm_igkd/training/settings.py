@@ -6,6 +6,7 @@ from typing import Literal
 
 from timm_igkd.errors import InputError, check_choice, check_count, check_range, nearest
 
+COMMON_OPTIMISERS = ("adam", "adamw", "momentum", "sgd")  # timm's, known without asking it, so without its import
 SCHEDULES = ("cosine", "tanh", "poly", "triangular", "none")
 TrainCrop = Literal["none", "pad", "rrc"]
 """What is cut from a training image: see TrainAugmentation."""
@@ -62,11 +63,12 @@ class TrainingSettings:
         if self.clip_grad is not None and not 0 < self.clip_grad <= sys.float_info.max:
             raise InputError(f"clip_grad must be above 0 and finite, got {self.clip_grad:g}")
         check_choice("sched", self.sched, SCHEDULES)
-        _check_optimizer(self.opt)
+        if self.opt not in COMMON_OPTIMISERS:
+            _check_optimizer(self.opt)
 
 
 def _check_optimizer(opt: str) -> None:
-    from timm.optim import list_optimizers  # only here: the command line reads the settings without timm
+    from timm.optim import list_optimizers  # only here: the command line reads common settings without timm
 
     names = [str(name) for name in list_optimizers()]
     if opt not in names:
