@@ -21,7 +21,7 @@ import timm
 import torch
 
 from timm_igkd import load_labeled_images, load_model
-from timm_igkd.attribution.chunk_gradient import Kernel, exact_convolutions
+from timm_igkd.attribution.chunk_gradient import Arithmetic, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.engine import FastEngine
@@ -86,8 +86,8 @@ class Work:
         if eager:
             return FastEngine(self.model, options, min(SWEEP[self.job["teacher"]]), self.shape, self.device)
         chunk = activation_chunk(self.model, self.shape, self.device)
-        kernel = Kernel(self.job.get("dtype", "float32"), self.job.get("compile", False))
-        return FastEngine(self.model, options, chunk, self.shape, self.device, kernel=kernel)
+        arithmetic = Arithmetic(self.job.get("dtype", "float32"), self.job.get("compile", False))
+        return FastEngine(self.model, options, chunk, self.shape, self.device, arithmetic=arithmetic)
 
     def captum(self, chunk: int | None) -> CaptumEngine:
         return CaptumEngine(self.model.to(self.device), IGOptions(), chunk)
@@ -140,8 +140,8 @@ class Work:
             "batch": min(batch, n),
             "mean_steps": steps.double().mean().item(),
         }
-        if isinstance(engine, FastEngine) and engine.kernel != Kernel():
-            found["kernel"] = asdict(engine.kernel)
+        if isinstance(engine, FastEngine) and engine.arithmetic != Arithmetic():
+            found["kernel"] = asdict(engine.arithmetic)
         return found | ({"chunk": engine.chunk_size} if engine.chunk_size else {})
 
     def sweep(self) -> dict[str, Any]:

@@ -7,21 +7,21 @@ import pytest
 import torch
 from tiny_parts import tiny_teacher
 
-from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
+from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient, exact_convolutions
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions
 
-COMPILED = Kernel(compiled=True)
+COMPILED = Arithmetic(compiled=True)
 INPUTS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 BASELINES, TARGETS = torch.zeros(1, 3, 32, 32), torch.tensor([0, 1, 0])
 
 
-def engine_of(kernel: Kernel, n_steps: Any = 16, name: str = "test_resnet") -> FastEngine:
-    return FastEngine(tiny_teacher(name, size=32), IGOptions(n_steps=n_steps), 8, (3, 32, 32), kernel=kernel)
+def engine_of(arithmetic: Arithmetic, n_steps: Any = 16, name: str = "test_resnet") -> FastEngine:
+    return FastEngine(tiny_teacher(name, size=32), IGOptions(n_steps=n_steps), 8, (3, 32, 32), arithmetic=arithmetic)
 
 
 def test_bfloat16_maps_are_near_those_of_float32_and_the_outputs_equal():
-    exact, rounded = engine_of(Kernel()), engine_of(Kernel("bfloat16"))
+    exact, rounded = engine_of(Arithmetic()), engine_of(Arithmetic("bfloat16"))
     logits = exact.forward(INPUTS)
     assert torch.allclose(rounded.forward(INPUTS), logits, atol=1e-5)
     wanted, found = (each.attribute(INPUTS, BASELINES, TARGETS, logits).values for each in (exact, rounded))
@@ -39,14 +39,14 @@ def test_compiled_kernel_cuts_pairs_into_its_sizes(pairs, sizes):
 
 
 def test_eager_kernel_cuts_pairs_into_full_chunks():
-    parts = list(ChunkGradient(tiny_teacher(), "logit", Kernel()).parts(70, 32))
+    parts = list(ChunkGradient(tiny_teacher(), "logit", Arithmetic()).parts(70, 32))
     assert parts == [slice(0, 32), slice(32, 64), slice(64, 70)]
 
 
 @pytest.mark.parametrize(("count", "padded"), [(1, 4), (4, 4), (5, 16), (17, 64), (64, 64)])
 def test_compiled_kernel_pads_to_three_sizes(count, padded):
     assert ChunkGradient(tiny_teacher(), "logit", COMPILED).padded(count, 64) == padded
-    assert ChunkGradient(tiny_teacher(), "logit", Kernel()).padded(count, 64) == count
+    assert ChunkGradient(tiny_teacher(), "logit", Arithmetic()).padded(count, 64) == count
 
 
 def test_convolutions_on_a_gpu_are_in_float32_and_the_setting_returns():
@@ -64,7 +64,7 @@ def test_convolutions_on_a_gpu_are_in_float32_and_the_setting_returns():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.parametrize(("name", "n_steps"), [("test_resnet", 7), ("test_resnet", "auto"), ("mobilenetv2_050", 7)])
 def test_compiled_kernel_gives_the_eager_maps(name, n_steps):
-    eager, compiled = (engine_of(kernel, n_steps, name) for kernel in (Kernel(), COMPILED))
+    eager, compiled = (engine_of(arithmetic, n_steps, name) for arithmetic in (Arithmetic(), COMPILED))
     logits = eager.forward(INPUTS)
     wanted, found = (each.attribute(INPUTS, BASELINES, TARGETS, logits) for each in (eager, compiled))
     assert torch.equal(found.n_steps, wanted.n_steps)

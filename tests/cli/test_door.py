@@ -80,7 +80,11 @@ QUESTIONS = {
         2,
         f"no folder '{NONE}'",
     ),
-    "value of distill out of range": (["distill", "--lr", "-1"], 2, "lr must be in"),
+    "settings that do not go together": (
+        ["distill", "--aa", "rand-m9", "--batches", "device"],
+        2,
+        "batches device cannot do aa",
+    ),
     "number of distill that is none": (["distill", "--epochs", "x"], 2, "--epochs"),
     "number that is none": (["preview", "--maps", ".", "--out", "p.png", *DIGITS, "--count", "x"], 2, "invalid int"),
 }

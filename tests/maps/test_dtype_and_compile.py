@@ -8,14 +8,14 @@ import pytest
 import torch
 from tiny_parts import ImageList, noise_image, tiny_manifest, tiny_teacher
 
-from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.chunk_gradient import Arithmetic
 from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.options import IGOptions
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import read_mapping
 from timm_igkd.maps import row_maker
 from timm_igkd.maps.build import compute_maps, recompute_rows
-from timm_igkd.maps.manifest import KernelError, read_manifest
+from timm_igkd.maps.manifest import Deviation, read_manifest
 
 IMAGES = ImageList([noise_image(seed, 32, 32) for seed in range(10)], [seed % 2 for seed in range(10)])
 TWO_STEPS = IGOptions(n_steps=2)
@@ -38,7 +38,7 @@ def rounded(tmp_path_factory):
 
 
 def test_default_is_eager_float32_and_nothing_is_measured(exact):
-    assert exact.provenance.kernel == Kernel()
+    assert exact.provenance.arithmetic == Arithmetic()
     assert exact.provenance.kernel_error is None
 
 
@@ -105,7 +105,7 @@ def test_error_is_that_of_the_worst_map(monkeypatch):
 
     class Given:
         def __init__(self, teacher, dataset, manifest, device):
-            self.values = wanted if manifest.kernel == Kernel() else found
+            self.values = wanted if manifest.arithmetic == Arithmetic() else found
 
         def read(self, index):
             return None
@@ -115,8 +115,8 @@ def test_error_is_that_of_the_worst_map(monkeypatch):
 
     monkeypatch.setattr(row_maker, "RowMaker", Given)
     manifest = dataclasses.replace(MANIFEST, dtype="bfloat16")
-    error = row_maker.kernel_error(None, IMAGES, manifest, torch.device("cpu"), [0, 1])
-    assert error == KernelError(images=2, relative=pytest.approx(0.2), correlation=pytest.approx(1))
+    error = row_maker.measure_deviation(None, IMAGES, manifest, torch.device("cpu"), [0, 1])
+    assert error == Deviation(images=2, relative=pytest.approx(0.2), correlation=pytest.approx(1))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_dtype_and_compile_are_flags(command, tiny_images, teacher_folder, tmp_p
     built = command("maps", *flags, "--n-steps", 2, "--out", tmp_path / "maps", "--dtype", "bfloat16")
     assert (built.code, built.error) == (0, "")
     assert "least correlation with eager float32 0.9" in built.output
-    assert read_manifest(tmp_path / "maps").kernel == Kernel("bfloat16")
+    assert read_manifest(tmp_path / "maps").arithmetic == Arithmetic("bfloat16")
     refused = command("maps", *flags, "--out", tmp_path / "other", "--dtype", "float16")
     assert refused.code == 2
     assert "float16" in refused.error

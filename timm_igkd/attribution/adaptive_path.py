@@ -86,10 +86,10 @@ class AdaptivePaths:
 
     def add(self, part: slice, gradients: Tensor) -> None:
         """Take the gradients [part, 3, H, W] of a part of what is wanted; the parts come in order."""
-        rows = self._rows[part]
-        contributions = self._pool[self._count : self._count + len(rows)]
-        torch.mul(self.difference[rows], gradients, out=contributions)
-        self._count += len(rows)
+        images = self._image_index[part]
+        contributions = self._pool[self._count : self._count + len(images)]
+        torch.mul(self.difference[images], gradients, out=contributions)
+        self._count += len(images)
         if not self._is_grid:
             low, high = (self._pool[side[part]] for side in self._sides)
             reduction = self.options.reduction
@@ -97,7 +97,7 @@ class AdaptivePaths:
             self._found.append(torch.stack(jumps))
             # A node m between a and b turns w (a + b) / 2 into w (a + 2m + b) / 4. The sum is updated by the
             # difference, w (2m - a - b) / 4, so that a round costs only its own nodes.
-            self.attribution.index_add_(0, rows, (2 * contributions - low - high) * self._quarters[part])
+            self.attribution.index_add_(0, images, (2 * contributions - low - high) * self._quarters[part])
 
     def _reserve(self) -> None:
         """Make room for what is wanted and send its numbers to the device at once: a copy per chunk would wait."""
@@ -107,7 +107,7 @@ class AdaptivePaths:
             grown[: self._count] = self._pool[: self._count]
             self._pool = grown
         device = self.difference.device
-        self._rows = torch.from_numpy(self._images).to(device)
+        self._image_index = torch.from_numpy(self._images).to(device)
         if not self._is_grid:
             low, high = self._ends[:, self._images, self._columns]
             self._sides = torch.from_numpy(self._nodes[:, self._images, self._columns]).to(device)

@@ -13,7 +13,7 @@ from timm_igkd.attribution.options import selected_output
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Arithmetic:
     """How a chunk's gradient is computed.
 
     Attributes:
@@ -45,31 +45,31 @@ class ChunkGradient:
     """The gradients of the target outputs of one chunk.
 
     Args:
-        model: frozen, in eval mode, on its device, of the kernel's dtype.
+        model: frozen, in eval mode, on its device, of the arithmetic's dtype.
         output: what is differentiated.
-        kernel: how.
+        arithmetic: how.
     """
 
-    def __init__(self, model: nn.Module, output: Output, kernel: Kernel):
-        self.output, self.kernel = output, kernel
-        self.dtype = torch.bfloat16 if kernel.dtype == "bfloat16" else torch.float32
+    def __init__(self, model: nn.Module, output: Output, arithmetic: Arithmetic):
+        self.output, self.arithmetic = output, arithmetic
+        self.dtype = torch.bfloat16 if arithmetic.dtype == "bfloat16" else torch.float32
         self.model: Callable[[Tensor], Tensor] = model
-        if kernel.compiled:
+        if arithmetic.compiled:
             on_cuda = next(model.parameters()).device.type == "cuda"
             self.model = torch.compile(model, mode="reduce-overhead" if on_cuda else "default", dynamic=False)
 
     def sizes(self, chunk_size: int) -> tuple[int, ...]:
-        """Return the numbers of pairs a compiled kernel computes at a time, each compiled once, largest first."""
+        """Return the numbers of pairs that compiled code computes at a time, each compiled once, largest first."""
         return tuple(dict.fromkeys(max(1, chunk_size // share) for share in (1, 4, 16)))
 
     def parts(self, pairs: int, chunk_size: int) -> Iterator[slice]:
         """Cut pairs into chunks.
 
-        A compiled kernel has a few sizes of its own: each is compiled once, and a CUDA graph has fixed shapes. Cutting
+        Compiled code has a few sizes of its own: each is compiled once, and a CUDA graph has fixed shapes. Cutting
         the rest by its smaller sizes leaves less of the last chunk to padding.
         """
         start = 0
-        for size in self.sizes(chunk_size) if self.kernel.compiled else (chunk_size,):
+        for size in self.sizes(chunk_size) if self.arithmetic.compiled else (chunk_size,):
             while pairs - start >= size:
                 yield slice(start, start + size)
                 start += size
@@ -78,7 +78,7 @@ class ChunkGradient:
 
     def padded(self, count: int, chunk_size: int) -> int:
         """Return the size at which `count` pairs are computed."""
-        sizes = self.sizes(chunk_size)[::-1] if self.kernel.compiled else ()
+        sizes = self.sizes(chunk_size)[::-1] if self.arithmetic.compiled else ()
         return next((size for size in sizes if size >= count), count)
 
     def __call__(self, points: Tensor, targets: Tensor, chunk_size: int) -> Tensor:
@@ -95,13 +95,13 @@ class ChunkGradient:
             points = torch.cat([points, points[:1].expand(missing, -1, -1, -1)])
             targets = torch.cat([targets, targets[:1].expand(missing)])
         points = points.to(self.dtype, memory_format=torch.channels_last).requires_grad_()
-        if self.kernel.compiled:
+        if self.arithmetic.compiled:
             torch.compiler.cudagraph_mark_step_begin()
         with exact_convolutions(points.device):
             # One scalar for the whole chunk: in eval mode an output depends on its own image alone, so the sum's
             # gradient holds each pair's own, in one backward pass.
             output = selected_output(self.model(points).float(), targets, self.output).sum()
             gradient = torch.autograd.grad(output, points)[0][:count]
-        if self.kernel.compiled:
+        if self.arithmetic.compiled:
             gradient = gradient.clone()  # a CUDA graph's next run writes into the same memory
         return gradient.float()

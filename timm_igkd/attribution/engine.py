@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_igkd.attribution.adaptive_path import AdaptivePaths
-from timm_igkd.attribution.chunk_gradient import ChunkGradient, Kernel, exact_convolutions
+from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.grad_cam import GradCAM
 from timm_igkd.attribution.lighter_model import lighter_model
@@ -47,7 +47,7 @@ class FastEngine:
         device: where to compute.
         workers: chunks computed at the same time on a CPU, each by one thread, so that the results do not depend on
             their number; default: torch's number of threads.
-        kernel: how gradients are computed; default: eager float32. Outputs are float32 with any.
+        arithmetic: how gradients are computed; default: eager float32. Outputs are float32 with any.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FastEngine:
         input_shape: tuple[int, ...],
         device: torch.device | str = "cpu",
         workers: int | None = None,
-        kernel: Kernel | None = None,
+        arithmetic: Arithmetic | None = None,
     ):
         self.options, self.chunk_size, self.device = options, chunk_size, torch.device(device)
         self._pool: ChunkPool | None = None
@@ -70,11 +70,11 @@ class FastEngine:
         self.model = lighter_model(model.to("cpu"), example)
         # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer.
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.kernel = kernel or Kernel()
+        self.arithmetic = arithmetic or Arithmetic()
         # Only gradients are taken in another dtype: outputs, and with them the delta that judges a map, are float32.
-        different = self.kernel.dtype != "float32"
+        different = self.arithmetic.dtype != "float32"
         model = copy.deepcopy(self.model).to(torch.bfloat16) if different else self.model
-        self._chunk_gradient = ChunkGradient(model, options.output, self.kernel)
+        self._chunk_gradient = ChunkGradient(model, options.output, self.arithmetic)
         self._start_gradients: dict[int, Tensor] = {}
         self._grad_cam: GradCAM | None = None
         if options.method == "grad_cam":

@@ -249,7 +249,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command(
         "Run an unmodified timm training script with its training images overlaid.",
         _run_arguments,
-        "run_commands",
+        "run_command",
         "run_command",
     ),
 }

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.chunk_gradient import Arithmetic
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.correlation import map_correlation
@@ -26,7 +26,7 @@ from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
-from timm_igkd.maps.row_maker import RowMaker, kernel_error
+from timm_igkd.maps.row_maker import RowMaker, measure_deviation
 from timm_igkd.maps.shard_builder import ShardBuilder
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import (
@@ -42,7 +42,7 @@ from timm_igkd.models.loading import weights_hash
 from timm_igkd.models.output_names import check_class_map, class_indices
 from timm_igkd.records import write_record
 
-KERNEL_ERROR_IMAGES = 8
+COMPARED_IMAGES = 8
 
 
 def compute_maps(
@@ -157,9 +157,9 @@ def _begin_store(
 
     A chunk size that was not asked for, or that memory halved, is kept as it is there.
     """
-    if wanted.kernel != Kernel() and not (out / "manifest.json").exists():
-        indices = _evenly_spread(wanted.n, min(KERNEL_ERROR_IMAGES, wanted.n))
-        wanted = replace(wanted, kernel_error=kernel_error(teacher, dataset, wanted, device, indices))
+    if wanted.arithmetic != Arithmetic() and not (out / "manifest.json").exists():
+        indices = _evenly_spread(wanted.n, min(COMPARED_IMAGES, wanted.n))
+        wanted = replace(wanted, kernel_error=measure_deviation(teacher, dataset, wanted, device, indices))
     found = open_manifest(out, wanted)
     if chunk_size is not None and found.chunk_size != chunk_size and not found.out_of_memory_halvings:
         raise InputError(

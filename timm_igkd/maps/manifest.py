@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.chunk_gradient import Arithmetic
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.errors import InputError, check_choice, check_count, check_range
 from timm_igkd.files import read_mapping
@@ -96,7 +96,7 @@ class Halving:
 
 
 @dataclass(frozen=True)
-class KernelError:
+class Deviation:
     """What bfloat16 or compiling changes, measured on some images of the dataset against eager float32.
 
     Attributes:
@@ -147,7 +147,7 @@ class Manifest:
     batch_images: int = _note()
     dtype: Dtype = "float32"
     compiled: bool = False
-    kernel_error: KernelError | None = _note(default=None)
+    kernel_error: Deviation | None = _note(default=None)
     out_of_memory_halvings: tuple[Halving, ...] = _note(default=())
 
     def __post_init__(self) -> None:
@@ -157,11 +157,11 @@ class Manifest:
             raise InputError(
                 f"engine 'captum' is the reference of method 'ig' alone; take 'fast' for {self.options.method!r}"
             )
-        if self.options.method == "grad_cam" and self.kernel != Kernel():
+        if self.options.method == "grad_cam" and self.arithmetic != Arithmetic():
             raise InputError("grad_cam is computed in eager float32; leave dtype and compile out")
         if self.engine == "captum" and self.options.n_steps == "auto":
             raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
-        if self.engine == "captum" and self.kernel != Kernel():
+        if self.engine == "captum" and self.arithmetic != Arithmetic():
             raise InputError("engine 'captum' computes in eager float32; leave dtype and compile out, or take 'fast'")
         check_range("n", self.n, 1, self.dataset.num_images)
         for name in ("shard_rows", "chunk_size", "batch_images"):
@@ -170,9 +170,9 @@ class Manifest:
             check_count("map_size", self.map_size)
 
     @property
-    def kernel(self) -> Kernel:
+    def arithmetic(self) -> Arithmetic:
         """How gradients are computed."""
-        return Kernel(self.dtype, self.compiled)
+        return Arithmetic(self.dtype, self.compiled)
 
     @property
     def map_shape(self) -> tuple[int, int]:

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from timm_igkd.attribution.chunk_gradient import Kernel
+from timm_igkd.attribution.chunk_gradient import Arithmetic
 from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import Attribution, CaptumEngine, TeacherView, reduce_channels
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError, RunError, first_line
-from timm_igkd.maps.manifest import KernelError, Manifest
+from timm_igkd.maps.manifest import Deviation, Manifest
 from timm_igkd.maps.row_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 
@@ -44,7 +44,7 @@ class RowMaker:
         self.class_indices = manifest.teacher.class_indices
         self.num_outputs: int = teacher.num_classes  # type: ignore[assignment]
         chunk = manifest.chunk_size
-        self.fast = FastEngine(teacher, self.options, chunk, self.view.shape, device, kernel=manifest.kernel)
+        self.fast = FastEngine(teacher, self.options, chunk, self.view.shape, device, arithmetic=manifest.arithmetic)
         self.captum = CaptumEngine(teacher.to(device), self.options, chunk) if manifest.engine == "captum" else None
 
     def set_chunk_size(self, chunk: int) -> None:
@@ -141,17 +141,17 @@ def _compiler_errors() -> Iterator[None]:
         raise RunError(f"--compile failed ({first_line(error)}); leave it out, or install a compiler") from error
 
 
-def free_memory(kernel: Kernel) -> None:
-    """Free what torch keeps of a kernel's last runs: cached memory; compiled code and its CUDA graphs."""
-    if kernel.compiled:
+def free_memory(arithmetic: Arithmetic) -> None:
+    """Free what torch keeps of the last runs: cached memory; compiled code and its CUDA graphs."""
+    if arithmetic.compiled:
         torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def kernel_error(
+def measure_deviation(
     teacher: nn.Module, dataset: Any, manifest: Manifest, device: torch.device, indices: list[int]
-) -> KernelError:
+) -> Deviation:
     """Measure what a manifest's dtype and compiling change in the maps of some images, in chunks that surely fit.
 
     Raises:
@@ -162,11 +162,11 @@ def kernel_error(
     items = [exact.read(index) for index in indices]
     wanted = exact.maps(indices, items).double().numpy()
     found = RowMaker(teacher, dataset, manifest, device).maps(indices, items).double().numpy()
-    free_memory(manifest.kernel)
+    free_memory(manifest.arithmetic)
     if not np.isfinite(found).all():
         raise RunError(f"maps in {manifest.dtype} are not finite; leave --dtype and --compile out")
     norms = np.maximum(np.linalg.norm(wanted, axis=(1, 2)), 1e-30)
-    return KernelError(
+    return Deviation(
         images=len(indices),
         relative=float((np.linalg.norm(found - wanted, axis=(1, 2)) / norms).max()),
         correlation=float(map_correlation(torch.from_numpy(found), torch.from_numpy(wanted)).min()),

@@ -136,7 +136,7 @@ class ShardBuilder:
                         f"the GPU's memory does not hold one image of {row_name(self.dataset, indices[0])} and its "
                         "gradient; free memory, or use a larger GPU"
                     ) from error
-            free_memory(self.manifest.kernel)  # outside of `except`, where the traceback still holds the tensors
+            free_memory(self.manifest.arithmetic)  # outside of `except`, where the traceback still holds the tensors
             self._set_chunk(chunk, indices[0])
 
     def _set_chunk(self, chunk: int, row: int) -> None:
