@@ -32,9 +32,8 @@ class TwoViews(tuple):
     def shape(self) -> Any:
         """Asked for by timm's FastCollateMixup alone, which would mix only one of the views."""
         raise InputTypeError(
-            "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); use "
-            "timm_igkd.distillation.mixup.TwoViewMixup "
-            "after a plain collate, or teacher_view='same'"
+            "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); "
+            "use timm_igkd.distillation.mixup.TwoViewMixup after a plain collate, or teacher_view='same'"
         )
 
 
@@ -170,12 +169,6 @@ class OverlaidViews:
         return TwoViews((transform(student), teacher))
 
 
-_ERASES_APART = (
-    "random erasing in timm's prefetcher erases the two views differently; "
-    "use create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'"
-)
-
-
 def _refuse_erasing(caller: FrameType) -> None:
     """Refuse two views to a `timm.data.create_loader` that will erase in its prefetcher.
 
@@ -185,19 +178,7 @@ def _refuse_erasing(caller: FrameType) -> None:
         return
     asked = caller.f_locals
     if asked["use_prefetcher"] and asked["is_training"] and not asked["no_aug"] and asked["re_prob"] > 0:
-        raise InputError(_ERASES_APART)
-
-
-def check_views(loader: Any) -> None:
-    """Refuse a loader that erases the two views of an image differently; timm's `create_loader` is refused by itself.
-
-    Raises:
-        InputError: timm's PrefetchLoader with random erasing, which erases each view elsewhere.
-    """
-    dataset = getattr(loader, "dataset", None)
-    if (
-        isinstance(dataset, OverlaidViews)
-        and dataset.teacher_view == "clean"
-        and getattr(loader, "random_erasing", None)
-    ):
-        raise InputError(_ERASES_APART)
+        raise InputError(
+            "random erasing in timm's prefetcher erases the two views differently; "
+            "use create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'"
+        )
