@@ -1,6 +1,7 @@
 """The house: every import goes to a room on a lower floor, rooms and files stay small (docs/architecture.md)."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,24 @@ def room_of(parts: tuple[str, ...]) -> str:
     return parts[0] if parts and parts[0] in FLOOR_OF else ""
 
 
-def imported(path: Path) -> list[tuple[str, ...]]:
-    """Return the modules of this package that a file imports, also inside a function, as the parts of their names."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(path: Path, for_types: bool = True) -> list[tuple[str, ...]]:
+    """Return what a file imports of this package, also inside a function, as the parts of the names; () is the package.
+
+    Without `for_types` what it imports under TYPE_CHECKING is left out.
+    """
+    found, tree = [], ast.parse(path.read_text(encoding="utf-8"))
+    aside = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    left_out = set() if for_types else {inner for node in aside for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.append(node.module or "")
             found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [tuple(name.split(".")[1:]) for name in found if name.startswith("timm_igkd.")]
+    return [tuple(name.split(".")[1:]) for name in found if name.partition(".")[0] == "timm_igkd"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -49,9 +57,17 @@ def test_imports_go_down(path):
         return
     room = room_of(relative.parts[:-1])
     for parts in imported(path):
+        assert parts, f"{relative} imports timm_igkd, whose names are of any room"
         target = room_of(parts)
         if target != room:
             assert FLOOR_OF[target] < FLOOR_OF[room], f"{relative} imports timm_igkd.{'.'.join(parts)}"
+
+
+def test_no_module_needs_itself():
+    """Circles between rooms are no way down; these are within one."""
+    names = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in MODULES if path.name != "__init__.py"}
+    needs = {name: {*imported(path, for_types=False)} & {*names} for name, path in names.items()}
+    assert list(TopologicalSorter(needs).static_order())
 
 
 def test_every_folder_is_a_room():
