@@ -3,7 +3,7 @@
 Each network gives its blocks; timm's contract (`forward_intermediates`, pruning, a new classifier) is here once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,38 @@ class FeatureBlock(nn.Sequential):
     """Modules that make one entry of `forward_intermediates`."""
 
 
-class CifarNetwork(nn.Module):
+class SingleTrunk(nn.Module):
+    """A network whose intermediate features come one after the other, as timm asks for them."""
+
+    feature_info: list[dict[str, Any]]
+    _intermediates: Callable[..., Any]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the chosen intermediate features, and the final features unless `intermediates_only`.
+
+        Args:
+            x: (B, C, H, W) images.
+            indices: features to return; the last n if an int, all if None.
+            norm: apply the norm behind the last feature to it, where the network has one.
+            stop_early: stop at the last chosen feature; needs `intermediates_only`.
+            output_fmt: "NCHW".
+            intermediates_only: leave the final features out.
+        """
+        assert output_fmt == "NCHW", "Output shape must be NCHW."
+        assert intermediates_only or not stop_early, "Must use intermediates_only for early stopping."
+        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
+        return self._intermediates(x, take_indices, norm, stop_early, intermediates_only)
+
+
+class CifarNetwork(SingleTrunk):
     """Feature blocks less `drop_blocks`, then norm (where the blocks leave it to the network), pool, dropout, linear.
 
     `forward_intermediates` has one entry per block.
@@ -60,7 +91,7 @@ class CifarNetwork(nn.Module):
         self.drop_blocks, self.drop_rate = drop_blocks, drop_rate
         self.num_classes, self.in_chans = num_classes, in_chans
         self.grad_checkpointing, self.shape_args = False, {}
-        self.feature_info: list[dict[str, Any]] = [
+        self.feature_info = [
             {"num_chs": c, "reduction": r, "module": f"features.{i}"}
             for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
         ]
@@ -112,35 +143,13 @@ class CifarNetwork(nn.Module):
         self.classifier[1] = linear
         self.train(self.training)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the features of the chosen blocks, and the final features unless `intermediates_only`.
-
-        Args:
-            x: (B, C, H, W) images.
-            indices: blocks to return; the last n if an int, all if None.
-            norm: apply the norm behind the last block to that block's entry, where the network has one.
-            stop_early: stop at the last chosen block; needs `intermediates_only`.
-            output_fmt: "NCHW".
-            intermediates_only: leave the final features out.
-        """
-        assert output_fmt == "NCHW", "Output shape must be NCHW."
-        assert intermediates_only or not stop_early, "Must use intermediates_only for early stopping."
-        last = len(self.features) - 1
-        take_indices, max_index = feature_take_indices(last + 1, indices)
-        intermediates = []
-        for i, block in enumerate(self.features[: max_index + 1] if stop_early else self.features):
+    def _intermediates(self, x: Tensor, indices: list[int], norm: bool, stop_early: bool, only: bool) -> Any:
+        last, found = len(self.features) - 1, []
+        for i, block in enumerate(self.features[: max(indices) + 1] if stop_early else self.features):
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
-            if i in take_indices:
-                intermediates.append(self.norm(x) if norm and i == last else x)
-        return intermediates if intermediates_only else (self.norm(x), intermediates)
+            if i in indices:
+                found.append(self.norm(x) if norm and i == last else x)
+        return found if only else (self.norm(x), found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -5,7 +5,7 @@ Sources: He et al., arXiv 1512.03385 (ResNet-20 to -110); Zagoruyko & Komodakis,
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
@@ -183,7 +183,8 @@ def _renamed(name: str, blocks_per_stage: int, wide: bool) -> str:
     return re.sub(r"^(linear|fc)\.", "classifier.1.", name)
 
 
-def _create(name: str, pretrained: bool, depth: int, widths: Sequence[int], pre_activation: bool, **kwargs: Any) -> Any:
+def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
+    depth, width, stem, pre_activation = SHAPES[name]
     blocks = stage_blocks(depth, pre_activation)
     kept = kept_blocks(name, kwargs.get("drop_blocks", 0), 1 + 3 * blocks)
     return build_model_with_cfg(
@@ -193,88 +194,38 @@ def _create(name: str, pretrained: bool, depth: int, widths: Sequence[int], pre_
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": tuple(range(0, kept, blocks)), "feature_cls": "getter"},
         depth=depth,
-        widths=tuple(widths),
+        widths=(stem, 16 * width, 32 * width, 64 * width),
         pre_activation=pre_activation,
         **kwargs,
     )
 
 
-NAMES = (
-    *("resnet20_cifar", "resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet110_cifar"),
-    *("resnet8x4_cifar", "resnet32x4_cifar", "wrn_16_1_cifar", "wrn_16_2_cifar", "wrn_40_1_cifar", "wrn_40_2_cifar"),
-)
-default_cfgs = cifar_cfgs(NAMES, first_conv="features.0.0")
+# Depth, width in 16 channels, channels of the stem, pre-activation.
+SHAPES = {
+    "resnet20_cifar": (20, 1, 16, False),
+    "resnet32_cifar": (32, 1, 16, False),
+    "resnet44_cifar": (44, 1, 16, False),
+    "resnet56_cifar": (56, 1, 16, False),
+    "resnet110_cifar": (110, 1, 16, False),
+    "resnet8x4_cifar": (8, 4, 32, False),
+    "resnet32x4_cifar": (32, 4, 32, False),
+    "wrn_16_1_cifar": (16, 1, 16, True),
+    "wrn_16_2_cifar": (16, 2, 16, True),
+    "wrn_40_1_cifar": (40, 1, 16, True),
+    "wrn_40_2_cifar": (40, 2, 16, True),
+}
+default_cfgs = cifar_cfgs(list(SHAPES), first_conv="features.0.0")
 
 
-def _resnet(name: str, pretrained: bool, depth: int, width: int = 1, stem: int = 16, **kwargs: Any) -> ResNetCifar:
-    return _create(name, pretrained, depth, (stem, 16 * width, 32 * width, 64 * width), False, **kwargs)
+def _entrypoint(name: str) -> Callable[..., ResNetCifar]:
+    """Return what timm calls for a name; it registers functions under their own name and their module's."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+        return _create(name, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    return create
 
 
-def _wide_resnet(name: str, pretrained: bool, depth: int, width: int, **kwargs: Any) -> ResNetCifar:
-    return _create(name, pretrained, depth, (16, 16 * width, 32 * width, 64 * width), True, **kwargs)
-
-
-@register_model
-def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-20 for 32x32 images."""
-    return _resnet("resnet20_cifar", pretrained, 20, **kwargs)
-
-
-@register_model
-def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-32 for 32x32 images."""
-    return _resnet("resnet32_cifar", pretrained, 32, **kwargs)
-
-
-@register_model
-def resnet44_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-44 for 32x32 images."""
-    return _resnet("resnet44_cifar", pretrained, 44, **kwargs)
-
-
-@register_model
-def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-56 for 32x32 images."""
-    return _resnet("resnet56_cifar", pretrained, 56, **kwargs)
-
-
-@register_model
-def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-110 for 32x32 images."""
-    return _resnet("resnet110_cifar", pretrained, 110, **kwargs)
-
-
-@register_model
-def resnet8x4_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-8 for 32x32 images, four times as wide, a stem of 32 channels."""
-    return _resnet("resnet8x4_cifar", pretrained, 8, width=4, stem=32, **kwargs)
-
-
-@register_model
-def resnet32x4_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-32 for 32x32 images, four times as wide, a stem of 32 channels."""
-    return _resnet("resnet32x4_cifar", pretrained, 32, width=4, stem=32, **kwargs)
-
-
-@register_model
-def wrn_16_1_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """Wide ResNet of depth 16 and width 1 for 32x32 images."""
-    return _wide_resnet("wrn_16_1_cifar", pretrained, 16, 1, **kwargs)
-
-
-@register_model
-def wrn_16_2_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """Wide ResNet of depth 16 and width 2 for 32x32 images."""
-    return _wide_resnet("wrn_16_2_cifar", pretrained, 16, 2, **kwargs)
-
-
-@register_model
-def wrn_40_1_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """Wide ResNet of depth 40 and width 1 for 32x32 images."""
-    return _wide_resnet("wrn_40_1_cifar", pretrained, 40, 1, **kwargs)
-
-
-@register_model
-def wrn_40_2_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """Wide ResNet of depth 40 and width 2 for 32x32 images."""
-    return _wide_resnet("wrn_40_2_cifar", pretrained, 40, 2, **kwargs)
+for _name in SHAPES:
+    globals()[_name] = register_model(_entrypoint(_name))

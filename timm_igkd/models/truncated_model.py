@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, nearest
 from timm_igkd.models.arguments import check_model_arguments
+from timm_igkd.models.cifar_network import SingleTrunk
 
 COPIED_CFG_KEYS = (
     "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "test_crop_pct",
@@ -54,7 +55,7 @@ def _prefixed_pattern(pattern: str) -> str:
     return r"^base\.(?:" + re.sub(r"(?<!\[)\^", "", pattern) + ")"
 
 
-class TruncatedModel(nn.Module):
+class TruncatedModel(SingleTrunk):
     """A timm model without its last `drop` intermediate features, under a new head: pool, dropout, linear.
 
     Args:
@@ -137,36 +138,11 @@ class TruncatedModel(nn.Module):
         self.head.reset(num_classes, global_pool, device=reference.device, dtype=reference.dtype)
         self.head_hidden_size = self.head.num_features
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the chosen intermediate features, and the final features unless `intermediates_only`.
-
-        Args:
-            x: (B, C, H, W) images.
-            indices: features to return; the last n if an int, all if None.
-            norm: apply the base's norm to the intermediates where it still has one.
-            stop_early: stop at the last chosen feature; needs `intermediates_only`.
-            output_fmt: "NCHW".
-            intermediates_only: leave the final features out.
-        """
-        assert output_fmt == "NCHW", "Output shape must be NCHW."
-        assert intermediates_only or not stop_early, "Must use intermediates_only for early stopping."
-        last = len(self.feature_info) - 1
-        take_indices, _ = feature_take_indices(last + 1, indices)
-        wanted = sorted({*take_indices} if intermediates_only else {*take_indices, last})
-        features = self.base.forward_intermediates(
-            x, indices=wanted, norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
-        )
-        if intermediates_only:
-            return features
-        return features[-1], [f for i, f in zip(wanted, features, strict=True) if i in take_indices]
+    def _intermediates(self, x: Tensor, indices: list[int], norm: bool, stop_early: bool, only: bool) -> Any:
+        wanted = sorted({*indices} if only else {*indices, len(self.feature_info) - 1})
+        options = {"norm": norm, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
+        found = self.base.forward_intermediates(x, indices=wanted, **options)
+        return found if only else (found[-1], [f for i, f in zip(wanted, found, strict=True) if i in indices])
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
