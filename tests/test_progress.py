@@ -72,5 +72,8 @@ def test_nothing_is_shown_where_nothing_is_asked_for(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_hours_are_told_as_such():
-    assert progress._clock(3725) == "1:02:05"
+def test_hours_are_told_as_such(clock, capsys):
+    bar = progress_bar(total=2, desc="maps", unit="img")
+    clock[0] += 3715
+    bar.update()
+    assert capsys.readouterr().err == "maps: 1 of 2 img (50 %), 1:02:05 gone, about 1:02:05 left\n"

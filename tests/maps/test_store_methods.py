@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
@@ -42,7 +43,8 @@ def test_store_is_verified_and_computed_again(store):
 
 
 def test_row_with_steps_is_damaged(store):
-    cells = next(store._file_rows()) | {"n_steps": 2}
+    shard = next((store.path / "data").iterdir())
+    cells = pq.read_table(shard).to_pylist()[0] | {"n_steps": 2}
     with pytest.raises(InputError, match="its n_steps is 2, expected 1"):
         read_row(cells, store.provenance, "it")
 

@@ -165,8 +165,8 @@ def test_schedule_steps_once_per_update(accelerator):
     """Warm-up from a hundredth of the rate: over 2 of 3 epochs of 2 updates each."""
     trainer = linear_trainer(accelerator, 4, grad_accum_steps=3, epochs=3, sched="cosine", warmup_epochs=2, lr=1.0)
     rates = []
-    update = trainer._update
-    trainer._update = lambda: rates.append(trainer.optimizer.param_groups[0]["lr"]) or update()  # type: ignore[method-assign]
+    groups = trainer.optimizer.param_groups
+    trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: rates.append(groups[0]["lr"]))
     trainer.fit()
     assert rates[:4] == pytest.approx([0.01, 0.2575, 0.505, 0.7525])
     assert len(rates) == 6
@@ -175,8 +175,8 @@ def test_schedule_steps_once_per_update(accelerator):
 def test_ema_is_updated_once_per_update_and_is_what_is_kept(accelerator):
     trainer = linear_trainer(accelerator, 4, grad_accum_steps=3, model_ema=True, model_ema_decay=0.5)
     weights = []
-    update = trainer._update
-    trainer._update = lambda: (update(), weights.append(trainer.task.trainable_module.weight.detach().clone()))  # type: ignore[method-assign,assignment]
+    trained = trainer.task.trainable_module
+    trainer.optimizer.optimizer.register_step_post_hook(lambda *_: weights.append(trained.weight.detach().clone()))
     trainer.fit()
     average = torch.zeros(2, 3)
     for weight in weights:
@@ -187,8 +187,8 @@ def test_ema_is_updated_once_per_update_and_is_what_is_kept(accelerator):
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(accelerator):
     trainer = linear_trainer(accelerator, 4)
-    losses, step = [], trainer._train_step
-    trainer._train_step = lambda *args: (found := step(*args), losses.append(float(found["loss"])))[0]  # type: ignore[method-assign,assignment]
+    losses: list[float] = []
+    trainer.task.register_forward_hook(lambda task, images, result: losses.append(result["loss"].item()))
     (record,) = trainer.fit()
     assert len(losses) > 1
     assert record.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
@@ -209,9 +209,8 @@ def test_a_loss_that_is_not_finite_names_the_epoch(accelerator):
     assert error.value.exit_code == 1
 
 
-def test_a_step_asks_the_device_for_nothing(accelerator, monkeypatch):
-    """Reading a value waits for the device: only the end of an epoch does."""
-    trainer = create_trainer(accelerator)
+def values_read(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Train, and return how values were read from the device meanwhile."""
     read: list[str] = []
     for name in ("item", "tolist", "__float__", "__bool__", "numpy"):
         real = getattr(Tensor, name)
@@ -222,12 +221,16 @@ def test_a_step_asks_the_device_for_nothing(accelerator, monkeypatch):
             return real(self, *args)
 
         monkeypatch.setattr(Tensor, name, watched)
-    steps, batches = [], list(trainer.batches.epoch(0))
-    trainer.task.train()
-    for step, batch in enumerate(batches):
-        steps.append(trainer._train_step(batch, 0, step))
-    assert len(steps) == 6
-    assert read == []
+    trainer.fit()
+    monkeypatch.undo()
+    return read
+
+
+def test_a_step_asks_the_device_for_nothing(accelerator, monkeypatch):
+    """Reading a value waits for the device: only the end of an epoch does."""
+    few, many = (create_trainer(accelerator, batch_size=size, epochs=1) for size in (4, 2))
+    assert (few.steps, many.steps) == (6, 12)
+    assert values_read(few, monkeypatch) == values_read(many, monkeypatch)
 
 
 PROCESS = """
@@ -291,14 +294,8 @@ def test_rate_and_average_move_once_an_update(accelerator, monkeypatch):
         accelerator, teacher=False, batch_size=4, epochs=2, grad_accum_steps=3, sched="cosine", model_ema=True
     )
     rates, averaged, steps = [], [], []
-    train_step, update_ema, step = trainer._train_step, trainer.task.update_ema, trainer.optimizer.step
-
-    def record(batch, epoch, number):
-        found = train_step(batch, epoch, number)
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
-        return found
-
-    monkeypatch.setattr(trainer, "_train_step", record)
+    update_ema, step, groups = trainer.task.update_ema, trainer.optimizer.step, trainer.optimizer.param_groups
+    trainer.task.register_forward_hook(lambda *_: rates.append(groups[0]["lr"]))
     monkeypatch.setattr(trainer.task, "update_ema", lambda *args: averaged.append(1) or update_ema(*args))
     monkeypatch.setattr(trainer.optimizer, "step", lambda *args: steps.append(1) or step(*args))
     trainer.fit(progress=False)
