@@ -18,7 +18,8 @@ from paired import facts
 
 from timm_igkd.files import write_json
 
-RESULT = Path(__file__).parent / "results" / "import_times.json"
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "import_times.json"
 MOST_OF_TIMM = 0.1  # of the time of `import timm`, for `import timm_igkd` after it
 TIMED = (
     "import time; begin = time.perf_counter(); {first}; middle = time.perf_counter(); {second}; "
@@ -26,25 +27,19 @@ TIMED = (
 )
 IMPORTS = {"timm, then timm_igkd": ("import timm", "import timm_igkd"), "timm_igkd alone": ("import timm_igkd", "pass")}
 ANSWERS = {
-    "--help": ["--help"],
-    "--version": ["--version"],
-    "maps --help": ["maps", "--help"],
-    "unknown command": ["mapz"],
-    "unknown option": ["preview", "--cout", "3", "--maps", ".", "--dataset", "digits", "--split", "s", "--out", "p"],
-    "missing option": ["maps"],
-    "unknown YAML key": ["distill", "--config", str(Path(__file__).parents[1] / "recipes/configs/study_check.yaml")],
-    "missing --maps of distill": [
-        *("distill", "--name", "none", "--teacher-init", "pretrained", "--teacher-epochs", "0"),
-        *("--maps", "/no/such/store"),
-    ],
-    "missing --teacher-checkpoint": [
-        *("distill", "--name", "none", "--teacher-init", "pretrained", "--teacher-checkpoint", "/no/such.pth")
-    ],
-    "missing --student-checkpoint": [
-        *("distill", "--name", "none", "--student", "resnet18", "--student-init", "pretrained"),
-        *("--student-checkpoint", "/no/such.pth"),
-    ],
-    "missing --maps": ["verify", "--maps", "/no/such/store", "--dataset", "digits", "--split", "train"],
+    "--help": "--help",
+    "--version": "--version",
+    "maps --help": "maps --help",
+    "unknown command": "mapz",
+    "unknown option": "preview --cout 3 --maps . --dataset digits --split s --out p",
+    "missing option": "maps",
+    "missing --maps": "verify --maps /no/such/store --dataset digits --split train",
+    "unknown YAML key": "distill --config recipes/configs/study_check.yaml",
+    "missing --maps of distill": "distill --name none --teacher-init pretrained --teacher-epochs 0 --maps /no/such",
+    "missing --teacher-checkpoint": "distill --name none --teacher-init pretrained --teacher-checkpoint /no/such.pth",
+    "missing --student-checkpoint": (
+        "distill --name none --student resnet18 --student-init pretrained --student-checkpoint /no/such.pth"
+    ),
 }
 
 
@@ -55,9 +50,9 @@ def import_seconds(first: str, second: str) -> tuple[float, float]:
     return float(before), float(after)
 
 
-def answer_seconds(argv: list[str]) -> float:
+def answer_seconds(line: str) -> float:
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "timm_igkd", *argv], capture_output=True)
+    subprocess.run([sys.executable, "-m", "timm_igkd", *line.split()], capture_output=True, cwd=ROOT)
     return time.perf_counter() - begin
 
 
@@ -76,8 +71,8 @@ def main() -> None:
             times.setdefault(f"import {name}: {first}", []).append(before)
             if second != "pass":
                 times.setdefault(f"import {name}: {second}", []).append(after)
-        for name, argv in ANSWERS.items():
-            times.setdefault(f"timm-igkd {name}", []).append(answer_seconds(argv))
+        for name, line in ANSWERS.items():
+            times.setdefault(f"timm-igkd {name}", []).append(answer_seconds(line))
     results = {name: summary(values) for name, values in times.items()}
     timm, ours = (times[f"import timm, then timm_igkd: import {name}"] for name in ("timm", "timm_igkd"))
     share = statistics.median(after / before for before, after in zip(timm, ours, strict=True))
