@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.files import atomic_file, exclusive, read_mapping, remove_abandoned, write_atomic, write_json
+from timm_igkd.files import (
+    atomic_file,
+    exclusive,
+    move_into_place,
+    read_mapping,
+    remove_abandoned,
+    write_atomic,
+    write_json,
+)
 
 
 def test_file_is_whole_and_no_temporary_stays(tmp_path):
@@ -183,6 +191,43 @@ def test_temporary_file_taken_before_it_was_locked_is_made_again(tmp_path, monke
     write_atomic(tmp_path / "file", b"1")
     assert (tmp_path / "file").read_bytes() == b"1"
     assert taken
+
+
+def folder_of(path: Path, **files: str) -> Path:
+    path.mkdir()
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("before", [None, {}, {"a": "old", "b": "old", "mark": "old", "own": "kept"}])
+def test_folder_is_replaced_by_what_was_written_beside_it(before, tmp_path):
+    if before is not None:
+        folder_of(tmp_path / "out", **before)
+    move_into_place(folder_of(tmp_path / "new", a="new", mark="new"), tmp_path / "out", ("a", "b", "mark"))
+    kept = {"own": "kept"} if before else {}
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a": "new", "mark": "new"} | kept
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_folder_that_was_half_replaced_lacks_its_last_file(step, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "out", a="old", b="old", mark="old")
+    written, steps = folder_of(tmp_path / "new", a="new", b="new", mark="new"), []
+
+    def killed(real):
+        def call(*args, **options):
+            steps.append(args)
+            if len(steps) > step + 1:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return call
+
+    monkeypatch.setattr("os.unlink", killed(os.unlink))
+    monkeypatch.setattr("os.replace", killed(os.replace))
+    with pytest.raises(KeyboardInterrupt):
+        move_into_place(written, folder, ("a", "b", "mark"))
+    assert not (folder / "mark").exists()
 
 
 @pytest.mark.parametrize(

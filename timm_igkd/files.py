@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,6 +115,24 @@ def write_atomic(path: Path, data: bytes, replace: bool = True) -> None:
     """Write a whole file or none; see `atomic_file`."""
     with atomic_file(path, replace) as file:
         file.write(data)
+
+
+def move_into_place(written: Path, folder: Path, names: Sequence[str]) -> None:
+    """Make a folder of what was written beside it; killed meanwhile, it is absent or lacks its last file.
+
+    Args:
+        written: folder on the same disk that holds some of `names` and nothing else.
+        folder: may be there; then these files of it are replaced, or removed where `written` has none.
+        names: the last is the file without which the folder is not complete: it goes first and comes last.
+    """
+    if not folder.exists():
+        os.rename(written, folder)
+        return
+    for name in reversed(names):
+        (folder / name).unlink(missing_ok=True)
+    for name in names:
+        if (written / name).exists():
+            os.replace(written / name, folder / name)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

@@ -127,7 +127,7 @@ def test_interrupted_overwrite_does_not_look_complete(model, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     save_model(model, tmp_path / "student")
-    monkeypatch.setattr(model_loading.shutil, "move", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(RunError, match="No space left"):
         save_model(model, tmp_path / "student")
     assert not (tmp_path / "student" / "config.json").exists()

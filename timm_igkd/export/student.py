@@ -1,6 +1,5 @@
 """Export a student: its files, verified against PyTorch, and the record of what was found."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_o
 from timm_igkd.export.int8 import quantise_best, spread_indices
 from timm_igkd.export.record import FILES, RECORD, ExportRecord, onnx_environment, write_export_record
 from timm_igkd.export.verification import fastest, verify_files
-from timm_igkd.files import output_file
+from timm_igkd.files import move_into_place, output_file
 from timm_igkd.models.loading import weights_hash
 
 
@@ -67,7 +66,9 @@ def export_student(
         eval_mode(model, device="cpu"),
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary,
     ):
-        paths = {format: Path(temporary) / file for format, file in FILES.items() if int8 or format == "onnx"}
+        written = Path(temporary) / folder.name
+        written.mkdir()
+        paths = {format: written / file for format, file in FILES.items() if int8 or format == "onnx"}
         described = write_onnx(model, paths["onnx"], names)
         quantisation = None
         if int8:
@@ -91,7 +92,8 @@ def export_student(
             passed=all(file.passed for file in verified.files),
             environment=onnx_environment(),
         )
-        _move_into_place(list(paths.values()), folder, record)
+        write_export_record(written, record)
+        move_into_place(written, folder, (*FILES.values(), RECORD))
     return record
 
 
@@ -115,13 +117,3 @@ def _class_names(model: nn.Module, *datasets: Any) -> tuple[str, ...] | None:
     """Return the names of the first dataset whose classes are the model's outputs in order; refuse other classes."""
     found = [(class_names(dataset), indices_for(model, dataset)) for dataset in datasets if dataset is not None]
     return next((names for names, indices in found if names is not None and indices is None), None)
-
-
-def _move_into_place(paths: list[Path], folder: Path, record: ExportRecord) -> None:
-    """Replace an earlier export; its record goes first and the new one comes last."""
-    folder.mkdir(exist_ok=True)
-    for name in (RECORD, *FILES.values()):
-        (folder / name).unlink(missing_ok=True)
-    for path in paths:
-        os.replace(path, folder / path.name)
-    write_export_record(folder, record)

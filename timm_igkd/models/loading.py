@@ -6,7 +6,6 @@ Only safetensors and `weights_only` pickles are read; nothing of a model's repos
 import copy
 import hashlib
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, check_count, first_line, nearest
 from timm_igkd.eval_mode import eval_mode
+from timm_igkd.files import move_into_place
 from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import check_model_arguments
 from timm_igkd.models.checkpoint import fetch_weights, flag_name, has_weights, read_checkpoint, translated_errors
@@ -245,7 +245,7 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
             written = Path(temporary) / folder.name
             save_for_hf(described, str(written), model_config=model_config, safe_serialization=True)
             shutil.copymode(written / "config.json", written / "model.safetensors")  # safetensors keeps others out
-            _move_into_place(written, folder)
+            move_into_place(written, folder, ("model.safetensors", "config.json"))
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"cannot save the model to {str(folder)!r} ({first_line(error)}); free space or permit it"
@@ -260,15 +260,6 @@ def _separate_tensors(module: nn.Module, state_dict: dict[str, Tensor], prefix: 
     """Make every tensor contiguous, on the CPU and on its own, as safetensors wants them."""
     for name, tensor in state_dict.items():
         state_dict[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _move_into_place(written: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.rename(written, folder)
-        return
-    (folder / "config.json").unlink(missing_ok=True)
-    for name in ("model.safetensors", "config.json"):
-        shutil.move(written / name, folder / name)
 
 
 # ---- describing ----------------------------------------------------------------------------------------------------
