@@ -8,7 +8,7 @@ authors enlarge Grad-CAM to the image; the student's map may be another kind tha
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,6 @@ from torch.overrides import TorchFunctionMode
 
 from timm_igkd.distillation.losses import at_least_float32, resized
 from timm_igkd.feature_maps import as_map
-
-ExplanationMap = Literal["input_x_gradient", "grad_cam"]
-"""How the student explains itself; both take one more gradient, and none along a path."""
-JoinedChannels = Literal["abs_sum", "positive"]
-"""How colour channels of input times gradient become one: as those of the store, whose signed maps are rectified."""
 
 _EPSILON = 1e-8  # of F.cosine_similarity, which the authors call
 _NORMS = (F.batch_norm, F.layer_norm)

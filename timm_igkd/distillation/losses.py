@@ -4,13 +4,13 @@ Pure functions of two tensors, computed in float32 at least (also under autocast
 task calls the teacher without gradient. Every logit loss is called alike, so that `KD_LOSSES[name]` needs no switch.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from timm_igkd.distillation.options import check_temperature
 from timm_igkd.errors import InputError
 
 
@@ -228,13 +228,6 @@ def _paired(
         )
     check_temperature(temperature)
     return at_least_float32(student_logits), at_least_float32(teacher_logits)
-
-
-def check_temperature(temperature: float) -> float:
-    """Return a softmax temperature; an InputError unless it is positive and finite."""
-    if not 0 < temperature < math.inf:
-        raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
-    return temperature
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from timm_igkd.distillation.batch_checks import check_maps, check_stored_logits, resolve_class_index, select_classes
 from timm_igkd.distillation.explanation import explanation_loss
 from timm_igkd.distillation.live_teacher import LiveTeacher, check_logits, check_pair, resolve_attention_index
-from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_temperature
+from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer
+from timm_igkd.distillation.options import TeacherViewMode, check_temperature
 from timm_igkd.distillation.trained_student import TrainedStudent
 from timm_igkd.distillation.views import (
     ONE_VIEW,
     VIEW_LAYOUTS,
-    TeacherViewMode,
     Views,
     check_teacher_input,
     split_flat,

@@ -7,8 +7,6 @@ from timm.task.distillation import FeatureDistillationTrainableModule
 from torch import Tensor, nn
 
 from timm_igkd.distillation.explanation import (
-    ExplanationMap,
-    JoinedChannels,
     captured,
     differentiable_gradient,
     grad_cam,
@@ -17,6 +15,7 @@ from timm_igkd.distillation.explanation import (
     twice_differentiable,
 )
 from timm_igkd.distillation.live_teacher import check_logits, forward_with_features, probe_image
+from timm_igkd.distillation.options import ExplanationMap, JoinedChannels
 from timm_igkd.errors import InputError, check_choice, first_line
 from timm_igkd.eval_mode import bare_model, copy_model, eval_mode
 from timm_igkd.feature_maps import last_norm

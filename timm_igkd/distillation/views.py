@@ -1,14 +1,11 @@
 """The two views of a batch: the student's, and the teacher's without the overlay. Nothing is guessed from targets."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
 from timm_igkd.errors import InputError
 
-TeacherViewMode = Literal["same", "clean"]
-"""What a teacher in the loop sees of an overlaid image: the overlay too, or the image without it."""
 VIEW_LAYOUTS = ("pair", "flat")
 Views = Tensor | Sequence[Tensor]
 

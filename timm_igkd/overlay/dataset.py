@@ -7,7 +7,7 @@ from typing import Any
 import torch.utils.data
 
 from timm_igkd.data.items import class_names, dataset_name, read_items, row_name
-from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputTypeError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.overlay.blend import IGOverlay, blend_map
 from timm_igkd.overlay.device_images import DeviceImages

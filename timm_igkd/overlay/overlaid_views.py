@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data import create_loader
 
 from timm_igkd.data.items import dataset_name, first_part
-from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay

@@ -9,7 +9,7 @@ from timm.data import IterableImageDataset
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import dataset_name
 from timm_igkd.data.streams import StreamReader
-from timm_igkd.distillation.views import TeacherViewMode
+from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputTypeError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay

@@ -11,8 +11,8 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from timm_igkd.distillation.mixup import TwoViewMixup
+from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.distillation.views import TeacherViewMode
 from timm_igkd.errors import InputError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay

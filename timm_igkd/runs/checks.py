@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from timm_igkd.distillation.options import check_temperature
 from timm_igkd.errors import InputError, MissingFileError, check_count, check_range
 from timm_igkd.export.budget import AUTO
 from timm_igkd.runs.protocols import PRESETS
@@ -49,8 +50,7 @@ def _check_ranges(config: "RunConfig") -> None:
         check_range(name, getattr(config, name), 0, sys.float_info.max)
     for name in ("smoothing", "validation_fraction"):
         check_range(name, getattr(config, name), 0, 1)
-    if not 0 < config.temperature <= sys.float_info.max:
-        raise InputError(f"temperature must be above 0 and finite, got {config.temperature:g}")
+    check_temperature(config.temperature)
 
 
 def _check_teacher(config: "RunConfig") -> None:

@@ -5,18 +5,16 @@ A field says which stages its value changes; a stage that is complete is compare
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from timm_igkd.attribution.ig_options import Baseline, IGOptions, Method, Output, Reduction, Target
+from timm_igkd.distillation.options import ExplanationMap, JoinedChannels, TeacherViewMode
 from timm_igkd.export.budget import AUTO, Budget
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
 from timm_igkd.runs.checks import check_settings
 from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
 from timm_igkd.training.augmentation import TrainAugmentation
 from timm_igkd.training.settings import TrainCrop, TrainingSettings
-
-if TYPE_CHECKING:  # the command line reads the settings without torch and timm
-    from timm_igkd.distillation.explanation import JoinedChannels
 
 Start = Literal["pretrained", "random"]
 StageName = Literal["teacher", "maps", "student", "evaluate", "export", "report"]
@@ -115,7 +113,7 @@ class RunConfig:
     overlay_source: OverlaySource = _setting(
         "maps that overlay and explanation loss take: aligned, or a control", "aligned", _STUDENT
     )
-    teacher_view: Literal["clean", "same"] = _preset("what the teacher in the loop sees of an overlaid image", _STUDENT)
+    teacher_view: TeacherViewMode = _preset("what the teacher in the loop sees of an overlaid image", _STUDENT)
     maps: str | None = _setting(
         "a finished store of this teacher and split, or user/name; none: build one", None, _MAPS
     )
@@ -140,7 +138,7 @@ class RunConfig:
     explanation_loss_weight: float = _setting(
         "weight of 1 - cosine of the student's map and the stored one (e2KD: 1); 0: none", 0.0, _STUDENT
     )
-    explanation_map: Literal["input_x_gradient", "grad_cam"] = _setting(
+    explanation_map: ExplanationMap = _setting(
         "how the student explains the label, with explanation_loss_weight", "input_x_gradient", _STUDENT
     )
     stored_logits: bool = _preset("distil from logits stored with the maps instead of a live teacher", _MAPS)
@@ -262,7 +260,7 @@ class RunConfig:
         return self.explanation_loss_weight > 0
 
     @property
-    def explanation_channels(self) -> "JoinedChannels":
+    def explanation_channels(self) -> JoinedChannels:
         """How the student's map joins colour channels: as the store did, whose signed maps are rectified."""
         return "abs_sum" if self.map_reduction == "abs_sum" else "positive"
 

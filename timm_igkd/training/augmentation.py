@@ -6,12 +6,12 @@ torch and timm are imported where they are used: the settings of a run are check
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputError, check_choice, check_range
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.training.settings import TrainCrop
 
 if TYPE_CHECKING:
-    from timm_igkd.distillation.views import TeacherViewMode
     from timm_igkd.overlay.device_views import DeviceAugmentation
 
 
