@@ -121,7 +121,7 @@ class Cell:
             check_range(name, getattr(self, name), 0, 1)
         check_temperature(self.temperature)
         if not 0 < self.subset_fraction <= 1:
-            raise InputError(f"subset_fraction must be in (0, 1], got {self.subset_fraction:g}")
+            raise InputError(f"expected subset_fraction in (0, 1], got {self.subset_fraction:g}")
         if self.loss_type not in KD_LOSSES:
             raise InputError(f"unknown loss_type {self.loss_type!r}{nearest(self.loss_type, KD_LOSSES)}")
         if self.attention_loss_weight > 0 and self.logits != "live":

@@ -1,6 +1,5 @@
 """The model card of a student, from what its run folder holds."""
 
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,12 @@ from torch import nn
 from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
-from timm_igkd.report.run_facts import RunFacts, seed_summary, start_of
+from timm_igkd.report.run_facts import RunFacts, seed_summary, setting_words, start_of
 from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
     Row,
+    corruption_rows,
     export_note,
     export_rows,
     label_counts,
@@ -26,51 +26,6 @@ from timm_igkd.report.tables import (
     summary_sentence,
 )
 from timm_igkd.report.verdict import read_comparison, verdict
-
-# Settings in words; one that is not here is shown by its own name.
-_SETTINGS = {
-    "teacher_checkpoint": "Weights of the teacher",
-    "student_checkpoint": "Weights of the student",
-    "teacher_args": "Arguments of the teacher",
-    "student_args": "Arguments of the student",
-    "overlay_prob": "Overlay probability",
-    "overlay_weight": "Overlay weight",
-    "overlay_max_power": "Largest exponent of the map",
-    "overlay_source": "Overlaid map",
-    "teacher_view": "The teacher sees",
-    "loss_type": "Distillation loss",
-    "distill_loss_weight": "Weight of the distillation loss",
-    "task_loss_weight": "Weight of the cross-entropy",
-    "attention_loss_weight": "Weight of attention transfer",
-    "explanation_loss_weight": "Weight of the explanation loss",
-    "explanation_map": "Map of the student in the explanation loss",
-    "stored_logits": "Logits stored with the maps",
-    "train_limit": "Training images, drawn by the seed with every class in its share",
-    "unlabeled": "Images without labels",
-    "unlabeled_split": "Split of the images without labels",
-    "test_limit": "Test images, drawn by the seed with every class in its share",
-    "batch_size": "Batch size per process",
-    "opt": "Optimiser",
-    "lr": "Learning rate",
-    "min_lr": "Last learning rate",
-    "sched": "Schedule",
-    "grad_accum_steps": "Batches per optimiser step",
-    "clip_grad": "Largest gradient norm",
-    "model_ema": "Moving average of the weights",
-    "model_ema_decay": "Decay of the moving average",
-    "train_crop": "Crop",
-    "scale_min": "Smallest area of a crop",
-    "hflip": "Horizontal flip",
-    "aa": "Auto-augment",
-    "reprob": "Random erasing",
-    "smoothing": "Label smoothing",
-}
-# Told in sentences or in the table of the maps, or without a trace in the weights.
-_TOLD_ELSEWHERE = frozenset(
-    "name output_dir resume dataset revision train_split validation_split test_split corruptions workers trackers "
-    "compare seeds export teacher teacher_epochs teacher_init student student_drop student_init maps "
-    "engine n_steps max_steps tolerance map_method map_baseline map_target map_output map_reduction map_size".split()
-)
 
 _OPTIONS = {
     "method": "Method",
@@ -117,7 +72,7 @@ def model_card(
         dataset_name=public_name(dataset),
         metrics=metrics,
         has_teacher=bool(metrics.get("teacher")),
-        results=result_rows(_without_robustness(metrics)) if metrics else [],
+        results=result_rows(metrics, corruptions=False) if metrics else [],
         seeds=seed_summary([m["top1"] for m in run.seed_metrics]) if run.seed_metrics else None,
         sizes=size_rows(metrics or {"num_parameters": count_parameters(model), "macs": count_macs(model)})
         + _onnx_rows(metrics),
@@ -126,7 +81,10 @@ def model_card(
         hardware=hardware,
         robustness=metrics.get("robustness"),
         teacher_robustness=(metrics.get("teacher") or {}).get("robustness"),
-        robustness_rows=_robustness_rows(metrics.get("robustness") or {}),
+        robustness_rows=[
+            [kind, *(f"{value:.1f}" for value in top1)]
+            for kind, top1 in corruption_rows(metrics.get("robustness") or {}).items()
+        ],
         settings=_settings(run.config),
         ig_options=_ig_options(run),
         method=_method(run),
@@ -181,8 +139,7 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     if config.get("task_loss_weight") is None and config.get("distill_loss_weight") is not None:
         config = {**config, "task_loss_weight": 1 - config["distill_loss_weight"]}
     for name, value in config.items():
-        if name not in _TOLD_ELSEWHERE and value not in (None, {}, [], ""):
-            words = _SETTINGS.get(name, name.replace("_", " ").capitalize())
+        if (words := setting_words(name)) and value not in (None, {}, [], ""):
             rows.append((words, public_name(value) if isinstance(value, str) else plain(value)))
     return rows
 
@@ -195,20 +152,6 @@ def _onnx_rows(metrics: Mapping[str, Any]) -> list[Row]:
         Row(name, ABSENT, f"{measured[key]['median']:.3g}{NARROW}ms (p90 {measured[key]['p90']:.3g})", "")
         for key, name in names.items()
         if key in measured
-    ]
-
-
-def _without_robustness(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics without what has a section of its own on the card."""
-    rest = {name: value for name, value in metrics.items() if name != "robustness"}
-    return rest | {"teacher": _without_robustness(rest["teacher"])} if rest.get("teacher") else rest
-
-
-def _robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
-    """Return, for each kind of corruption, its name, top-1 at each severity and their mean."""
-    return [
-        [kind.replace("_", " "), *(f"{value:.1f}" for value in (*top1, statistics.fmean(top1)))]
-        for kind, top1 in (robustness.get("kinds") or {}).items()
     ]
 
 

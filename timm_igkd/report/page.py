@@ -16,7 +16,7 @@ from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
 from timm_igkd.report.figures import learning_curves, require_matplotlib
-from timm_igkd.report.run_facts import start_of
+from timm_igkd.report.run_facts import setting_words, start_of
 from timm_igkd.report.run_files import (
     History,
     Predictions,
@@ -40,43 +40,14 @@ __all__ = ["Disagreement", "collect_disagreements", "write_report"]
 MOST_SAMPLES = 12
 MOST_DISAGREEMENTS = 24
 
-# Row of the setup table -> (setting that switches it on, settings in words); settings a run does not have are left out.
-_SETUP_WORDS: dict[str, tuple[str, dict[str, str]]] = {
-    "Overlay": (
-        "overlay_prob",
-        {
-            "overlay_prob": "probability {} per image",
-            "overlay_weight": "weight of the map {}",
-            "overlay_source": "maps {}",
-            "teacher_view": "the teacher’s view {}",
-        },
-    ),
-    "Distillation": (
-        "distill_loss_weight",
-        {"loss_type": "{}", "distill_loss_weight": "weight {}", "temperature": "temperature {}"},
-    ),
-    "Part of the images": (
-        "train_limit",
-        {
-            "train_limit": "{} training images, drawn by the seed with every class in its share",
-            "test_limit": "{} test images, drawn alike",
-        },
-    ),
-    "Attention transfer": ("attention_loss_weight", {"attention_loss_weight": "weight {}"}),
-    "Explanation loss": (
-        "explanation_loss_weight",
-        {"explanation_loss_weight": "weight {}", "explanation_map": "the student’s map {}"},
-    ),
-    "Training": (
-        "epochs",
-        {
-            "epochs": "{} epochs",
-            "batch_size": "batch size {}",
-            "opt": "{}",
-            "lr": "learning rate {}",
-            "seed": "seed {}",
-        },
-    ),
+# Row of the setup table -> its settings, which runs may lack; a row whose first setting is 0 says "none".
+_SETUP = {
+    "Overlay": ("overlay_prob", "overlay_weight", "overlay_source", "teacher_view"),
+    "Distillation": ("distill_loss_weight", "loss_type", "temperature"),
+    "Part of the images": ("train_limit", "test_limit"),
+    "Attention transfer": ("attention_loss_weight",),
+    "Explanation loss": ("explanation_loss_weight", "explanation_map"),
+    "Training": ("epochs", "batch_size", "opt", "lr", "seed"),
 }
 
 
@@ -210,14 +181,12 @@ def _setup_rows(
         used = {key: value for key, value in maps.options.used.items() if key != "method"}
         details = ", ".join(f"{key} {tables.plain(value)}" for key, value in used.items())
         rows.append(("Maps", f"{tables.count(maps.n)} {METHOD_NAMES[maps.options.method]} maps: {details}"))
-    for heading, (switch, settings) in _SETUP_WORDS.items():
+    for heading, names in _SETUP.items():
         known = [
-            words.format(tables.plain(config[key])) for key, words in settings.items() if config.get(key) is not None
+            f"{setting_words(name)}: {tables.plain(config[name])}" for name in names if config.get(name) is not None
         ]
-        if config.get(switch) == 0:
-            rows.append((heading, "none"))
-        elif known:
-            rows.append((heading, ", ".join(known)))
+        if known:
+            rows.append((heading, "none" if config.get(names[0]) == 0 else "; ".join(known)))
     return rows
 
 

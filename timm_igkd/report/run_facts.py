@@ -15,6 +15,52 @@ from timm_igkd.report.run_files import read_maps, read_metrics
 
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
+# Settings in words; one that is not here is shown by its own name, None: it is told in sentences or in the table of
+# the maps, or leaves no trace in the weights.
+_SETTINGS: dict[str, str | None] = {
+    "teacher_checkpoint": "Weights of the teacher",
+    "student_checkpoint": "Weights of the student",
+    "teacher_args": "Arguments of the teacher",
+    "student_args": "Arguments of the student",
+    "overlay_prob": "Overlay probability",
+    "overlay_weight": "Overlay weight",
+    "overlay_max_power": "Largest exponent of the map",
+    "overlay_source": "Overlaid map",
+    "teacher_view": "The teacher sees",
+    "loss_type": "Distillation loss",
+    "distill_loss_weight": "Weight of the distillation loss",
+    "task_loss_weight": "Weight of the cross-entropy",
+    "attention_loss_weight": "Weight of attention transfer",
+    "explanation_loss_weight": "Weight of the explanation loss",
+    "explanation_map": "Map of the student in the explanation loss",
+    "stored_logits": "Logits stored with the maps",
+    "train_limit": "Training images, drawn by the seed with every class in its share",
+    "unlabeled": "Images without labels",
+    "unlabeled_split": "Split of the images without labels",
+    "test_limit": "Test images, drawn by the seed with every class in its share",
+    "batch_size": "Batch size per process",
+    "opt": "Optimiser",
+    "lr": "Learning rate",
+    "min_lr": "Last learning rate",
+    "sched": "Schedule",
+    "grad_accum_steps": "Batches per optimiser step",
+    "clip_grad": "Largest gradient norm",
+    "model_ema": "Moving average of the weights",
+    "model_ema_decay": "Decay of the moving average",
+    "train_crop": "Crop",
+    "scale_min": "Smallest area of a crop",
+    "hflip": "Horizontal flip",
+    "aa": "Auto-augment",
+    "reprob": "Random erasing",
+    "smoothing": "Label smoothing",
+    **dict.fromkeys(
+        "name output_dir resume dataset revision train_split validation_split test_split corruptions "
+        "workers trackers compare seeds export teacher teacher_epochs teacher_init student student_drop "
+        "student_init maps engine n_steps max_steps tolerance map_method map_baseline map_target map_output "
+        "map_reduction map_size".split()
+    ),
+}
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -100,6 +146,11 @@ def start_of(config: Mapping[str, Any], name: str) -> str:
     return {"teacher": "the weights of the teacher's kept layers", "pretrained": "its pretrained weights"}.get(
         start, "random weights"
     )
+
+
+def setting_words(name: str) -> str | None:
+    """Return what a setting is called; None where cards do not list it."""
+    return _SETTINGS.get(name, name.replace("_", " ").capitalize())
 
 
 def seed_summary(top1: Sequence[float]) -> dict[str, float]:

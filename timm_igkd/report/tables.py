@@ -1,6 +1,7 @@
 """Numbers of a run in words: the rows and sentences of the report page, as plain text that the template escapes."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -108,8 +109,8 @@ def _points(teacher: float, student: float) -> str:
     return "equal" if abs(difference) < 0.05 else f"{difference:+.1f} points".replace("-", MINUS)
 
 
-def result_rows(metrics: Mapping[str, Any]) -> list[Row]:
-    """Return accuracy, calibration and agreement of teacher and student."""
+def result_rows(metrics: Mapping[str, Any], corruptions: bool = True) -> list[Row]:
+    """Return accuracy, under `corruptions` too, calibration and agreement of teacher and student."""
     teacher = metrics.get("teacher") or {}
     rows = [_compare_percent("Top-1 accuracy", "top1", teacher, metrics)]
     rows.append(
@@ -122,7 +123,7 @@ def result_rows(metrics: Mapping[str, Any]) -> list[Row]:
         both = teacher.get(key)
         change = f"{metrics[key] - both:+.3f}".replace("-", MINUS) if both is not None else ABSENT
         rows.append(Row(name, ABSENT if both is None else f"{both:.3f}", f"{metrics[key]:.3f}", change))
-    rows += _robustness_rows(metrics, teacher)
+    rows += _robustness_rows(metrics, teacher) if corruptions else []
     if "agreement" in metrics:
         rows.append(Row("Same answer as the teacher", "", percent(metrics["agreement"]), ""))
     if "teacher_kl" in metrics:
@@ -137,10 +138,15 @@ def _robustness_rows(metrics: Mapping[str, Any], teacher: Mapping[str, Any]) -> 
         return []
     name = f"Top-1 under corruption (mean; {count(measured['n'])} images each)"
     rows = [_compare_percent(name, "top1", other, measured)]
-    means = [
-        {kind: sum(top1) / len(top1) for kind, top1 in side.get("kinds", {}).items()} for side in (other, measured)
-    ]
-    return rows + [_compare_percent(f"… {kind.replace('_', ' ')}", kind, *means) for kind in measured["kinds"]]
+    means = [{f"… {kind}": top1[-1] for kind, top1 in corruption_rows(side).items()} for side in (other, measured)]
+    return rows + [_compare_percent(name, name, *means) for name in means[1]]
+
+
+def corruption_rows(robustness: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return, for each kind of corruption in words, top-1 at each severity and their mean."""
+    return {
+        kind.replace("_", " "): [*top1, statistics.fmean(top1)] for kind, top1 in robustness.get("kinds", {}).items()
+    }
 
 
 def _compare_percent(name: str, key: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Row:
