@@ -33,7 +33,7 @@ def parse_record(kind: type[Record], content: Any, where: str) -> Record:
     """Return the dataclass `kind` of what JSON gave; a field with a default may be absent.
 
     Args:
-        kind: its fields are of int, float, str, bool, Literal, tuple, Mapping, dataclasses, and unions of those.
+        kind: its fields are of int, float, str, bool, Literal, tuple, Mapping, dataclasses, unions of those, and Any.
         content: as `json.loads` returns it, whatever it is.
         where: what errors begin with, such as the file's name.
 
@@ -59,6 +59,8 @@ def parse_record(kind: type[Record], content: Any, where: str) -> Record:
 def _parse(kind: Any, value: Any, where: str) -> Any:
     """Return `value` as the type `kind`."""
     origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
     if origin in (Union, types.UnionType):
         return _parse_union(args, value, where)
     if is_dataclass(kind):

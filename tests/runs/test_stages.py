@@ -6,7 +6,8 @@ import os
 import pytest
 
 from timm_igkd.errors import InputError
-from timm_igkd.runs.stages import StageMarker, read_marker, write_marker
+from timm_igkd.records import write_record
+from timm_igkd.runs.stages import StageMarker, read_marker
 
 MARKER = StageMarker({"seed": 0, "lr": 0.1}, {"teacher": "ab"}, {"num_processes": 1, "mixed_precision": "no"}, 2, 1.5)
 
@@ -14,7 +15,7 @@ MARKER = StageMarker({"seed": 0, "lr": 0.1}, {"teacher": "ab"}, {"num_processes"
 def test_a_marker_comes_back_as_it_was_written(tmp_path):
     path = tmp_path / "student.json"
     assert read_marker(path) is None
-    write_marker(path, MARKER)
+    write_record(path, MARKER)
     assert read_marker(path) == MARKER
     assert MARKER.is_complete
     assert not StageMarker({}, {}, {}, 1).is_complete

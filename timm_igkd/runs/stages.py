@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from timm_igkd.errors import InputError, first_line
-from timm_igkd.files import refuse_special, write_json
+from timm_igkd.files import refuse_special
+from timm_igkd.records import parse_record, write_record
 from timm_igkd.runs.settings import RunConfig, StageName
 
 
@@ -40,39 +41,21 @@ class StageMarker:
         return self.wall_time_s is not None
 
 
-def write_marker(path: Path, marker: StageMarker) -> None:
-    """Write a marker, in place of an earlier one."""
-    write_json(path, asdict(marker))
-
-
 def read_marker(path: Path) -> StageMarker | None:
-    """Read what `write_marker` wrote, or None where there is nothing.
+    """Read the marker of a stage, or None where there is none.
 
     Raises:
         InputError: the file is damaged.
     """
     if not path.exists():
         return None
-    kinds: dict[str, Any] = {
-        "settings": dict,
-        "inputs": dict,
-        "launch": dict,
-        "torch_threads": int,
-        "wall_time_s": (int, float, type(None)),
-    }
     refuse_special(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or set(content) != set(kinds):
-            raise ValueError(f"expected {', '.join(kinds)}")
-        for name, kind in kinds.items():
-            if not isinstance(content[name], kind):
-                raise ValueError(f"{name} is {content[name]!r}")
+        return parse_record(StageMarker, json.loads(path.read_text(encoding="utf-8")), "it")
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, or something else
         raise InputError(
             f"{str(path)!r} is no marker of a stage ({first_line(error)}); choose another --name, or delete the folder"
         ) from error
-    return StageMarker(**content)
 
 
 @dataclass(frozen=True)
@@ -179,13 +162,13 @@ class Stages:
         begun = StageMarker(self.config.settings_of(stage.name), inputs, self.launch(), torch.get_num_threads())
         if self.accelerator.is_main_process:
             self._note_threads(stage, begun.torch_threads)
-            write_marker(_path(self.run_dir, stage.name), begun)
+            write_record(_path(self.run_dir, stage.name), begun)
         started = time.perf_counter()
         stage.function()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             seconds = round(time.perf_counter() - started, 2)
-            write_marker(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
+            write_record(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
             self.accelerator.print(f"{self.label}{stage.name}: done in {seconds:.1f} s")
 
     def _note_threads(self, stage: Stage, threads: int) -> None:
