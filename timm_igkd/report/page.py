@@ -10,19 +10,16 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
-from timm_igkd.files import read_mapping, write_atomic
-from timm_igkd.maps.manifest import Provenance
+from timm_igkd.files import write_atomic
 from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
 from timm_igkd.report.figures import learning_curves, require_matplotlib
-from timm_igkd.report.run_facts import setting_words, start_of
+from timm_igkd.report.run_facts import RunFacts, read_run, setting_words, start_of
 from timm_igkd.report.run_files import (
     History,
     Predictions,
     read_history,
-    read_maps,
-    read_metrics,
     read_predictions,
 )
 from timm_igkd.report.sections import (
@@ -96,10 +93,8 @@ def light_colours() -> dict[str, str]:
 
 def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[Disagreement]) -> dict[str, Any]:
     """Read the run and return everything the template shows."""
-    config = read_mapping(run_dir / "config.yaml")
-    metrics = read_metrics(run_dir / "metrics.json")
-    environment = read_mapping(run_dir / "environment.json")
-    maps = read_maps(run_dir)
+    run = read_run(run_dir, finished=True)
+    config, metrics, maps = run.config, run.metrics, run.provenance
     student_history = read_history(run_dir / "student_history.csv")
     teacher_csv = run_dir / "teacher_history.csv"
     teacher_history = read_history(teacher_csv) if teacher_csv.exists() else None
@@ -112,7 +107,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "arms": arm_rows(comparison),
         "summary": tables.summary_sentence(metrics),
         "highlights": _highlights(metrics),
-        "setup": _setup_rows(config, metrics, maps, teacher_history, predictions),
+        "setup": _setup_rows(run, teacher_history, predictions),
         "results": tables.result_rows(metrics),
         "n": tables.count(metrics["n"]),
         "split": tables.plain(metrics.get("split")),
@@ -132,8 +127,8 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "exports": tables.export_rows(metrics),
         "export_note": tables.export_note(metrics),
         "latency_note": _latency_note(metrics),
-        "command": _command(environment),
-        "provenance": _provenance_groups(config, metrics, environment, maps),
+        "command": _command(run.environment),
+        "provenance": _provenance_groups(run),
         "needs_plugin": bool(metrics.get("needs_plugin", True)),
     }
 
@@ -150,15 +145,9 @@ def _highlights(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return shown
 
 
-def _setup_rows(
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    maps: Provenance | None,
-    teacher_history: History | None,
-    predictions: Predictions,
-) -> list[tuple[str, str]]:
+def _setup_rows(run: RunFacts, teacher_history: History | None, predictions: Predictions) -> list[tuple[str, str]]:
     """Say what was trained on what, from whichever settings the run has."""
-    rows = []
+    rows, (config, metrics, maps) = [], (run.config, run.metrics, run.provenance)
     teacher = metrics.get("teacher")
     if teacher:
         origin = start_of(config, "teacher")
@@ -216,21 +205,19 @@ def _command(environment: Mapping[str, Any]) -> str:
     return str(command) if command else "accelerate launch recipes/train_igkd.py --config config.yaml"
 
 
-def _provenance_groups(
-    config: Mapping[str, Any], metrics: Mapping[str, Any], environment: Mapping[str, Any], maps: Provenance | None
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    times = metrics.get("wall_time_s") or {}
+def _provenance_groups(run: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
+    times = run.metrics.get("wall_time_s") or {}
     walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items() if seconds is not None]
     if walls:
         walls.append(("total", tables.duration(sum(seconds for seconds in times.values() if seconds is not None))))
-    software = {key: value for key, value in environment.items() if key != "command"}
+    software = {key: value for key, value in run.environment.items() if key != "command"}
     packages = [
         (name.removeprefix("packages.").removeprefix("versions."), value) for name, value in tables.flat_rows(software)
     ]
     groups = [
         ("Wall time", walls),
         ("Software and hardware", packages),
-        ("Settings", tables.flat_rows(config)),
-        ("Maps", tables.flat_rows({} if maps is None else asdict(maps))),
+        ("Settings", tables.flat_rows(run.config)),
+        ("Maps", tables.flat_rows({} if run.provenance is None else asdict(run.provenance))),
     ]
     return [(heading, rows) for heading, rows in groups if rows]

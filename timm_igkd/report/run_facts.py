@@ -97,16 +97,23 @@ class RunFacts:
         return hub_dataset_id(self.dataset, self.revision)
 
 
-def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
+def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = False) -> RunFacts:
     """Return what a run folder, and others of the same settings and other seeds, tell.
 
+    Args:
+        folder: of the run.
+        seed_runs: the others.
+        finished: all its files must be there; otherwise one that is absent is empty.
+
     Raises:
+        MissingFileError: the run is not finished.
         InputError: a file that cannot be read, or runs that differ in more than the seed.
     """
-    config, metrics = _read_known(folder / "config.yaml"), read_metrics(folder / "metrics.json", optional=True)
+    config = _read(folder / "config.yaml", finished)
+    metrics = read_metrics(folder / "metrics.json", optional=not finished)
     seed_metrics = []
     for other in seed_runs:
-        found, result = _read_known(other / "config.yaml"), read_metrics(other / "metrics.json", optional=True)
+        found, result = _read(other / "config.yaml"), read_metrics(other / "metrics.json", optional=True)
         if "top1" not in metrics or "top1" not in result:
             raise InputError(
                 f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"
@@ -121,15 +128,15 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = ()) -> RunFacts:
     return RunFacts(
         config=config,
         metrics=metrics,
-        environment=_read_known(folder / "environment.json"),
+        environment=_read(folder / "environment.json", finished),
         provenance=read_maps(folder),
         seed_metrics=[metrics, *seed_metrics] if seed_metrics else (),
     )
 
 
-def _read_known(path: Path) -> dict[str, Any]:
-    """Read a file of names with values; one that is absent is empty."""
-    return read_mapping(path) if path.exists() or path.is_symlink() else {}
+def _read(path: Path, required: bool = False) -> dict[str, Any]:
+    """Read a file of names with values; one that is absent is empty unless it is required."""
+    return read_mapping(path) if required or path.exists() or path.is_symlink() else {}
 
 
 def start_of(config: Mapping[str, Any], name: str) -> str:

@@ -21,7 +21,7 @@ from timm_igkd.export.budget import AUTO
 from timm_igkd.export.record import read_export_record
 from timm_igkd.export.student import check_exportable, export_student
 from timm_igkd.export.students import StudentsRecord
-from timm_igkd.files import read_mapping, write_json
+from timm_igkd.files import write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
@@ -29,6 +29,7 @@ from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.records import write_record
 from timm_igkd.report.figures import require_matplotlib
 from timm_igkd.report.page import write_report
+from timm_igkd.report.run_files import read_metrics
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
@@ -275,7 +276,7 @@ class Run:
 
     def _add_to_metrics(self, **more: Any) -> None:
         """Add the seconds of all stages to metrics.json, and what else is given; None takes it away."""
-        metrics = read_mapping(self.folder.metrics) | more
+        metrics = read_metrics(self.folder.metrics) | more
         times = self.stages.wall_times() | ({"arms": self.arms.wall_time_s()} if self.arms.all else {})
         metrics["wall_time_s"] = times | self.last.wall_times()
         write_metrics(self.folder.metrics, {name: value for name, value in metrics.items() if value is not None})
