@@ -14,12 +14,14 @@ from scipy import stats
 
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.files import read_mapping
 from timm_igkd.hub import cards
 from timm_igkd.hub.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
 from timm_igkd.maps.card import dataset_card, map_picture
 from timm_igkd.report.card import base_model, model_card
 from timm_igkd.report.licenses import check_license
 from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
+from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig
 
@@ -183,9 +185,8 @@ def test_settings_are_told_in_words(run):
 
 def test_card_tells_the_latency_in_onnxruntime_where_it_was_measured(card, run):
     assert "onnxruntime" not in card
-    facts = read_run(run)
-    metrics = facts.metrics | {"onnx_latency_ms": {"batch_1": {"median": 0.5, "p90": 0.75, "n": 9}}}
-    told = model_card(plain_student(), "user/x", RunFacts(config=facts.config, metrics=metrics))
+    metrics = metrics_of(run, onnx_latency_ms={"batch_1": {"median": 0.5, "p90": 0.75, "n": 9}})
+    told = model_card(plain_student(), "user/x", replace(read_run(run), metrics=metrics))
     assert "0.5\u202fms (p90 0.75)" in table_row(told, "Latency in onnxruntime, one image")
 
 
@@ -219,11 +220,17 @@ ROBUSTNESS = {
 }
 
 
+def metrics_of(run, **more):
+    return parse_metrics(read_mapping(run / "metrics.json") | more, "metrics.json")
+
+
+def with_robustness(run, teachers):
+    teacher = read_mapping(run / "metrics.json")["teacher"] | {"robustness": teachers}
+    return metrics_of(run, robustness=ROBUSTNESS, teacher=teacher)
+
+
 def test_card_tells_robustness_by_corruption_and_severity(run):
-    facts = read_run(run)
-    card = model_card(
-        plain_student(), "user/x", RunFacts(config=facts.config, metrics=facts.metrics | {"robustness": ROBUSTNESS})
-    )
+    card = model_card(plain_student(), "user/x", RunFacts(metrics=metrics_of(run, robustness=ROBUSTNESS)))
     assert "corruption: **63.2 %**, n = 1,000 images" in card
     assert "each of 2\nkinds" in card
     assert table_row(card, "jpeg") == "| jpeg | 80.0 | 75.0 | 72.5 | 70.0 | 60.0 | 71.5 |"
@@ -232,9 +239,7 @@ def test_card_tells_robustness_by_corruption_and_severity(run):
 
 
 def test_card_tells_robustness_once(run):
-    facts = read_run(run)
-    metrics = {"robustness": ROBUSTNESS, "teacher": facts.metrics["teacher"] | {"robustness": ROBUSTNESS}}
-    card = model_card(plain_student(), "user/x", RunFacts(metrics=facts.metrics | metrics))
+    card = model_card(plain_student(), "user/x", RunFacts(metrics=with_robustness(run, ROBUSTNESS)))
     assert card.count("jpeg") == card.count("gaussian noise") == 1
     assert "under corruption" not in card[: card.index("## Robustness")]
 
@@ -264,10 +269,7 @@ def test_card_names_the_method_of_its_maps(run):
 
 def test_every_table_of_both_cards_is_whole(run, store):
     """Rows have their header's number of cells, and no header is empty all over."""
-    facts = read_run(run)
-    full = RunFacts(
-        config=facts.config, metrics=facts.metrics | {"robustness": ROBUSTNESS}, provenance=facts.provenance
-    )
+    full = replace(read_run(run), metrics=metrics_of(run, robustness=ROBUSTNESS))
     for card in (model_card(plain_student(), "user/x", full), dataset_card(store.provenance, "user/maps")):
         tables = re.findall(r"(?m)(?:^\|.*\|\n)+", card)
         assert len(tables) >= 2
@@ -279,9 +281,7 @@ def test_every_table_of_both_cards_is_whole(run, store):
 
 
 def test_card_tells_the_teachers_robustness_beside_it(run):
-    facts = read_run(run)
-    teacher = facts.metrics["teacher"] | {"robustness": ROBUSTNESS | {"top1": 70.04}}
-    metrics = facts.metrics | {"robustness": ROBUSTNESS, "teacher": teacher}
+    metrics = with_robustness(run, ROBUSTNESS | {"top1": 70.04})
     assert "**63.2 %** (teacher 70.0 %), n =" in model_card(plain_student(), "user/x", RunFacts(metrics=metrics))
 
 

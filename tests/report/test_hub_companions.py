@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 from hub_parts import make_run, plain_student
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from tiny_parts import ImageList, noise_image
+from tiny_parts import NUMBERS, ImageList, noise_image
 
 from timm_igkd import evaluate, push_student
 from timm_igkd.cli.main import main
@@ -25,6 +26,7 @@ from timm_igkd.export.record import (
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.report.companions import eval_result, exported_files
 from timm_igkd.report.run_facts import RunFacts, read_run
+from timm_igkd.report.run_files import parse_metrics
 
 pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
     pytest.mark.hub,
@@ -33,7 +35,7 @@ pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that 
 REPO = "user/student"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESULT = ".eval_results/timm-igkd.yaml"
-METRICS = {"top1": 81.256, "n": 500, "split": "test"}
+METRICS = parse_metrics(NUMBERS | {"top1": 81.256, "n": 500, "split": "test"}, "metrics.json")
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_result_of_an_earlier_push_goes_with_its_weights(hub, run):
 
 
 def test_commit_that_the_evaluation_read_is_the_revision_of_the_result(run):
-    metrics = METRICS | {"dataset_revision": COMMIT}
+    metrics = replace(METRICS, dataset_revision=COMMIT)
     (entry,) = yaml.safe_load(eval_result(RunFacts({"dataset": "user/images"}, metrics), "top1"))
     assert entry == {
         "dataset": {"id": "user/images", "task_id": "top1", "revision": COMMIT},
@@ -173,7 +175,7 @@ def test_evaluation_says_which_commit_of_a_dataset_it_read():
     [
         ({"dataset": "/home/me/images"}, METRICS, "this run's is 'images'; leave it out"),
         ({"dataset": "digits"}, METRICS, "this run's is 'digits'; leave it out"),
-        ({"dataset": "hfds/user/images"}, {}, "there is no metrics.json"),
+        ({"dataset": "hfds/user/images"}, None, "there is no metrics.json"),
         ({"dataset": "hfds/user/images", "test_limit": 9}, METRICS, "needs the whole test split"),
     ],
 )
@@ -199,6 +201,6 @@ def test_model_without_a_run_has_no_result(run):
     with pytest.raises(InputError, match=r"there is no metrics\.json"):
         push_student(run / "student", REPO, eval_task="top1")
     (run / "metrics.json").unlink()
-    assert read_run(run).metrics == {}
+    assert read_run(run).metrics is None
     with pytest.raises(InputError, match=r"there is no metrics\.json"):
         push_student(run, REPO, eval_task="top1")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny_parts import provenance_of, tiny_score
+from tiny_parts import NUMBERS, provenance_of, tiny_score
 
 from timm_igkd.data.pictures import heat_image
 from timm_igkd.errors import InputError, MissingFileError
@@ -16,7 +16,7 @@ from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record
 from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
 from timm_igkd.report.run_facts import read_run
-from timm_igkd.report.run_files import read_metrics, read_predictions
+from timm_igkd.report.run_files import parse_metrics, read_metrics, read_predictions, update_metrics
 from timm_igkd.report.tables import (
     confused_pairs,
     confusion_matrix,
@@ -87,15 +87,15 @@ def test_accuracy_under_corruption_stands_beside_the_teachers():
     def side(top1):
         return {"top1": top1, "n": 500, "kinds": {"jpeg": [top1] * 5, "gaussian_noise": [top1 - 10] * 5}}
 
-    metrics = {"top1": 90.0, "top5": 99.0, "loss": 0.4, "ece": 0.02, "n": 1000, "robustness": side(70.0)}
-    alone = {row[0]: row for row in result_rows(metrics)}
+    def rows(**more):
+        return {row[0]: row for row in result_rows(parse_metrics(NUMBERS | more, "metrics.json"))}
+
+    alone = rows(robustness=side(70.0))
     assert alone["… gaussian noise"][2] == percent(60.0)
-    both = {row[0]: row for row in result_rows(metrics | {"teacher": metrics | {"robustness": side(72.0)}})}
+    both = rows(robustness=side(70.0), teacher=NUMBERS | {"robustness": side(72.0)})
     (mean,) = (row for name, row in both.items() if name.startswith("Top-1 under corruption (mean; 500 images"))
     assert tuple(mean[1:3]) == (percent(72.0), percent(70.0))
-    assert not any(
-        "corruption" in row[0] for row in result_rows({k: v for k, v in metrics.items() if k != "robustness"})
-    )
+    assert not any("corruption" in name for name in rows())
 
 
 def sample(label, size=(8, 8)):
@@ -265,8 +265,8 @@ def test_wilson_interval_matches_scipy():
 
 def test_ratio_and_article():
     assert [ratio(value) for value in (1.5, 5.9, 1122)] == ["1.50×", "5.9×", "1122×"]
-    metrics = {"top1": 50.0, "n": 10, "compression": 8.2, "teacher": {"top1": 60.0}}
-    assert summary_sentence(metrics).startswith("An 8.2× smaller student")
+    metrics = NUMBERS | {"compression": 8.2, "teacher": NUMBERS}
+    assert summary_sentence(parse_metrics(metrics, "metrics.json")).startswith("An 8.2× smaller student")
 
 
 def test_confused_pairs_are_sorted_mistakes():
@@ -310,14 +310,32 @@ def test_heat_grows_brighter():
         (lambda metrics: metrics.update(n=True), "must hold the number n, found True"),
         (lambda metrics: metrics.update(teacher={"top1": 50}), "teacher must hold the number top5"),
         (lambda metrics: metrics.update(teacher=[1]), "teacher must hold the number top1"),
+        (lambda metrics: metrics.update(latency_ms=[3]), "latency_ms must be names with values, found a list of 1"),
+        (lambda metrics: metrics.update(robustness={"top1": 5.0}), "robustness lacks 'n'"),
+        (
+            lambda metrics: metrics.update(wall_time_s={"teacher": "long"}),
+            "wall_time_s.teacher must be a finite number",
+        ),
     ],
 )
 def test_metrics_that_are_none_are_one_line(change, message, tmp_path):
-    metrics = {"top1": 90.0, "top5": 99.0, "loss": 0.4, "ece": 0.02, "num_parameters": 1, "macs": 1, "n": 10}
+    metrics = dict(NUMBERS)
     change(metrics)
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(InputError, match=message):
         read_metrics(tmp_path / "metrics.json")
+
+
+def test_metrics_of_another_version_are_read_and_keep_what_this_one_does_not_know(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text(
+        json.dumps(NUMBERS | {"split": None, "later": {"a": 1}, "arms": None, "teacher": NUMBERS | {"x": 1}})
+    )
+    found = read_metrics(path)
+    assert (found.top1, found.split, found.arms, found.exports, found.teacher.n) == (90.0, None, None, (), 10)
+    update_metrics(path, {"wall_time_s": {"report": 1.5}})
+    written = json.loads(path.read_text())
+    assert written == NUMBERS | {"later": {"a": 1}, "teacher": NUMBERS | {"x": 1}, "wall_time_s": {"report": 1.5}}
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + b"x" * 50, b"\x93NUMPY", b"\x80\x04."])

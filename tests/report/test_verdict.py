@@ -4,10 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from tiny_parts import NUMBERS
 
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
-from timm_igkd.report.verdict import arm_rows, read_comparison, verdict
+from timm_igkd.report.run_files import parse_metrics
+from timm_igkd.report.verdict import arm_rows, verdict
 
 
 def compared(points: float, low: float | None, high: float | None, seeds: int = 1) -> Comparison:
@@ -55,11 +57,10 @@ def test_comparison_comes_back_from_metrics():
     found = compared(0.5, None, None, seeds=3)
     content = asdict(found)
     lists = {name: [dict(item) for item in content[name]] for name in content}
-    assert read_comparison({"arms": lists}) == found
-    assert read_comparison({}) is None
+    assert parse_metrics(NUMBERS | {"arms": lists}, "metrics.json").arms == found
     assert verdict(None) == []
 
 
 def test_a_damaged_comparison_is_refused_in_one_line():
     with pytest.raises(InputError, match=r"metrics\.json: arms: differences"):
-        read_comparison({"arms": {"students": [], "differences": [{"arm": "<script>"}]}})
+        parse_metrics(NUMBERS | {"arms": {"students": [], "differences": [{"arm": "<script>"}]}}, "metrics.json")

@@ -5,15 +5,17 @@ from collections.abc import Callable
 
 import pytest
 from command_lines import Outcome, Runner, tiny_run, two_splits
+from tiny_parts import NUMBERS
 from torch import nn
 
 from timm_igkd import load_model
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation import onnx_file
 from timm_igkd.export import student as student_export
-from timm_igkd.export.record import read_export_record, read_summaries
+from timm_igkd.export.record import read_export_record
 from timm_igkd.report.card import model_card
 from timm_igkd.report.run_facts import read_run
+from timm_igkd.report.run_files import parse_metrics
 
 INT8 = ["--export", "onnx", "onnx-int8"]
 
@@ -106,4 +108,4 @@ def test_unknown_format_offers_the_nearest(run):
 @pytest.mark.parametrize("exports", [{}, "onnx", [{"format": "onnx"}], [{"format": "tflite"}], [3]])
 def test_damaged_entries_of_metrics_are_one_line(exports):
     with pytest.raises(InputError, match=r"metrics\.json: exports"):
-        assert read_summaries({"exports": exports or {"a": 1}})
+        parse_metrics(NUMBERS | {"exports": exports or {"a": 1}}, "metrics.json")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.errors import MissingFileError
 from timm_igkd.evaluation.onnx_file import PACKAGES, OnnxMetadata
 from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
@@ -179,18 +179,6 @@ class ExportRecord:
         slower = "slower than" if ratio >= 1 else "faster than"
         lost = "".join(f"; {f.format} lost {f.drop:.2f} points of top1" for f in self.exports if not f.passed)
         return f"recommended: {self.recommended}; int8 is {slower} float on this machine, {ratio:.2f} of its time{lost}"
-
-
-def read_summaries(metrics: Mapping[str, Any]) -> list[ExportSummary]:
-    """Return the entry `exports` of a run's metrics.json; none of a run without.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    found = metrics.get("exports") or []
-    if not isinstance(found, list):
-        raise InputError(f"metrics.json: exports must be a list, found {found!r}; run the export again")
-    return [parse_record(ExportSummary, entry, f"metrics.json: exports[{i}]") for i, entry in enumerate(found)]
 
 
 def onnx_environment() -> dict[str, str | int | None]:

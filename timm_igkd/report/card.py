@@ -8,9 +8,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
+from timm_igkd.export.record import Timing
 from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.run_facts import RunFacts, seed_summary, setting_words, start_of
+from timm_igkd.report.run_files import Sizes
 from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
@@ -25,7 +27,7 @@ from timm_igkd.report.tables import (
     size_rows,
     summary_sentence,
 )
-from timm_igkd.report.verdict import read_comparison, verdict
+from timm_igkd.report.verdict import verdict
 
 _OPTIONS = {
     "method": "Method",
@@ -52,18 +54,19 @@ def model_card(
         license: an identifier of the Hub.
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    metrics = run.metrics if "top1" in run.metrics else {}
+    metrics = run.metrics
+    teacher, robustness = (metrics.teacher, metrics.robustness) if metrics else (None, None)
     dataset = run.dataset
-    hardware = metrics.get("hardware")
-    if hardware:
-        hardware = f"{hardware}, device {metrics.get('device', '?')}, torch threads: {metrics.get('threads', '?')}"
+    hardware = metrics.hardware if metrics else None
+    if metrics and hardware:
+        hardware += f", device {metrics.device or '?'}, torch threads: {metrics.threads or '?'}"
     return render_card(
         "model_card.md",
-        metadata=_metadata(repo_id, run, metrics, maps_repo, license).to_yaml(),
+        metadata=_metadata(repo_id, run, maps_repo, license).to_yaml(),
         name=repo_id.split("/")[1],
         repo_id=repo_id,
         introduction=_introduction(model, run, dataset),
-        verdict=verdict(read_comparison(metrics)),
+        verdict=verdict(metrics.arms if metrics else None),
         summary=summary_sentence(metrics) if metrics else "",
         needs_plugin=needs_plugin(model),
         architecture=config["architecture"],
@@ -71,19 +74,19 @@ def model_card(
         num_classes=model.num_classes,
         dataset_name=public_name(dataset),
         metrics=metrics,
-        has_teacher=bool(metrics.get("teacher")),
+        has_teacher=teacher is not None,
         results=result_rows(metrics, corruptions=False) if metrics else [],
-        seeds=seed_summary([m["top1"] for m in run.seed_metrics]) if run.seed_metrics else None,
-        sizes=size_rows(metrics or {"num_parameters": count_parameters(model), "macs": count_macs(model)})
-        + _onnx_rows(metrics),
+        seeds=seed_summary([m.top1 for m in run.seed_metrics]) if run.seed_metrics else None,
+        sizes=size_rows(metrics or Sizes(num_parameters=count_parameters(model), macs=count_macs(model)), teacher)
+        + _onnx_rows(metrics.onnx_latency_ms if metrics else {}),
         exports=export_rows(metrics),
         export_note=export_note(metrics),
         hardware=hardware,
-        robustness=metrics.get("robustness"),
-        teacher_robustness=(metrics.get("teacher") or {}).get("robustness"),
+        robustness=robustness,
+        teacher_robustness=teacher and teacher.robustness,
         robustness_rows=[
             [kind, *(f"{value:.1f}" for value in top1)]
-            for kind, top1 in corruption_rows(metrics.get("robustness") or {}).items()
+            for kind, top1 in (corruption_rows(robustness) if robustness else {}).items()
         ],
         settings=_settings(run.config),
         ig_options=_ig_options(run),
@@ -144,12 +147,11 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _onnx_rows(metrics: Mapping[str, Any]) -> list[Row]:
+def _onnx_rows(measured: Mapping[str, Timing]) -> list[Row]:
     """Return the student's latency in onnxruntime, where it was measured."""
     names = {"batch_1": "Latency in onnxruntime, one image", "batch_64": "Latency in onnxruntime, batch of 64"}
-    measured = metrics.get("onnx_latency_ms") or {}
     return [
-        Row(name, ABSENT, f"{measured[key]['median']:.3g}{NARROW}ms (p90 {measured[key]['p90']:.3g})", "")
+        Row(name, ABSENT, f"{measured[key].median:.3g}{NARROW}ms (p90 {measured[key].p90:.3g})", "")
         for key, name in names.items()
         if key in measured
     ]
@@ -183,7 +185,6 @@ def _ig_options(run: RunFacts) -> list[tuple[str, str]]:
 def _metadata(
     repo_id: str,
     run: RunFacts,
-    metrics: Mapping[str, Any],
     maps_repo: str | None,
     license: str,
 ) -> ModelCardData:
@@ -194,14 +195,14 @@ def _metadata(
             task_name="Image classification",
             dataset_type=dataset_id or public_name(run.dataset),
             dataset_name=public_name(run.dataset),
-            dataset_split=metrics.get("split"),
+            dataset_split=metrics.split,
             dataset_revision=run.revision if dataset_id else None,
             metric_type="accuracy",
             metric_name=name,
-            metric_value=round(metrics[key], 2),
+            metric_value=round(top1, 2),
         )
-        for name, key in (("Top-1 accuracy, %", "top1"), ("Top-5 accuracy, %", "top5"))
-        if key in metrics
+        for metrics in ([run.metrics] if run.metrics else [])
+        for name, top1 in (("Top-1 accuracy, %", metrics.top1), ("Top-5 accuracy, %", metrics.top5))
     ]
     datasets = [name for name in (dataset_id, maps_repo) if name]
     return ModelCardData(

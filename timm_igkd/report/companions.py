@@ -69,7 +69,7 @@ def eval_result(run: RunFacts, task_id: str) -> bytes:
     """
     if not re.fullmatch(r"\S+", task_id):
         raise InputError(f"--eval-task is the id of a task, one word, got {task_id!r}")
-    if "top1" not in run.metrics:
+    if run.metrics is None:
         raise InputError(
             "--eval-task files a run's accuracy, but there is no metrics.json; push the folder of a finished run"
         )
@@ -80,14 +80,14 @@ def eval_result(run: RunFacts, task_id: str) -> bytes:
         )
     if run.config.get("test_limit"):
         raise InputError(
-            f"--eval-task needs the whole test split, and this run read {run.metrics['n']} images of it; evaluate "
+            f"--eval-task needs the whole test split, and this run read {run.metrics.n} images of it; evaluate "
             "without test_limit, or leave it out"
         )
     entry = EvalResultEntry(
         dataset_id=run.dataset_id,
         task_id=task_id,
-        value=round(run.metrics["top1"], 2),
+        value=round(run.metrics.top1, 2),
         dataset_revision=run.revision if _COMMIT.fullmatch(run.revision or "") else None,
-        notes=f"top-1 accuracy in percent, split {run.metrics.get('split')}, n = {run.metrics['n']}",
+        notes=f"top-1 accuracy in percent, split {run.metrics.split}, n = {run.metrics.n}",
     )
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True).encode()

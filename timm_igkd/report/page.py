@@ -18,6 +18,7 @@ from timm_igkd.report.figures import learning_curves, require_matplotlib
 from timm_igkd.report.run_facts import RunFacts, read_run, setting_words, start_of
 from timm_igkd.report.run_files import (
     History,
+    Metrics,
     Predictions,
     read_history,
     read_predictions,
@@ -30,7 +31,7 @@ from timm_igkd.report.sections import (
     disagreement_view,
     sample_view,
 )
-from timm_igkd.report.verdict import arm_rows, read_comparison, verdict
+from timm_igkd.report.verdict import arm_rows, verdict
 
 __all__ = ["Disagreement", "collect_disagreements", "write_report"]
 
@@ -95,25 +96,25 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
     """Read the run and return everything the template shows."""
     run = read_run(run_dir, finished=True)
     config, metrics, maps = run.config, run.metrics, run.provenance
+    assert metrics is not None
     student_history = read_history(run_dir / "student_history.csv")
     teacher_csv = run_dir / "teacher_history.csv"
     teacher_history = read_history(teacher_csv) if teacher_csv.exists() else None
     predictions = read_predictions(run_dir / "predictions.npz")
-    comparison = read_comparison(metrics)
     return {
         "style": page_style(),
         "run_name": str(config.get("name") or os.path.basename(os.path.realpath(run_dir))),
-        "verdict": verdict(comparison),
-        "arms": arm_rows(comparison),
+        "verdict": verdict(metrics.arms),
+        "arms": arm_rows(metrics.arms),
         "summary": tables.summary_sentence(metrics),
         "highlights": _highlights(metrics),
-        "setup": _setup_rows(run, teacher_history, predictions),
+        "setup": _setup_rows(run, metrics, teacher_history, predictions),
         "results": tables.result_rows(metrics),
-        "n": tables.count(metrics["n"]),
-        "split": tables.plain(metrics.get("split")),
-        "dataset": tables.plain(metrics.get("dataset")),
+        "n": tables.count(metrics.n),
+        "split": tables.plain(metrics.split),
+        "dataset": tables.plain(metrics.dataset),
         "seed": tables.plain(config.get("seed")),
-        "has_teacher": bool(metrics.get("teacher")),
+        "has_teacher": metrics.teacher is not None,
         "teacher_trained_here": teacher_history is not None,
         "curves": learning_curves(student_history, teacher_history),
         "samples": [sample_view(sample) for sample in samples],
@@ -123,49 +124,51 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "confusion": confusion_view(predictions),
         "calibration": calibration_views(predictions),
         "disagreement": disagreement_view(predictions, disagreements),
-        "sizes": tables.size_rows(metrics),
+        "sizes": tables.size_rows(metrics, metrics.teacher),
         "exports": tables.export_rows(metrics),
         "export_note": tables.export_note(metrics),
         "latency_note": _latency_note(metrics),
         "command": _command(run.environment),
-        "provenance": _provenance_groups(run),
-        "needs_plugin": bool(metrics.get("needs_plugin", True)),
+        "provenance": _provenance_groups(run, metrics),
+        "needs_plugin": metrics.needs_plugin,
     }
 
 
-def _highlights(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shown = [(tables.percent(metrics["top1"]), "top-1 accuracy")]
-    if metrics.get("compression"):
-        shown.append((tables.ratio(metrics["compression"]), "fewer parameters"))
-    if "agreement" in metrics:
-        shown.append((tables.percent(metrics["agreement"]), "same answer as the teacher"))
-    one = (metrics.get("latency_ms") or {}).get("batch_1")
+def _highlights(metrics: Metrics) -> list[tuple[str, str]]:
+    shown = [(tables.percent(metrics.top1), "top-1 accuracy")]
+    if metrics.compression:
+        shown.append((tables.ratio(metrics.compression), "fewer parameters"))
+    if metrics.agreement is not None:
+        shown.append((tables.percent(metrics.agreement), "same answer as the teacher"))
+    one = metrics.latency_ms.get("batch_1")
     if one:
-        shown.append((f"{one['median']:.3g}{tables.NARROW}ms", f"per image on {_device_words(metrics)}"))
+        shown.append((f"{one.median:.3g}{tables.NARROW}ms", f"per image on {_device_words(metrics)}"))
     return shown
 
 
-def _setup_rows(run: RunFacts, teacher_history: History | None, predictions: Predictions) -> list[tuple[str, str]]:
+def _setup_rows(
+    run: RunFacts, metrics: Metrics, teacher_history: History | None, predictions: Predictions
+) -> list[tuple[str, str]]:
     """Say what was trained on what, from whichever settings the run has."""
-    rows, (config, metrics, maps) = [], (run.config, run.metrics, run.provenance)
-    teacher = metrics.get("teacher")
+    rows, config, maps = [], run.config, run.provenance
+    teacher = metrics.teacher
     if teacher:
         origin = start_of(config, "teacher")
         if teacher_history:
             origin = f"trained here for {len(teacher_history['epoch'])} epochs from {origin}"
-        name, size = tables.plain(config.get("teacher")), tables.large(teacher["num_parameters"])
+        name, size = tables.plain(config.get("teacher")), tables.large(teacher.num_parameters)
         rows.append(("Teacher", f"{name}, {size} parameters, {origin}"))
     name = (
         config.get("student") or f"the teacher cut at its end (student_drop {tables.plain(config.get('student_drop'))})"
     )
-    size, origin = tables.large(metrics["num_parameters"]), start_of(config, "student")
+    size, origin = tables.large(metrics.num_parameters), start_of(config, "student")
     rows.append(("Student", f"{name}, {size} parameters, trained from {origin}"))
-    rows.append(("Dataset", f"{tables.plain(metrics.get('dataset'))}, {len(predictions.class_names)} classes"))
+    rows.append(("Dataset", f"{tables.plain(metrics.dataset)}, {len(predictions.class_names)} classes"))
     if config.get("train_split"):
         what = tables.label_counts(metrics)
         more = f" with “{config['unlabeled']}”" if config.get("unlabeled") else ""
         rows.append(("Trained on", f"split “{config['train_split']}”{more}" + (f": {what}" if what else "")))
-    rows.append(("Tested on", f"{tables.count(metrics['n'])} images of split “{tables.plain(metrics.get('split'))}”"))
+    rows.append(("Tested on", f"{tables.count(metrics.n)} images of split “{tables.plain(metrics.split)}”"))
     if maps is not None:
         used = {key: value for key, value in maps.options.used.items() if key != "method"}
         details = ", ".join(f"{key} {tables.plain(value)}" for key, value in used.items())
@@ -179,21 +182,21 @@ def _setup_rows(run: RunFacts, teacher_history: History | None, predictions: Pre
     return rows
 
 
-def _device_words(metrics: Mapping[str, Any]) -> str:
-    device = str(metrics.get("device") or "cpu").partition(":")[0]
+def _device_words(metrics: Metrics) -> str:
+    device = (metrics.device or "cpu").partition(":")[0]
     return {"cpu": "CPU", "cuda": "GPU"}.get(device, device)
 
 
-def _latency_note(metrics: Mapping[str, Any]) -> str:
-    times = metrics.get("latency_ms") or {}
+def _latency_note(metrics: Metrics) -> str:
+    times = metrics.latency_ms
     if not times:
         return "Latency was not measured."
-    repeats = ", ".join(f"{entry['n']} at {key.replace('_', ' size ')}" for key, entry in times.items())
-    threads = metrics.get("threads")
+    repeats = ", ".join(f"{entry.n} at {key.replace('_', ' size ')}" for key, entry in times.items())
+    threads = metrics.threads
     where = _device_words(metrics) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
     return (
         f"Latency is the median of warm, repeated passes (student: {repeats}) on "
-        f"{metrics.get('hardware') or 'unknown hardware'} ({where}); "
+        f"{metrics.hardware or 'unknown hardware'} ({where}); "
         "p90 is the time that nine passes in ten stay under."
     )
 
@@ -205,8 +208,8 @@ def _command(environment: Mapping[str, Any]) -> str:
     return str(command) if command else "accelerate launch recipes/train_igkd.py --config config.yaml"
 
 
-def _provenance_groups(run: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
-    times = run.metrics.get("wall_time_s") or {}
+def _provenance_groups(run: RunFacts, metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
+    times = metrics.wall_time_s
     walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items() if seconds is not None]
     if walls:
         walls.append(("total", tables.duration(sum(seconds for seconds in times.values() if seconds is not None))))

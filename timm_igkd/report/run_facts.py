@@ -11,7 +11,7 @@ from timm_igkd.files import read_mapping
 from timm_igkd.hub.cards import hub_dataset_id
 from timm_igkd.intervals import mean_interval
 from timm_igkd.maps.manifest import Provenance
-from timm_igkd.report.run_files import read_maps, read_metrics
+from timm_igkd.report.run_files import Metrics, read_maps, read_metrics
 
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
@@ -75,21 +75,21 @@ class RunFacts:
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Metrics | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None
-    seed_metrics: Sequence[Mapping[str, Any]] = ()
+    seed_metrics: Sequence[Metrics] = ()
 
     @property
     def dataset(self) -> str:
         """Name of the data set; empty where it is not known."""
-        return str(self.config.get("dataset") or self.metrics.get("dataset") or "")
+        return str(self.config.get("dataset") or (self.metrics and self.metrics.dataset) or "")
 
     @property
     def revision(self) -> str | None:
         """Revision of a data set of the Hub: as it was given, else the commit that was read."""
         maps = self.provenance.dataset.revision if self.provenance else None
-        return self.config.get("revision") or self.metrics.get("dataset_revision") or maps
+        return self.config.get("revision") or (self.metrics and self.metrics.dataset_revision) or maps
 
     @property
     def dataset_id(self) -> str | None:
@@ -110,11 +110,11 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
         InputError: a file that cannot be read, or runs that differ in more than the seed.
     """
     config = _read(folder / "config.yaml", finished)
-    metrics = read_metrics(folder / "metrics.json", optional=not finished)
+    metrics = _read_metrics(folder, finished)
     seed_metrics = []
     for other in seed_runs:
-        found, result = _read(other / "config.yaml"), read_metrics(other / "metrics.json", optional=True)
-        if "top1" not in metrics or "top1" not in result:
+        found, result = _read(other / "config.yaml"), _read_metrics(other)
+        if metrics is None or result is None:
             raise InputError(
                 f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"
             )
@@ -130,13 +130,18 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
         metrics=metrics,
         environment=_read(folder / "environment.json", finished),
         provenance=read_maps(folder),
-        seed_metrics=[metrics, *seed_metrics] if seed_metrics else (),
+        seed_metrics=[metrics, *seed_metrics] if metrics and seed_metrics else (),
     )
 
 
 def _read(path: Path, required: bool = False) -> dict[str, Any]:
     """Read a file of names with values; one that is absent is empty unless it is required."""
     return read_mapping(path) if required or path.exists() or path.is_symlink() else {}
+
+
+def _read_metrics(folder: Path, required: bool = False) -> Metrics | None:
+    path = folder / "metrics.json"
+    return read_metrics(path) if required or path.exists() else None
 
 
 def start_of(config: Mapping[str, Any], name: str) -> str:

@@ -5,7 +5,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,77 @@ from torch import Tensor
 
 from timm_igkd.data.labels import readable_names
 from timm_igkd.errors import InputError, MissingFileError, first_line
-from timm_igkd.evaluation.metrics import Evaluation
+from timm_igkd.evaluation.comparison import Comparison
+from timm_igkd.evaluation.metrics import Evaluation, write_metrics
+from timm_igkd.export.record import ExportSummary, Timing
 from timm_igkd.files import read_mapping, refuse_special, write_atomic
 from timm_igkd.maps.manifest import Provenance, read_provenance
+from timm_igkd.records import parse_record
 
 History = Mapping[str, np.ndarray]
 _NUMBERS = ("top1", "top5", "loss", "ece", "num_parameters", "macs", "n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a model takes; latency by batch size, `batch_1` and `batch_64`."""
+
+    num_parameters: int
+    macs: float
+    size_mb: float | None = None
+    latency_ms: Mapping[str, Timing] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Top-1 under corruption: the mean, and of each kind by severity; `n` images each."""
+
+    top1: float
+    n: int
+    kinds: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetrics(Sizes):
+    """What `evaluate` measured of one model; None: it was not measured, or is not known."""
+
+    top1: float
+    top5: float
+    loss: float
+    ece: float
+    n: int
+    top1_subset: float | None = None
+    robustness: Robustness | None = None
+    device: str | None = None
+    threads: int | None = None
+    hardware: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    dataset_revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """How many images the student learnt from."""
+
+    labeled: int
+    unlabeled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(ModelMetrics):
+    """metrics.json of a run: its student beside its teacher, and what stages after the evaluation add."""
+
+    teacher: ModelMetrics | None = None
+    agreement: float | None = None
+    teacher_kl: float | None = None
+    compression: float | None = None
+    needs_plugin: bool = True
+    training_images: TrainingImages | None = None
+    onnx_latency_ms: Mapping[str, Timing] = field(default_factory=dict)
+    wall_time_s: Mapping[str, float | None] = field(default_factory=dict)
+    exports: tuple[ExportSummary, ...] = ()
+    arms: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -37,26 +102,36 @@ def read_maps(run_dir: Path) -> Provenance | None:
     return read_provenance(run_dir / "maps") if (run_dir / "maps" / "provenance.json").exists() else None
 
 
-def read_metrics(path: Path, optional: bool = False) -> dict[str, Any]:
-    """Read the metrics of an evaluation, as `write_metrics` wrote them; an optional file that is absent is empty.
+def read_metrics(path: Path) -> Metrics:
+    """Read what `write_metrics` wrote of a run; errors as of `parse_metrics`."""
+    return parse_metrics(read_mapping(path), str(path))
+
+
+def update_metrics(path: Path, more: Mapping[str, Any]) -> None:
+    """Write more into a run's metrics.json; None takes an entry away. Errors as of `parse_metrics`."""
+    content = read_mapping(path)
+    parse_metrics(content, str(path))
+    write_metrics(path, {name: value for name, value in {**content, **more}.items() if value is not None})
+
+
+def parse_metrics(content: Any, where: str) -> Metrics:
+    """Return what metrics.json holds of a run; entries that only another version knows are left out.
 
     Raises:
-        InputError: a number that every evaluation has is missing, or no number; the student's, or its teacher's.
+        InputError: a number that every evaluation has is missing, or an entry is not what it should be.
     """
-    if optional and not path.exists():
-        return {}
-    found = read_mapping(path)
-    _check_metrics(found, str(path))
-    if found.get("teacher"):
-        _check_metrics(found["teacher"], f"{path}, teacher")
-    return found
+    known = _known(Metrics, content, where)
+    if "teacher" in known:
+        known["teacher"] = _known(ModelMetrics, known["teacher"], f"{where}, teacher")
+    return parse_record(Metrics, known, where)
 
 
-def _check_metrics(found: Any, where: str) -> None:
+def _known(kind: type[ModelMetrics], content: Any, where: str) -> dict[str, Any]:
     for name in _NUMBERS:
-        value = found.get(name) if isinstance(found, dict) else None
+        value = content.get(name) if isinstance(content, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{where} must hold the number {name}, found {value!r}; delete it and run again")
+    return {item.name: content[item.name] for item in fields(kind) if content.get(item.name) not in (None, {}, [])}
 
 
 def read_history(path: Path) -> History:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from timm_igkd.export.record import read_summaries
+from timm_igkd.export.record import Timing
+from timm_igkd.report.run_files import Metrics, ModelMetrics, Robustness, Sizes
 
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"
@@ -66,30 +67,26 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}{NARROW}h {minutes % 60}{NARROW}min"
 
 
-def label_counts(metrics: Mapping[str, Any]) -> str:
+def label_counts(metrics: Metrics | None) -> str:
     """Return how many training images had a label, in words; empty where all had."""
-    found = metrics.get("training_images")
-    numbers = [found.get(name) for name in ("labeled", "unlabeled")] if isinstance(found, dict) else [None]
-    if not all(isinstance(number, int) for number in numbers):
-        return ""
-    labeled, unlabeled = (count(number or 0) for number in numbers)
-    return f"{labeled} labelled and {unlabeled} unlabelled images"
+    found = metrics.training_images if metrics else None
+    return f"{count(found.labeled)} labelled and {count(found.unlabeled)} unlabelled images" if found else ""
 
 
-def correct_of(metrics: Mapping[str, Any]) -> int:
+def correct_of(metrics: ModelMetrics) -> int:
     """Return the number of correctly classified images."""
-    return round(metrics["top1"] * metrics["n"] / 100)
+    return round(metrics.top1 * metrics.n / 100)
 
 
-def interval_text(metrics: Mapping[str, Any]) -> str:
+def interval_text(metrics: ModelMetrics) -> str:
     """Return the Wilson interval of the top-1 accuracy in percent."""
-    low, high = wilson_interval(correct_of(metrics), metrics["n"])
+    low, high = wilson_interval(correct_of(metrics), metrics.n)
     return f"{100 * low:.1f}{DASH}{percent(100 * high)}"
 
 
-def summary_sentence(metrics: Mapping[str, Any]) -> str:
+def summary_sentence(metrics: Metrics) -> str:
     """Return the result of a run in one sentence."""
-    teacher, compression = metrics.get("teacher"), metrics.get("compression")
+    teacher, compression = metrics.teacher, metrics.compression
     if not teacher:
         subject = "The model"
     elif compression and compression >= 1.05:
@@ -98,10 +95,10 @@ def summary_sentence(metrics: Mapping[str, Any]) -> str:
     else:
         subject = "A student of its teacher's size"
     text = (
-        f"{subject} reaches {percent(metrics['top1'])} ({count(correct_of(metrics))} of {count(metrics['n'])} images; "
+        f"{subject} reaches {percent(metrics.top1)} ({count(correct_of(metrics))} of {count(metrics.n)} images; "
         f"95{NARROW}% Wilson interval {interval_text(metrics)})"
     )
-    return text + (f" where its teacher reaches {percent(teacher['top1'])}." if teacher else ".")
+    return text + (f" where its teacher reaches {percent(teacher.top1)}." if teacher else ".")
 
 
 def _points(teacher: float, student: float) -> str:
@@ -109,80 +106,71 @@ def _points(teacher: float, student: float) -> str:
     return "equal" if abs(difference) < 0.05 else f"{difference:+.1f} points".replace("-", MINUS)
 
 
-def result_rows(metrics: Mapping[str, Any], corruptions: bool = True) -> list[Row]:
+def result_rows(metrics: Metrics, corruptions: bool = True) -> list[Row]:
     """Return accuracy, under `corruptions` too, calibration and agreement of teacher and student."""
-    teacher = metrics.get("teacher") or {}
-    rows = [_compare_percent("Top-1 accuracy", "top1", teacher, metrics)]
+    teacher = metrics.teacher
+    rows = [_compare_percent("Top-1 accuracy", getattr(teacher, "top1", None), metrics.top1)]
     rows.append(
         Row(f"95{NARROW}% Wilson interval", interval_text(teacher) if teacher else ABSENT, interval_text(metrics), "")
     )
-    if "top1_subset" in metrics:
-        rows.append(_compare_percent("Top-1 among the dataset's classes", "top1_subset", teacher, metrics))
-    rows.append(_compare_percent("Top-5 accuracy", "top5", teacher, metrics))
-    for name, key in (("Cross-entropy", "loss"), ("Expected calibration error (ECE)", "ece")):
-        both = teacher.get(key)
-        change = f"{metrics[key] - both:+.3f}".replace("-", MINUS) if both is not None else ABSENT
-        rows.append(Row(name, ABSENT if both is None else f"{both:.3f}", f"{metrics[key]:.3f}", change))
-    rows += _robustness_rows(metrics, teacher) if corruptions else []
-    if "agreement" in metrics:
-        rows.append(Row("Same answer as the teacher", "", percent(metrics["agreement"]), ""))
-    if "teacher_kl" in metrics:
-        rows.append(Row("KL divergence from the teacher", "", f"{metrics['teacher_kl']:.3f} nats", ""))
+    if metrics.top1_subset is not None:
+        name = "Top-1 among the dataset's classes"
+        rows.append(_compare_percent(name, getattr(teacher, "top1_subset", None), metrics.top1_subset))
+    rows.append(_compare_percent("Top-5 accuracy", getattr(teacher, "top5", None), metrics.top5))
+    for name, own, other in (
+        ("Cross-entropy", metrics.loss, getattr(teacher, "loss", None)),
+        ("Expected calibration error (ECE)", metrics.ece, getattr(teacher, "ece", None)),
+    ):
+        change = f"{own - other:+.3f}".replace("-", MINUS) if other is not None else ABSENT
+        rows.append(Row(name, ABSENT if other is None else f"{other:.3f}", f"{own:.3f}", change))
+    if corruptions and metrics.robustness:
+        rows += _robustness_rows(metrics.robustness, getattr(teacher, "robustness", None))
+    if metrics.agreement is not None:
+        rows.append(Row("Same answer as the teacher", "", percent(metrics.agreement), ""))
+    if metrics.teacher_kl is not None:
+        rows.append(Row("KL divergence from the teacher", "", f"{metrics.teacher_kl:.3f} nats", ""))
     return rows
 
 
-def _robustness_rows(metrics: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[Row]:
-    """Return accuracy under corruption, the mean and each kind's, where it was measured."""
-    measured, other = metrics.get("robustness"), teacher.get("robustness") or {}
-    if not measured:
-        return []
-    name = f"Top-1 under corruption (mean; {count(measured['n'])} images each)"
-    rows = [_compare_percent(name, "top1", other, measured)]
-    means = [{f"… {kind}": top1[-1] for kind, top1 in corruption_rows(side).items()} for side in (other, measured)]
-    return rows + [_compare_percent(name, name, *means) for name in means[1]]
+def _robustness_rows(student: Robustness, teacher: Robustness | None) -> list[Row]:
+    """Return accuracy under corruption, the mean and each kind's."""
+    name = f"Top-1 under corruption (mean; {count(student.n)} images each)"
+    others = corruption_rows(teacher) if teacher else {}
+    means = [(f"… {kind}", others.get(kind, [None])[-1], top1[-1]) for kind, top1 in corruption_rows(student).items()]
+    return [_compare_percent(*row) for row in ((name, getattr(teacher, "top1", None), student.top1), *means)]
 
 
-def corruption_rows(robustness: Mapping[str, Any]) -> dict[str, list[float]]:
+def corruption_rows(robustness: Robustness) -> dict[str, list[float]]:
     """Return, for each kind of corruption in words, top-1 at each severity and their mean."""
-    return {
-        kind.replace("_", " "): [*top1, statistics.fmean(top1)] for kind, top1 in robustness.get("kinds", {}).items()
-    }
+    return {kind.replace("_", " "): [*top1, statistics.fmean(top1)] for kind, top1 in robustness.kinds.items()}
 
 
-def _compare_percent(name: str, key: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Row:
-    if teacher.get(key) is None:
-        return Row(name, ABSENT, percent(student[key]), ABSENT)
-    return Row(name, percent(teacher[key]), percent(student[key]), _points(teacher[key], student[key]))
+def _compare_percent(name: str, teacher: float | None, student: float) -> Row:
+    if teacher is None:
+        return Row(name, ABSENT, percent(student), ABSENT)
+    return Row(name, percent(teacher), percent(student), _points(teacher, student))
 
 
-def size_rows(metrics: Mapping[str, Any]) -> list[Row]:
+def size_rows(student: Sizes, teacher: Sizes | None = None) -> list[Row]:
     """Return size, computation and latency of teacher and student."""
-    teacher = metrics.get("teacher") or {}
     rows = []
     for name, key, show in (
         ("Parameters", "num_parameters", count),
         ("Multiply-accumulates per image", "macs", large),
         ("Weights as float32", "size_mb", lambda value: f"{value:.3g}{NARROW}MB"),
     ):
-        if metrics.get(key) is not None:
-            rows.append(
-                _compare_size(name, teacher.get(key), metrics[key], show, "smaller" if key != "macs" else "fewer")
-            )
+        own, other = getattr(student, key), getattr(teacher, key, None)
+        if own is not None:
+            rows.append(_compare_size(name, other, own, show, "smaller" if key != "macs" else "fewer"))
     for key, name in (("batch_1", "Latency, one image"), ("batch_64", "Latency, batch of 64")):
-        times = [(side.get("latency_ms") or {}).get(key) for side in (teacher, metrics)]
-        if times[1]:
-            rows.append(
-                Row(
-                    name,
-                    _latency(times[0]),
-                    _latency(times[1]),
-                    _factor(times[0]["median"], times[1]["median"], "faster") if times[0] else ABSENT,
-                )
-            )
+        times, others = student.latency_ms.get(key), teacher.latency_ms.get(key) if teacher else None
+        if times:
+            change = _factor(others.median, times.median, "faster") if others else ABSENT
+            rows.append(Row(name, _latency(others), _latency(times), change))
     return rows
 
 
-def export_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def export_rows(metrics: Metrics | None) -> list[tuple[str, ...]]:
     """Return file, size, top-1, same answers, latency and a word on it of each file that a student was exported to."""
     return [
         (
@@ -193,18 +181,18 @@ def export_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{file.latency_ms:.3g}{NARROW}ms",
             "take this one" if file.recommended else "" if file.passed else "lost too much",
         )
-        for file in read_summaries(metrics)
+        for file in (metrics.exports if metrics else ())
     ]
 
 
-def export_note(metrics: Mapping[str, Any]) -> str:
+def export_note(metrics: Metrics | None) -> str:
     """Say what the numbers of the exported files are of; empty where there are none."""
-    files = read_summaries(metrics)
-    if not files:
+    if not metrics or not metrics.exports:
         return ""
     return (
-        f"Top-1 is that of the exported file on the {count(metrics['n'])} test images, beside the share of them on "
-        f"which it answers as the PyTorch model does; median latency of one image in {files[0].runtime}, files in turn."
+        f"Top-1 is that of the exported file on the {count(metrics.n)} test images, beside the share of them on "
+        f"which it answers as the PyTorch model does; median latency of one image in "
+        f"{metrics.exports[0].runtime}, files in turn."
     )
 
 
@@ -223,11 +211,11 @@ def _factor(teacher: float, student: float, better: str) -> str:
     return f"{ratio(teacher / student)} {better}" if teacher > student else f"{ratio(student / teacher)} {worse}"
 
 
-def _latency(times: Mapping[str, float] | None) -> str:
+def _latency(times: Timing | None) -> str:
     if not times:
         return ABSENT
-    digits = 2 if times["median"] < 10 else 1 if times["median"] < 100 else 0
-    return f"{times['median']:.{digits}f}{NARROW}ms (p90\u00a0{times['p90']:.{digits}f})"
+    digits = 2 if times.median < 10 else 1 if times.median < 100 else 0
+    return f"{times.median:.{digits}f}{NARROW}ms (p90\u00a0{times.p90:.{digits}f})"
 
 
 def flat_rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,11 +1,8 @@
 """Was it worth it? The comparison of a run's students, in words."""
 
 import statistics
-from collections.abc import Mapping
-from typing import Any
 
 from timm_igkd.evaluation.comparison import ArmName, ArmResult, Comparison, Difference
-from timm_igkd.records import parse_record
 from timm_igkd.report.tables import MINUS, NARROW, count, duration, percent
 
 _ARMS: dict[ArmName, str] = {
@@ -14,11 +11,6 @@ _ARMS: dict[ArmName, str] = {
     "kd_overlay": "KD + overlay",
     "kd_longer": "KD for as many more epochs as the maps cost",
 }
-
-
-def read_comparison(metrics: Mapping[str, Any]) -> Comparison | None:
-    """Return what metrics.json holds as `arms`, None for a run without --compare."""
-    return parse_record(Comparison, metrics["arms"], "metrics.json: arms") if metrics.get("arms") else None
 
 
 def verdict(comparison: Comparison | None) -> list[str]:

@@ -15,7 +15,6 @@ from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
-from timm_igkd.evaluation.metrics import write_metrics
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import AUTO
 from timm_igkd.export.record import read_export_record
@@ -29,7 +28,7 @@ from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.records import write_record
 from timm_igkd.report.figures import require_matplotlib
 from timm_igkd.report.page import write_report
-from timm_igkd.report.run_files import read_metrics
+from timm_igkd.report.run_files import update_metrics
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
@@ -276,10 +275,8 @@ class Run:
 
     def _add_to_metrics(self, **more: Any) -> None:
         """Add the seconds of all stages to metrics.json, and what else is given; None takes it away."""
-        metrics = read_metrics(self.folder.metrics) | more
         times = self.stages.wall_times() | ({"arms": self.arms.wall_time_s()} if self.arms.all else {})
-        metrics["wall_time_s"] = times | self.last.wall_times()
-        write_metrics(self.folder.metrics, {name: value for name, value in metrics.items() if value is not None})
+        update_metrics(self.folder.metrics, more | {"wall_time_s": times | self.last.wall_times()})
 
     def _print_usage(self) -> None:
         self._add_to_metrics()

@@ -241,7 +241,7 @@ class Arms:
                     arm=arm.name,
                     seed=arm.seed,
                     epochs=marker.settings["epochs"] if marker else self.config.epochs,
-                    **{name: metrics[name] for name in ("top1", "loss", "ece", "n")},
+                    **{name: getattr(metrics, name) for name in ("top1", "loss", "ece", "n")},
                     agreement=100 * float((answers == teacher.argmax(1)).mean()),
                     wall_time_s=_seconds(marker),
                 )
