@@ -311,7 +311,10 @@ def test_heat_grows_brighter():
         (lambda metrics: metrics.update(teacher={"top1": 50}), "teacher must hold the number top5"),
         (lambda metrics: metrics.update(teacher=[1]), "teacher must hold the number top1"),
         (lambda metrics: metrics.update(latency_ms=[3]), "latency_ms must be names with values, found a list of 1"),
-        (lambda metrics: metrics.update(robustness={"top1": 5.0}), "robustness lacks 'n'"),
+        (
+            lambda metrics: metrics.update(robustness={"top1": 5.0, "n": 1, "kinds": {"jpeg": []}}),
+            "robustness: kinds.jpeg must be a list of 5",
+        ),
         (
             lambda metrics: metrics.update(wall_time_s={"teacher": "long"}),
             "wall_time_s.teacher must be a finite number",

@@ -37,11 +37,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Top-1 under corruption: the mean, and of each kind by severity; `n` images each."""
+    """Top-1 under corruption: the mean, and of each kind at severities 1 to 5; `n` images each."""
 
     top1: float
     n: int
-    kinds: Mapping[str, tuple[float, ...]]
+    kinds: Mapping[str, tuple[float, float, float, float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
