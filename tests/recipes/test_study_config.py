@@ -121,7 +121,7 @@ def test_cell_settings_win_over_the_protocols():
         ({"a": {"explanation_map": "saliency"}}, "cell 'a': explanation_map must be"),
         ({"a": {"map_method": "cam"}}, "cell 'a': map_method must be"),
         ({"a": {"map_method": "saliency", "overlay_source": "random_teacher"}}, "cell 'a': maps of a random_teacher"),
-        ({"a": {"temperature": 0}}, "cell 'a': temperature must be positive and finite"),
+        ({"a": {"temperature": 0}}, "cell 'a': temperature must be above 0"),
         ({"a": {"subset_fraction": 0}}, "cell 'a': .*subset_fraction in"),
         ({"a": {"grid": {"drop": 3}}}, "cell 'a': grid drop must be a list"),
         ({"a": {"epochs": 0}}, "cell 'a': epochs must be at least 1"),

@@ -15,7 +15,7 @@ from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
 from timm_igkd.report.figures import learning_curves, require_matplotlib
-from timm_igkd.report.run_facts import RunFacts, read_run, setting_words, start_of
+from timm_igkd.report.run_facts import RunFacts, read_run, setting_phrase, start_of
 from timm_igkd.report.run_files import (
     History,
     Metrics,
@@ -38,14 +38,14 @@ __all__ = ["Disagreement", "collect_disagreements", "write_report"]
 MOST_SAMPLES = 12
 MOST_DISAGREEMENTS = 24
 
-# Row of the setup table -> its settings, which runs may lack; a row whose first setting is 0 says "none".
+# Row of the setup table -> the setting that switches it on, and what it tells where a run has it.
 _SETUP = {
-    "Overlay": ("overlay_prob", "overlay_weight", "overlay_source", "teacher_view"),
-    "Distillation": ("distill_loss_weight", "loss_type", "temperature"),
-    "Part of the images": ("train_limit", "test_limit"),
-    "Attention transfer": ("attention_loss_weight",),
-    "Explanation loss": ("explanation_loss_weight", "explanation_map"),
-    "Training": ("epochs", "batch_size", "opt", "lr", "seed"),
+    "Overlay": ("overlay_prob", ("overlay_prob", "overlay_weight", "overlay_source", "teacher_view")),
+    "Distillation": ("distill_loss_weight", ("loss_type", "distill_loss_weight", "temperature")),
+    "Part of the images": ("train_limit", ("train_limit", "test_limit")),
+    "Attention transfer": ("attention_loss_weight", ("attention_loss_weight",)),
+    "Explanation loss": ("explanation_loss_weight", ("explanation_loss_weight", "explanation_map")),
+    "Training": ("epochs", ("epochs", "batch_size", "opt", "lr", "seed")),
 }
 
 
@@ -173,12 +173,10 @@ def _setup_rows(
         used = {key: value for key, value in maps.options.used.items() if key != "method"}
         details = ", ".join(f"{key} {tables.plain(value)}" for key, value in used.items())
         rows.append(("Maps", f"{tables.count(maps.n)} {METHOD_NAMES[maps.options.method]} maps: {details}"))
-    for heading, names in _SETUP.items():
-        known = [
-            f"{setting_words(name)}: {tables.plain(config[name])}" for name in names if config.get(name) is not None
-        ]
+    for heading, (switch, names) in _SETUP.items():
+        known = [setting_phrase(name, tables.plain(config[name])) for name in names if config.get(name) is not None]
         if known:
-            rows.append((heading, "none" if config.get(names[0]) == 0 else "; ".join(known)))
+            rows.append((heading, "none" if config.get(switch) == 0 else ", ".join(known)))
     return rows
 
 

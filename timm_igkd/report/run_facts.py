@@ -15,32 +15,35 @@ from timm_igkd.report.run_files import Metrics, read_maps, read_metrics
 
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
-# Settings in words; one that is not here is shown by its own name, None: it is told in sentences or in the table of
-# the maps, or leaves no trace in the weights.
-_SETTINGS: dict[str, str | None] = {
+# What a card calls a setting, and how the page's setup says it. One that is not here is shown by its own name; None: it
+# is told in sentences or in the table of the maps, or leaves no trace in the weights.
+_SETTINGS: dict[str, str | tuple[str, str] | None] = {
     "teacher_checkpoint": "Weights of the teacher",
     "student_checkpoint": "Weights of the student",
     "teacher_args": "Arguments of the teacher",
     "student_args": "Arguments of the student",
-    "overlay_prob": "Overlay probability",
-    "overlay_weight": "Overlay weight",
+    "overlay_prob": ("Overlay probability", "probability {} per image"),
+    "overlay_weight": ("Overlay weight", "weight of the map {}"),
     "overlay_max_power": "Largest exponent of the map",
-    "overlay_source": "Overlaid map",
-    "teacher_view": "The teacher sees",
-    "loss_type": "Distillation loss",
-    "distill_loss_weight": "Weight of the distillation loss",
+    "overlay_source": ("Overlaid map", "maps {}"),
+    "teacher_view": ("The teacher sees", "the teacher’s view {}"),
+    "loss_type": ("Distillation loss", "{}"),
+    "distill_loss_weight": ("Weight of the distillation loss", "weight {}"),
     "task_loss_weight": "Weight of the cross-entropy",
-    "attention_loss_weight": "Weight of attention transfer",
-    "explanation_loss_weight": "Weight of the explanation loss",
-    "explanation_map": "Map of the student in the explanation loss",
+    "attention_loss_weight": ("Weight of attention transfer", "weight {}"),
+    "explanation_loss_weight": ("Weight of the explanation loss", "weight {}"),
+    "explanation_map": ("Map of the student in the explanation loss", "the student’s map {}"),
     "stored_logits": "Logits stored with the maps",
-    "train_limit": "Training images, drawn by the seed with every class in its share",
+    "train_limit": (
+        "Training images, drawn by the seed with every class in its share",
+        "{} training images, drawn by the seed with every class in its share",
+    ),
     "unlabeled": "Images without labels",
     "unlabeled_split": "Split of the images without labels",
-    "test_limit": "Test images, drawn by the seed with every class in its share",
-    "batch_size": "Batch size per process",
-    "opt": "Optimiser",
-    "lr": "Learning rate",
+    "test_limit": ("Test images, drawn by the seed with every class in its share", "{} test images, drawn alike"),
+    "batch_size": ("Batch size per process", "batch size {}"),
+    "opt": ("Optimiser", "{}"),
+    "lr": ("Learning rate", "learning rate {}"),
     "min_lr": "Last learning rate",
     "sched": "Schedule",
     "grad_accum_steps": "Batches per optimiser step",
@@ -53,6 +56,9 @@ _SETTINGS: dict[str, str | None] = {
     "aa": "Auto-augment",
     "reprob": "Random erasing",
     "smoothing": "Label smoothing",
+    "temperature": ("Temperature", "temperature {}"),
+    "epochs": ("Epochs", "{} epochs"),
+    "seed": ("Seed", "seed {}"),
     **dict.fromkeys(
         "name output_dir resume dataset revision train_split validation_split test_split corruptions "
         "workers trackers compare seeds export teacher teacher_epochs teacher_init student student_drop "
@@ -162,7 +168,15 @@ def start_of(config: Mapping[str, Any], name: str) -> str:
 
 def setting_words(name: str) -> str | None:
     """Return what a setting is called; None where cards do not list it."""
-    return _SETTINGS.get(name, name.replace("_", " ").capitalize())
+    found = _SETTINGS.get(name, name.replace("_", " ").capitalize())
+    return found[0] if isinstance(found, tuple) else found
+
+
+def setting_phrase(name: str, value: str) -> str:
+    """Return a setting as the page's setup says it."""
+    found = _SETTINGS[name]
+    assert isinstance(found, tuple)
+    return found[1].format(value)
 
 
 def seed_summary(top1: Sequence[float]) -> dict[str, float]:
