@@ -112,10 +112,10 @@ def measure(case: Case, shared: Path, arguments: argparse.Namespace) -> dict[str
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return a written file as the tables of docs/maps.md."""
+    """Return a written file as the tables of docs/maps.md: areas and rates, then the paired differences."""
 
     def cell(found: dict[str, float]) -> str:
-        return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+        return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})".replace("-", "−")
 
     def row(*cells: str) -> str:
         return f"| {' | '.join(cells)} |"
@@ -123,16 +123,23 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     for name, case in result["cases"].items():
         controls = case["scores"]["ig"]["scores"][1:]
-        gaps = " | ".join(f"Minus {each['maps']}: deletion | insertion" for each in controls)
-        lines += ["", f"{name}, n = {case['n']}, {case['input'][1]} px:", ""]
-        lines += [f"| Maps | Deletion | Insertion | {gaps} | Maps/s |", "|---" * (4 + 2 * len(controls)) + "|"]
+        lines += [
+            "",
+            f"{name}, n = {case['n']}, {case['input'][1]} px:",
+            "",
+            row("Maps", "Deletion", "Insertion", "Maps/s"),
+        ]
+        lines.append("|---|---|---|--:|")
         for method, score in case["scores"].items():
-            own, *others = score["scores"]
-            apart = [cell(each[f"{side}_gap"]) for each in others for side in ("deletion", "insertion")]
-            rate = f"{case['maps_per_second'][method]['median']:.3g}"
-            lines.append(row(f"`{method}`", cell(own["deletion"]), cell(own["insertion"]), *apart, rate))
-        empty = [""] * (2 * len(controls) + 1)
-        lines += [row(each["maps"], cell(each["deletion"]), cell(each["insertion"]), *empty) for each in controls]
+            own, rate = score["scores"][0], case["maps_per_second"][method]["median"]
+            lines.append(row(f"`{method}`", cell(own["deletion"]), cell(own["insertion"]), f"{rate:.0f}"))
+        lines += [row(each["maps"], cell(each["deletion"]), cell(each["insertion"]), "") for each in controls]
+        names = [each["maps"] for each in controls]
+        lines += ["", row("Minus", *(f"{side}: {each}" for side in ("deletion", "insertion") for each in names))]
+        lines.append("|---" * (1 + 2 * len(names)) + "|")
+        for method, score in case["scores"].items():
+            gaps = [cell(each[f"{side}_gap"]) for side in ("deletion", "insertion") for each in score["scores"][1:]]
+            lines.append(row(f"`{method}`", *gaps))
     return "\n".join(lines[1:])
 
 
