@@ -51,7 +51,7 @@ def test_none_that_fits_ends_with_2_and_the_nearest(command: Runner, tmp_path, m
 def test_no_cache_measures_again(command: Runner, monkeypatch):
     asked = []
 
-    def measure_files(model, *, int8, use_cache):
+    def measure_files(model, *, int8, use_cache, folder):
         asked.append(use_cache)
         return (file(1.0),), False
 
