@@ -1,10 +1,10 @@
 """Students of four families, trained on digits and exported: what float and int8 ONNX files keep, and what they take.
 
-    python benchmarks/export_families.py        # three minutes on two CPU cores; timings want a quiet machine
+    python benchmarks/export_families.py        # five minutes on two CPU cores; timings want a quiet machine
 
-Each is distilled by `timm-igkd distill` from one teacher, with random initial weights, for 8 epochs, one seed, and
-exported by `--export onnx-int8`. Writes benchmarks/results/export_families_cpu.json: the record of every export, and
-the accuracy.
+Each is distilled by `timm-igkd distill` from one teacher, with random initial weights, for 30 epochs at 32 px,
+one seed, and exported by `--export onnx-int8`. Writes benchmarks/results/export_families_cpu.json: the record of every
+export, and the accuracy.
 """
 
 import argparse
@@ -22,7 +22,7 @@ STUDENTS = ("test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit")
 
 def distil(student: str, folder: Path, options: list[str]) -> None:
     """Run the digits job for one student."""
-    given = ["--student", student, "--overlay-prob", "0", "--compare", "none", "--epochs", "8", "--export", "onnx-int8"]
+    given = ["--student", student, "--overlay-prob", "0", "--compare", "none", "--epochs", "30", "--img-size", "32"]
     code = timm_igkd(
         ["distill", "--dataset", "digits", "--output-dir", str(folder), "--name", student, *given, *options]
     )
