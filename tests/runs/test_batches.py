@@ -15,7 +15,7 @@ from tiny_parts import tiny_teacher
 from timm_igkd import IGDistillationTask
 from timm_igkd.errors import InputError
 from timm_igkd.runs import batches as batches_module
-from timm_igkd.runs.batches import choose_batches
+from timm_igkd.runs.batches import choose_batches, use_channels_last
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
@@ -51,6 +51,43 @@ def test_what_only_timms_pipeline_can_do_goes_through_workers(config, accelerato
     assert chosen(replace(config, **settings), accelerator, 16) == "workers"
     with pytest.raises(InputError, match=r"batches device cannot do .*use batches workers"):
         replace(config, batches="device", **settings)
+
+
+class Viewer(torch.nn.Module):
+    """Reads an image by `view`, which NCHW alone allows."""
+
+    def __init__(self):
+        super().__init__()
+        like = tiny_teacher(size=16)
+        self.fc = torch.nn.Linear(3 * 16 * 16, like.num_classes)
+        self.num_classes, self.pretrained_cfg = like.num_classes, like.pretrained_cfg
+
+    def forward(self, image):
+        return self.fc(image.view(len(image), -1))
+
+
+@pytest.mark.parametrize("viewer", ["none", "student", "teacher"])
+def test_models_are_channels_last_unless_one_cannot_read_such_images(viewer):
+    student, teacher = (Viewer() if viewer == role else tiny_teacher(size=16) for role in ("student", "teacher"))
+    task = IGDistillationTask(student, teacher, teacher_view="same", verbose=False)
+    expected = torch.contiguous_format if viewer != "none" else torch.channels_last
+    assert use_channels_last(task) == expected
+    for model in (student, teacher):
+        kernels = [weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[1] > 1]
+        assert all(weight.is_contiguous(memory_format=expected) for weight in kernels)
+
+
+def test_workers_views_come_in_the_models_memory_format(recipe: Runner, tiny_images: ImageFactory, monkeypatch):
+    seen = set()
+    forward = IGDistillationTask.forward
+
+    def watched(task, input, *args, **options):
+        seen.add(input.is_contiguous(memory_format=torch.channels_last))
+        return forward(task, input, *args, **options)
+
+    monkeypatch.setattr(IGDistillationTask, "forward", watched)
+    assert recipe(*tiny_run(two_splits(tiny_images), "--batches", "workers")).code == 0
+    assert seen == {True}
 
 
 def test_models_of_another_input_size_go_through_workers(config, accelerator):

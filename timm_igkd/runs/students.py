@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
@@ -18,7 +17,7 @@ from timm_igkd.files import hash_files
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.report.run_files import read_history, read_metrics, read_predictions, write_predictions
-from timm_igkd.runs.batches import create_batches
+from timm_igkd.runs.batches import create_batches, use_channels_last
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.models import RunModels, Trained
@@ -94,12 +93,13 @@ class StudentRun:
         """
         config, model = self.config, task.get_eval_model()
         with_unlabeled = name == "student" and config.unlabeled is not None
-        if config.batches == "device":
-            task.to(memory_format=torch.channels_last)  # as the batches are
+        memory_format = use_channels_last(task)
         transform = create_transform(**resolve_model_data_config(model))
         trainer = Trainer(
             task,
-            create_batches(config, self.data, task, store, self.accelerator, with_unlabeled=with_unlabeled),
+            create_batches(
+                config, self.data, task, store, self.accelerator, memory_format, with_unlabeled=with_unlabeled
+            ),
             config.training(name),
             self.accelerator,
             label=self.label or name,

@@ -38,6 +38,7 @@ class WorkerBatches:
         mixup: mixes every batch, both views alike.
         mean: per channel, of the normalisation of views that come as uint8 pixels; others are taken as they are.
         std: per channel, of the same.
+        memory_format: of the views.
         process_index: which of `num_processes` this is; each takes its share of every epoch's order.
         num_processes: processes that train together.
 
@@ -57,6 +58,7 @@ class WorkerBatches:
         mixup: TwoViewMixup | None = None,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
+        memory_format: torch.memory_format = torch.contiguous_format,
         process_index: int = 0,
         num_processes: int = 1,
     ):
@@ -64,6 +66,7 @@ class WorkerBatches:
             raise InputError("Mixup and CutMix leave no map to an image; drop them, or with_maps of the dataset")
         self.dataset, self.batch_size, self.seed, self.device, self.mixup = dataset, batch_size, seed, device, mixup
         self.process_index, self.num_processes = process_index, num_processes
+        self.memory_format = memory_format
         self._mean, self._std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
         self._white = torch.tensor(255.0, device=device)  # by a number, a GPU would multiply with its inverse
         self.steps = steps_per_epoch(len(dataset), batch_size, num_processes, max_steps)
@@ -102,10 +105,10 @@ class WorkerBatches:
         return tensor.to(self.device, non_blocking=True)
 
     def _view(self, images: torch.Tensor) -> torch.Tensor:
-        images = self._to_device(images)
+        images = self._to_device(images).contiguous(memory_format=self.memory_format)
         if images.dtype != torch.uint8:
             return images
-        return images.contiguous().float().div_(self._white).sub_(self._mean).div_(self._std)
+        return images.float().div_(self._white).sub_(self._mean).div_(self._std)
 
     def _mixed(self, batch: Batch, mixup: TwoViewMixup, epoch: int, step: int) -> Batch:
         views = mixup(batch.student, batch.teacher, batch.labels, epoch, step, self.process_index)
