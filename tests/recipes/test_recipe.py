@@ -24,6 +24,7 @@ from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.runs import job, stages, students
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
+from timm_igkd.training import accelerator
 from timm_igkd.training.history import TERMS
 from timm_igkd.training.trainer import Trainer
 
@@ -259,7 +260,7 @@ def test_resume_goes_on_with_the_scale_of_the_fp16_gradients(
             super().__init__(*args, **kwargs)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
-    monkeypatch.setattr(job, "Accelerator", WithScaler)
+    monkeypatch.setattr(accelerator, "Accelerator", WithScaler)
     real = Trainer._train_epoch
 
     def train_epoch(self: Trainer, *args: Any) -> Any:
