@@ -23,6 +23,7 @@ STUDENTS = ("test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit")
 def distil(student: str, folder: Path, options: list[str]) -> None:
     """Run the digits job for one student."""
     given = ["--student", student, "--overlay-prob", "0", "--compare", "none", "--epochs", "30", "--img-size", "32"]
+    given += ["--export", "onnx-int8"]
     code = timm_igkd(
         ["distill", "--dataset", "digits", "--output-dir", str(folder), "--name", student, *given, *options]
     )
