@@ -289,6 +289,15 @@ def test_an_overlay_is_rounded_to_the_nearest_level(data):
     assert ((views.views(index, draws)[0] - exact) * 255).abs().max() < 0.51
 
 
+def test_views_come_contiguous_where_a_model_cannot_read_channels_last(data):
+    augmentation = DeviceAugmentation(ALWAYS, padding=2, teacher_view="clean")
+    (found,) = DeviceBatches(data, augmentation, N, 0, memory_format=torch.contiguous_format).epoch(0)
+    (expected,) = DeviceBatches(data, augmentation, N, 0).epoch(0)
+    for view, same in ((found.student, expected.student), (found.teacher, expected.teacher)):
+        assert view.is_contiguous()
+        assert torch.equal(view, same)
+
+
 def test_maps_are_0_where_the_border_is_a_reflection(data):
     white = DeviceImages(data.images, data.labels, torch.full_like(data.maps, 255))
     views = DeviceViews(white, DeviceAugmentation(IGOverlay(0.0), padding=3, padding_mode="reflect"), seed=0)

@@ -96,7 +96,9 @@ def use_channels_last(task: IGDistillationTask) -> torch.memory_format:
         with eval_mode(*models):
             for model in models:
                 model(probe_image(model).contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
         task.to(memory_format=torch.contiguous_format)
         return torch.contiguous_format
     return torch.channels_last
@@ -120,16 +122,15 @@ def create_batches(
         task: what is trained.
         store: maps of the training split; None: no overlay and no stored logits, as a teacher is trained.
         accelerator: of the run.
-        memory_format: of the views that workers make; those made on the device are channels last.
+        memory_format: of the views.
         with_unlabeled: also of the images without labels, as a student is trained.
 
     Raises:
         InputError: fewer images than a step needs, or images that cannot lie on the device as one tensor.
     """
     view: TeacherViewMode = config.teacher_view if task.two_view_batches else "same"
-    if config.batches == "device":
-        return _on_device(config, data, task, store, view, accelerator, with_unlabeled)
-    return _by_workers(config, data, task, store, view, accelerator, memory_format, with_unlabeled)
+    create = _on_device if config.batches == "device" else _by_workers
+    return create(config, data, task, store, view, accelerator, memory_format, with_unlabeled)
 
 
 def _by_workers(
@@ -189,6 +190,7 @@ def _on_device(
     store: MapStore | None,
     view: TeacherViewMode,
     accelerator: Accelerator,
+    memory_format: torch.memory_format,
     with_unlabeled: bool,
 ) -> Batches:
     images, dataset = data.fitting_images, data.student_images
@@ -215,6 +217,7 @@ def _on_device(
         config.seed,
         max_steps=config.max_steps_per_epoch,
         with_maps=config.explains and store is not None,
+        memory_format=memory_format,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )

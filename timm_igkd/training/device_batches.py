@@ -24,6 +24,7 @@ class DeviceBatches:
             memory, no number.
         max_steps: stop every epoch early.
         with_maps: batches hold the images' maps in the coordinates of the views.
+        memory_format: of the views; channels last costs no copy.
         process_index: which of `num_processes` this is; each takes its share of every epoch's order.
         num_processes: processes that train together.
 
@@ -41,6 +42,7 @@ class DeviceBatches:
         *,
         max_steps: int | None = None,
         with_maps: bool = False,
+        memory_format: torch.memory_format = torch.channels_last,
         process_index: int = 0,
         num_processes: int = 1,
     ):
@@ -49,7 +51,7 @@ class DeviceBatches:
         self.views = DeviceViews(data, augmentation, seed, with_maps=with_maps)
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.batches_at_once = batches_at_once or _BATCHES_AT_ONCE.get(data.labels.device.type, 1)
-        self.with_maps = with_maps
+        self.with_maps, self.memory_format = with_maps, memory_format
         self.process_index, self.num_processes = process_index, num_processes
 
     def __len__(self) -> int:
@@ -70,8 +72,8 @@ class DeviceBatches:
                 part = slice(start, start + self.batch_size)
                 index = batches[part]
                 yield Batch(
-                    student[part],
-                    None if teacher is None else teacher[part],
+                    student[part].contiguous(memory_format=self.memory_format),
+                    None if teacher is None else teacher[part].contiguous(memory_format=self.memory_format),
                     self.data.labels[index],
                     None if self.data.logits is None else self.data.logits[index],
                     None if maps is None else maps[part],
