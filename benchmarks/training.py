@@ -140,14 +140,14 @@ def train_with_distill(job: dict[str, Any], clock: Clock) -> None:
     from timm_igkd.runs.settings import RunConfig
     from timm_igkd.training.trainer import Trainer
 
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def noticed(*args: Any) -> Any:
         result = step(*args)
         clock.after_step()
         return result
 
-    Trainer._train_step = noticed  # type: ignore[method-assign]
+    Trainer.train_step = noticed  # type: ignore[method-assign]
     config = RunConfig(
         output_dir=job["folder"],
         name="run",

@@ -77,3 +77,10 @@ def test_hours_are_told_as_such(clock, capsys):
     clock[0] += 3715
     bar.update()
     assert capsys.readouterr().err == "maps: 1 of 2 img (50 %), 1:02:05 gone, about 1:02:05 left\n"
+
+
+def test_nothing_done_says_nothing_about_the_time_left(clock, capsys):
+    with progress_bar(total=12, desc="study", unit="run", initial=2) as bar:
+        for _ in range(3):
+            bar.update(0)
+    assert capsys.readouterr().err == "study: 2 of 12 run (17 %), 0:30 gone\n"

@@ -53,9 +53,12 @@ class LineProgress(Generic[_T]):
         text = f"{self.desc}: {self.n}"
         if self.total:
             text += f" of {self.total} {self.unit} ({100 * self.n / self.total:.0f} %)"
-            left = seconds * (self.total - self.n) / max(1, self.n - self._initial)
-            return f"{text}, {_clock(seconds)} gone, about {_clock(left)} left{self._postfix}"
-        return f"{text} {self.unit}, {_clock(seconds)} gone{self._postfix}"
+        else:
+            text += f" {self.unit}"
+        text += f", {_clock(seconds)} gone"
+        if self.total and (done := self.n - self._initial):
+            text += f", about {_clock(seconds * (self.total - self.n) / done)} left"
+        return text + self._postfix
 
     def set_postfix(self, values: dict[str, Any] | None = None, **more: Any) -> None:
         """Tell more in the next line."""

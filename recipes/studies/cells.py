@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from timm_igkd.attribution.ig_options import IGOptions, Method
 from timm_igkd.distillation.losses import KD_LOSSES
-from timm_igkd.distillation.options import ExplanationMap, JoinedChannels, TeacherViewMode
+from timm_igkd.distillation.options import ExplanationMap, JoinedChannels, TeacherViewMode, check_temperature
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource
@@ -119,11 +119,9 @@ class Cell:
             check_range(name, getattr(self, name), 0, sys.float_info.max)
         for name in ("distill_loss_weight", "hflip", "smoothing"):
             check_range(name, getattr(self, name), 0, 1)
-        if self.temperature <= 0 or not 0 < self.subset_fraction <= 1:
-            raise InputError(
-                f"temperature must be above 0 and subset_fraction in (0, 1], got {self.temperature:g} and "
-                f"{self.subset_fraction:g}"
-            )
+        check_temperature(self.temperature)
+        if not 0 < self.subset_fraction <= 1:
+            raise InputError(f"subset_fraction must be in (0, 1], got {self.subset_fraction:g}")
         if self.loss_type not in KD_LOSSES:
             raise InputError(f"unknown loss_type {self.loss_type!r}{nearest(self.loss_type, KD_LOSSES)}")
         if self.attention_loss_weight > 0 and self.logits != "live":

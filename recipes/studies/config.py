@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,73 +18,77 @@ from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import TrackerName
 
 
+def _setting(text: str, default: Any, in_hash: bool = False) -> Any:
+    metadata = {"help": text, "in_hash": in_hash}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _in_hash(text: str, default: Any) -> Any:
+    """A setting that changes numbers, and with them the name of the runs."""
+    return _setting(text, default, in_hash=True)
+
+
 @dataclass(frozen=True)
 class StudyConfig:
     """One study: a grid of cells and seeds."""
 
     name: str = field(metadata={"help": "of the study"})
-    title: str = field(default="", metadata={"help": "one line for the report"})
-    purpose: Literal["check", "primary", "exploratory"] = field(
-        default="exploratory", metadata={"help": "check: of the machinery, no conclusion is drawn"}
+    title: str = _setting("one line for the report", "")
+    purpose: Literal["check", "primary", "exploratory"] = _setting(
+        "check: of the machinery, no conclusion is drawn", "exploratory"
     )
-    appendix: bool = field(default=False, metadata={"help": "shown after the others, in the report's appendix"})
-    question: str = field(default="", metadata={"help": "what the study asks"})
-    remark: str = field(default="", metadata={"help": "what a reader of its rows must know"})
-    output_dir: str = field(
-        default="", metadata={"help": "rows and predictions; default: recipes/results/study_<name>"}
-    )
-    work_dir: str = field(default="", metadata={"help": "maps and marks of runs under way; default: runs/study_<name>"})
+    appendix: bool = _setting("shown after the others, in the report's appendix", False)
+    question: str = _setting("what the study asks", "")
+    remark: str = _setting("what a reader of its rows must know", "")
+    output_dir: str = _setting("rows and predictions; default: recipes/results/study_<name>", "")
+    work_dir: str = _setting("maps and marks of runs under way; default: runs/study_<name>", "")
 
-    dataset: str = field(default="../shared/data/cifar10", metadata={"help": "Hub id, folder or digits"})
-    revision: str | None = field(default=None, metadata={"help": "of a Hub dataset"})
-    train_split: str = field(default="train", metadata={"help": "split to train on"})
-    train_limit: int | None = field(default=None, metadata={"help": "only its first images"})
-    evaluate_on: Literal["test", "validation"] = field(
-        default="test", metadata={"help": "validation: a tenth of every class is cut from the training split"}
+    dataset: str = _setting("Hub id, folder or digits", "../shared/data/cifar10")
+    revision: str | None = _setting("of a Hub dataset", None)
+    train_split: str = _in_hash("split to train on", "train")
+    train_limit: int | None = _in_hash("only its first images", None)
+    evaluate_on: Literal["test", "validation"] = _in_hash(
+        "validation: a tenth of every class is cut from the training split", "test"
     )
-    test_split: str = field(default="test", metadata={"help": "split to evaluate on"})
-    test_limit: int | None = field(default=None, metadata={"help": "only its first images"})
-    transfer_dataset: str | None = field(default=None, metadata={"help": "other images of the same classes"})
-    transfer_split: str = field(default="test", metadata={"help": "its split"})
+    test_split: str = _in_hash("split to evaluate on", "test")
+    test_limit: int | None = _in_hash("only its first images", None)
+    transfer_dataset: str | None = _setting("other images of the same classes", None)
+    transfer_split: str = _setting("its split", "test")
 
-    teacher: str | None = field(default=None, metadata={"help": "timm name, hf-hub:… or local-dir:…"})
-    teacher_args: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "its weights"})
-    teacher_mean: tuple[float, float, float] | None = field(default=None, metadata={"help": "its normalisation"})
-    teacher_std: tuple[float, float, float] | None = field(default=None, metadata={"help": "its normalisation"})
-    n_steps: int | Literal["auto"] = field(default=50, metadata={"help": "integration steps of the maps"})
+    teacher: str | None = _setting("timm name, hf-hub:… or local-dir:…", None)
+    teacher_args: dict[str, Any] = _in_hash("its arguments", {})
+    teacher_checkpoint: str | None = _setting("its weights", None)
+    teacher_mean: tuple[float, float, float] | None = _in_hash("its normalisation", None)
+    teacher_std: tuple[float, float, float] | None = _in_hash("its normalisation", None)
+    n_steps: int | Literal["auto"] = _in_hash("integration steps of the maps", 50)
 
-    first_seed: int = field(default=0, metadata={"help": "number of the first seed"})
-    seeds: int = field(default=3, metadata={"help": "runs of every cell"})
-    base: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of all cells"})
-    cells: dict[str, Any] = field(default_factory=dict, metadata={"help": "name: settings"})
-    contrasts: tuple[Any, ...] = field(default=(), metadata={"help": "pairs [a, b] of cells, named in advance"})
-    outcomes: tuple[str, ...] = field(default=("top1", "corruption_top1"), metadata={"help": "primary first"})
-    smallest_effect: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "outcome: points of the smallest difference of interest, bound of its equivalence tests"},
+    first_seed: int = _setting("number of the first seed", 0)
+    seeds: int = _setting("runs of every cell", 3)
+    base: dict[str, Any] = _setting("settings of all cells", {})
+    cells: dict[str, Any] = _setting("name: settings", {})
+    contrasts: tuple[Any, ...] = _setting("pairs [a, b] of cells, named in advance", ())
+    outcomes: tuple[str, ...] = _setting("primary first", ("top1", "corruption_top1"))
+    smallest_effect: dict[str, Any] = _setting(
+        "outcome: points of the smallest difference of interest, bound of its equivalence tests", {}
     )
-    ended: str = field(
-        default="",
-        metadata={"help": "why a primary study ended before its plan was complete; until then it claims nothing"},
-    )
+    ended: str = _setting("why a primary study ended before its plan was complete; until then it claims nothing", "")
 
-    failed_below: float = field(
-        default=0.0, metadata={"help": "a run that ends under this top1 is failed: listed, in no mean and no contrast"}
-    )
+    failed_below: float = _setting("a run that ends under this top1 is failed: listed, in no mean and no contrast", 0.0)
 
-    corruption_images: int = field(default=0, metadata={"help": "test images per corruption; 0: none"})
-    ig_images: int = field(default=0, metadata={"help": "test images whose IG maps are compared; 0: none"})
-    latency: bool = field(default=True, metadata={"help": "measure it, once per architecture"})
+    corruption_images: int = _in_hash("test images per corruption; 0: none", 0)
+    ig_images: int = _in_hash("test images whose IG maps are compared; 0: none", 0)
+    latency: bool = _setting("measure it, once per architecture", True)
 
-    launch: str = field(default="", metadata={"help": "options of accelerate launch, for the command in the report"})
-    parallel: int = field(default=1, metadata={"help": "runs at once, each a process"})
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = field(
-        default="none", metadata={"help": "torch.compile mode of the student; reduce-overhead uses CUDA graphs"}
+    launch: str = _setting("options of accelerate launch, for the command in the report", "")
+    parallel: int = _setting("runs at once, each a process", 1)
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = _setting(
+        "torch.compile mode of the student; reduce-overhead uses CUDA graphs", "none"
     )
-    trackers: tuple[TrackerName, ...] = field(default=(), metadata={"help": "Accelerate trackers beside the rows"})
-    merge: tuple[str, ...] = field(default=(), metadata={"help": "output folders of other machines to take rows from"})
-    report: bool = field(default=True, metadata={"help": "write the report of this study at the end"})
+    trackers: tuple[TrackerName, ...] = _setting("Accelerate trackers beside the rows", ())
+    merge: tuple[str, ...] = _setting("output folders of other machines to take rows from", ())
+    report: bool = _setting("write the report of this study at the end", True)
 
     def __post_init__(self) -> None:
         if "/" in self.name or self.name in ("", ".", ".."):
@@ -161,11 +165,7 @@ class StudyConfig:
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """Return what a cell's runs depend on, paths and what only changes speed left out."""
-        names = (
-            "train_split train_limit evaluate_on test_split test_limit teacher_args teacher_mean teacher_std n_steps "
-            "corruption_images ig_images"
-        )
-        study = {name: getattr(self, name) for name in names.split()}
+        study = {item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("in_hash")}
         kept = {
             name: value
             for name, value in asdict(cell).items()

@@ -193,14 +193,14 @@ class Stop(RunError):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, label: str, epoch: int) -> None:
     """Let the training of `label` stop once `epoch` epochs are saved."""
-    real = Trainer._save_checkpoint
+    real = Trainer.save_checkpoint
 
     def save(self: Trainer) -> None:
         real(self)
         if len(self.history) == epoch and self.label.startswith(label):
             raise Stop("stopped by the test")
 
-    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+    monkeypatch.setattr(Trainer, "save_checkpoint", save)
 
 
 @pytest.mark.parametrize(
@@ -261,13 +261,13 @@ def test_resume_goes_on_with_the_scale_of_the_fp16_gradients(
             self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
     monkeypatch.setattr(accelerator, "Accelerator", WithScaler)
-    real = Trainer._train_epoch
+    real = Trainer.train_epoch
 
     def train_epoch(self: Trainer, *args: Any) -> Any:
         scales.append(self.accelerator.scaler.get_scale())
         return real(self, *args)
 
-    monkeypatch.setattr(Trainer, "_train_epoch", train_epoch)
+    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
     options = [*trained_teacher, "--epochs", 3, "--max-steps-per-epoch", 2]
     with monkeypatch.context() as patch:
         stop_after(patch, "student", 2)
@@ -457,7 +457,7 @@ def test_arms_of_one_seed_share_init_order_and_crops(
     batches: str, run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[Tensor]] = {}
-    real = Trainer._train_step
+    real = Trainer.train_step
 
     def train_step(self: Trainer, batch: Any, epoch: int, step: int) -> Any:
         teacher_view = batch.student if batch.teacher is None else batch.teacher
@@ -465,7 +465,7 @@ def test_arms_of_one_seed_share_init_order_and_crops(
         seen.setdefault(arm, []).extend([*init[:20], teacher_view.clone(), batch.labels.clone()])
         return real(self, batch, epoch, step)
 
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     arms = {
         "kd": ["--overlay-prob", 0],
         "kd_ig": [

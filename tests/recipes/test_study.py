@@ -448,14 +448,14 @@ def test_map_correlation_is_pearsons_and_0_for_constant_maps():
 
 def stop_after(monkeypatch, epochs_done: int) -> None:
     """Let every run end by Ctrl-C once so many epochs are in its checkpoint."""
-    save = Trainer._save_checkpoint
+    save = Trainer.save_checkpoint
 
     def save_and_stop(self):
         save(self)
         if len(self.history) == epochs_done:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_save_checkpoint", save_and_stop)
+    monkeypatch.setattr(Trainer, "save_checkpoint", save_and_stop)
 
 
 def test_a_run_that_was_stopped_goes_on_from_its_last_epoch(run, settings, tmp_path, monkeypatch):
@@ -469,9 +469,9 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_epoch(run, settings, tmp_p
     assert rows_of(settings) == []
     (checkpoint,) = (Path(settings["work_dir"]) / "runs").glob("*.pt")
     epochs = []
-    train = Trainer._train_epoch
+    train = Trainer.train_epoch
     monkeypatch.setattr(
-        Trainer, "_train_epoch", lambda self, epoch, bar: epochs.append(epoch) or train(self, epoch, bar)
+        Trainer, "train_epoch", lambda self, epoch, bar: epochs.append(epoch) or train(self, epoch, bar)
     )
     assert run(settings).code == 0
     assert epochs == [2, 3]

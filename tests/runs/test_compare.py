@@ -75,7 +75,7 @@ def files(run: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize("batches", ["workers", "device"])
 def test_arms_share_initial_weights_order_and_crops(batches, compared, monkeypatch):
     seen: dict[str, list[Tensor]] = {}
-    real = Trainer._train_step
+    real = Trainer.train_step
 
     def train_step(self: Trainer, batch: Any, epoch: int, step: int) -> Any:
         if epoch == step == 0:
@@ -86,7 +86,7 @@ def test_arms_share_initial_weights_order_and_crops(batches, compared, monkeypat
             seen[self.label] += [batch.student.clone()]
         return real(self, batch, epoch, step)
 
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     compared(*OVERLAY, "--epochs", 2, "--hflip", 0.5, "--batches", batches)
     assert set(seen) == {"student", "alone-0", "kd-0"}
     assert all(torch.equal(a, b) for a, b in zip(seen["alone-0"], seen["kd-0"], strict=True))
@@ -146,7 +146,7 @@ def test_killed_arm_goes_on_and_ends_with_the_same_weights(compared, recipe, ima
     weights = run / "arms" / "kd-0" / "student" / "model.safetensors"
     whole = weights.read_bytes()
     shutil.rmtree(run / "arms")
-    save = Trainer._save_checkpoint
+    save = Trainer.save_checkpoint
 
     def stop(self: Trainer) -> None:
         save(self)
@@ -156,7 +156,7 @@ def test_killed_arm_goes_on_and_ends_with_the_same_weights(compared, recipe, ima
     options = [*tiny_run(images, "--teacher", f"local-dir:{teacher_folder}", "--teacher-epochs", 0)]
     options += ["--compare", *OVERLAY, "--epochs", 3]
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_checkpoint", stop)
+        patch.setattr(Trainer, "save_checkpoint", stop)
         assert recipe(*options).code == 1
     assert not weights.exists()
     before = files(run)

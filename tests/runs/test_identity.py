@@ -98,7 +98,7 @@ def test_changed_images_between_kill_and_resume_are_refused(change, recipe, tiny
 
     images = two_splits(tiny_images)
     options = ["--epochs", 3, "--overlay-prob", 0]
-    save = Trainer._save_checkpoint
+    save = Trainer.save_checkpoint
 
     def stop(self):
         save(self)
@@ -106,7 +106,7 @@ def test_changed_images_between_kill_and_resume_are_refused(change, recipe, tiny
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_save_checkpoint", stop)
+        patched.setattr(Trainer, "save_checkpoint", stop)
         assert recipe(*tiny_run(images, *options)).code == 130
     rewrite(images, "train", change)
     outcome = recipe(*tiny_run(images, *options, "--resume"))

@@ -77,7 +77,7 @@ def test_a_training_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopp
     settings = {"epochs": 4, "model_ema": True, "model_ema_decay": 0.5, "opt": "adamw", "grad_accum_steps": 4}
     whole, expected = trained(accelerator, **settings)
     path = tmp_path / "last.pt"
-    save = Trainer._save_checkpoint
+    save = Trainer.save_checkpoint
 
     def save_and_stop(self: Trainer) -> None:
         save(self)
@@ -85,7 +85,7 @@ def test_a_training_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopp
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_save_checkpoint", save_and_stop)
+        patched.setattr(Trainer, "save_checkpoint", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             trained(accelerator, path, **settings)
     history, found = trained(accelerator, path, **settings)

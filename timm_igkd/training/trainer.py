@@ -49,6 +49,8 @@ class DivergedError(RunError):
 class Trainer:
     """Trains the trainable module of one task.
 
+    A subclass may override `train_step`, `train_epoch` or `save_checkpoint`.
+
     Args:
         task: student (or the teacher as student of nobody); it is moved to the accelerator's device.
         batches: makes the batches of every epoch, on that device.
@@ -126,7 +128,7 @@ class Trainer:
         show = progress and self.accelerator.is_main_process
         with progress_bar(total=len(left) * self.steps, desc=self.label, unit="step", show=show, leave=False) as bar:
             for epoch in left:
-                record = self._train_epoch(epoch, bar)
+                record = self.train_epoch(epoch, bar)
                 self._average_norms()
                 if self.validation is not None:
                     val_loss, val_top1 = validate(self.final_model(), self.validation, self.accelerator)
@@ -136,7 +138,7 @@ class Trainer:
                 bar.set_postfix({name: f"{shown[name]:.4g}" for name in ("loss", "val_top1") if name in shown})
                 self._track(epoch, shown)
                 if self.accelerator.is_main_process:
-                    self._save_checkpoint()
+                    self.save_checkpoint()
                 self.accelerator.wait_for_everyone()
         if self.history_path is not None and self.accelerator.is_main_process:
             write_history(self.history_path, self.history)  # also where a kill came between checkpoint and history
@@ -161,7 +163,8 @@ class Trainer:
 
     # ---- epochs and steps ----
 
-    def _train_epoch(self, epoch: int, bar: Any) -> EpochRecord:
+    def train_epoch(self, epoch: int, bar: Any) -> EpochRecord:
+        """Train one epoch, counted on in the bar, and return its means."""
         started = time.perf_counter()
         self._seed(epoch)
         self.task.train()
@@ -171,7 +174,7 @@ class Trainer:
                     module.eval()
         totals: dict[str, Tensor] = {}
         for step, batch in enumerate(self.batches.epoch(epoch)):
-            for name, value in self._train_step(batch, epoch, step).items():
+            for name, value in self.train_step(batch, epoch, step).items():
                 if name not in totals:
                     totals[name] = torch.zeros((), device=self.accelerator.device)
                 totals[name] += value
@@ -198,8 +201,8 @@ class Trainer:
         torch.manual_seed(seed)
         seed_global(seed)
 
-    def _train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
-        """Return the step's loss, its terms, hits in percent and share of labelled images, on the device."""
+    def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
+        """Train one batch; return its loss, terms, hits in percent and share of labelled images, on the device."""
         accumulated = self.settings.grad_accum_steps
         is_update = (step + 1) % accumulated == 0 or step + 1 == self.steps
         if self.scheduler is not None:
@@ -242,7 +245,8 @@ class Trainer:
 
     # ---- the file between epochs ----
 
-    def _save_checkpoint(self) -> None:
+    def save_checkpoint(self) -> None:
+        """Write what a resumption needs, after every epoch and in the main process alone."""
         if self.checkpoint is not None:
             self._state().save(self.checkpoint)
         if self.history_path is not None:
