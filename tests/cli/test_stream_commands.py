@@ -199,9 +199,12 @@ def test_tfds_is_refused_by_name(command, tars, maps, probe, name):
     assert "use wds/, hfids/, hfds/, torch/ or an image folder" in outcome.error
 
 
-def test_run_has_no_explanation_loss(command, tars, maps, probe):
+@pytest.mark.parametrize("comes_first", [False, True])
+def test_run_has_no_explanation_loss(command, tars, maps, probe, comes_first):
     stream = ["wds/tars", tars, "train-{0..1}.tar", N, 0, probe.parent / "out"]
-    outcome = command("run", "--maps", maps, "--explanation-loss-weight", 1, "--", probe, *stream)
+    options = [["--maps", maps], ["--explanation-loss-weight", 1]]
+    first, second = reversed(options) if comes_first else options
+    outcome = command("run", *first, *second, "--", probe, *stream)
     assert outcome.code == 2
     assert "unknown argument '--explanation-loss-weight'" in outcome.error
     assert not (probe.parent / "out").exists()

@@ -26,10 +26,26 @@ class CommandParser(OneLineParser):
         """Parse all of `argv`; an unknown option is an error that offers the nearest name."""
         namespace, unknown = self.parse_known_args(list(argv))
         if unknown:
-            command = getattr(namespace, "parser", self)
-            options = [option for action in command._actions for option in action.option_strings]
-            raise InputError(f"{command.prog}: unknown argument {unknown[0]!r}{nearest(unknown[0], options)}")
+            raise getattr(namespace, "parser", self)._unknown(unknown[0])
         return namespace
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but name an unknown option that comes before a script: it is not the script's."""
+        if any(action.nargs == argparse.REMAINDER for action in self._actions):
+            rest = iter(args)
+            for text in rest:
+                name, has_value, _ = text.partition("=")
+                if text == "--" or not name.startswith("-"):
+                    break  # here the script begins
+                if name not in self._option_string_actions:
+                    raise self._unknown(text)
+                if not has_value and self._option_string_actions[name].nargs != 0:
+                    next(rest, None)
+        return super().parse_known_args(args, namespace)
+
+    def _unknown(self, text: str) -> InputError:
+        options = [option for action in self._actions for option in action.option_strings]
+        return InputError(f"{self.prog}: unknown argument {text!r}{nearest(text, options)}")
 
 
 def build_parser() -> CommandParser:
