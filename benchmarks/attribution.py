@@ -2,6 +2,8 @@
 
     python benchmarks/attribution.py                              # the teachers still missing in the result file
     python benchmarks/attribution.py --teachers cifar --rounds 3 --overwrite --shared ../shared
+    git clone . /tmp/before && git -C /tmp/before checkout c87e80f
+    python benchmarks/attribution.py --teachers cifar --before /tmp/before    # c and d alone, against that checkout's
 
 Variants, on the same images and teacher:
     a  captum with its default arguments, 50 steps, batch 8 (less where 50 x 8 images at once do not fit: see `batch`)
@@ -13,7 +15,7 @@ Variants, on the same images and teacher:
 Every variant runs in a process of its own (peak memory is that process's), in rounds a, b, c, d, limit, a, b, …;
 ratios are medians of the ratios within a round; efficiency is the ratio to `limit`. Maps are compared with 1,000
 midpoint steps, and c's with captum's. Random weights serve for speed only: their rows have no accuracy. Teachers are
-measured one after the other and merged into one JSON file, so that calls can be divided.
+measured one after the other and merged into one JSON file, so that calls can be divided: one file for each processor.
 
 On a CUDA device captum is timed as torch runs it by default, its convolutions in TF32, and compared in float32. There
 c, d and limit compute float32 in float32.
@@ -27,7 +29,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from paired import facts, run_child
+from paired import ROOT, alternating, commit, facts, run_child, summarize
 
 VARIANTS = ("a", "b", "c", "d", "limit")
 TEACHERS = ("cifar", "mobilenetv2", "resnet50", "vit_small")
@@ -144,6 +146,30 @@ def measure_teacher(args: argparse.Namespace, teacher: str) -> tuple[list[dict[s
     return rows, {"sweep": sweep["sweep"], "rounds": rounds}
 
 
+def measure_before(args: argparse.Namespace, teacher: str) -> dict[str, Any]:
+    """Measure c and d of another checkout and of this one in turn; return the ratios of this one's speed to it."""
+    job = {"teacher": teacher, "shared": str(args.shared.resolve())}
+
+    def measure(arm: str) -> dict[str, float]:
+        tree = args.before.resolve() if arm == "before" else ROOT
+        found = {}
+        for variant in "cd":
+            images = TIMED[args.device][teacher][variant] * args.images_factor
+            done = run_child(
+                tree / "benchmarks" / CHILD.name,
+                job | {"variant": variant, "images": images},
+                env=os.environ | {"PYTHONPATH": str(tree)},
+            )
+            if "error" in done:
+                raise SystemExit(f"{teacher} {variant} of {arm}: {done['error']}")
+            found[variant] = done["images_per_s"]
+        return found
+
+    rounds = alternating(["before", "now"], args.rounds, measure, teacher)
+    ratios = {name: summarize([found["now"][name] / found["before"][name] for found in rounds]) for name in "cd"}
+    return {"before": commit(args.before), "ratios": ratios, "rounds": rounds}
+
+
 def row_of(teacher: str, variant: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Summarise the rounds of one variant; ratios are taken within rounds."""
 
@@ -200,12 +226,19 @@ def main() -> None:
     parser.add_argument("--images_factor", type=int, default=1, help="times as many images, for a GPU")
     parser.add_argument("--no_accuracy", action="store_true")
     parser.add_argument("--memory_gb", type=float, default=0, help="most memory for a; beyond it, a has no row")
+    parser.add_argument("--before", type=Path, help="another checkout: c and d alone, and the ratio to its speed")
     args = parser.parse_args()
     args.device = device
     if not args.shared.is_dir():
         raise SystemExit(f"{args.shared} does not exist; name the folder with data/ and weights/ by --shared")
     result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": [], "measurements": {}}
-    for teacher in args.teachers:
+    for teacher in args.teachers if args.before else []:
+        compared = facts() | measure_before(args, teacher)
+        result.setdefault("against", {})[teacher] = compared | {
+            "command": compared["command"].replace(str(args.before), "BEFORE")
+        }
+        write_json(args.out, result)
+    for teacher in [] if args.before else args.teachers:
         if teacher in result["measurements"] and not args.overwrite:
             print(f"{teacher}: already in {args.out}; measure again with --overwrite")
             continue

@@ -46,10 +46,20 @@ def run_child(script: Path, job: dict[str, Any], **options: Any) -> dict[str, An
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def commit() -> str | None:
-    """Return the commit of the checkout, with a + where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+def commit(tree: Path = ROOT) -> str | None:
+    """Return the commit of a checkout, with a + where files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=tree, capture_output=True, text=True)
     return done.stdout.strip() or None
+
+
+def cpu_family() -> str | None:
+    """Return family and model number of the processor, which tell apart what machines for hire call by one name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return f"family {values.get('cpu family')}, model {values.get('model')}"
 
 
 def facts() -> dict[str, Any]:
@@ -57,4 +67,5 @@ def facts() -> dict[str, Any]:
     from timm_igkd.environment import environment  # torch: a benchmark's own process may need none
 
     command, load = " ".join(["python", *sys.argv]), os.getloadavg()[2]
-    return {"command": command, "commit": commit(), "load_average": load, "environment": environment()}
+    hardware = {"cpu_family": cpu_family(), "environment": environment()}
+    return {"command": command, "commit": commit(), "load_average": load} | hardware

@@ -8,6 +8,7 @@ from tiny_parts import ImageList, noise_image, tiny_teacher
 from timm_igkd import IGOverlay, MapStore, compute_maps
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions, reduce_channels
+from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.overlay.device_views import DeviceAugmentation
 from timm_igkd.training.device_batches import DeviceBatches
@@ -64,3 +65,12 @@ def test_batches_made_on_the_gpu_are_those_of_the_cpu():
             difference = (getattr(here, view) - getattr(there, view).cpu()).abs()
             assert difference.max() <= 1.01 / 255  # a blend may round the other way
             assert np.mean((difference > 1e-5).numpy()) < 1e-3
+
+
+def test_accuracy_is_computed_on_the_gpu_and_latency_on_the_cpu():
+    dataset = ImageList([noise_image(index, 32, 32) for index in range(8)], [index % 2 for index in range(8)])
+    model = tiny_teacher(size=32)
+    expected, found = (evaluate(model, dataset, device=device, latency_device="cpu") for device in ("cpu", DEVICE))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-2, atol=1e-2)  # convolutions in TF32
+    assert found.metrics["device"] == "cpu"
+    assert next(model.parameters()).device.type == "cpu"

@@ -33,7 +33,6 @@ from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.runs.models import create_student, create_teacher
 
 VALIDATION_SHARE = 0.1
-_PREDICT_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -269,14 +268,13 @@ class StudyData:
 
     def latency_ms(self, cell: Cell) -> dict[str, float]:
         """Return a student's median latency at batch 1 and 64, as the columns of a row."""
-        key = [cell.student, cell.student_args, cell.drop]
-        return self._latencies.latency_ms(key, lambda: self.create_student(cell, 0))
+        student = [cell.student, cell.student_args, cell.drop]
+        return self._latencies.latency_ms(student, lambda: self.create_student(cell, 0))
 
     def teacher_latency_ms(self) -> dict[str, float]:
         """Return the teacher's median latency at batch 1 and 64, as the columns of a row."""
         assert self.teacher is not None
-        teacher = self.teacher
-        found = self._latencies.latency_ms(["teacher", self.teacher_hash], lambda: teacher)
+        found = self._latencies.latency_ms(["teacher", self.teacher_hash], lambda teacher=self.teacher: teacher)
         return {f"teacher_{name}": value for name, value in found.items() if name != "latency_threads"}
 
     def corrupted(self, kind: str, severity: int) -> Tensor:
@@ -297,6 +295,6 @@ def normalized(model: nn.Module, images: Tensor) -> Tensor:
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Return a model's logits for uint8 images [N, 3, H, W] on its device, [N, classes] float32, in eval mode."""
-    batch = _PREDICT_BATCH if images.device.type == "cuda" else 100
+    batch = 1000 if images.device.type == "cuda" else 100
     with eval_mode(model):
         return torch.cat([model(normalized(model, part)).float() for part in images.split(batch)])

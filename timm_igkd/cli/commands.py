@@ -185,6 +185,8 @@ def evaluate_command(args: argparse.Namespace) -> None:
         teacher_class_indices=indices_for(teacher, dataset) if teacher is not None else None,
         batch_size=args.batch_size,
         num_workers=args.workers,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        latency_device="cpu",  # the edge's
         corruptions=args.corruptions,
     )
     write_metrics(args.out, result.metrics)

@@ -115,6 +115,9 @@ def score_maps(
         seed: of the random maps.
         progress: show a progress bar.
 
+    Returns:
+        The areas under both curves, for the maps and each control, with their paired differences.
+
     Raises:
         InputError: another teacher than the one that made the maps, images without a map, or fewer than 2.
     """

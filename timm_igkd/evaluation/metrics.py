@@ -67,6 +67,7 @@ def evaluate(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str | torch.device = "cpu",
+    latency_device: str | torch.device | None = None,
     measure_latency: bool = True,
     corruptions: int = 0,
     progress: bool = True,
@@ -83,6 +84,7 @@ def evaluate(
         batch_size: images per forward pass of the evaluation (latency is always measured at 1 and 64).
         num_workers: worker processes that decode and transform.
         device: where the models run.
+        latency_device: where they are timed; default: `device`.
         measure_latency: time both models, for about a second per batch size.
         corruptions: images per kind and severity of corruption for `robustness` (see `measure_robustness`), evenly
             spread over the dataset and at most all of it; 0 leaves it out.
@@ -105,11 +107,10 @@ def evaluate(
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
     device = torch.device(device)
+    timed_on = torch.device(device if latency_device is None else latency_device) if measure_latency else None
     with eval_mode(*(c.model for c in models), device=device):
         all_logits, labels = predict(models, dataset, batch_size, num_workers, device, progress)
-        results = [
-            _measure(c, logits, labels, device, measure_latency) for c, logits in zip(models, all_logits, strict=True)
-        ]
+        results = [_measure(c, logits, labels, timed_on) for c, logits in zip(models, all_logits, strict=True)]
         if corruptions:
             limit = min(corruptions, len(dataset))
             found = measure_robustness(models, dataset, limit, batch_size, num_workers, device, progress)
@@ -177,17 +178,19 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def _measure(
-    evaluated: EvaluatedModel, logits: Tensor, labels: Tensor, device: torch.device, measure_latency: bool
+    evaluated: EvaluatedModel, logits: Tensor, labels: Tensor, timed_on: torch.device | None
 ) -> dict[str, Any]:
-    """Return the metrics of one model by itself."""
+    """Return the metrics of one model by itself, with its latency on `timed_on`."""
     model = evaluated.model
     metrics: dict[str, Any] = classification_metrics(logits, evaluated.targets(labels))
     metrics |= _sizes(model)
     if evaluated.class_indices is not None:
         metrics["top1_subset"] = 100 * (_rank(evaluated.head(logits), labels) < 1).double().mean().item()
-    if measure_latency:
-        metrics["latency_ms"] = time_model(model, evaluated.data_config["input_size"], device)
-        metrics |= {"device": str(device), "threads": torch.get_num_threads(), "hardware": describe_hardware(device)}
+    if timed_on is not None:
+        with eval_mode(model, device=timed_on):
+            metrics["latency_ms"] = time_model(model, evaluated.data_config["input_size"], timed_on)
+        threads, hardware = torch.get_num_threads(), describe_hardware(timed_on)
+        metrics |= {"device": str(timed_on), "threads": threads, "hardware": hardware}
     return metrics
 
 

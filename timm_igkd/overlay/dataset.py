@@ -20,7 +20,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
     """Overlay a dataset's images with their attribution maps, before any transform.
 
     Args:
-        dataset: map-style dataset of (PIL image, label): timm's, torchvision's, LabeledImages, a Subset of one.
+        dataset: map-style dataset of (PIL image, label), without a transform: timm's, torchvision's, LabeledImages, a
+            Subset of one.
         maps: the store of this dataset's maps; an image without a map is an error, not a skip. None: no overlay, for
             an arm that shares everything else.
         overlay: probability and strength; default: the paper's where there are maps.
@@ -42,6 +43,9 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         overlay_prob: the probability in force, of `overlay` or of the transform's string.
 
     Other attributes (`classes`, `reader`, `filename`, …) are the wrapped dataset's.
+
+    Raises:
+        InputTypeError: a stream. InputError: a dataset with a transform, or logits or maps of items without a store.
     """
 
     def __init__(

@@ -53,8 +53,8 @@ def distill(config: RunConfig | None = None) -> Path:
         config: the settings; default: the digits demo.
 
     Returns:
-        The run's folder, with config.yaml, teacher/, maps/, student/, metrics.json and report/index.html; with compare
-        arms/, with export export/.
+        The run's folder, with config.yaml, teacher/, student/, metrics.json and report/index.html; maps/ where the run
+        uses maps or stored logits, with compare arms/, with export export/.
 
     Raises:
         InputError: settings, data and models that do not fit together, found before anything is written; a folder of

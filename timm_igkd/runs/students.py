@@ -72,6 +72,8 @@ class StudentRun:
             teacher=teacher,
             teacher_class_indices=indices,
             num_workers=self.config.workers,
+            device=self.accelerator.device,
+            latency_device="cpu",  # the edge's
             corruptions=self.config.corruptions,
             measure_latency=not self.label,
         )
