@@ -244,8 +244,7 @@ class StudyData:
         dataset = self._ordered(load_labeled_images(self.config.transfer_dataset, self.config.transfer_split))
         height, width = self._train_images.images.shape[-2:]
         pixels, labels = [], []
-        for index in range(len(dataset)):
-            image, label = read_item(dataset, index)
+        for image, label in (read_item(dataset, index) for index in range(len(dataset))):
             pixels.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
             labels.append(label)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
@@ -268,13 +267,14 @@ class StudyData:
 
     def latency_ms(self, cell: Cell) -> dict[str, float]:
         """Return a student's median latency at batch 1 and 64, as the columns of a row."""
-        student = [cell.student, cell.student_args, cell.drop]
-        return self._latencies.latency_ms(student, lambda: self.create_student(cell, 0))
+        key = [cell.student, cell.student_args, cell.drop]
+        return self._latencies.latency_ms(key, lambda: self.create_student(cell, 0))
 
     def teacher_latency_ms(self) -> dict[str, float]:
         """Return the teacher's median latency at batch 1 and 64, as the columns of a row."""
         assert self.teacher is not None
-        found = self._latencies.latency_ms(["teacher", self.teacher_hash], lambda teacher=self.teacher: teacher)
+        teacher = self.teacher
+        found = self._latencies.latency_ms(["teacher", self.teacher_hash], lambda: teacher)
         return {f"teacher_{name}": value for name, value in found.items() if name != "latency_threads"}
 
     def corrupted(self, kind: str, severity: int) -> Tensor:

@@ -4,6 +4,8 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions, check_used
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.data.loading import load_labeled_images

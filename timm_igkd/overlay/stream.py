@@ -24,8 +24,8 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
     """Overlay the images of timm's streaming dataset, between its reader and its transform; maps are found by content.
 
     The reader shuffles, divides shards among processes and workers and repeats images as it does without overlays.
-    Coin, exponent and transform of an image come from (seed, epoch, content key, occurrence): how often it has
-    come before in this epoch and process. A script that never calls `set_epoch` goes on counting, so no pass repeats another.
+    Coin, exponent and transform of an image come from (seed, epoch, content key, occurrence): how often it has come
+    before in this epoch and process. A script that never calls `set_epoch` goes on counting: no pass repeats another.
 
     Args:
         dataset: timm's, from `create_dataset("wds/…" or "hfids/…")`, not iterated over yet.
