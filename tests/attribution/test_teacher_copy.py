@@ -1,5 +1,6 @@
 """Any classifier is a teacher of maps, wrapped or with computed weights: its maps are captum's, or one line says no."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from timm_igkd.attribution.engine import FastEngine
-from timm_igkd.attribution.lighter_model import LeanReLU6, lighter_model
+from timm_igkd.attribution.lighter_model import LeanReLU, lighter_model, outputs_and_gradient, use_lean_relu
 from timm_igkd.attribution.options import IGOptions, TeacherView
 from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.errors import InputError, InputTypeError
@@ -242,10 +243,35 @@ def test_teacher_is_left_as_it_was(name):
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
+class Gated(nn.Module):
+    """Reads an activation's output three times: gate, product and shortcut."""
+
+    def __init__(self, activation: type[nn.Module]):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.activation, self.last = activation(inplace=True), activation(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.activation(4 * self.first(x))
+        gated = features * features.mean((2, 3), keepdim=True).sigmoid()
+        return self.last(self.second(gated) + features).mean((2, 3))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
+def test_lean_activations_change_no_bit_of_a_gradient(activation):
+    torch.manual_seed(0)
+    plain = Gated(activation).eval().requires_grad_(False)
+    lean = copy.deepcopy(plain)
+    assert use_lean_relu(lean) == 2
+    example = torch.rand(1, 3, 16, 16)
+    for ours, theirs in zip(outputs_and_gradient(lean, example), outputs_and_gradient(plain, example), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_lean_relu6_is_used_where_its_output_stays_as_it_is():
     example = torch.rand(1, 3, 32, 32)
     lean = {
-        between: any(isinstance(m, LeanReLU6) for m in lighter_model(Net(between).eval(), example).modules())
+        between: any(isinstance(m, LeanReLU) for m in lighter_model(Net(between).eval(), example).modules())
         for between in ("", "in place after the activation")
     }
     assert lean == {"": True, "in place after the activation": False}

@@ -1,4 +1,4 @@
-"""The same function with less work: batch norm folded into the convolution before it, ReLU6 without a copy.
+"""The same function with less work: batch norm folded into the convolution before it, ReLU and ReLU6 without copies.
 
 torch.fx cannot trace timm's same-padding nets, so the pairs are found by running the model once and watching which
 batch norm receives which convolution's output. What a model does between its layers is not seen that way: it may use an
@@ -103,37 +103,55 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 class _ClampInPlace(torch.autograd.Function):
-    """min(max(x, 0), 6) in place; the gradient passes where the output is strictly between, as PyTorch's does."""
+    """ReLU, or ReLU6 with a `high` of 6, in place forward and backward: a pass writes no memory but what it reads.
+
+    The gradient passes where the output is strictly between, as PyTorch's does. It overwrites the output: whoever read
+    that has gone backward before, as the gradient of an output comes from all its readers.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, high: float | None) -> Tensor:
         ctx.mark_dirty(x)
-        x.clamp_(0, 6)
+        x.clamp_(0, high)
         ctx.save_for_backward(x)
+        ctx.high = high
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (output,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, output, 0.0, 6.0)
+        found = output.detach()
+        if ctx.high is None:
+            torch.ops.aten.threshold_backward.grad_input(gradient, found, 0.0, grad_input=found)
+        else:
+            torch.ops.aten.hardtanh_backward.grad_input(gradient, found, 0.0, ctx.high, grad_input=found)
+        return found, None
 
 
-class LeanReLU6(nn.Module):
-    """In-place ReLU6 without the copy of its input that PyTorch keeps for the backward pass.
+class LeanReLU(nn.Module):
+    """In-place ReLU or ReLU6 that keeps no copy of its input and makes no memory for its gradient.
 
     For a model whose weights are frozen: the layer before it does not need its output again.
+
+    Args:
+        high: upper limit; None: none.
     """
+
+    def __init__(self, high: float | None):
+        super().__init__()
+        self.high = high
 
     def forward(self, x: Tensor) -> Tensor:
         """Clamp `x`, which is overwritten where autograd watches it."""
-        return _ClampInPlace.apply(x) if x.requires_grad and not x.is_leaf else x.clamp(0, 6)
+        in_place = x.requires_grad and not x.is_leaf
+        return _ClampInPlace.apply(x, self.high) if in_place else x.clamp(0, self.high)
 
 
-def use_lean_relu6(model: nn.Module) -> int:
-    """Replace a model's in-place ReLU6 layers, and return how many."""
-    layers = [module for module in model.modules() if isinstance(module, nn.ReLU6) and module.inplace]
+def use_lean_relu(model: nn.Module) -> int:
+    """Replace a model's in-place ReLU and ReLU6 layers, and return how many."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.ReLU | nn.ReLU6) and layer.inplace]
     for layer in layers:
-        _replace(model, layer, LeanReLU6())
+        _replace(model, layer, LeanReLU(6.0 if isinstance(layer, nn.ReLU6) else None))
     return len(layers)
 
 
@@ -151,7 +169,7 @@ def lighter_model(model: nn.Module, example: Tensor, tolerance: float = 1e-3) ->
         raise RunError("the teacher's outputs are not finite; check its weights and normalisation")
     for fold, lean in ((True, True), (True, False), (False, True)):
         lighter = copy_model(model).requires_grad_(False)
-        if (fold and not fold_batch_norm(lighter, example)) or (lean and not use_lean_relu6(lighter)):
+        if (fold and not fold_batch_norm(lighter, example)) or (lean and not use_lean_relu(lighter)):
             continue  # then this is the same as a later one
         try:
             found, found_gradient = outputs_and_gradient(lighter, example)
