@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from studies import require_report_packages
 from studies.cells import Cell
-from studies.config import StudyConfig
+from studies.config import StudyConfig, load_study
 from studies.data import StudyData
 from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
@@ -205,6 +205,19 @@ def run_in_parallel(config: StudyConfig, argv: list[str], rows: StudyRows) -> No
             worker.wait()
 
 
+def refuse_withheld(folder: str, name: str) -> None:
+    """Refuse rows of another, primary study that may not be seen yet: the reports of study `name` would show them."""
+    from studies.results import StudyResults  # only here: its packages are an extra
+
+    for other in {row["study"] for row in StudyRows(folder).read()} - {name}:
+        path = Path(__file__).with_name("configs") / f"study_{other}.yaml"
+        if path.exists() and StudyResults.read(load_study(path, f"--output_dir={folder}")).is_withheld:
+            raise InputError(
+                f"{folder} holds runs of the primary study {other!r}, which nobody looks at before it is complete; "
+                "merge them then"
+            )
+
+
 def write_page(config: StudyConfig) -> Path:
     """Write RESULTS.md and index.html of one study beside its rows; return the page."""
     from studies.report import write_report  # only here: its packages are an extra
@@ -225,6 +238,7 @@ def main(argv: list[str] | None = None) -> int:
             require_report_packages()
         study = Study(config)
         for folder in config.merge:
+            refuse_withheld(folder, config.name)
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
         if config.parallel > 1 and study.missing():
             study.data.prepare()

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
             for path in arguments.configs:
                 config = load_study(path)
-                print(f"{config.name}: sd {StudyResults.read(config).spread(arguments.spread):.3f}, {arguments.spread}")
+                print(f"{config.name}: sd {StudyResults.read(config).spread(arguments.spread):.4f}, {arguments.spread}")
             return
         require_report_packages()
         from studies.report import write_report  # only here: its packages are an extra

@@ -1,16 +1,13 @@
 """What a study says in plain words, computed from its contrasts; an effect is claimed only where the plan allows it."""
 
 import math
-from dataclasses import replace
 
-from studies.cells import Cell
+from studies.beside_paper import beside_paper
+from studies.cells import has_aligned_overlay, is_aligned_against_control, is_overlay_against_none
 from studies.cost import cost_against_teacher
-from studies.paper import ABLATION, ABLATION_DROP, COMPRESSION, MONTE_CARLO, arm_name, paper_results
-from studies.results import Contrast, StudyResults
-from studies.tables import has_subsets, number, probability, signed, span
+from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.tables import Answer, has_subsets, probability, signed, span
 from timm_igkd.report.tables import NARROW
-
-Answer = tuple[str, list[str]]  # a question, and sentences
 
 QUESTIONS = {
     "top1": "Does the overlay help clean accuracy?",
@@ -30,31 +27,12 @@ def answers(results: StudyResults) -> list[Answer]:
     if results.config.purpose == "check":
         return [("What follows from the numbers?", [NO_CONCLUSION])]
     found = [answer for column, question in QUESTIONS.items() if (answer := _overlay(results, column, question))]
-    found += [answer for answer in (_alignment(results), _paper(results)) if answer]
+    found += [answer for answer in (_alignment(results), beside_paper(results), _failures(results)) if answer]
     cost = cost_against_teacher(results)
     if not found:
         nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."
         found = [("What follows from the numbers?", [nothing])]
     return [*found, ("How much smaller and faster is the student?", cost)] if cost else found
-
-
-def _has_aligned_overlay(cell: Cell) -> bool:
-    return cell.overlay_prob > 0 and cell.overlay_source == "aligned"
-
-
-def is_overlay_against_none(a: Cell, b: Cell) -> bool:
-    """Say whether a overlays images with their own maps, b overlays none, and nothing else differs."""
-    without = replace(a, overlay_prob=0.0, overlay_source=b.overlay_source, save=b.save)
-    return _has_aligned_overlay(a) and without == b
-
-
-def is_aligned_against_control(a: Cell, b: Cell) -> bool:
-    """Say whether a overlays images with their own maps, b with others as often, and nothing else differs."""
-    return (
-        _has_aligned_overlay(a)
-        and b.overlay_source != "aligned"
-        and replace(a, overlay_source=b.overlay_source, save=b.save) == b
-    )
 
 
 def _overlay(results: StudyResults, column: str, question: str) -> Answer | None:
@@ -67,7 +45,18 @@ def _overlay(results: StudyResults, column: str, question: str) -> Answer | None
         return None
     if column == "corruption_top1" and (robust := robustness(results)):
         sentences.insert(0, f"For this teacher, {robust}.")
+    if column == "top1" and (dose := _dose(results)):
+        sentences.append(dose)
     return question, [sentence for sentence in sentences if sentence]
+
+
+def _dose(results: StudyResults) -> str:
+    """Return how often an image is overlaid in the training of a primary study's aligned arm."""
+    if results.config.purpose != "primary":
+        return ""
+    doses = {(c.overlay_prob * c.epochs, c.epochs) for c in results.config.cells.values() if has_aligned_overlay(c)}
+    told = " or ".join(f"{dose:g} of {epochs}" for dose, epochs in sorted(doses))
+    return f"On average an image is overlaid in {told} epochs."
 
 
 def robustness(results: StudyResults) -> str:
@@ -75,22 +64,26 @@ def robustness(results: StudyResults) -> str:
 
     An overlay is itself a loss of contrast; a blank one is that alone.
     """
-    if why_nothing_is_claimed(results, "corruption_top1"):
-        return ""
-    gains: dict[bool, bool] = {}  # over blank overlays, over none
+    gains: dict[str, Contrast] = {}
     for contrast in results.contrasts("corruption_top1"):
         a, b = results.cell(contrast.a), results.cell(contrast.b)
         is_blank = is_aligned_against_control(a, b) and b.overlay_source == "blank"
-        if is_blank or is_overlay_against_none(a, b):
-            gains[is_blank] = contrast.is_significant and contrast.comparison.difference > 0
+        if (is_blank or is_overlay_against_none(a, b)) and not why_nothing_is_claimed(
+            results, "corruption_top1", contrast
+        ):
+            gains["blank ones" if is_blank else "none"] = contrast
     if len(gains) < 2:
         return ""
-    shown = "shown" if all(gains.values()) else "not shown"
-    return f"robustness, a gain over none and over blank overlays both, is {shown}"
+    is_shown = all(found.is_significant and found.comparison.difference > 0 for found in gains.values())
+    parts = [f"over {name} {signed(gains[name].comparison.difference)}" for name in sorted(gains, reverse=True)]
+    return (
+        f"robustness, a gain over no overlays and over blank ones both, is {'shown' if is_shown else 'not shown'} "
+        f"({', '.join(parts)} points)"
+    )
 
 
 def _alignment(results: StudyResults) -> Answer | None:
-    found, higher = [], []
+    found, shown = [], []
     for column in QUESTIONS:
         if column not in results.config.outcomes:
             continue
@@ -100,75 +93,84 @@ def _alignment(results: StudyResults) -> Answer | None:
             if is_aligned_against_control(results.cell(contrast.a), results.cell(contrast.b)) and contrast.comparison.n
         ]
         found += [verdict(results, contrast, column) for contrast in against]
-        higher += [
-            ADVANTAGE[column]
+        shown += [
+            f"{ADVANTAGE[column]} is {finding(contrast)}"
             for contrast in against
             if results.cell(contrast.b).overlay_source == "shuffled"
-            and contrast.is_significant
-            and contrast.comparison.difference > 0
+            and not why_nothing_is_claimed(results, column, contrast)
         ]
     if not found:
         return None
-    if results.config.purpose == "primary" and not results.is_interim:
-        shown = f"shown to raise {' and '.join(higher)}" if higher else "not shown to raise anything"
+    if shown:
+        controls = {cell.overlay_source for cell in results.config.cells.values()}
         found.insert(
             0,
-            f"For this teacher, alignment is {shown}: aligned minus shuffled, the same maps of other images, tests it. "
-            "Permuted and blank also differ in texture and brightness.",
+            "For this teacher, alignment is tested by aligned minus shuffled, the same maps of other images: "
+            f"{'; '.join(shown)}. Permuted and blank also differ in texture and brightness.",
         )
+        if not controls & {"sobel", "random_teacher"}:
+            found.append(
+                "That it has to be integrated gradients is not tested: no edges and no untrained network's maps are "
+                "among the arms."
+            )
     return "Does it matter that the maps are aligned with their images?", found
 
 
 def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
-    """Return what one contrast says, with interval and n; empty where no seed is common.
+    """Return what one contrast says, with numbers; empty where no seed is common.
 
     "primary" studies claim an effect where Holm's p is below 0.05; others, and outcomes that were not named in advance,
     never.
     """
-    found, what = contrast.comparison, ADVANTAGE.get(column, column)
-    if found.n == 0:
+    what = ADVANTAGE.get(column, column)
+    if contrast.comparison.n == 0:
         return ""
-    if math.isnan(found.p):
-        return (
-            f"{contrast.name}, {what}: {signed(found.difference)} points (n = {found.n}); "
-            "too few runs, or runs without spread, for an interval."
-        )
-    numbers = (
-        f"{signed(found.difference)} points (95{NARROW}% interval {span(found.low, found.high, sign=True)}, "
-        f"n = {found.n} {'subsets' if has_subsets(results) else 'seeds'}, Holm-adjusted p {_equals(contrast.holm_p)})"
-    )
-    if why := why_nothing_is_claimed(results, column):
+    numbers = measured(contrast, "subsets" if has_subsets(results) else "seeds")
+    if why := why_nothing_is_claimed(results, column, contrast):
         return f"{contrast.name}, {what}: {numbers}; {why}, so nothing is claimed."
-    return f"For this teacher, on these test images, {_claim(contrast, what)}: {numbers}{_tost(contrast)}."
+    return f"For this teacher, on these test images, {contrast.name}, {what}: {finding(contrast)}, {numbers}."
 
 
-def why_nothing_is_claimed(results: StudyResults, column: str) -> str:
+def why_nothing_is_claimed(results: StudyResults, column: str, contrast: Contrast) -> str:
     """Return why a contrast is no claim; empty where it may be one."""
     if results.config.purpose != "primary":
         return "exploratory"
     if column not in results.config.outcomes:
         return "not named in advance"
-    return "interim, the plan is not complete" if results.is_interim else ""
+    if results.is_interim:
+        return "interim, the plan is not complete"
+    return f"fewer than {LEAST_SEEDS} common seeds" if contrast.comparison.n < LEAST_SEEDS else ""
 
 
-def _claim(contrast: Contrast, what: str) -> str:
+def finding(contrast: Contrast) -> str:
+    """Return what a contrast of a primary study shows."""
     bound = contrast.equivalence.bound if contrast.equivalence else math.nan
     if contrast.is_significant:
         word = "higher" if contrast.comparison.difference > 0 else "lower"
-        small = f", by less than the {bound:g} points that matter" if contrast.is_equivalent else ""
-        return f"{contrast.a} has {word} {what} than {contrast.b}{small}"
+        return f"{word}, by less than the {bound:g} points that matter" if contrast.is_equivalent else word
     if contrast.is_equivalent:
-        return f"{contrast.a} and {contrast.b} are equivalent in {what} within ±{bound:g} points"
-    nor = f", nor equivalence within ±{bound:g} points" if contrast.equivalence else ""
-    return f"no difference in {what} is shown between {contrast.a} and {contrast.b}{nor}"
+        return f"equivalent within ±{bound:g} points"
+    return f"not shown to differ{f', nor to be equivalent within ±{bound:g} points' if contrast.equivalence else ''}"
 
 
-def _tost(contrast: Contrast) -> str:
-    if contrast.equivalence is None or math.isnan(contrast.equivalence_holm_p):
-        return ""
-    within = contrast.equivalence
-    interval = f"90{NARROW}% interval {span(within.low, within.high, sign=True)}"
-    return f"; TOST, Holm-adjusted p {_equals(contrast.equivalence_holm_p)}, {interval}"
+def measured(contrast: Contrast, unit: str = "") -> str:
+    """Return a contrast's numbers: the 95 % interval with the test of a difference, the 90 % one with that of none.
+
+    The intervals are of one contrast, the p values adjusted over all: they can say different things.
+    """
+    found, within = contrast.comparison, contrast.equivalence
+    if math.isnan(found.p):
+        why = "too few runs, or runs without spread, for an interval"
+        return f"{signed(found.difference)} points (n = {found.n}; {why})"
+    text = (
+        f"{signed(found.difference)} points (95{NARROW}% interval {span(found.low, found.high, sign=True)}, not "
+        f"adjusted; Holm-adjusted p {_equals(contrast.holm_p)}"
+    )
+    is_open = contrast.is_equivalent or not contrast.is_significant
+    if within is not None and is_open and not math.isnan(contrast.equivalence_holm_p):
+        interval = f"90{NARROW}% interval {span(within.low, within.high, sign=True)}"
+        text += f"; TOST, Holm-adjusted p {_equals(contrast.equivalence_holm_p)}, {interval}"
+    return f"{text}; n = {found.n}{f' {unit}' if unit else ''})"
 
 
 def _equals(p: float) -> str:
@@ -176,68 +178,10 @@ def _equals(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def _paper(results: StudyResults) -> Answer | None:
-    """Compare the paper's differences of KD&IG and KD at 4.12x with every pair of ours that repeats its settings."""
-    if results.config.purpose == "check":
+def _failures(results: StudyResults) -> Answer | None:
+    """Return how many runs of each arm of a primary study failed: where arms differ in it, the others are compared."""
+    failed = {name: sum(map(results.is_failed, runs.values())) for name, runs in results.runs.items()}
+    if results.config.purpose != "primary" or not any(failed.values()):
         return None
-    repeated = [
-        name
-        for name in results.cells
-        if results.cell(name).drop == ABLATION_DROP
-        and paper_results(results.config, results.cell(name), results.constant(name, "num_parameters"))
-    ]
-    sentences = []
-    for resampled, source, told in ((False, ABLATION, _ablation_in_words()), (True, MONTE_CARLO, _subsets_in_words())):
-        names = [name for name in repeated if results.is_resampled(name) == resampled]
-        theirs = source["KD&IG"].mean - source["KD"].mean
-        found = [_beside_paper(results, name, kd, theirs) for name, kd in _pairs_of_overlay(results, names)]
-        if any(found):
-            sentences += [told, *(sentence for sentence in found if sentence)]
-    return ("What of the paper holds?", sentences) if sentences else None
-
-
-def _pairs_of_overlay(results: StudyResults, names: list[str]) -> list[tuple[str, str]]:
-    """Return the pairs (KD&IG, KD) among cells that take the same logits."""
-    arms = {name: arm_name(results.cell(name)) for name in names}
-    return [
-        (name, kd)
-        for name in names
-        for kd in names
-        if (arms[name], arms[kd]) == ("KD&IG", "KD") and results.cell(name).logits == results.cell(kd).logits
-    ]
-
-
-def _ablation_in_words() -> str:
-    theirs = ABLATION["KD&IG"].mean - ABLATION["KD"].mean
-    best, best_alone = ABLATION["KD&IG"].best, ABLATION["Student"].best
-    assert best is not None  # the paper tells both
-    assert best_alone is not None
-    other = COMPRESSION["KD&IG", ABLATION_DROP].mean - COMPRESSION["KD", ABLATION_DROP].mean
-    return (
-        f"At 4.12× the paper reports {number(ABLATION['KD&IG'].mean)}{NARROW}% for KD&IG and "
-        f"{number(ABLATION['KD'].mean)}{NARROW}% for KD, "
-        f"a difference of {signed(theirs)} points (its Welch p .037, paired p .069; ten runs each); "
-        f"the same two arms in its table by compression: {signed(other)}. "
-        f"Its headline of {number(best)} against {number(best_alone)} compares the best of ten runs."
-    )
-
-
-def _subsets_in_words() -> str:
-    kd, overlaid = MONTE_CARLO["KD"], MONTE_CARLO["KD&IG"]
-    return (
-        f"Over {kd.n} subsets of 80{NARROW}% the paper reports {number(overlaid.mean)}{NARROW}% for KD&IG and "
-        f"{number(kd.mean)}{NARROW}% for KD, a difference of {signed(overlaid.mean - kd.mean)} points."
-    )
-
-
-def _beside_paper(results: StudyResults, name: str, kd: str, theirs: float) -> str:
-    found = results.compare(name, kd, "top1")
-    if math.isnan(found.p):
-        return ""
-    low, high = found.low, found.high
-    place = "lies inside" if low <= theirs <= high else "lies outside"
-    zero = "contains" if low <= 0 <= high else "excludes"
-    return (
-        f"Ours, {name} − {kd}: {signed(found.difference)} points (95{NARROW}% interval {span(low, high, sign=True)}, "
-        f"n = {found.n}; not adjusted). The paper's {signed(theirs)} {place} our interval, which {zero} 0."
-    )
+    counts = ", ".join(f"{name} {count} of {len(results.runs[name])}" for name, count in failed.items())
+    return "Did every run succeed?", [f"No: failed are {counts}. Their seeds are in no contrast of the arm."]

@@ -167,6 +167,26 @@ class Cell:
         return "aligned" if self.overlay_source == "random_teacher" else self.overlay_source
 
 
+def has_aligned_overlay(cell: Cell) -> bool:
+    """Say whether a cell overlays images with their own maps."""
+    return cell.overlay_prob > 0 and cell.overlay_source == "aligned"
+
+
+def is_overlay_against_none(a: Cell, b: Cell) -> bool:
+    """Say whether a overlays images with their own maps, b overlays none, and nothing else differs."""
+    without = replace(a, overlay_prob=0.0, overlay_source=b.overlay_source, save=b.save)
+    return has_aligned_overlay(a) and without == b
+
+
+def is_aligned_against_control(a: Cell, b: Cell) -> bool:
+    """Say whether a overlays images with their own maps, b with others as often, and nothing else differs."""
+    return (
+        has_aligned_overlay(a)
+        and b.overlay_source != "aligned"
+        and replace(a, overlay_source=b.overlay_source, save=b.save) == b
+    )
+
+
 ADDED = (
     *("padding_mode", "alternate_flip", "clip_grad", "model_ema", "model_ema_decay"),
     *("map_method", "explanation_loss_weight", "explanation_map"),

@@ -18,7 +18,8 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
             "Runs",
             f"{len(rows)} of {results.num_planned} planned: {len(config.cells)} cells × {len(config.seed_range)} seeds",
         ),
-        ("Not run yet", _missing(results)),
+        ("Not run" if config.ended else "Not run yet", _missing(results)),
+        ("Seeds that are not whole", f"{results.num_partial} runs, which do not count" if results.num_partial else ""),
         ("Failed", _failed(results)),
         (
             "Rows left out",

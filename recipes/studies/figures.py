@@ -110,23 +110,27 @@ def contrasts(results: StudyResults, name: str) -> Figure | None:
         panels = figure.subplots(1, len(outcomes), sharey=True, squeeze=False)[0]
         for axes, outcome in zip(panels, outcomes, strict=True):
             axes.axvline(0, color=ROLES["ink"], linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+            is_named = outcome.column in results.config.outcomes
             for row, contrast in enumerate(results.contrasts(outcome.column)):
-                _draw_difference(axes, row, results.differences(contrast.a, contrast.b, outcome.column), contrast)
-            axes.set_title(outcome.title, loc="left", fontsize=9.5, pad=8)
+                differences = results.differences(contrast.a, contrast.b, outcome.column)
+                shade = ROLES["student" if contrast.is_significant and is_named else "muted"]
+                _draw_difference(axes, row, differences, contrast, shade)
+            title = outcome.title if is_named else f"{outcome.title}\n(exploratory)"
+            axes.set_title(title, loc="left", fontsize=9.5, pad=8)
             axes.set_xlabel("difference, points")
             axes.margins(x=0.14)
         _rows_of(panels, labels)
 
     size = (1.9 + 2.5 * len(outcomes), 0.95 + 0.62 * len(labels))
     words = "; ".join(f"{c.name} {signed(c.comparison.difference)}" for c in results.contrasts(outcomes[0].column))
-    return render_svg(
-        f"{name}-contrasts", size, draw
-    ), f"Dots: seeds; bars: 95 % intervals; p: Holm-adjusted, blue below 0.05. {outcomes[0].title}: {words}."
+    return render_svg(f"{name}-contrasts", size, draw), (
+        "Dots: seeds; bars: 95 % intervals, not adjusted; p: Holm-adjusted, blue below 0.05 in outcomes named in "
+        f"advance. {outcomes[0].title}: {words}."
+    )
 
 
-def _draw_difference(axes: Any, row: int, differences: np.ndarray, contrast: Any) -> None:
+def _draw_difference(axes: Any, row: int, differences: np.ndarray, contrast: Any, shade: str) -> None:
     found = contrast.comparison
-    shade = ROLES["student"] if contrast.is_significant else ROLES["muted"]
     below = np.full(len(differences), row + 0.17)
     axes.plot(differences, below, "o", color=shade, markersize=3.2, alpha=0.4, markeredgewidth=0, zorder=2)
     axes.plot([found.low, found.high], [row, row], color=shade, zorder=3, **_INTERVAL)
@@ -158,15 +162,17 @@ def corruptions(results: StudyResults, name: str) -> Figure | None:
             axes.axvline(0, color=ROLES["ink"], linewidth=1, linestyle=(0, (3, 2)), zorder=1)
             for row, kind in enumerate(kinds):
                 found = _kind_difference(results, a, b, kind)
-                shade = ROLES["student" if found.low > 0 else "teacher" if found.high < 0 else "muted"]
-                axes.plot([found.low, found.high], [row, row], color=shade, zorder=3, **_INTERVAL)
-                axes.plot(found.difference, row, "o", color=shade, markersize=5, zorder=4)
+                axes.plot([found.low, found.high], [row, row], color=ROLES["muted"], zorder=3, **_INTERVAL)
+                axes.plot(found.difference, row, "o", color=ROLES["ink"], markersize=5, zorder=4)
             axes.set_title(f"{a}\n− {b}", loc="left", fontsize=9, pad=8)
             axes.set_xlabel("points")
         _rows_of(panels, [kind.replace("_", " ") for kind in kinds])
 
     size = (1.3 + 1.85 * max(2, len(pairs)), 1.1 + 0.3 * len(kinds))
-    words = "Differences by kind of corruption, mean over severities, with unadjusted 95 % intervals."
+    words = (
+        f"Differences by kind of corruption, mean over severities; exploratory: {len(kinds) * len(pairs)} intervals of "
+        "95 %, not adjusted."
+    )
     return render_svg(f"{name}-corruptions", size, draw), words
 
 

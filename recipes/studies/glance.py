@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from studies.answers import is_aligned_against_control, is_overlay_against_none
+from studies.cells import is_aligned_against_control, is_overlay_against_none
 from studies.results import Contrast, StudyResults
 from studies.statistics import Comparison
 from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
@@ -10,19 +10,22 @@ from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
 
 def glance(studies: Sequence[StudyResults]) -> Table | None:
     """Return the overlay's contrasts of all studies that were run, checks of the machinery left out; None: none."""
+    first: dict[tuple[str, str], StudyResults] = {}  # by the pair of hashes: studies share runs
     rows = [
         (f"{results.config.title or results.config.name}: {contrast.name}", _entries(results, contrast))
         for results in studies
         if results.rows and results.config.purpose != "check" and not results.is_withheld
         for contrast in results.contrasts("top1")
-        if contrast.comparison.n > 1 and _is_of_overlay(results, contrast)
+        if contrast.comparison.n > 1
+        and _is_of_overlay(results, contrast)
+        and first.setdefault(_runs_of(results, contrast), results) is results
     ]
     if not rows:
         return None
-    columns = ["Runs of each", "Clean accuracy, points", "Holm p", "Under corruption, points"]
+    columns = ["Runs of each", "Clean accuracy, points", "Holm p", "Under corruption, points", "Holm p"]
     note = (
-        f"Differences with 95{NARROW}% intervals, not adjusted; Holm's p within each study, of clean accuracy. Only a "
-        "primary study claims an effect."
+        f"Differences with 95{NARROW}% intervals, not adjusted; Holm's p within each study and outcome. Only a primary "
+        "study claims an effect."
     )
     return Table("At a glance: aligned overlays against none and against controls", columns, rows, note)
 
@@ -32,13 +35,19 @@ def _is_of_overlay(results: StudyResults, contrast: Contrast) -> bool:
     return is_overlay_against_none(a, b) or is_aligned_against_control(a, b)
 
 
+def _runs_of(results: StudyResults, contrast: Contrast) -> tuple[str, str]:
+    a, b = (results.config.run_hash(results.cell(name)) for name in (contrast.a, contrast.b))
+    return a, b
+
+
 def _entries(results: StudyResults, contrast: Contrast) -> list[Entry]:
-    corrupted = results.compare(contrast.a, contrast.b, "corruption_top1")
+    (corrupted,) = (c for c in results.contrasts("corruption_top1") if (c.a, c.b) == (contrast.a, contrast.b))
     return [
         Entry(str(contrast.comparison.n)),
         _difference(contrast.comparison),
         Entry(probability(contrast.holm_p)),
-        _difference(corrupted),
+        _difference(corrupted.comparison),
+        Entry(probability(corrupted.holm_p)),
     ]
 
 

@@ -1,21 +1,20 @@
 """The report's first sentences, for a reader who does not read on: what the complete primary study shows."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from studies.answers import (
     ADVANTAGE,
-    is_aligned_against_control,
-    is_overlay_against_none,
+    finding,
     robustness,
     why_nothing_is_claimed,
 )
-from studies.paper import ABLATION
-from studies.results import Contrast, StudyResults
-from studies.tables import signed, span
+from studies.beside_paper import beside_unlike_paper
+from studies.cells import Cell, is_aligned_against_control, is_overlay_against_none
+from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.tables import probability, signed, span
 from timm_igkd.report.tables import NARROW
 
-_LEAST_RUNS = 2
+_KEY = f"(points, 95{NARROW}% interval, not adjusted, and p after Holm)"
 
 
 def opening(studies: Sequence[StudyResults]) -> str:
@@ -30,7 +29,9 @@ def opening(studies: Sequence[StudyResults]) -> str:
     primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
     if not primary:
         return f"{counted} No primary study has been run: nothing is claimed."
-    if any(results.is_interim for results in primary):
+    if any(results.is_withheld for results in primary):
+        if all(results.config.ended for results in primary):
+            return f"{counted} The primary study ended with fewer than {LEAST_SEEDS} whole seeds: nothing is claimed."
         return f"{counted} The primary study is not complete: nothing is claimed yet."
     sentences = [
         sentence for results in primary for sentence in (_effect(results), _alignment(results), _paper(results))
@@ -39,56 +40,45 @@ def opening(studies: Sequence[StudyResults]) -> str:
 
 
 def _effect(results: StudyResults) -> str:
-    parts = [
-        f"{_found(results, contrast, column)} in {words}"
-        for column, words in ADVANTAGE.items()
-        for contrast in results.contrasts(column)
-        if contrast.comparison.n >= _LEAST_RUNS
-        and is_overlay_against_none(results.cell(contrast.a), results.cell(contrast.b))
-    ]
+    parts = _parts(results, is_overlay_against_none)
     if parts and (robust := robustness(results)):
         parts.append(robust)
-    return f"Overlays of aligned maps against none, for this teacher: {'; '.join(parts)}." if parts else ""
+    if results.config.ended and results.missing:
+        parts.append("the study ended before its plan was complete")
+    return f"Overlays of aligned maps against none, for this teacher {_KEY}: {'; '.join(parts)}." if parts else ""
 
 
 def _alignment(results: StudyResults) -> str:
     """Say what aligned minus shuffled shows: the same maps, of other images."""
-    parts = [
-        f"{_found(results, contrast, column)} in {words}"
-        for column, words in ADVANTAGE.items()
-        if column in results.config.outcomes
-        for contrast in results.contrasts(column)
-        if contrast.comparison.n >= _LEAST_RUNS
-        and is_aligned_against_control(results.cell(contrast.a), results.cell(contrast.b))
-        and results.cell(contrast.b).overlay_source == "shuffled"
-    ]
+    parts = _parts(
+        results, lambda a, b: is_aligned_against_control(a, b) and b.overlay_source == "shuffled", named_alone=True
+    )
     return f"Aligned maps against the same maps of other images: {'; '.join(parts)}." if parts else ""
 
 
 def _paper(results: StudyResults) -> str:
-    theirs = ABLATION["KD&IG"].mean - ABLATION["KD"].mean
-    for contrast in results.contrasts("top1"):
-        found = contrast.comparison
-        pair = results.cell(contrast.a), results.cell(contrast.b)
-        if is_overlay_against_none(*pair) and pair[1].distill_loss_weight > 0 and not math.isnan(found.p):
-            place = "inside" if found.low <= theirs <= found.high else "outside"
-            return (
-                f"The paper's {signed(theirs)} points for overlays beside KD, of another network, with maps of other "
-                f"images, lie {place} our interval."
-            )
-    return ""
+    return beside_unlike_paper(results)
+
+
+def _parts(results: StudyResults, is_meant: Callable[[Cell, Cell], bool], named_alone: bool = False) -> list[str]:
+    """Return what the contrasts of a kind show, outcome by outcome; those not named in advance are last."""
+    return [
+        f"{words} {_found(results, contrast, column)}"
+        for column, words in ADVANTAGE.items()
+        if column in results.config.outcomes or not named_alone
+        for contrast in results.contrasts(column)
+        if contrast.comparison.n and is_meant(results.cell(contrast.a), results.cell(contrast.b))
+    ]
 
 
 def _found(results: StudyResults, contrast: Contrast, column: str) -> str:
-    numbers = contrast.comparison
-    interval = (
-        f"{signed(numbers.difference)} points, 95{NARROW}% interval "
-        f"{span(numbers.low, numbers.high, sign=True)}, n = {numbers.n}"
-    )
-    if why_nothing_is_claimed(results, column):
-        return f"not named in advance ({interval})"
-    if contrast.is_significant:
-        return f"{'higher' if numbers.difference > 0 else 'lower'} ({interval})"
-    if contrast.is_equivalent and contrast.equivalence is not None:
-        return f"equivalent within ±{contrast.equivalence.bound:g} points ({interval})"
-    return f"no difference shown ({interval})"
+    found = contrast.comparison
+    numbers = f"{signed(found.difference)} ({span(found.low, found.high, sign=True) or 'no spread'}"
+    if column not in results.config.outcomes:
+        return f"{numbers}; n = {found.n}), exploratory"
+    if why := why_nothing_is_claimed(results, column, contrast):
+        return f"{numbers}; n = {found.n}), {why}, so nothing is claimed"
+    p, test = contrast.holm_p, "p"
+    if contrast.is_equivalent and not contrast.is_significant:
+        p, test = contrast.equivalence_holm_p, "TOST p"
+    return f"{finding(contrast)}, {numbers}; {test} {probability(p)}; n = {found.n})"

@@ -18,8 +18,9 @@ from studies.facts import facts
 from studies.figures import FIGURES
 from studies.glance import glance
 from studies.opening import opening
+from studies.paper_table import paper_table
 from studies.results import LEAST_SEEDS, StudyResults
-from studies.tables import cells_table, contrast_table, corruption_table, paper_table, transfer_table
+from studies.tables import cells_table, contrast_table, corruption_table, transfer_table
 from studies.trials import trials_table
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
@@ -30,7 +31,7 @@ _HERE = Path(__file__).parent
 
 PURPOSES = {
     "check": "A check: it tests the machinery on small numbers and draws no conclusion.",
-    "primary": "The primary study: contrasts, outcomes and number of seeds were named before its first run.",
+    "primary": "The primary study: contrasts, outcomes, number of seeds and its rules were fixed before its first run.",
     "exploratory": "Exploratory: what it shows is a suggestion to be tested, no claim.",
 }
 
@@ -105,7 +106,7 @@ def _tidy(markdown: str) -> str:
 def _purpose(results: StudyResults) -> str:
     """Return what a study is for, and of an unfinished primary one that its numbers are interim."""
     text = PURPOSES[results.config.purpose]
-    if results.config.purpose == "primary" and results.rows and results.config.ended:
+    if results.config.purpose == "primary" and results.rows and results.missing and results.config.ended:
         text += f" Ended before its plan: {results.config.ended}."
     return text
 
@@ -113,12 +114,14 @@ def _purpose(results: StudyResults) -> str:
 def _waits(results: StudyResults) -> str:
     """Return why nothing of a study is shown; empty where it may be."""
     planned = results.num_planned
+    if results.config.ended and (results.is_withheld or not results.rows):
+        return f"Ended with fewer than {LEAST_SEEDS} seeds of every cell: nothing is shown or claimed."
     if not results.rows:
         return f"Not run yet: {planned} run{'' if planned == 1 else 's'} planned."
     if not results.is_withheld:
         return ""
-    if results.config.ended:
-        return f"Fewer than {LEAST_SEEDS} seeds of every cell are there: nothing is shown or claimed."
+    if not results.missing:
+        return "Complete; nothing is shown before the blind look at its spread, after which its file says report: true."
     return (
         f"Interim: {len(results.rows)} of {planned} runs are there. No number of theirs is shown before the plan is "
         "complete; it stops for time only, never for a result."
@@ -137,7 +140,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "question": config.question,
         "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
         "waits": _waits(results),
-        "has_missing": bool(results.missing),
+        "has_missing": bool(results.missing) and not config.ended,
         "figures": [],
     }
     if section["waits"]:

@@ -46,6 +46,7 @@ class Contrast(NamedTuple):
     strict_power: float = NAN  # at alpha over the number of contrasts, Holm's first step
     equivalence: Equivalence | None = None
     equivalence_holm_p: float = NAN
+    wanted: float | None = None  # points that the power is told for
 
     @property
     def name(self) -> str:
@@ -70,11 +71,13 @@ class StudyResults:
     Attributes:
         runs: cell -> seed -> row (text), planned seeds only.
         left_out: rows of other settings, or of seeds outside the plan.
+        num_partial: runs of an ended study whose seed is not there in every cell; they do not count.
     """
 
     config: StudyConfig
     runs: Mapping[str, Mapping[int, Mapping[str, str]]]
     left_out: int
+    num_partial: int = 0
 
     @classmethod
     def read(cls, config: StudyConfig) -> "StudyResults":
@@ -90,11 +93,12 @@ class StudyResults:
             name: {int(row["seed"]): row for row in planned if row["config_hash"] == run_hash}
             for name, run_hash in hashes.items()
         }
+        count = there = sum(map(len, runs.values()))
         if config.ended:  # only whole seeds count: the cells stay balanced
             whole = set.intersection(*(set(of_cell) for of_cell in runs.values()))
             runs = {name: {seed: row for seed, row in of.items() if seed in whole} for name, of in runs.items()}
-        used = [row for of_cell in runs.values() for row in of_cell.values()]
-        return cls(config, runs, len(rows) - len(used))
+            count = sum(map(len, runs.values()))
+        return cls(config, runs, len(rows) - there, there - count)
 
     @property
     def cells(self) -> list[str]:
@@ -126,7 +130,9 @@ class StudyResults:
 
     def is_failed(self, row: Mapping[str, str]) -> bool:
         """Say whether a run diverged, or ended under the accuracy that the plan asks of a run."""
-        return bool(row.get("diverged_epoch")) or (row["top1"] != "" and float(row["top1"]) < self.config.failed_below)
+        if row.get("diverged_epoch"):
+            return True
+        return row["top1"] != "" and not float(row["top1"]) >= self.config.failed_below  # NaN is failed, too
 
     def constant(self, cell: str, column: str) -> float:
         """Return the value of a column that does not depend on the seed, e.g. parameters; NaN: not measured."""
@@ -200,8 +206,8 @@ class StudyResults:
 
     @property
     def is_withheld(self) -> bool:
-        """Whether nothing of it may be seen yet: a primary study that is not complete."""
-        return self.config.purpose == "primary" and self.is_interim
+        """Whether nothing of it may be seen yet: a primary study not complete, or whose file says report: false."""
+        return self.config.purpose == "primary" and (self.is_interim or not self.config.report)
 
     def spread(self, column: str) -> float:
         """Return the sd of the paired differences of one outcome, pooled over the contrasts named in advance.
@@ -209,8 +215,11 @@ class StudyResults:
         It is the root of the mean of their variances, and says nothing of the differences themselves.
 
         Raises:
-            InputError: runs are missing, or no contrast has two common seeds.
+            InputError: runs are missing, another outcome of a primary study than its first, or no contrast has two
+                common seeds.
         """
+        if self.config.purpose == "primary" and column != self.config.outcomes[0]:
+            raise InputError(f"a primary study's blind look is at {self.config.outcomes[0]} alone, got {column}")
         if self.missing:
             raise InputError(
                 f"{len(self.missing)} of {self.num_planned} runs are missing; the spread is of all of them"
@@ -222,21 +231,26 @@ class StudyResults:
             )
         return math.sqrt(sum(found) / len(found))
 
-    def effect_of_interest(self, column: str) -> float:
-        """Return the points that the power is told for: the study's smallest effect, else what the paper found."""
-        return self.config.smallest_effect.get(column, DIFFERENCE)
+    def effect_of_interest(self, column: str) -> float | None:
+        """Return the points that the power is told for: the study's smallest effect.
+
+        A study that names none is told what the paper found, in clean accuracy; one that names some, nothing of others.
+        """
+        return self.config.smallest_effect.get(column, None if self.config.smallest_effect else DIFFERENCE)
 
     def _contrast(self, a: str, b: str, column: str, comparison: Comparison, holm_p: float) -> Contrast:
         if self.is_resampled(a) or self.is_resampled(b):  # the power of the paired test is not that of the corrected
             return Contrast(a, b, comparison, holm_p, NAN, NAN)
         wanted, bound = self.effect_of_interest(column), self.config.smallest_effect.get(column)
+        if wanted is None:
+            return Contrast(a, b, comparison, holm_p, NAN, NAN)
         power, strict_power = (
             paired_power(comparison.sd, comparison.n, wanted, alpha)
             for alpha in (ALPHA, ALPHA / len(self.config.contrasts))
         )
         needed = seeds_needed(comparison.sd, wanted, alpha=ALPHA)
         within = None if bound is None else equivalence(self.differences(a, b, column), bound, ALPHA)
-        return Contrast(a, b, comparison, holm_p, power, needed, strict_power, within)
+        return Contrast(a, b, comparison, holm_p, power, needed, strict_power, within, wanted=wanted)
 
     def bootstrap(self, a: str, b: str) -> Interval | None:
         """Return a - b of clean accuracy with the interval over seeds and test images.

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from studies.outcomes import OUTCOMES, outcome_of
-from studies.paper import PaperResult, paper_results
 from studies.results import Contrast, StudyResults
-from studies.statistics import CONFIDENCE, Interval, Summary
+from studies.statistics import Interval, Summary
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.report.tables import DASH, MINUS, NARROW, count
+
+Answer = tuple[str, list[str]]  # a question, and sentences
 
 CELL_COLUMNS = ("top1", "corruption_top1", "transfer_balanced_top1", "ece", "agreement", "ig_correlation")
 
@@ -67,7 +67,8 @@ def probability(p: float) -> str:
     return DASH if math.isnan(p) else "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
-def _summary_entry(summary: Summary, digits: int, n_runs: int) -> Entry:
+def summary_entry(summary: Summary, digits: int, n_runs: int) -> Entry:
+    """Return a cell's mean, with its deviation and intervals, and n where it is not that of the cell's runs."""
     parts = []
     if summary.n > 1:
         parts.append(f"sd {number(summary.sd, digits)}")
@@ -86,7 +87,7 @@ def cells_table(results: StudyResults) -> Table:
     for name in results.cells:
         n_runs = len(results.runs[name])
         entries = [Entry(str(n_runs))]
-        entries += [_summary_entry(results.summary(name, item.column), item.digits, n_runs) for item in shown]
+        entries += [summary_entry(results.summary(name, item.column), item.digits, n_runs) for item in shown]
         parameters, compression = results.constant(name, "num_parameters"), results.constant(name, "compression")
         entries.append(Entry(DASH if math.isnan(parameters) else count(parameters)))
         entries.append(Entry(DASH if math.isnan(compression) else f"{compression:.2f}×"))
@@ -105,7 +106,16 @@ def cells_table(results: StudyResults) -> Table:
         )
     elif any(len(runs) >= 20 for runs in results.runs.values()):
         note += "; from 20 seeds also the BCa bootstrap interval"
-    return Table("Cells", columns, rows, note + ". No interval where a cell has one run or runs that do not differ.")
+    note += ". No interval where a cell has one run or runs that do not differ."
+    return Table("Cells", columns, rows, f"{note} {exploratory_note(results)}".strip())
+
+
+def exploratory_note(results: StudyResults) -> str:
+    """Return what is said beside numbers of a primary study that its plan does not name."""
+    if results.config.purpose != "primary":
+        return ""
+    named = " and ".join(outcome_of(column).title.lower() for column in results.config.outcomes)
+    return f"All but {named} is exploratory."
 
 
 def contrast_table(results: StudyResults, column: str) -> Table | None:
@@ -122,7 +132,8 @@ def contrast_table(results: StudyResults, column: str) -> Table | None:
         columns += ["Over seeds and test images"] if with_images else []
         bound = results.config.smallest_effect.get(column)
         columns += [] if bound is None else [f"TOST p, ±{bound:g} points"]
-        columns += [f"Power at {results.effect_of_interest(column):g} points"]
+        if wanted := results.effect_of_interest(column):
+            columns += [f"Power at {wanted:g} points"]
         rows = []
         for contrast in contrasts:
             interval = results.bootstrap(contrast.a, contrast.b) if with_images else None
@@ -150,12 +161,14 @@ def contrast_note(results: StudyResults) -> str:
         test = "Corrected resampled t test (Nadeau and Bengio) on the differences over common subsets"
     first = (
         f"{test}, with its 95{NARROW}% interval, not adjusted; Holm over the {family} "
-        f"contrast{'s' if family != 1 else ''} named in advance, for each outcome by itself."
+        f"contrast{'s' if family != 1 else ''} named in advance, for each outcome by itself"
     )
+    outcomes = len(results.config.outcomes)
+    first += f": 5{NARROW}% each, up to {5 * outcomes}{NARROW}% over all {outcomes}." if outcomes > 1 else "."
     if subsets:
         return f"{first} Subsets overlap: tests, effect sizes and bootstraps of independent runs do not apply."
     return (
-        f"{first} Welch's test ignores the pairing. d_z: mean over standard deviation of the differences, "
+        f"{first} sd: of the differences, n − 1. Welch's test ignores the pairing. d_z: mean over that deviation, "
         "Hedges-corrected, its interval from the noncentral t. Over seeds and test images: two-level bootstrap "
         "interval, too narrow with few seeds. "
         f"{_tost_note(results)}"
@@ -181,9 +194,10 @@ def _role_of(results: StudyResults, column: str) -> str:
 
 def _contrast_entries(contrast: Contrast, interval: Interval | None, with_images: bool) -> list[Entry]:
     found = contrast.comparison
+    details = [span(found.low, found.high, sign=True), *([] if math.isnan(found.sd) else [f"sd {number(found.sd)}"])]
     entries = [
         Entry(str(found.n)),
-        Entry(signed(found.difference), span(found.low, found.high, sign=True)),
+        Entry(signed(found.difference), "; ".join(detail for detail in details if detail)),
         Entry(probability(found.p)),
         Entry(probability(contrast.holm_p)),
         Entry(probability(found.welch_p), span(found.welch_low, found.welch_high, sign=True)),
@@ -195,6 +209,8 @@ def _contrast_entries(contrast: Contrast, interval: Interval | None, with_images
         within = contrast.equivalence
         detail = f"Holm {probability(contrast.equivalence_holm_p)}; {span(within.low, within.high, sign=True)}"
         entries.append(Entry(probability(within.p), detail))
+    if contrast.wanted is None:
+        return entries
     power = DASH if math.isnan(contrast.power) else f"{100 * contrast.power:.0f}{NARROW}%"
     details = []
     if not math.isnan(contrast.strict_power):
@@ -219,7 +235,8 @@ def corruption_table(results: StudyResults) -> Table | None:
     ]
     n = count(results.constant(names[0], "corruption_n"))
     columns = [kind.replace("_", " ") for kind in CORRUPTIONS]
-    note = f"Top-1 in % on {n} test images, mean over {len(SEVERITIES)} severities and all seeds."
+    note = f"Top-1 in % on {n} test images, mean over {len(SEVERITIES)} severities and all seeds. "
+    note += "Single kinds are exploratory."
     return Table("Accuracy by corruption", columns, rows, note)
 
 
@@ -235,7 +252,9 @@ def transfer_table(results: StudyResults) -> Table | None:
     found: dict[str, dict[str, float]] = {}
     for name in results.cells:
         runs = [
-            json.loads(row["transfer_per_class"]) for row in results.runs[name].values() if row["transfer_per_class"]
+            json.loads(row["transfer_per_class"])
+            for row in results.runs[name].values()
+            if row["transfer_per_class"] and not results.is_failed(row)
         ]
         if runs:
             found[name] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
@@ -246,51 +265,9 @@ def transfer_table(results: StudyResults) -> Table | None:
         (name, [Entry(number(classes.get(key, math.nan), 1)) for key in columns]) for name, classes in found.items()
     ]
     n = count(results.constant(next(iter(found)), "transfer_n"))
-    note = f"Top-1 in % on {n} foreign images, mean over seeds."
+    note = f"Top-1 in % on {n} foreign images, mean over seeds; exploratory."
     teacher = results.constant(next(iter(found)), "teacher_transfer_top1")
     if not math.isnan(teacher):
         note += f" All of them together: the teacher {number(teacher)}{NARROW}%."
         note += " The paper's, on its own subset: 67.37." if "cifar10" in results.config.dataset else ""
     return Table("Transfer by class", columns, rows, note)
-
-
-def paper_table(results: StudyResults) -> Table | None:
-    """Return our cells beside the paper's numbers, or None where no cell repeats its settings."""
-    rows = []
-    for name in results.cells:
-        ours = results.summary(name, "top1")
-        for source, paper in paper_results(
-            results.config, results.cell(name), results.constant(name, "num_parameters")
-        ):
-            entries = [_summary_entry(ours, 2, ours.n), Entry(str(ours.n))]
-            entries += _paper_entries(ours, paper, results.is_resampled(name))
-            rows.append((f"{name} ({source})", entries))
-    if not rows:
-        return None
-    columns = ["Ours, %", "Runs", "Paper, %", "Runs", "Ours − paper", "Welch p"]
-    note = (
-        "Clean top-1. The paper's code trained with maps and logits of other images, and its ablation and "
-        "its compression table disagree by up to 1.4 points on the same arms."
-    )
-    return Table("Beside the paper's numbers", columns, rows, note)
-
-
-def _paper_entries(ours: Summary, paper: PaperResult, resampled: bool) -> list[Entry]:
-    """Return the paper's mean, its runs, our difference and Welch's p: for independent runs, so never for subsets."""
-    difference = Entry(signed(ours.mean - paper.mean))
-    n = Entry(DASH if paper.n is None else str(paper.n))
-    if paper.sd is None or paper.n is None or resampled:
-        sd = "" if paper.sd is None else f"sd {paper.sd:g}"
-        return [Entry(number(paper.mean), sd), n, difference, Entry(DASH)]
-    interval = stats.t.interval(CONFIDENCE, paper.n - 1, loc=paper.mean, scale=paper.sd / math.sqrt(paper.n))
-    p = math.nan
-    if ours.sd > 0:
-        p = stats.ttest_ind_from_stats(
-            ours.mean, ours.sd, ours.n, paper.mean, paper.sd, paper.n, equal_var=False
-        ).pvalue
-    return [
-        Entry(number(paper.mean), f"sd {paper.sd:g}; {span(*interval)}"),
-        n,
-        difference,
-        Entry(probability(p)),
-    ]

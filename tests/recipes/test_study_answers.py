@@ -1,17 +1,19 @@
 """What a study says in words: no more than the plan allows; the paper's numbers beside it."""
 
+import re
+
 import pytest
 from statsmodels.stats.multitest import multipletests
 from study_parts import ALIGNED, IG, KD, add_rows, edit_rows, helpful_study, primary_study, report, said
 
-from studies.answers import NO_CONCLUSION, answers, is_aligned_against_control, is_overlay_against_none
-from studies.cells import Cell, create_cell
+from studies.answers import NO_CONCLUSION, answers
+from studies.cells import Cell, create_cell, is_aligned_against_control, is_overlay_against_none
 from studies.facts import facts
 from studies.opening import opening
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
+from studies.paper_table import paper_table
 from studies.results import StudyResults
 from studies.tables import (
-    paper_table,
     signed,
 )
 from timm_igkd.models.loading import count_parameters
@@ -26,7 +28,7 @@ def primary(tmp_path_factory):
 
 def test_effect_of_a_primary_study_is_claimed_with_interval_and_n_for_this_teacher(primary):
     text = said(primary)["Does the overlay help clean accuracy?"]
-    assert text.startswith("For this teacher, on these test images, KD&IG aligned has higher clean accuracy than KD: +")
+    assert text.startswith("For this teacher, on these test images, KD&IG aligned − KD, clean accuracy: higher, +")
     assert "95\u202f% interval" in text
     assert "n = 12 seeds" in text
     assert "Holm-adjusted p" in text
@@ -35,9 +37,11 @@ def test_effect_of_a_primary_study_is_claimed_with_interval_and_n_for_this_teach
 def test_alignment_is_answered_against_the_controls(primary):
     text = said(primary)["Does it matter that the maps are aligned with their images?"]
     assert text.startswith(
-        "For this teacher, alignment is shown to raise clean accuracy and accuracy under corruption: aligned minus"
+        "For this teacher, alignment is tested by aligned minus shuffled, the same maps of other images: "
+        "clean accuracy is higher; accuracy under corruption is higher."
     )
-    assert "than KD:" not in text
+    assert "− KD," not in text
+    assert text.endswith("no edges and no untrained network's maps are among the arms.")
 
 
 def test_outcome_not_named_in_advance_is_not_claimed(primary):
@@ -50,8 +54,8 @@ def test_no_effect_is_said_to_be_not_shown(tmp_path):
     add_rows(config, {ALIGNED: 0.0}, seed_sd=0.6)
     results = StudyResults.read(config)
     assert not any(contrast.is_significant for contrast in results.contrasts("top1"))
-    assert "no difference in clean accuracy is shown" in said(results)["Does the overlay help clean accuracy?"]
-    assert "no difference shown (" in opening([results])
+    assert "clean accuracy: not shown to differ, " in said(results)["Does the overlay help clean accuracy?"]
+    assert "clean accuracy not shown to differ, " in opening([results])
 
 
 def test_equivalence_within_the_smallest_effect_is_said(tmp_path):
@@ -61,41 +65,48 @@ def test_equivalence_within_the_smallest_effect_is_said(tmp_path):
     (kd, *_) = results.contrasts("top1")
     assert kd.is_equivalent
     text = said(results)["Does the overlay help clean accuracy?"]
-    assert "KD&IG aligned and KD are equivalent in clean accuracy within ±0.2 points" in text
+    assert "KD&IG aligned − KD, clean accuracy: equivalent within ±0.2 points" in text
     assert "TOST, Holm-adjusted p = 0.001, 90" in text
+    assert "clean accuracy equivalent within ±0.2 points" in opening([results])
+    assert "TOST p 0.001" in opening([results])
 
 
 def test_a_shown_difference_below_the_smallest_effect_is_said_to_be_small(tmp_path):
     config = primary_study(tmp_path, smallest_effect={"top1": 0.4})
     add_rows(config, {ALIGNED: 0.25}, seed_sd=0.02, n_images=10_000)
-    text = said(StudyResults.read(config))["Does the overlay help clean accuracy?"]
-    assert "has higher clean accuracy than KD, by less than the 0.4 points that matter" in text
+    results = StudyResults.read(config)
+    text = said(results)["Does the overlay help clean accuracy?"]
+    assert "clean accuracy: higher, by less than the 0.4 points that matter" in text
+    assert "TOST, Holm-adjusted p <0.001, 90" in text
+    assert "clean accuracy higher, by less than the 0.4 points that matter" in opening([results])
 
 
 def test_neither_difference_nor_equivalence_is_said_as_such(tmp_path):
-    config = primary_study(tmp_path, smallest_effect={"top1": 0.2}, seeds=4)
+    config = primary_study(tmp_path, smallest_effect={"top1": 0.2}, seeds=6)
     add_rows(config, {ALIGNED: 0.0}, seed_sd=1.0)
-    text = said(StudyResults.read(config))["Does the overlay help clean accuracy?"]
-    assert "no difference in clean accuracy is shown between KD&IG aligned and KD, nor equivalence within ±0.2" in text
+    results = StudyResults.read(config)
+    text = said(results)["Does the overlay help clean accuracy?"]
+    assert "clean accuracy: not shown to differ, nor to be equivalent within ±0.2 points" in text
+    assert "clean accuracy not shown to differ, nor to be equivalent within ±0.2 points" in opening([results])
 
 
 def test_report_opens_with_effect_alignment_and_paper(primary):
     text = opening([primary])
     first, second, third = text.split(". ")[:3]
-    assert first.startswith("Overlays of aligned maps against none, for this teacher: higher (+")
-    assert "in clean accuracy; higher (+" in first
-    assert "not named in advance (" in first  # transfer
-    assert second.startswith("Aligned maps against the same maps of other images: higher (+")
-    assert third.startswith("The paper's +0.40 points")
+    assert first.startswith("Overlays of aligned maps against none, for this teacher (points, 95")
+    assert "clean accuracy higher, +" in first
+    assert "accuracy under corruption higher, +" in first
+    assert re.search(r"balanced transfer accuracy [+−].*; n = 12\), exploratory; robustness", first)
+    assert second.startswith("Aligned maps against the same maps of other images: clean accuracy higher, +")
+    assert third.startswith("The paper reports +0.40 points (95")
+    assert "+0.03 to +0.77, 10 runs each) for overlays beside KD; this is no repetition" in third
     assert text.endswith("60 of 60 planned runs in 1 study.")
 
 
 def test_report_opens_with_harm_as_such(tmp_path):
     config = primary_study(tmp_path)
     add_rows(config, {ALIGNED: -2.0})
-    text = opening([StudyResults.read(config)])
-    assert "for this teacher: lower (−" in text
-    assert "lie outside our interval" in text
+    assert "clean accuracy lower, −" in opening([StudyResults.read(config)])
 
 
 def test_unfinished_primary_study_claims_nothing(tmp_path):
@@ -110,7 +121,12 @@ def test_study_that_ended_early_claims_from_whole_seeds_alone(tmp_path):
     add_rows(config, {ALIGNED: 1.0}, skip=[("KD&IG blank", 11)])
     results = StudyResults.read(config)
     assert {contrast.comparison.n for contrast in results.contrasts("top1")} == {11}
-    assert "has higher clean accuracy than KD" in said(results)["Does the overlay help clean accuracy?"]
+    assert "clean accuracy: higher" in said(results)["Does the overlay help clean accuracy?"]
+    assert "the study ended before its plan was complete" in opening([results])
+    told = dict(facts(results))
+    assert told["Seeds that are not whole"] == "4 runs, which do not count"
+    assert told["Not run"] == "5 runs: seed 11 of KD, KD&IG aligned, KD&IG shuffled, KD&IG permuted, KD&IG blank"
+    assert "Rows left out" not in told
 
 
 def test_equivalence_is_adjusted_over_the_contrasts(tmp_path):
@@ -126,17 +142,17 @@ def test_harm_is_said_as_such(tmp_path):
     config = primary_study(tmp_path)
     add_rows(config, {ALIGNED: -2.0})
     results = StudyResults.read(config)
-    assert "has lower clean accuracy than KD" in said(results)["Does the overlay help clean accuracy?"]
+    assert "KD&IG aligned − KD, clean accuracy: lower" in said(results)["Does the overlay help clean accuracy?"]
     text = said(results)["Does it matter that the maps are aligned with their images?"]
-    assert text.startswith("For this teacher, alignment is not shown to raise anything")
+    assert "clean accuracy is lower; accuracy under corruption is not shown to differ." in text
 
 
 def test_alignment_rests_on_shuffled_maps_alone(tmp_path):
     config = primary_study(tmp_path)
     add_rows(config, {ALIGNED: 2.0, "KD&IG shuffled": 2.0})
     text = said(StudyResults.read(config))["Does it matter that the maps are aligned with their images?"]
-    assert text.startswith("For this teacher, alignment is not shown to raise")
-    assert "KD&IG aligned has higher clean accuracy than KD&IG permuted" in text
+    assert "clean accuracy is not shown to differ; " in text
+    assert "KD&IG aligned − KD&IG permuted, clean accuracy: higher" in text
 
 
 @pytest.mark.parametrize(
@@ -151,9 +167,35 @@ def test_robustness_asks_for_a_gain_over_none_and_over_blank(tmp_path, gains, sh
     config = primary_study(tmp_path)
     add_rows(config, {}, gains)
     results = StudyResults.read(config)
-    clause = f"robustness, a gain over none and over blank overlays both, is {shown}"
-    assert said(results)["Does it help robustness to corruption?"].startswith(f"For this teacher, {clause}.")
+    clause = f"robustness, a gain over no overlays and over blank ones both, is {shown} (over none"
+    assert said(results)["Does it help robustness to corruption?"].startswith(f"For this teacher, {clause}")
     assert clause in opening([results])
+
+
+def test_failed_runs_leave_too_few_seeds_for_a_claim(tmp_path):
+    def fail(row):
+        if row["cell"] == "KD" and int(row["seed"]) < 7:
+            row["top1"] = "nan" if row["seed"] == "0" else "10.0"
+
+    config = primary_study(tmp_path, failed_below=50)
+    add_rows(config, {ALIGNED: 1.0})
+    edit_rows(tmp_path, fail)
+    results = StudyResults.read(config)
+    text = said(results)["Does the overlay help clean accuracy?"]
+    assert "fewer than 6 common seeds, so nothing is claimed" in text
+    assert "n = 5), fewer than 6 common seeds, so nothing is claimed" in opening([results])
+    assert said(results)["Did every run succeed?"].startswith("No: failed are KD 7 of 12, KD&IG aligned 0 of 12")
+    assert results.contrasts("top1")[1].comparison.n == 12
+
+
+def test_primary_study_is_withheld_until_its_file_asks_for_the_report(tmp_path):
+    config = primary_study(tmp_path, report=False)
+    add_rows(config, {ALIGNED: 1.0})
+    results = StudyResults.read(config)
+    assert opening([results]).endswith("The primary study is not complete: nothing is claimed yet.")
+    for text in report(tmp_path, config):
+        assert "Complete; nothing is shown before the blind look at its spread" in text
+        assert "clean accuracy" not in text.lower()
 
 
 def test_run_under_the_accuracy_that_the_plan_asks_of_a_run_is_failed(tmp_path):
@@ -178,7 +220,7 @@ def test_study_that_ended_with_few_seeds_claims_nothing(tmp_path):
     add_rows(config, {ALIGNED: 1.0}, skip=[(name, seed) for name in config.cells for seed in range(5, 12)])
     results = StudyResults.read(config)
     assert results.is_interim
-    assert opening([results]).endswith("nothing is claimed yet.")
+    assert opening([results]).endswith("The primary study ended with fewer than 6 whole seeds: nothing is claimed.")
 
 
 def test_unadjusted_significance_is_no_claim(tmp_path):
@@ -197,7 +239,7 @@ def test_unadjusted_significance_is_no_claim(tmp_path):
     found = results.contrasts("top1")[0]
     assert found.comparison.p == pytest.approx(0.02, abs=0.002)
     assert found.holm_p == pytest.approx(4 * found.comparison.p)
-    assert "no difference in clean accuracy is shown" in said(results)["Does the overlay help clean accuracy?"]
+    assert "clean accuracy: not shown to differ" in said(results)["Does the overlay help clean accuracy?"]
 
 
 def test_contrast_that_changes_more_than_the_overlay_answers_no_question(tmp_path):

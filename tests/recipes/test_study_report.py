@@ -11,6 +11,7 @@ import yaml
 from command_lines import RECIPES
 from study_parts import IG, KD, PRIMARY_CELLS, PRIMARY_CONTRASTS, add_rows, helpful_study, primary_study, report
 
+from studies.config import load_study
 from studies.figures import FIGURES, corruptions, quantiles
 from studies.report import write_report
 from studies.results import StudyResults
@@ -22,6 +23,7 @@ from studies.tables import (
     corruption_table,
     signed,
 )
+from study import refuse_withheld
 from study_report import main
 from timm_igkd.errors import InputError
 
@@ -125,7 +127,7 @@ def test_primary_study_shows_no_number_before_it_is_complete(tmp_path, ended):
     waiting = helpful_study(tmp_path / "primary", skip=skip, ended=ended)
     found = waiting.contrasts("top1")[0].comparison
     for text in report(tmp_path, waiting.config):
-        why = "Fewer than 6 seeds of every cell" if ended else "Interim: 59 of 60 runs are there. No number"
+        why = "Ended with fewer than 6 seeds of every cell" if ended else "Interim: 59 of 60 runs are there. No number"
         assert why in text
         assert signed(found.difference) not in html.unescape(text)
     assert not list(tmp_path.glob("figures/*"))
@@ -139,7 +141,9 @@ def test_spread_is_the_only_thing_that_is_told_of_a_blind_look(tmp_path, capsys)
     path.write_text(yaml.safe_dump(given | {"seeds": 12, "output_dir": str(tmp_path / "primary")}))
     assert main(["--spread", "top1", str(path)]) == 0
     variances = [np.var(results.differences(a, b, "top1"), ddof=1) for a, b in PRIMARY_CONTRASTS]
-    assert capsys.readouterr().out == f"primary: sd {np.sqrt(np.mean(variances)):.3f}, top1\n"
+    assert capsys.readouterr().out == f"primary: sd {np.sqrt(np.mean(variances)):.4f}, top1\n"
+    assert main(["--spread", "corruption_top1", str(path)]) == 2
+    assert "a primary study's blind look is at top1 alone" in capsys.readouterr().err
 
 
 def test_spread_of_an_unfinished_study_is_refused(tmp_path):
@@ -252,3 +256,11 @@ def test_rows_of_the_tests_are_those_of_the_study(primary):
         for seed in primary.config.seed_range
         if (name, seed) != ("KD&IG blank", 11)
     }
+
+
+def test_rows_of_a_withheld_study_are_merged_into_its_own_alone(tmp_path):
+    config = load_study(RECIPES / "configs" / "study_real.yaml", f"--output_dir={tmp_path}", "--seeds=1")
+    add_rows(config)
+    with pytest.raises(InputError, match="holds runs of the primary study 'real', which nobody looks at"):
+        refuse_withheld(str(tmp_path), "real_arms")
+    refuse_withheld(str(tmp_path), "real")

@@ -24,6 +24,7 @@ from studies.config import load_study
 from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.glance import glance
+from studies.paper_table import paper_table
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.statistics import paired_power
@@ -32,7 +33,6 @@ from studies.tables import (
     contrast_table,
     corruption_table,
     number,
-    paper_table,
     probability,
     signed,
     transfer_table,
@@ -176,6 +176,21 @@ def test_committed_subsets_of_5000_images_left_out_998(monkeypatch):
     assert contrast.holm_p == pytest.approx(0.3784, abs=5e-5)
 
 
+def test_failed_runs_are_in_no_mean_by_class(tmp_path):
+    def fail(row):
+        if (row["cell"], row["seed"]) == ("KD", "0"):
+            row.update(top1="10.0", transfer_per_class=json.dumps({"cat": 0.0, "dog": 0.0}))
+
+    config = primary_study(tmp_path, seeds=3, failed_below=50)
+    add_rows(config)
+    edit_rows(tmp_path, fail)
+    results = StudyResults.read(config)
+    cat = np.mean([json.loads(results.runs["KD"][seed]["transfer_per_class"])["cat"] for seed in (1, 2)])
+    assert dict(transfer_table(results).rows)["KD"][0].main == number(float(cat), 1)
+    edit_rows(tmp_path, lambda row: row["cell"] == "KD" and row.update(top1="10.0"))
+    assert "KD" not in dict(transfer_table(StudyResults.read(config)).rows)
+
+
 def test_transfer_table_is_the_mean_over_seeds_by_class(primary):
     runs = primary.runs["KD"].values()
     cat = float(np.mean([json.loads(row["transfer_per_class"])["cat"] for row in runs]))
@@ -242,6 +257,11 @@ def test_all_studies_overlays_stand_at_a_glance(primary, tmp_path):
         assert entries[1].main == signed(contrast.comparison.difference)
         assert entries[2].main == probability(contrast.holm_p)
         assert entries[3].main == signed(corrupted.difference)
+    assert [entries[4].main for _, entries in table.rows] == [
+        probability(contrast.holm_p) for contrast in primary.contrasts("corruption_top1")
+    ]
+    again = primary_study(primary.config.output_dir, name="again", purpose="exploratory")
+    assert glance([primary, StudyResults.read(again)]) == table  # runs that two studies share stand once
     subsets = primary_study(tmp_path / "subsets", base={"drop": 5, "subset_fraction": 0.8}, purpose="exploratory")
     assert glance([StudyResults.read(check), StudyResults.read(subsets)]) is None  # neither a result, nor run
     assert StudyResults.read(subsets).contrasts("top1")[0].comparison.n == 0
