@@ -110,7 +110,7 @@ def test_large_images_go_through_workers_and_are_not_read(tiny_images, accelerat
 
 
 def test_images_that_fill_more_than_a_quarter_of_the_memory_go_through_workers(config, accelerator, monkeypatch):
-    needed = 12 * 16 * 16 * 4
+    needed = 12 * 16 * 16 * 8
     monkeypatch.setattr(batches_module, "_memory_per_process", lambda accelerator: 4.0 * needed)
     assert chosen(config, accelerator, 16) == "device"
     monkeypatch.setattr(batches_module, "_memory_per_process", lambda accelerator: 4.0 * needed - 1)

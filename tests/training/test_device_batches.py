@@ -183,6 +183,9 @@ def test_reflected_border_is_that_of_numpy(data):
 
 
 def test_unknown_padding_mode_is_refused():
+    side = data.images.shape[-1]
+    with pytest.raises(InputError, match=f"by reflection must be below the images' side, {side}, got {side}"):
+        DeviceViews(data, DeviceAugmentation(IGOverlay(0.0), padding=side, padding_mode="reflect"), seed=0)
     with pytest.raises(InputError, match="padding_mode must be black or reflect, got 'edge'"):
         DeviceAugmentation(IGOverlay(0.0), padding_mode="edge")
 

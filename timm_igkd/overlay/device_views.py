@@ -20,7 +20,6 @@ from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.random_streams import generator
 
 PaddingMode = Literal["black", "reflect"]
-_PAD_MODES = {"black": "constant", "reflect": "reflect"}
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,21 @@ class DeviceViews:
         with_maps: `maps` is going to be called.
 
     Raises:
-        InputError: no maps where they are needed.
+        InputError: no maps where they are needed, or more padding by reflection than the images have.
     """
 
     def __init__(self, data: DeviceImages, augmentation: DeviceAugmentation, seed: int, *, with_maps: bool = False):
         if (augmentation.overlay.overlay_prob > 0 or with_maps) and data.maps is None:
             what = "maps of views" if with_maps else "overlays"
             raise InputError(f"{what} need maps, got none; build them with: timm-igkd maps")
+        if augmentation.padding_mode == "reflect" and augmentation.padding >= min(data.images.shape[-2:]):
+            raise InputError(
+                f"padding by reflection must be below the images' side, {min(data.images.shape[-2:])}, got "
+                f"{augmentation.padding}"
+            )
         self.data, self.augmentation, self.seed = data, augmentation, seed
         self.device = data.labels.device
+        self._pixels = _packed(data.images)
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1)
             for values in (augmentation.mean, augmentation.std)
@@ -144,7 +149,7 @@ class DeviceViews:
         Returns:
             [B, 3, H, W] float32 each, normalised, channels last in memory; None where there is one view.
         """
-        clean = self.data.images[index].float() / 255
+        clean = self._pixels[index]
         student = self._overlaid(clean, index, draws) if self.augmentation.overlay.overlay_prob > 0 else clean
         transformed = self._normalized(student, draws)
         if self.augmentation.teacher_view == "same":
@@ -157,31 +162,35 @@ class DeviceViews:
         Where a view shows no part of its image, in the border and in the square cut out, the map is 0.
         """
         assert self.data.maps is not None  # with_maps
-        maps = self._cropped(self.data.maps[index].float() / 255, draws, "black")
+        maps = self._cropped(self.data.maps[index].squeeze(1), draws, "black")[:, None].float().div_(255)
         return self._cut_out(maps, draws) if self.augmentation.cutout else maps
 
     def _overlaid(self, clean: Tensor, index: Tensor, draws: Draws) -> Tensor:
         """Blend the maps of the images whose coin fell so, rounded to 8 bits as an image file would be."""
         assert self.data.maps is not None
         chosen = draws.overlaid.nonzero().squeeze(1)
-        maps, power = self.data.maps[index[chosen]].float() / 255, draws.power[chosen].view(-1, 1, 1, 1)
-        blended = blend_map(clean[chosen], maps, self.augmentation.overlay.overlay_weight, power)
-        return clean.index_copy(0, chosen, (blended * 255 + 0.5).floor_() / 255)
+        images, maps = (part[index[chosen]].float() / 255 for part in (self.data.images, self.data.maps))
+        power = draws.power[chosen].view(-1, 1, 1, 1)
+        blended = blend_map(images, maps, self.augmentation.overlay.overlay_weight, power)
+        return clean.index_copy(0, chosen, _packed((blended * 255 + 0.5).floor_().to(torch.uint8)))
 
-    def _normalized(self, images: Tensor, draws: Draws) -> Tensor:
-        cropped = self._cropped(images, draws, self.augmentation.padding_mode)
-        normalized = (cropped - self.mean) / self.std
+    def _normalized(self, pixels: Tensor, draws: Draws) -> Tensor:
+        cropped = self._cropped(pixels, draws, self.augmentation.padding_mode)
+        normalized = _unpacked(cropped).float().div_(255).sub_(self.mean).div_(self.std)
         return self._cut_out(normalized, draws) if self.augmentation.cutout else normalized
 
-    def _cropped(self, images: Tensor, draws: Draws, padding_mode: PaddingMode) -> Tensor:
-        """Crop and flip by one gather whose result is channels last: what convolutions want needs no copy."""
-        padding, (height, width) = self.augmentation.padding, images.shape[-2:]
+    def _cropped(self, pixels: Tensor, draws: Draws, padding_mode: PaddingMode) -> Tensor:
+        """Crop and flip [B, H, W] by one gather."""
+        padding, (height, width) = self.augmentation.padding, pixels.shape[-2:]
         rows = draws.shift[:, :1] + torch.arange(height, device=self.device)
-        columns = torch.arange(width, device=self.device).expand(len(images), width)
+        columns = torch.arange(width, device=self.device).expand(len(pixels), width)
         columns = draws.shift[:, 1:] + torch.where(draws.flipped[:, None], columns.flip(1), columns)
-        padded = F.pad(images, (padding,) * 4, _PAD_MODES[padding_mode]) if padding else images
-        which = torch.arange(len(images), device=self.device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        if padding and padding_mode == "reflect":
+            rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
+        elif padding:
+            pixels = F.pad(pixels, (padding,) * 4)
+        first_rows = torch.arange(len(pixels), device=self.device)[:, None] * pixels.shape[1]
+        return pixels.flatten()[(first_rows + rows)[:, :, None] * pixels.shape[2] + columns[:, None, :]]
 
     def _cut_out(self, images: Tensor, draws: Draws) -> Tensor:
         """Set a square to 0, the mean colour of a normalised image; part of it may lie outside the image."""
@@ -191,3 +200,20 @@ class DeviceViews:
             for axis, side in enumerate(images.shape[-2:])
         ]
         return images.masked_fill((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
+
+
+def _reflected(positions: Tensor, side: int) -> Tensor:
+    """Return positions in an image of `side`, those outside mirrored at its first or last pixel."""
+    return side - 1 - (side - 1 - positions.abs()).abs()
+
+
+def _packed(images: Tensor) -> Tensor:
+    """Return images [N, 3, H, W] uint8 as pixels [N, H, W] int32: a gather moves a colour, not three channels."""
+    pixels = images.new_zeros(len(images), *images.shape[2:], 4)
+    pixels[..., :3] = images.permute(0, 2, 3, 1)
+    return pixels.view(torch.int32).squeeze(-1)
+
+
+def _unpacked(pixels: Tensor) -> Tensor:
+    """Return pixels [N, H, W] int32 as images [N, 3, H, W] uint8, channels last in memory: what convolutions want."""
+    return pixels[..., None].view(torch.uint8)[..., :3].permute(0, 3, 1, 2)

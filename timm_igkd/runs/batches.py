@@ -28,7 +28,7 @@ from timm_igkd.training.worker_batches import WorkerBatches
 
 LARGEST_SIDE = 64
 MEMORY_SHARE = 1 / 4
-_CHANNELS = 4  # bytes of a pixel: three of the image, one of its map
+_CHANNELS = 8  # bytes of a pixel: three of the image, one of its map, and its colour once more in one number
 
 
 def choose_batches(
