@@ -182,7 +182,7 @@ def test_reflected_border_is_that_of_numpy(data):
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-def test_unknown_padding_mode_is_refused():
+def test_unusable_padding_is_refused(data):
     side = data.images.shape[-1]
     with pytest.raises(InputError, match=f"by reflection must be below the images' side, {side}, got {side}"):
         DeviceViews(data, DeviceAugmentation(IGOverlay(0.0), padding=side, padding_mode="reflect"), seed=0)
