@@ -34,7 +34,9 @@ def opening(studies: Sequence[StudyResults]) -> str:
             return f"{counted} The primary study ended with fewer than {LEAST_SEEDS} whole seeds: nothing is claimed."
         return f"{counted} The primary study is not complete: nothing is claimed yet."
     sentences = [
-        sentence for results in primary for sentence in (_effect(results), _alignment(results), _paper(results))
+        sentence
+        for results in primary
+        for sentence in (_effect(results), _alignment(results), beside_unlike_paper(results))
     ]
     return " ".join([*(sentence for sentence in sentences if sentence), counted])
 
@@ -54,10 +56,6 @@ def _alignment(results: StudyResults) -> str:
         results, lambda a, b: is_aligned_against_control(a, b) and b.overlay_source == "shuffled", named_alone=True
     )
     return f"Aligned maps against the same maps of other images: {'; '.join(parts)}." if parts else ""
-
-
-def _paper(results: StudyResults) -> str:
-    return beside_unlike_paper(results)
 
 
 def _parts(results: StudyResults, is_meant: Callable[[Cell, Cell], bool], named_alone: bool = False) -> list[str]:
