@@ -110,8 +110,7 @@ class DeviceViews:
         self.device = data.labels.device
         self._pixels = _packed(data.images)
         self.mean, self.std = (
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
-            for values in (augmentation.mean, augmentation.std)
+            torch.tensor(values, device=self.device) for values in (augmentation.mean, augmentation.std)
         )
 
     def draws(self, epoch: int) -> Draws:
@@ -149,7 +148,7 @@ class DeviceViews:
         Returns:
             [B, 3, H, W] float32 each, normalised, channels last in memory; None where there is one view.
         """
-        clean = self._pixels[index]
+        clean = self._pixels.index_select(0, index)
         student = self._overlaid(clean, index, draws) if self.augmentation.overlay.overlay_prob > 0 else clean
         transformed = self._normalized(student, draws)
         if self.augmentation.teacher_view == "same":
@@ -169,18 +168,22 @@ class DeviceViews:
         """Blend the maps of the images whose coin fell so, rounded to 8 bits as an image file would be."""
         assert self.data.maps is not None
         chosen = draws.overlaid.nonzero().squeeze(1)
-        images, maps = (part[index[chosen]].float() / 255 for part in (self.data.images, self.data.maps))
+        images, maps = (part.index_select(0, index[chosen]).float() / 255 for part in (self.data.images, self.data.maps))
         power = draws.power[chosen].view(-1, 1, 1, 1)
         blended = blend_map(images, maps, self.augmentation.overlay.overlay_weight, power)
         return clean.index_copy(0, chosen, _packed((blended * 255 + 0.5).floor_().to(torch.uint8)))
 
     def _normalized(self, pixels: Tensor, draws: Draws) -> Tensor:
         cropped = self._cropped(pixels, draws, self.augmentation.padding_mode)
-        normalized = _unpacked(cropped).float().div_(255).sub_(self.mean).div_(self.std)
+        levels = _unpacked(cropped)
+        normalized = torch.empty(levels.shape, device=self.device, memory_format=torch.channels_last)
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            # a channel alone lies contiguous, which a processor's vector units want
+            normalized[:, channel] = levels[:, channel].float().div_(255).sub_(mean).div_(std)
         return self._cut_out(normalized, draws) if self.augmentation.cutout else normalized
 
     def _cropped(self, pixels: Tensor, draws: Draws, padding_mode: PaddingMode) -> Tensor:
-        """Crop and flip [B, H, W] by one gather."""
+        """Crop and flip [B, H, W]: whole rows first, then the columns of each."""
         padding, (height, width) = self.augmentation.padding, pixels.shape[-2:]
         rows = draws.shift[:, :1] + torch.arange(height, device=self.device)
         columns = torch.arange(width, device=self.device).expand(len(pixels), width)
@@ -189,8 +192,9 @@ class DeviceViews:
             rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
         elif padding:
             pixels = F.pad(pixels, (padding,) * 4)
-        first_rows = torch.arange(len(pixels), device=self.device)[:, None] * pixels.shape[1]
-        return pixels.flatten()[(first_rows + rows)[:, :, None] * pixels.shape[2] + columns[:, None, :]]
+        rows = rows + torch.arange(len(pixels), device=self.device)[:, None] * pixels.shape[1]
+        taken = pixels.flatten(0, 1).index_select(0, rows.flatten()).view(len(pixels), height, -1)
+        return taken.gather(2, columns[:, None, :].expand(-1, height, -1))
 
     def _cut_out(self, images: Tensor, draws: Draws) -> Tensor:
         """Set a square to 0, the mean colour of a normalised image; part of it may lie outside the image."""
