@@ -168,7 +168,8 @@ class DeviceViews:
         """Blend the maps of the images whose coin fell so, rounded to 8 bits as an image file would be."""
         assert self.data.maps is not None
         chosen = draws.overlaid.nonzero().squeeze(1)
-        images, maps = (part.index_select(0, index[chosen]).float() / 255 for part in (self.data.images, self.data.maps))
+        rows = index[chosen]
+        images, maps = (part.index_select(0, rows).float() / 255 for part in (self.data.images, self.data.maps))
         power = draws.power[chosen].view(-1, 1, 1, 1)
         blended = blend_map(images, maps, self.augmentation.overlay.overlay_weight, power)
         return clean.index_copy(0, chosen, _packed((blended * 255 + 0.5).floor_().to(torch.uint8)))
