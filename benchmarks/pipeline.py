@@ -8,7 +8,7 @@ turns with every round:
     maps        `timm-igkd maps --n-steps auto --logits`, written to disk; minutes of all images from its rate
     training    the study's trainer in the protocol `fast`, KD from stored logits and overlays of every tenth image, in
                 bfloat16 where the processor has it, as the study is run; `overhead`: its epoch over the same number of
-                bare forward and backward passes of that precision, measured in turn
+                bare forward and backward passes of that precision, one after each step: a machine's speed changes
     float32     the same in float32
     captum      captum's call with default arguments, 50 steps, 8 images at a time, and the teacher's logits
     authors     the paper's settings: batches of 64 from a DataLoader with two workers over decoded PIL images, Adam,
@@ -33,7 +33,8 @@ from paired import ROOT, alternating, facts, run_child, summarize
 sys.path.insert(0, str(ROOT / "recipes"))
 
 IMAGES, EPOCHS, AUTHORS_EPOCHS, STEPS = 50_000, 10, 100, 50
-SIZES = {"maps": 1024, "training": 10_240, "float32": 10_240, "captum": 32, "authors": 3_200}  # images a round and part
+EPOCHS_TIMED = 4
+SIZES = {"maps": 1024, "training": 30_720, "float32": 30_720, "captum": 32, "authors": 3_200}  # images a round and part
 TEACHER = ROOT / "recipes" / "results" / "teachers" / "convnet_cifar"
 WIDTHS = (32, 112, 128)
 
@@ -106,7 +107,7 @@ def float32(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(job: dict[str, Any], precision: str) -> dict[str, Any]:
-    """Train an epoch of the study, and beside it make the same number of bare passes."""
+    """Train epochs of the study, each step followed by a bare pass."""
     import torch
     from accelerate import Accelerator
     from torch.nn.functional import cross_entropy
@@ -114,39 +115,41 @@ def train(job: dict[str, Any], precision: str) -> dict[str, Any]:
     from studies.cells import create_cell
     from studies.training import create_trainer
     from timm_igkd.overlay.device_images import DeviceImages
+    from timm_igkd.progress import progress_bar
 
-    generator, n = torch.Generator().manual_seed(0), job["images"]
+    generator, n = torch.Generator().manual_seed(0), job["images"] // EPOCHS_TIMED
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     images, levels = (torch.randint(0, 256, (n, c, 32, 32), dtype=torch.uint8, generator=generator) for c in (3, 1))
     labels, logits = torch.randint(0, 10, (n,), generator=generator), torch.randn(n, 10, generator=generator)
     data = DeviceImages(images, labels, levels, logits).to(accelerator.device)
-    given = {"protocol": "fast", "overlay_prob": 0.1, "distill_loss_weight": 0.5, "temperature": 4.0, "epochs": 1}
-    cell = create_cell("KD&IG", given)
-    student = create_student().to(accelerator.device, memory_format=torch.channels_last)
+    given = {"protocol": "fast", "overlay_prob": 0.1, "distill_loss_weight": 0.5, "temperature": 4.0}
+    cell = create_cell("KD&IG", given | {"epochs": EPOCHS_TIMED + 1})
+    student = create_student()
+    trainer = create_trainer(cell, 0, data, student, None, accelerator)
     views = images[: cell.batch_size].to(accelerator.device).float().contiguous(memory_format=torch.channels_last)
-    targets = labels[: cell.batch_size].to(accelerator.device)
+    targets, train_step, bare_seconds = labels[: cell.batch_size].to(accelerator.device), trainer.train_step, 0.0
 
-    def bare() -> None:
-        student.train()
-        for _ in range(n // cell.batch_size):
-            student.zero_grad()
-            with accelerator.autocast():
-                loss = cross_entropy(student(views / 255), targets)
-            loss.backward()
+    def step_and_bare_pass(*args: Any) -> dict[str, torch.Tensor]:
+        nonlocal bare_seconds
+        found, started = train_step(*args), time.perf_counter()
+        with accelerator.autocast():
+            loss = cross_entropy(student(views / 255), targets)
+        loss.backward()
+        student.zero_grad()
+        bare_seconds += time.perf_counter() - started
+        return found
 
-    def whole() -> None:
-        create_trainer(cell, 0, data, student, None, accelerator).fit(progress=False)
-
-    times: dict[Any, list[float]] = {bare: [], whole: []}
-    for number in range(5):
-        for part in (bare, whole) if number % 2 else (whole, bare):
-            started = time.perf_counter()
-            part()
-            times[part] += [time.perf_counter() - started] if number else []  # the first is the warm-up
-    ratios = [mine / least for mine, least in zip(times[whole], times[bare], strict=True)]
-    seconds = statistics.median(times[whole])
-    rate = n // cell.batch_size * cell.batch_size / seconds
-    return {"images_per_s": rate, "overhead": statistics.median(ratios), "precision": precision}
+    trainer.train_step = step_and_bare_pass  # type: ignore[method-assign]
+    ratios, rates = [], []
+    for epoch in range(EPOCHS_TIMED + 1):
+        bare_seconds, started = 0.0, time.perf_counter()
+        with progress_bar(total=trainer.steps, desc="epoch", unit="step", show=False) as bar:
+            trainer.train_epoch(epoch, bar)
+        seconds = time.perf_counter() - started - bare_seconds
+        ratios.append(seconds / bare_seconds)
+        rates.append(trainer.steps * cell.batch_size / seconds)
+    rate, overhead = (statistics.median(values[1:]) for values in (rates, ratios))  # the first is the warm-up
+    return {"images_per_s": rate, "overhead": overhead, "precision": precision}
 
 
 def authors(job: dict[str, Any]) -> dict[str, float]:
@@ -200,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
 
     def run(part: str) -> dict[str, Any]:
-        images = max(512 if part in trainings else 8, int(SIZES[part] * args.scale))
+        images = max(256 * EPOCHS_TIMED if part in trainings else 8, int(SIZES[part] * args.scale))
         found = run_child(Path(__file__), {"part": part, "images": images, "shared": str(args.shared)})
         if "error" in found:
             raise SystemExit(f"{part}: {found['error']}")
