@@ -10,8 +10,8 @@ CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(CORES))
 
-STUDIES := real real_arms real_often real_attention real_explanation real_labels real_compression real_monte_carlo real_pair \
-	real_teacher real_recipe real_precision real_kd cpu cpu_maps cpu_pair cpu_monte_carlo cpu_teacher check
+STUDIES := real real_arms real_cost real_often real_attention real_explanation real_labels real_compression real_monte_carlo \
+	real_pair real_teacher real_recipe real_precision real_kd cpu cpu_maps cpu_pair cpu_monte_carlo cpu_teacher check
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-gpu bench study report docs lint format clean

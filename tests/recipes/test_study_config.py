@@ -46,10 +46,19 @@ def test_primary_family_is_that_of_its_plan():
     assert count_parameters(student) <= 543_498
 
 
-@pytest.mark.parametrize("name", ["real_arms", "real_often", "real_explanation"])
-def test_exploratory_studies_take_over_the_kd_rows_of_the_primary_one(name):
+@pytest.mark.parametrize("name", ["real_arms", "real_cost", "real_often", "real_explanation"])
+def test_exploratory_studies_take_over_the_rows_of_the_primary_one(name):
     primary, other = (load_study(RECIPES / "configs" / f"study_{study}.yaml") for study in ("real", name))
     assert other.run_hash(other.cells["KD"]) == primary.run_hash(primary.cells["KD"])
+    if "KD&IG" in other.cells:
+        assert other.run_hash(other.cells["KD&IG"]) == primary.run_hash(primary.cells["KD&IG aligned"])
+
+
+def test_longer_kd_of_the_study_of_cost_takes_the_time_of_the_maps():
+    hours = json.loads((RECIPES.parent / "benchmarks/results/pipeline_cpu.json").read_text())["hours"]["ours"]
+    cells = load_study(RECIPES / "configs" / "study_real_cost.yaml").cells
+    ten = cells["KD"].epochs
+    assert cells["KD, 61 epochs"].epochs == pytest.approx(ten * (1 + hours["maps"] / hours["training"]), rel=0.1)
 
 
 @pytest.mark.parametrize(
