@@ -1,4 +1,4 @@
-"""Any torch model: without its wrappers, copied, in eval mode meanwhile."""
+"""Any torch model: without its wrappers, copied, in eval mode and in its own precision meanwhile."""
 
 import copy
 from collections.abc import Iterator
@@ -33,7 +33,10 @@ def bare_model(model: Any) -> Any:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Return a copy; of tensors that were computed, as old weight norm leaves them, which `deepcopy` refuses, too."""
+    """Return a copy; of tensors that were computed, as old weight norm leaves them, which `deepcopy` refuses, too.
+
+    The copy computes in the precision of its weights: Accelerate's autocast is taken off.
+    """
     computed: dict[int, Any] = {}
 
     def collect(value: Any) -> None:
@@ -48,17 +51,34 @@ def copy_model(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if name != "_modules":
                 collect(value)
-    return copy.deepcopy(model, computed)
+    copied = copy.deepcopy(model, computed)
+    _take_off_autocast(copied)
+    return copied
+
+
+def _take_off_autocast(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Take off the mixed precision that `accelerator.prepare` put around forward; return what puts it back."""
+    taken = []
+    for module in model.modules():
+        own = vars(module)
+        if "_original_forward" in own:
+            taken.append((module, {name: own.pop(name) for name in ("forward", "_original_forward")}))
+            original = taken[-1][1]["_original_forward"]
+            if getattr(original, "__func__", original) is not type(module).forward:
+                own["forward"] = original  # one that the model had before
+    return taken
 
 
 @contextmanager
 def eval_mode(*models: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
     """Put models into eval mode, on `device` where one is given; give all their modules their own mode and device back.
 
+    They compute in the precision of their weights, as when they are loaded again: Accelerate's autocast is off meanwhile.
     `model.train(was_training)` would not do: a model that trains may hold batch norms that were frozen in eval mode.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     homes = [next((parameter.device for parameter in model.parameters()), None) for model in models]
+    autocasts = [taken for model in models for taken in _take_off_autocast(model)]
     try:
         for model in models:
             model.eval() if device is None else model.to(device).eval()
@@ -69,3 +89,5 @@ def eval_mode(*models: nn.Module, device: torch.device | str | None = None) -> I
                 model.to(home)
         for module, training in modes:
             module.training = training
+        for module, own in autocasts:
+            vars(module).update(own)

@@ -12,6 +12,7 @@ from timm.models import get_model_input_config, get_model_traits
 from torch import nn
 
 from timm_igkd.errors import InputError
+from timm_igkd.eval_mode import copy_model
 from timm_igkd.models.cifar_network import CifarNetwork
 from timm_igkd.models.truncated_model import TruncatedModel, below_base, check_cuttable, check_drop, cut_cfg
 
@@ -70,7 +71,8 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
     Args:
         model: a model from `timm.create_model`. The networks for 32x32 images count their feature blocks, every other
             model the entries of `forward_intermediates`; a truncated model can be truncated again.
-        drop: entries cut from the end; 0 copies the model, its head too where `num_classes` is the same.
+        drop: entries cut from the end; 0 copies the model, its head too where `num_classes` is the same
+            (what is frozen stays frozen).
         num_classes: outputs of the new head, the model's own if None.
 
     Raises:
@@ -85,7 +87,7 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
     check_drop(drop, entries - (2 if isinstance(model, CifarNetwork) else 1), name, entries)
     outputs = source.num_classes if num_classes is None else num_classes
     if drop == 0:
-        student = copy.deepcopy(source)
+        student: Any = copy_model(source)
         if outputs != source.num_classes:
             student.reset_classifier(outputs)
         return student
