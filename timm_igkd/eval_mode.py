@@ -73,7 +73,7 @@ def _take_off_autocast(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]
 def eval_mode(*models: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
     """Put models into eval mode, on `device` where one is given; give all their modules their own mode and device back.
 
-    They compute in the precision of their weights, as when they are loaded again: Accelerate's autocast is off meanwhile.
+    They compute in the precision of their weights, as when loaded again: Accelerate's autocast is off meanwhile.
     `model.train(was_training)` would not do: a model that trains may hold batch norms that were frozen in eval mode.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import xxhash
 from PIL import Image
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from studies.cells import Cell, store_options
@@ -25,6 +24,7 @@ from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.corruptions import corrupt
 from timm_igkd.files import exclusive, hash_files, write_atomic
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import count_macs, weights_hash
 from timm_igkd.models.output_names import class_indices
 from timm_igkd.overlay.controls import derangement
@@ -287,7 +287,7 @@ class StudyData:
 
 def normalized(model: nn.Module, images: Tensor) -> Tensor:
     """Return uint8 images [N, 3, H, W] as a model expects them, float32."""
-    config = resolve_model_data_config(model)
+    config = model_data_config(model)
     mean, std = (torch.tensor(config[name], device=images.device).view(1, 3, 1, 1) for name in ("mean", "std"))
     return (images.float() / 255 - mean) / std
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from studies.cells import Cell
 from timm_igkd import IGDistillationTask, IGOverlay
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.overlay.device_views import DeviceAugmentation
 from timm_igkd.runs.models import create_task
@@ -18,7 +18,7 @@ from timm_igkd.training.trainer import Trainer
 
 def create_batches(cell: Cell, seed: int, data: DeviceImages, task: IGDistillationTask) -> DeviceBatches:
     """Return the training batches of a run."""
-    config = resolve_model_data_config(task.get_eval_model())
+    config = model_data_config(task.get_eval_model())
     augmentation = DeviceAugmentation(
         overlay=IGOverlay(cell.overlay_prob, cell.overlay_weight, cell.overlay_max_power),
         padding=cell.padding,

@@ -205,7 +205,8 @@ def test_equal_normalisation_and_size_leave_the_input_alone(batch):
     ("teacher", "kwargs", "expected"),
     [
         (tiny(seed=1, size=48), {}, (48, 48)),
-        (tiny("test_vit", size=64), {}, (64, 64)),  # its pretrained_cfg may say otherwise: the patch embedding knows
+        (tiny("test_vit", size=64), {}, (64, 64)),  # its pretrained_cfg may say otherwise: the model knows
+        (timm.create_model("mixer_s32_224", img_size=64, num_classes=4), {}, (64, 64)),
         (tiny(seed=1, size=48), {"teacher_input_size": (32, 32)}, (32, 32)),
     ],
 )

@@ -5,10 +5,11 @@ import json
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 
 import timm_igkd  # noqa: F401  (registers the models)
 from timm_igkd.errors import InputError
-from timm_igkd.models.arguments import check_model_arguments
+from timm_igkd.models.arguments import check_model_arguments, model_data_config
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.models.output_names import check_reads_colour
 
@@ -114,6 +115,20 @@ def test_ordinary_arguments_pass():
     model = load_model("test_vit", model_args={"img_size": [96, 96], "drop_rate": 0.1}, pretrained=False)
     assert model(torch.rand(1, 3, 96, 96)).ndim == 2
     check_model_arguments({"base": "test_vit", "base_args": {"block_args": {"x": [1, 2.0, None, "avg"]}}}, "here")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "efficientvit_m0", "mixer_s32_224"])  # read differently by their networks
+def test_the_size_that_a_model_is_built_for_is_that_of_its_images(name, tmp_path):
+    size = (3, 64, 64)
+    model = timm.create_model(name, img_size=64, num_classes=2).eval()
+    assert model_data_config(model)["input_size"] == size
+    save_model(model, tmp_path / "saved")
+    found = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    assert tuple(resolve_model_data_config(found)["input_size"]) == size  # what a user of timm asks
+    image = torch.rand(1, *size)
+    assert torch.equal(found(image), model(image))
+    loaded = load_model(name, model_args={"img_size": 64}, pretrained=False)
+    assert tuple(resolve_model_data_config(loaded)["input_size"]) == size
 
 
 def test_deep_nesting_is_refused():

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data.loader import adapt_to_chs
+from timm.models import get_model_input_config
 from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
 
@@ -154,17 +155,11 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
 
 
 def own_input_size(model: nn.Module) -> tuple[int, int] | None:
-    """Return the (H, W) a model is built for: its patch embedding's, else its `pretrained_cfg`'s; None if unknown.
-
-    The patch embedding knows an `img_size` given to `timm.create_model`, which `pretrained_cfg` does not.
-    """
+    """Return the (H, W) a model is built for, an `img_size` given to `timm.create_model` included; None if unknown."""
     model = bare_model(model)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if size is None:
-        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    if size is None:
+    if not (getattr(model, "pretrained_cfg", None) or {}).get("input_size"):
         return None
-    height, width = size[-2:]
+    height, width = get_model_input_config(model)["input_size"][-2:]
     return int(height), int(width)
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names, first_part
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.eval_mode import bare_model
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices
 
 
@@ -92,7 +93,7 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
             "map the dataset's classes with class_indices"
         )
     wanted = None if indices is None else torch.tensor(list(indices), dtype=torch.int64)
-    return EvaluatedModel(role, model, wanted, resolve_data_config({}, model=model))
+    return EvaluatedModel(role, model, wanted, model_data_config(model))
 
 
 def shared_transforms(models: Sequence[EvaluatedModel]) -> tuple[list[Any], list[int]]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from timm.data import resolve_data_config
 from torch import nn
 
 from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.eval_mode import eval_mode
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.folder_config import check_preprocessing
 from timm_igkd.models.loading import count_macs, count_parameters
 from timm_igkd.models.output_names import output_names
@@ -76,7 +76,7 @@ def describe_model(model: nn.Module, class_names: Sequence[str] | None = None) -
         model: names its outputs, or `class_names` does.
         class_names: one per output.
     """
-    config = resolve_data_config({}, model=model)
+    config = model_data_config(model)
     own, _ = output_names(model)
     names = sorted(own, key=lambda name: own[name]) if len(own) == model.num_classes else class_names
     return OnnxMetadata(

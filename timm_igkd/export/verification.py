@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError
@@ -16,6 +15,7 @@ from timm_igkd.evaluation.metrics import classification_metrics, predict, teache
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.record import ExportedFile, Format, Images, Timing, images_of
+from timm_igkd.models.arguments import model_data_config
 
 TIMING_S = 4.0
 NOISE_IMAGES = 64
@@ -80,7 +80,7 @@ def _logits(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return each model's logits, and the outputs that the labels name; of noise there are none."""
     if dataset is None:
-        size = resolve_data_config({}, model=models[0])["input_size"]
+        size = model_data_config(models[0])["input_size"]
         noise = torch.randn(NOISE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             return [model(noise) for model in models], None

@@ -5,9 +5,14 @@ A saved student's config.json comes from anywhere, and timm hands its `model_arg
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
+
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import nn
 
 from timm_igkd.errors import InputError
+from timm_igkd.eval_mode import bare_model
 
 DEEPEST = 8
 _LOADING = frozenset(
@@ -73,3 +78,19 @@ def _check_value(value: Any, where: str) -> None:
             raise InputError(f"{where} is {value!r}, an address; an architecture is built from names and numbers alone")
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where} is {value}, expected a finite number")
+
+
+def model_data_config(model: Any) -> dict[str, Any]:
+    """Return timm's data config of a model at the size that it was built for.
+
+    timm's own reads the size from `pretrained_cfg`, which does not know an `img_size` given to `timm.create_model`.
+    """
+    bare = bare_model(model)
+    return resolve_model_data_config(bare, pretrained_cfg=bare.pretrained_cfg | built_size(bare))
+
+
+def built_size(model: nn.Module) -> dict[str, Any]:
+    """Return the entries of `pretrained_cfg` that an `img_size` given to `timm.create_model` changes."""
+    size, config = tuple(get_model_input_config(model)["input_size"]), cast(dict[str, Any], model.pretrained_cfg)
+    is_known = size[1:] == tuple(config.get("input_size", size))[1:]
+    return {} if is_known else {"input_size": size, "test_input_size": None}

@@ -24,7 +24,7 @@ from timm_igkd.errors import InputError, MissingFileError, RunError, check_count
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.files import move_into_place
 from timm_igkd.hub.weights import fetch_folder
-from timm_igkd.models.arguments import check_model_arguments
+from timm_igkd.models.arguments import built_size, check_model_arguments
 from timm_igkd.models.checkpoint import fetch_weights, flag_name, has_weights, read_checkpoint, translated_errors
 from timm_igkd.models.folder_config import check_preprocessing, read_folder_config
 
@@ -94,6 +94,7 @@ def load_model(
             model = timm.create_model(source, pretrained=pretrained, **arguments)
     _cfg(model).update({key: value for key, value in statistics.items() if value is not None})
     check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}")
+    _cfg(model).update(built_size(model))
     if img_size is not None:
         _set_input_size(model.eval(), img_size, spec)
     return model.eval()
@@ -234,10 +235,11 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
     if label_names is not None and (len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes):
         raise InputError(f"expected {model.num_classes} different label names, one per output, got {list(label_names)}")
     described: Any = copy.copy(model)
+    described.pretrained_cfg = _cfg(model) | built_size(model)
     model_config: dict[str, Any] = {}
     if label_names is not None:
         model_config["label_names"] = list(label_names)
-        described.pretrained_cfg = {k: v for k, v in _cfg(model).items() if not k.startswith("label_")}
+        described.pretrained_cfg = {k: v for k, v in described.pretrained_cfg.items() if not k.startswith("label_")}
     hook = described.register_state_dict_post_hook(_separate_tensors)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.report.card import model_card
 from timm_igkd.report.companions import EVAL_RESULT, LEFT_BEHIND, eval_result, exported_files
@@ -143,7 +143,7 @@ def verify_published(model: nn.Module, pushed: Pushed, timeout_s: float = TIMEOU
 def _difference(model: nn.Module, found: nn.Module) -> str | None:
     if weights_hash(model) != weights_hash(found):
         return "the weights differ"
-    here, there = resolve_model_data_config(model), resolve_model_data_config(found)
+    here, there = model_data_config(model), model_data_config(found)
     changed = [key for key in here if here[key] != there.get(key)]
     if changed:
         return f"{changed[0]} of the preprocessing is {there.get(changed[0])}, here {here[changed[0]]}"

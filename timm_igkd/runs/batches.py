@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from timm_igkd.distillation.live_teacher import probe_image
@@ -17,6 +16,7 @@ from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.maps.store import MapStore
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.overlay.device_images import DeviceImages, SeveralSizesError, StoredMaps
@@ -75,7 +75,7 @@ def _memory_per_process(accelerator: Accelerator) -> float:
 
 
 def _input_size(model: nn.Module) -> tuple[int, int]:
-    height, width = resolve_model_data_config(model)["input_size"][1:]
+    height, width = model_data_config(model)["input_size"][1:]
     return height, width
 
 
@@ -153,7 +153,7 @@ def _by_workers(
         with_logits=config.stored_logits and store is not None,
         with_maps=config.explains and store is not None,
     )
-    data_config = resolve_model_data_config(task.get_eval_model())
+    data_config = model_data_config(task.get_eval_model())
     dataset.transform = config.augmentation().transform(data_config)
     return WorkerBatches(
         dataset,
@@ -196,7 +196,7 @@ def _on_device(
     images, dataset = data.fitting_images, data.student_images
     if not with_unlabeled and data.unlabeled is not None:
         images, dataset = images.subset(torch.arange(len(data.fitting))), data.fitting
-    data_config = resolve_model_data_config(task.get_eval_model())
+    data_config = model_data_config(task.get_eval_model())
     if _size(images) != tuple(data_config["input_size"][1:]):
         raise InputError(
             f"batches device needs images of the model's input size {tuple(data_config['input_size'][1:])}, they are "

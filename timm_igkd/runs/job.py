@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
@@ -23,6 +22,7 @@ from timm_igkd.export.students import StudentsRecord
 from timm_igkd.files import write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.records import write_record
@@ -190,7 +190,7 @@ class Run:
             self.models.check_norms("student", student)
         if self.config.export and self.accelerator.is_main_process:
             check_exportable(student)
-        self.config.augmentation().transform(resolve_model_data_config(student))
+        self.config.augmentation().transform(model_data_config(student))
         is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
         for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:
             steps_per_epoch(len(images), self.config.batch_size, self.accelerator.num_processes)

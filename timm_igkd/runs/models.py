@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,6 +16,7 @@ from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.eval_mode import copy_model
 from timm_igkd.export.budget import AUTO
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.checkpoint import has_weights
 from timm_igkd.models.loading import find_model, load_model, use_image_size
 from timm_igkd.models.output_names import check_reads_colour, class_indices, renew_head
@@ -251,7 +252,7 @@ class RunModels:
         is_frozen, starts_random = (getattr(self.config, n) for n in (f"freeze_{name}_bn", f"{name}_init"))
         if is_frozen or starts_random == "random" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return
-        transform, images = create_transform(**resolve_model_data_config(model)), self.data.fitting
+        transform, images = create_transform(**model_data_config(model)), self.data.fitting
         shown = np.linspace(0, len(images) - 1, min(_SHOWN, len(images))).astype(int).tolist()
         batch = torch.stack([transform(image) for image, _ in images.read_each(shown)])
         with torch.no_grad(), restored_state():

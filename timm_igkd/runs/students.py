@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch import nn
 
 from timm_igkd.distillation.task import IGDistillationTask
@@ -15,6 +15,7 @@ from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_latency import onnx_metrics
 from timm_igkd.files import hash_files
 from timm_igkd.maps.store import MapStore
+from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.report.run_files import read_history, read_metrics, read_predictions, write_predictions
 from timm_igkd.runs.batches import create_batches, use_channels_last
@@ -96,7 +97,7 @@ class StudentRun:
         config, model = self.config, task.get_eval_model()
         with_unlabeled = name == "student" and config.unlabeled is not None
         memory_format = use_channels_last(task)
-        transform = create_transform(**resolve_model_data_config(model))
+        transform = create_transform(**model_data_config(model))
         trainer = Trainer(
             task,
             create_batches(
