@@ -9,6 +9,7 @@ import torch
 import torch.multiprocessing
 from tiny_parts import tiny_teacher
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from timm_igkd.distillation.explanation import explanation_loss
 from timm_igkd.distillation.task import IGDistillationTask
@@ -316,3 +317,15 @@ def test_explanations_alone_are_a_loss(batch):
     assert set(build(student, task_loss_weight=0.0, **E)(**batch)) == {"loss", "output", "explanation_loss"}
     for a, b in zip(student.parameters(), before.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_loss_without_any_term_is_a_tensor_of_zero(batch):
+    task = build(tiny(), **E, task_loss_weight=0).eval()
+    loss = task(batch["input"], batch["target"])["loss"]
+    assert torch.equal(loss, torch.zeros(()))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel])
+def test_a_wrapped_student_is_refused_before_its_first_batch(wrap):
+    with pytest.raises(InputError, match=f"cannot be trained inside {wrap.__name__}; give the model itself"):
+        build(wrap(tiny()), **E)

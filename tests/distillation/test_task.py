@@ -206,7 +206,7 @@ def test_equal_normalisation_and_size_leave_the_input_alone(batch):
     [
         (tiny(seed=1, size=48), {}, (48, 48)),
         (tiny("test_vit", size=64), {}, (64, 64)),  # its pretrained_cfg may say otherwise: the model knows
-        (timm.create_model("mixer_s32_224", img_size=64, num_classes=4), {}, (64, 64)),
+        (timm.create_model("mixer_s32_224", img_size=64, num_classes=CLASSES), {}, (64, 64)),
         (tiny(seed=1, size=48), {"teacher_input_size": (32, 32)}, (32, 32)),
     ],
 )
@@ -280,11 +280,13 @@ def test_clean_and_same_differ(batch):
     assert not torch.isclose(clean["distill_loss"], same["distill_loss"])
 
 
-def test_soft_targets_are_split_with_the_views(batch):
+def test_soft_targets_of_two_views_in_one_batch_are_refused(batch):
+    """Mixup mixes each with another, and element by element with another share."""
     input, target = batch
     soft = F.one_hot(target, CLASSES).float()
     task = build(teacher=tiny(seed=1), teacher_view="clean", view_layout="flat").train()
-    assert len(task(input.repeat(2, 1, 1, 1), soft.repeat(2, 1))["output"]) == BATCH
+    with pytest.raises(InputError, match=r"mix the two views of an image with others.*TwoViewMixup"):
+        task(input.repeat(2, 1, 1, 1), soft.repeat(2, 1))
 
 
 def test_eval_mode_does_not_split(batch):

@@ -87,3 +87,8 @@ def test_a_difference_is_shown_below_zero_too():
     (found,) = compare_arms(dict(zip([("kd", 0), ("alone", 0)], answers(100, 0, 12), strict=True)))
     assert found.is_shown
     assert found.points == -12
+
+
+def test_no_interval_leaves_what_a_difference_can_be():
+    assert image_interval(*answers(3, 3, 0))[1] == 100
+    assert image_interval(*answers(3, 0, 3))[0] == -100

@@ -56,6 +56,14 @@ def test_only_what_is_smaller_than_the_teacher_is_a_candidate():
     assert names == {"test_convnext.r160_in1k", "test_efficientnet.r160_in1k", "lcnet_035"}
 
 
+def test_the_teachers_own_architecture_is_no_candidate():
+    """With fewer classes it is smaller than the teacher."""
+    teacher = load_model("resnet18", pretrained=False, img_size=96)
+    table = [row for row in read_architectures() if row.name in ("resnet18", "resnet14t")]
+    found = candidates(teacher, 10, Budget(max_size_mb=1000), "resnet18", False, table)
+    assert {candidate.name.split(".")[0] for candidate in found if not candidate.drop} == {"resnet14t"}
+
+
 def test_candidates_are_counted_for_their_classes_and_size():
     (found,) = [c for c in of(tiny(), Budget(1.0)) if c.name == "lcnet_035"]
     assert (found.num_parameters, found.macs) == (350_000 + 10 * 1281, round(30_000_000 * (SIDE / 224) ** 2))

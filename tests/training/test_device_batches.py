@@ -309,3 +309,9 @@ def test_maps_are_0_where_the_border_is_a_reflection(data):
     assert not maps[:, :, :3].any()
     assert not maps[..., :3].any()
     assert (maps[:, :, 3:, 3:] == 1).all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_a_cutout_has_the_side_that_was_asked_for(data, side):
+    areas = (batches(data, mean=(2.0,) * 3, cutout=side).student == 0).all(1).flatten(1).sum(1)
+    assert areas.max() == side * side

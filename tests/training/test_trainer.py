@@ -161,6 +161,27 @@ def test_an_epochs_last_batches_are_an_update_too(accelerator):
     assert trainer.final_model().weight.grad is None
 
 
+def test_an_epochs_last_batches_count_as_much_as_others(accelerator):
+    """6 batches in groups of 4: the last two are the mean of two, not of four."""
+    sizes = {}
+    for accumulated in (2, 4):
+        trainer = linear_trainer(accelerator, 4, grad_accum_steps=accumulated, lr=0.0, opt="sgd", weight_decay=0.0)
+        found, weight = sizes.setdefault(accumulated, []), trainer.task.trainable_module.weight
+        trainer.optimizer.optimizer.register_step_pre_hook(lambda *_, f=found, w=weight: f.append(w.grad.clone()))
+        trainer.fit()
+    assert len(sizes[2]) == 3
+    torch.testing.assert_close(sizes[4][0], (sizes[2][0] + sizes[2][1]) / 2)
+    torch.testing.assert_close(sizes[4][1], sizes[2][2])
+
+
+def test_a_constant_rate_keeps_the_share_of_each_layer(accelerator):
+    trainer = create_trainer(accelerator, teacher=False, layer_decay=0.5, sched="none", lr=0.1)
+    rates = {group["lr"] for group in trainer.optimizer.param_groups}
+    assert max(rates) == 0.1
+    assert len(rates) > 2
+    assert all(group["lr"] == 0.1 * group["lr_scale"] for group in trainer.optimizer.param_groups)
+
+
 def test_schedule_steps_once_per_update(accelerator):
     """Warm-up from a hundredth of the rate: over 2 of 3 epochs of 2 updates each."""
     trainer = linear_trainer(accelerator, 4, grad_accum_steps=3, epochs=3, sched="cosine", warmup_epochs=2, lr=1.0)

@@ -31,3 +31,8 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: st
 
 def test_optimisers_that_are_taken_unasked_are_timms() -> None:
     assert {*COMMON_OPTIMISERS} <= {*list_optimizers()}
+
+
+def test_an_optimiser_of_second_order_is_refused():
+    with pytest.raises(InputError, match="'adahessian' needs gradients of gradients"):
+        TrainingSettings(epochs=1, opt="adahessian")

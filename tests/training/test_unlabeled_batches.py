@@ -39,11 +39,13 @@ def record_of(labels: list[int], accelerator: Accelerator) -> EpochRecord:
 
 
 @pytest.mark.parametrize(("labels", "top1"), [([0, -1, 0, -1, -1, -1], 100), ([0, -1, 1, -1, 1, 1], 25)])
-def test_training_accuracy_is_of_the_images_with_labels(labels, top1, accelerator):
-    assert record_of(labels, accelerator).top1_train == pytest.approx(top1)
+def test_accuracy_and_cross_entropy_are_of_the_images_with_labels(labels, top1, accelerator):
+    record = record_of(labels, accelerator)
+    assert record.top1_train == pytest.approx(top1)
+    assert record.task_loss == pytest.approx(1e4 * (1 - top1 / 100), rel=1e-3, abs=1e-3)  # of a wrong answer: the bias
 
 
 def test_epoch_without_any_label_has_no_training_accuracy(accelerator):
     record = record_of([-1] * 4, accelerator)
     assert record.top1_train is None
-    assert record.task_loss == 0
+    assert record.task_loss is None

@@ -113,3 +113,17 @@ def test_a_transform_that_would_change_the_maps_values_is_refused(transform, tmp
 def test_maps_of_mixed_images_are_refused(tmp_path):
     with pytest.raises(InputError, match="Mixup and CutMix leave no map to an image"):
         WorkerBatches(ramps(tmp_path, seed=0), 2, 0, CPU, mixup=TwoViewMixup(mixup_alpha=0.2, num_classes=N))
+
+
+@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5", "augmix-m5-w2", "v0", "original", "3a"])
+@pytest.mark.parametrize("crop", ["pad", "rrc"])
+def test_every_auto_augment_string_of_timm_is_read_whatever_the_crop(aa, crop):
+    transform = TrainAugmentation(train_crop=crop, aa=aa).transform(CONFIG)
+    assert np.asarray(transform(images()[0][0])).shape == tuple(CONFIG["input_size"])
+
+
+def test_images_are_resized_as_the_models_are_in_evaluation():
+    image, config = images()[0][0].resize((48, 48)), CONFIG | {"interpolation": "nearest"}
+    found = TrainAugmentation(train_crop="none").transform(config)(image)
+    expected = image.resize(CONFIG["input_size"][:0:-1], Image.Resampling.NEAREST)
+    assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1))

@@ -27,7 +27,9 @@ def distill_command(argv: Sequence[str], prog: str = "timm-igkd distill", descri
     def run() -> None:
         keep_freed_memory()
         config = parse_config(RunConfig, argv, prog=prog, description=description)
-        if not (Path(config.output_dir) / config.name).exists():  # a run that has begun may need these no more
+        if not (
+            Path(config.output_dir).expanduser() / config.name
+        ).exists():  # a run that has begun may need these no more
             check_checkpoint(config, "teacher")
             check_checkpoint(config, "student")
             if config.maps is not None:

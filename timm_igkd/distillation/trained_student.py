@@ -4,7 +4,9 @@ from typing import Any, get_args
 
 import torch
 from timm.task.distillation import FeatureDistillationTrainableModule
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from timm_igkd.distillation.explanation import (
     captured,
@@ -46,6 +48,11 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         explanation: str | None = None,
         joined: str = "abs_sum",
     ):
+        if isinstance(student, nn.DataParallel | AveragedModel | ModelEmaV2 | ModelEmaV3):
+            raise InputError(
+                f"a student that returns features or maps cannot be trained inside {type(student).__name__}; give the "
+                "model itself, and wrap the task, or launch processes with accelerate"
+            )
         super().__init__(student)
         if explanation is not None:
             check_choice("explanation_map", explanation, get_args(ExplanationMap))

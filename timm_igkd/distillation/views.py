@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from timm_igkd.distillation.losses import is_soft
 from timm_igkd.errors import InputError
 
 VIEW_LAYOUTS = ("pair", "flat")
@@ -32,11 +33,17 @@ def split_flat(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         input: (2B, C, H, W): the student's views, then the teacher's, as timm's fast_collate lays out
             ((student, teacher), label) items.
-        target: (2B, ...) the targets, repeated.
+        target: (2B,) class indices, repeated.
 
     Raises:
-        InputError: a batch of another form.
+        InputError: a batch of another form, or soft targets: Mixup behind the loader mixes an image's two views apart.
     """
+    if is_soft(target):
+        raise InputError(
+            "view_layout 'flat' needs class indices, got soft targets: Mixup and CutMix behind timm's loader mix the "
+            "two views of an image with others; use view_layout='pair' with "
+            "timm_igkd.distillation.mixup.TwoViewMixup, or set teacher_view='same'"
+        )
     if len(input) % 2 or len(input) != len(target):
         raise InputError(
             "view_layout 'flat' needs a batch of the student's views, then the teacher's, with the targets repeated; "

@@ -88,9 +88,9 @@ def image_interval(right: np.ndarray, baseline_right: np.ndarray) -> tuple[float
 
         p = (b + 1) / (n + 2),  q = (c + 1) / (n + 2),  p - q -+ 1.96 sqrt((p + q - (p - q)^2) / (n + 2))
 
-    It is the normal interval of the mean of the paired differences, with one more image lost and one more won. Those
-    two keep it honest where few images differ: it leaves out 0 from six that all differ one way, as McNemar's exact
-    test does; without them four would be enough.
+    It is the normal interval of the mean of the paired differences, with one more image lost and one more won, cut at
+    100 points. Those two keep it honest where few images differ: it leaves out 0 from six that all differ one way, as
+    McNemar's exact test does (from five of less than 49 images); without them four would be enough.
 
     Args:
         right: (N,) bool, whether the first model's answers are right; N > 0.
@@ -104,7 +104,7 @@ def image_interval(right: np.ndarray, baseline_right: np.ndarray) -> tuple[float
     n = len(right) + 2
     won, lost = (np.sum(right & ~baseline_right) + 1) / n, (np.sum(~right & baseline_right) + 1) / n
     half = _Z * math.sqrt((won + lost - (won - lost) ** 2) / n)
-    return 100 * float(won - lost - half), 100 * float(won - lost + half)
+    return 100 * max(-1.0, float(won - lost - half)), 100 * min(1.0, float(won - lost + half))
 
 
 def seed_interval(differences: Sequence[float]) -> tuple[float, float] | None:

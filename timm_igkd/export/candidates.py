@@ -104,6 +104,8 @@ def candidates(
 ) -> list[Candidate]:
     """Return what is smaller than the teacher, in parameters and multiply-accumulates, and within the size allowed.
 
+    The teacher's own architecture is none, be it smaller for having fewer classes.
+
     Args:
         teacher: of the input size that the students read, square.
         num_classes: of the students.
@@ -114,7 +116,10 @@ def candidates(
     """
     side = get_model_input_config(teacher)["input_size"][-1]
     found = truncations(teacher, num_classes, teacher_name, teacher_has_weights)
+    own = (getattr(teacher, "pretrained_cfg", None) or {}).get("architecture")
     for row in read_architectures() if architectures is None else architectures:
+        if row.name == own:
+            continue
         tag = f".{row.weights}" if row.weights else ""
         parameters = row.parameters + row.per_class * num_classes
         macs = round(row.macs * (side / row.size) ** 2)

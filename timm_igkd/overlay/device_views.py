@@ -32,7 +32,7 @@ class DeviceAugmentation:
         padding_mode: what these are: black, or the image reflected at its border.
         hflip: probability of a horizontal flip.
         alternate_flip: draw the flip of an image once, for epoch 0, and turn it in every later epoch, so that two
-            epochs see both sides (K. Jordan, arXiv 2404.00498).
+            epochs see both sides (K. Jordan, arXiv 2404.00498); with an `hflip` of 0 nothing is flipped.
         cutout: side in pixels of a square set to the mean colour at a random place, in both views; 0: none
             (DeVries and Taylor, arXiv 1708.04552).
         mean: per channel, of the normalisation.
@@ -134,7 +134,7 @@ class DeviceViews:
     def _flips(self, epoch: int) -> np.ndarray:
         """Return which images are flipped in an epoch, [N] bool."""
         settings = self.augmentation
-        drawn_in = 0 if settings.alternate_flip else epoch
+        drawn_in = 0 if settings.alternate_flip and settings.hflip else epoch
         drawn = generator(self.seed, "flip", drawn_in).random(len(self.data)) < settings.hflip
         return drawn ^ bool((epoch - drawn_in) % 2)
 
@@ -199,11 +199,10 @@ class DeviceViews:
 
     def _cut_out(self, images: Tensor, draws: Draws) -> Tensor:
         """Set a square to 0, the mean colour of a normalised image; part of it may lie outside the image."""
-        half = self.augmentation.cutout / 2
-        near = [
-            (torch.arange(side, device=self.device) - draws.square[:, axis : axis + 1] + 0.5).abs() <= half
-            for axis, side in enumerate(images.shape[-2:])
-        ]
+        side, near = self.augmentation.cutout, []
+        for axis, length in enumerate(images.shape[-2:]):
+            place = torch.arange(length, device=self.device) - draws.square[:, axis : axis + 1] + side // 2
+            near.append((place >= 0) & (place < side))
         return images.masked_fill((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
 
 

@@ -25,7 +25,8 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
 
     The reader shuffles, divides shards among processes and workers and repeats images as it does without overlays.
     Coin, exponent and transform of an image come from (seed, epoch, content key, occurrence): how often it has come
-    before in this epoch and process. A script that never calls `set_epoch` goes on counting: no pass repeats another.
+    before in this epoch and process. A script that never calls `set_epoch` goes on counting, so no pass repeats another
+    while the process lives; workers that end with a pass (DataLoader's `persistent_workers=False`) need `set_epoch`.
 
     Args:
         dataset: timm's, from `create_dataset("wds/…" or "hfids/…")`, not iterated over yet.

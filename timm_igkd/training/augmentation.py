@@ -103,19 +103,29 @@ class TrainAugmentation:
 
     def _whole_image(self, data_config: dict[str, Any]) -> Any:
         """Small images: the whole image, shifted by up to 1/8 where train_crop is pad."""
-        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.auto_augment import (
+            augment_and_mix_transform,
+            auto_augment_transform,
+            rand_augment_transform,
+        )
         from timm.data.random_erasing import RandomErasing
-        from timm.data.transforms import ToNumpy
+        from timm.data.transforms import ToNumpy, str_to_interp_mode
         from torchvision import transforms
 
         size, mean = data_config["input_size"][1:], data_config["mean"]
-        steps: list[Any] = [transforms.Resize(size)]
+        steps: list[Any] = [transforms.Resize(size, str_to_interp_mode(data_config["interpolation"]))]
         if self.train_crop == "pad":
             steps.append(transforms.RandomCrop(size, padding=_border(data_config)))
         if self.hflip > 0:
             steps.append(transforms.RandomHorizontalFlip(self.hflip))
         if self.aa:
-            steps.append(rand_augment_transform(self.aa, {"img_mean": tuple(round(255 * value) for value in mean)}))
+            kinds = {
+                "rand": rand_augment_transform,
+                "augmix": augment_and_mix_transform,
+            }  # as in timm's
+            create = next((kinds[kind] for kind in kinds if self.aa.startswith(kind)), auto_augment_transform)
+            params = {"translate_const": int(0.45 * min(size)), "img_mean": tuple(round(255 * value) for value in mean)}
+            steps.append(create(self.aa, params))
         if self.reprob > 0:
             steps += [transforms.ToTensor(), transforms.Normalize(mean, data_config["std"])]
             steps.append(RandomErasing(self.reprob, mode="pixel", device="cpu"))

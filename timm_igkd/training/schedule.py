@@ -18,10 +18,14 @@ def create_scheduler(
 ) -> Any:
     """Return timm's scheduler for `step_update`, or None where the rate stays as it is (`sched` "none").
 
+    A layer's share of the rate (timm's `lr_scale`) is applied by the scheduler, and here where there is none.
+
     Warm-up starts at a hundredth of `lr` and leaves at least the last epoch to the schedule. "triangular" rises to
     `lr` over the warm-up and falls in a straight line to `min_lr` over the rest: timm's "poly" of power 1 behind it.
     """
     if sched == "none":
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         return None
     warmup_epochs = min(warmup_epochs, epochs - 1)
     shape: dict[str, Any] = {"sched": sched, "num_epochs": epochs}

@@ -68,8 +68,10 @@ class TrainingSettings:
 
 
 def _check_optimizer(opt: str) -> None:
-    from timm.optim import list_optimizers  # only here: the command line reads common settings without timm
+    from timm.optim import get_optimizer_info, list_optimizers  # only here: common settings are read without timm
 
     names = [str(name) for name in list_optimizers()]
     if opt not in names:
         raise InputError(f"unknown optimiser {opt!r}{nearest(opt, names)}; timm.optim lists them")
+    if get_optimizer_info(opt).second_order:
+        raise InputError(f"optimiser {opt!r} needs gradients of gradients, which no training here keeps; choose adamw")

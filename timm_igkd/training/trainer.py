@@ -122,7 +122,6 @@ class Trainer:
             DivergedError: the loss is no longer finite.
             InputError: the checkpoint is damaged, or another training's.
         """
-        self.accelerator.gradient_accumulation_steps = self.settings.grad_accum_steps  # by this it divides a loss
         self._load_checkpoint()
         left = range(len(self.history), self.settings.epochs)
         show = progress and self.accelerator.is_main_process
@@ -186,10 +185,10 @@ class Trainer:
         seconds = time.perf_counter() - started
         self._seconds, self._trained_epochs = self._seconds + seconds, self._trained_epochs + 1
         means = {name: value / self.steps for name, value in zip(names, sums, strict=True)}
-        if labeled := means.pop(_LABELED):
-            means["top1_train"] /= labeled
-        else:
-            del means["top1_train"]
+        labeled = means.pop(_LABELED)
+        for name in {"task_loss", "top1_train"} & set(means):  # over the labelled images alone
+            value = means.pop(name)
+            means |= {name: value / labeled} if labeled else {}
         self._check_finite(means["loss"], epoch)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         return EpochRecord(epoch, lr, **means, seconds=round(seconds, 3))
@@ -202,9 +201,15 @@ class Trainer:
         seed_global(seed)
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
-        """Train one batch; return its loss, terms, hits in percent and share of labelled images, on the device."""
+        """Train one batch; return its loss, terms, hits in percent and share of labelled images, on the device.
+
+        Cross-entropy and hits are per image of the batch, labelled or not.
+        """
         accumulated = self.settings.grad_accum_steps
-        is_update = (step + 1) % accumulated == 0 or step + 1 == self.steps
+        first = step - step % accumulated  # of the batches of this update, of which an epoch's last has what is left
+        last = min(first + accumulated, self.steps) - 1
+        self.accelerator.gradient_accumulation_steps = last - first + 1  # by this it divides a loss
+        is_update = step == last
         if self.scheduler is not None:
             self.scheduler.step_update(epoch * self.updates_per_epoch + step // accumulated)
         if self._compiled:
@@ -219,6 +224,8 @@ class Trainer:
         labels = batch.labels.argmax(1) if batch.labels.ndim == 2 else batch.labels
         result["top1_train"] = 100 * (result["output"].argmax(1) == labels).float().mean()
         result[_LABELED] = (labels != UNLABELED).float().mean()
+        if "task_loss" in result:
+            result["task_loss"] = result["task_loss"] * result[_LABELED]
         return {name: result[name].detach() for name in (*TERMS, _LABELED) if name in result}
 
     def _update(self) -> None:
