@@ -79,6 +79,12 @@ class StudyRows:
         """Return (config hash, seed) of all runs that are there."""
         return {key_of(row) for row in self.read()}
 
+    def check(self, row: dict[str, Any]) -> None:
+        """Raise InputError where a run that is about to begin could not stand beside those that are there."""
+        new = _as_text(row)
+        for other in self.read():
+            _check_same_data(self.path, other, new)
+
     def add(self, row: dict[str, Any], predictions: np.ndarray | None, labels: np.ndarray) -> bool:
         """Add a run with its predictions, atomically; a run that is there already is left as it is.
 
@@ -93,9 +99,7 @@ class StudyRows:
         Raises:
             InputError: the row's data, teacher, device, precision or compilation are not those of the rows there.
         """
-        unknown = row.keys() - set(COLUMNS)
-        assert not unknown, unknown
-        text = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
+        text = _as_text(row)
         arrays = {} if predictions is None else {entry_of(key_of(text)): predictions, "labels": labels}
         return self._add([text], arrays) == 1
 
@@ -182,6 +186,12 @@ class StudyRows:
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path, text.getvalue().encode())
+
+
+def _as_text(row: dict[str, Any]) -> dict[str, str]:
+    unknown = row.keys() - set(COLUMNS)
+    assert not unknown, unknown
+    return {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
 
 
 def key_of(row: dict[str, Any]) -> RunKey:

@@ -280,6 +280,7 @@ def test_rows_of_other_images_are_refused(run, settings, tiny_images, tmp_path):
     outcome = run(given)
     assert outcome.code == 2
     assert "holds runs with other images" in outcome.error
+    assert not list((tmp_path / "work2" / "runs").glob("*.pt")), "a run was trained before it was refused"
 
 
 @pytest.mark.slow
@@ -294,6 +295,8 @@ def test_rows_that_were_computed_otherwise_are_refused(run, settings):
         {"device": "cuda"},
         *({"versions": json.dumps(versions | {key: "x"})} for key in ("precision", "compile")),
     ):
+        with pytest.raises(InputError, match="must be computed alike"):
+            rows.check(row | {"seed": "99"} | change)
         with pytest.raises(InputError, match="must be computed alike"):
             rows.add(row | {"seed": "99"} | change, rows.predictions(key_of(row)), rows.labels())
     old = {key: value for key, value in versions.items() if key != "compile"}  # rows from before it was written
