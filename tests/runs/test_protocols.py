@@ -104,3 +104,10 @@ def test_a_number_of_cut_entries_alone_asks_for_the_truncated_teacher():
     assert RunConfig(student_drop=3).student is None
     with pytest.raises(InputError, match="student_drop 3 is for a truncated teacher, but the student is resnet18"):
         RunConfig(student="resnet18", student_drop=3)
+
+
+@pytest.mark.parametrize("dataset", [".", "..", "images", "user/images"])
+def test_a_run_is_named_after_its_folder_however_that_is_written(dataset, tmp_path, monkeypatch):
+    (tmp_path / "images" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "images" / ("inner" if dataset == ".." else ""))
+    assert RunConfig(dataset=dataset).name == "images"

@@ -141,5 +141,7 @@ def resolve_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         found["n_steps"] = 1  # the single gradient of a method without a path
     if wanted["map_method"] == "grad_cam" and wanted["map_reduction"] == "abs_sum":
         found["map_reduction"] = "positive"  # Grad-CAM as published
-    name = settings["name"] or ("demo" if is_demo else Path(settings["dataset"]).name or "run")
+    dataset = Path(settings["dataset"])
+    own = dataset.resolve().name if dataset.name in ("", "..") else dataset.name  # of ".." the folder's that it means
+    name = settings["name"] or ("demo" if is_demo else own or "run")
     return found | {"protocol": protocol, "name": name}
