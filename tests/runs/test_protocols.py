@@ -110,4 +110,4 @@ def test_a_number_of_cut_entries_alone_asks_for_the_truncated_teacher():
 def test_a_run_is_named_after_its_folder_however_that_is_written(dataset, tmp_path, monkeypatch):
     (tmp_path / "images" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "images" / ("inner" if dataset == ".." else ""))
-    assert RunConfig(dataset=dataset).name == "images"
+    assert RunConfig(dataset=dataset, teacher="resnet18").name == "images"
