@@ -16,7 +16,16 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import read_mapping
 from timm_igkd.hub import cards
-from timm_igkd.hub.cards import cell, code, hub_dataset_id, is_untouched, public_name, read_template, sign
+from timm_igkd.hub.cards import (
+    cell,
+    code,
+    hub_dataset_id,
+    is_untouched,
+    public_dataset,
+    public_name,
+    read_template,
+    sign,
+)
 from timm_igkd.maps.card import dataset_card, map_picture
 from timm_igkd.report.card import base_model, model_card
 from timm_igkd.report.licenses import check_license
@@ -88,7 +97,8 @@ def test_values_stay_in_their_place():
         ("/home/me/images", "images"),
         ("../images", "images"),
         ("hf-hub:user/name", "hf-hub:user/name"),
-        ("user/images", "user/images"),
+        ("data/client-x/images", "images"),
+        ("weights/client-x.pth", "client-x.pth"),
         ("digits", "digits"),
     ],
 )
@@ -101,6 +111,33 @@ def test_only_a_dataset_of_the_hub_is_linked():
     assert hub_dataset_id("hfds/user/images", None) == "user/images"
     assert hub_dataset_id("user/images", None) is None
     assert hub_dataset_id("/user/images", "abc") is None
+
+
+def test_only_a_dataset_of_the_hub_is_shown_by_its_id(tmp_path, monkeypatch):
+    assert public_dataset("user/images", "abc") == public_dataset("hfds/user/images", None) == "user/images"
+    assert public_dataset("user/images", None) == "images"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hfds/user/images").mkdir(parents=True)
+    assert public_dataset("hfds/user/images", None) == "images"
+
+
+def result_dataset(run, store=None, **config):
+    facts = read_run(run)
+    card = model_card(plain_student(), "user/x", replace(facts, config={**facts.config, **config}, provenance=store))
+    first = ModelCard(card).data.eval_results[0]
+    assert ModelCard(card).data.datasets is None
+    return first.dataset_type, first.dataset_name, card
+
+
+def test_results_on_a_relative_folder_are_filed_on_no_dataset_of_the_hub(run):
+    kind, name, card = result_dataset(run, dataset="data/my images", unlabeled="data/client-x/more")
+    assert (kind, name) == ("my-images", "my images")
+    assert "data/" not in card
+
+
+def test_maps_of_a_hub_dataset_do_not_make_the_runs_folder_one(run, store):
+    maps = replace(store.provenance, dataset=replace(store.provenance.dataset, name="user/images", revision="abc"))
+    assert result_dataset(run, maps, dataset="data/images")[:2] == ("images", "images")
 
 
 # ---- the model card ----
@@ -428,7 +465,6 @@ def test_text_that_is_no_markdown_is_escaped_wherever_a_template_puts_it(tmp_pat
     [
         ("https://user:secret@host/data", "https://host/data"),
         ("s3://key:pass@bucket/x", "s3://bucket/x"),
-        ("user/name", "user/name"),
         ("a@b", "a@b"),
     ],
 )

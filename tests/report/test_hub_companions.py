@@ -94,7 +94,7 @@ def test_exports_of_an_earlier_push_go_with_its_weights(hub, run, tmp_path):
 
 def test_record_of_an_export_names_no_folder_of_this_machine(run):
     add_export(run, model="local-dir:/home/me/student", images=Images(3, "/home/me/images", "train"))
-    content = exported_files(run / "export", weights_hash(plain_student()))["export/export.json"]
+    content = exported_files(run / "export", weights_hash(plain_student()), read_run(run))["export/export.json"]
     assert json.loads(content)["verified_on"] == {"dataset": "images", "n": 3, "split": "train"}
     assert b"/home" not in content
 
@@ -110,14 +110,14 @@ def test_export_without_its_record_is_refused(run):
     add_export(run)
     (run / "export" / "export.json").unlink()
     with pytest.raises(MissingFileError, match=r"has no export\.json; export the student"):
-        exported_files(run / "export", weights_hash(plain_student()))
+        exported_files(run / "export", weights_hash(plain_student()), read_run(run))
 
 
 def test_exported_file_that_was_changed_is_refused(run):
     add_export(run)
     (run / "export" / "model_int8.onnx").write_bytes(b"changed")
     with pytest.raises(InputError, match=r"model_int8\.onnx' is not the file that export\.json names"):
-        exported_files(run / "export", weights_hash(plain_student()))
+        exported_files(run / "export", weights_hash(plain_student()), read_run(run))
 
 
 # ---- a result for a benchmark ----

@@ -92,16 +92,19 @@ def cell(value: Any) -> Markdown:
 
 
 def public_name(name: str) -> str:
-    """Return the name of a model or dataset as a card shows it: of a local path only the last part."""
+    """Return the name of a model or file as a card shows it: of a local path, relative or not, only the last part."""
     name = without_credentials(name)
-    source, separator, rest = name.partition(":")
-    if separator and source == "local-dir":
-        return Path(rest).name
-    return Path(name).name if name.startswith(("/", ".", "~")) or "\\" in name else name
+    is_address = name.startswith("hf-hub:") or "://" in name
+    return name if is_address else Path(name.removeprefix("local-dir:")).name
+
+
+def public_dataset(name: str, revision: str | None) -> str:
+    """Return the name of a dataset as a card shows it: the id of one of the Hub, else the last part of its path."""
+    return hub_dataset_id(name, revision) or public_name(name)
 
 
 def hub_dataset_id(name: str, revision: str | None) -> str | None:
     """Return the Hub id of a dataset, None for a local one; only a dataset of the Hub has a resolved revision."""
-    from_hub = name.startswith("hfds/")
+    from_hub = name.startswith("hfds/") and not Path(name).exists()
     name = name.removeprefix("hfds/")
     return name if (from_hub or revision) and _HUB_ID.fullmatch(name) else None

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.data.pictures import fit_image, heat_image, shorten
 from timm_igkd.files import write_atomic
-from timm_igkd.hub.cards import hub_dataset_id, public_name, read_template, render_card
+from timm_igkd.hub.cards import hub_dataset_id, public_dataset, public_name, read_template, render_card
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import decode_png, rectify
 from timm_igkd.maps.scores import Faithfulness, read_score
@@ -48,7 +48,7 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Fait
         split=_shard_split(provenance),
         picture=PICTURE if repo_id else None,
         pictured=min(n, _MOST_PICTURED),
-        dataset=replace(dataset, name=public_name(dataset.name)),
+        dataset=replace(dataset, name=public_dataset(dataset.name, dataset.revision)),
         teacher=replace(teacher, name=public_name(teacher.name)),
         coverage=f"all {total} images, in order" if n == total else f"a prefix, the first {n} of {total} images",
         num_classes=len(dataset.class_names or ()),

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.cache_notice import cache_use_is_told
-from timm_igkd.hub.cards import public_name
+from timm_igkd.hub.cards import public_dataset, public_name
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import (
     TIMEOUT_S,
@@ -96,7 +96,7 @@ def push_maps(
 
 def _public(manifest: _Kind) -> _Kind:
     """Return a manifest or provenance; of a teacher or dataset in a local folder only the folder's own name is told."""
-    dataset = replace(manifest.dataset, name=public_name(manifest.dataset.name))
+    dataset = replace(manifest.dataset, name=public_dataset(manifest.dataset.name, manifest.dataset.revision))
     teacher = replace(manifest.teacher, name=public_name(manifest.teacher.name))
     return replace(manifest, dataset=dataset, teacher=teacher)
 

@@ -1,5 +1,6 @@
 """The model card of a student, from what its run folder holds."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,6 @@ def model_card(
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     metrics = run.metrics
     teacher, robustness = (metrics.teacher, metrics.robustness) if metrics else (None, None)
-    dataset = run.dataset
     hardware = metrics.hardware if metrics else None
     if metrics and hardware:
         hardware += f", device {metrics.device or '?'}, torch threads: {metrics.threads or '?'}"
@@ -65,14 +65,14 @@ def model_card(
         metadata=_metadata(repo_id, run, maps_repo, license).to_yaml(),
         name=repo_id.split("/")[1],
         repo_id=repo_id,
-        introduction=_introduction(model, run, dataset),
+        introduction=_introduction(model, run),
         verdict=verdict(metrics.arms if metrics else None),
         summary=summary_sentence(metrics) if metrics else "",
         needs_plugin=needs_plugin(model),
         architecture=config["architecture"],
         input_size=config["input_size"],
         num_classes=model.num_classes,
-        dataset_name=public_name(dataset),
+        dataset_name=run.public_dataset,
         metrics=metrics,
         has_teacher=teacher is not None,
         results=result_rows(metrics, corruptions=False) if metrics else [],
@@ -102,7 +102,7 @@ def model_card(
     )
 
 
-def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> Markdown:
+def _introduction(model: nn.Module, run: RunFacts) -> Markdown:
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     text = f"An image classifier: {code(config['architecture'])}"
     if run.config.get("student") is None and run.config.get("student_drop"):
@@ -110,8 +110,8 @@ def _introduction(model: nn.Module, run: RunFacts, dataset: str) -> Markdown:
     text += f", {large(count_parameters(model))} parameters"
     if run.config.get("teacher"):
         text += f", distilled from {code(public_name(str(run.config['teacher'])))}"
-    if dataset:
-        text += f" on {code(public_name(dataset))}"
+    if run.dataset:
+        text += f" on {code(run.public_dataset)}"
     source = run.config.get("overlay_source", "aligned")
     what = f"{_method(run)} maps of the teacher" if source == "aligned" else f"the control {code(source)}"
     if (run.config.get("overlay_prob") or 0) > 0:
@@ -189,12 +189,13 @@ def _metadata(
     license: str,
 ) -> ModelCardData:
     dataset_id = run.dataset_id
+    slug = re.sub(r"[^\w.-]+", "-", run.public_dataset, flags=re.ASCII).strip("-") or "unknown"
     results = [
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
-            dataset_type=dataset_id or public_name(run.dataset),
-            dataset_name=public_name(run.dataset),
+            dataset_type=dataset_id or slug,
+            dataset_name=run.public_dataset,
             dataset_split=metrics.split,
             dataset_revision=run.revision if dataset_id else None,
             metric_type="accuracy",

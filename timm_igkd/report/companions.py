@@ -21,12 +21,13 @@ LEFT_BEHIND = frozenset({"pytorch_model.bin", EVAL_RESULT, *(_EXPORTS + name for
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def exported_files(folder: Path, weights_sha256: str) -> dict[str, bytes | Path]:
+def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str, bytes | Path]:
     """Return the files of a student's export by their path on the Hub; none where there is no export.
 
     Args:
         folder: of the export, `export/` of a run.
         weights_sha256: of the student that is pushed, see `weights_hash`.
+        run: what is known of it.
 
     Raises:
         MissingFileError: the record is missing. InputError: an export of other weights, or a damaged file.
@@ -36,7 +37,7 @@ def exported_files(folder: Path, weights_sha256: str) -> dict[str, bytes | Path]
     record = read_export_record(folder)
     if record.weights_sha256 != weights_sha256:
         raise InputError(f"{str(folder)!r} is of other weights than the student; export it again, or delete the folder")
-    files: dict[str, bytes | Path] = {f"{_EXPORTS}{RECORD}": record_bytes(_without_paths(record))}
+    files: dict[str, bytes | Path] = {f"{_EXPORTS}{RECORD}": record_bytes(_without_paths(record, run))}
     for exported in record.exports:
         path = folder / FILES[exported.format]
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != exported.sha256:
@@ -45,11 +46,14 @@ def exported_files(folder: Path, weights_sha256: str) -> dict[str, bytes | Path]
     return files
 
 
-def _without_paths(record: ExportRecord) -> ExportRecord:
+def _without_paths(record: ExportRecord, run: RunFacts) -> ExportRecord:
     """Return a record in which models and data sets of this machine are called by their last name alone."""
 
     def public(images: Images) -> Images:
-        return replace(images, dataset=public_name(images.dataset)) if images.dataset else images
+        if not images.dataset:
+            return images
+        own = images.dataset == run.dataset
+        return replace(images, dataset=run.public_dataset if own else public_name(images.dataset))
 
     made = record.quantisation
     if made is not None:
@@ -75,8 +79,7 @@ def eval_result(run: RunFacts, task_id: str) -> bytes:
         )
     if run.dataset_id is None:
         raise InputError(
-            "--eval-task names a task of a data set on the Hub, "
-            f"and this run's is {public_name(run.dataset)!r}; leave it out"
+            f"--eval-task names a task of a data set on the Hub, and this run's is {run.public_dataset!r}; leave it out"
         )
     if run.config.get("test_limit"):
         raise InputError(

@@ -70,7 +70,7 @@ def push_student(
             files[EVAL_RESULT] = eval_result(run, eval_task)
         model: Any = load_model(f"local-dir:{folder}", role="student")
         if not isinstance(student, nn.Module):
-            files |= exported_files(Path(student) / "export", weights_hash(model))
+            files |= exported_files(Path(student) / "export", weights_hash(model), run)
         require_login(repo_id)
         pushed = publish(
             Publication(

@@ -8,7 +8,7 @@ from typing import Any
 
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_mapping
-from timm_igkd.hub.cards import hub_dataset_id
+from timm_igkd.hub.cards import hub_dataset_id, public_name
 from timm_igkd.intervals import mean_interval
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.report.run_files import Metrics, read_maps, read_metrics
@@ -94,13 +94,19 @@ class RunFacts:
     @property
     def revision(self) -> str | None:
         """Revision of a data set of the Hub: as it was given, else the commit that was read."""
-        maps = self.provenance.dataset.revision if self.provenance else None
-        return self.config.get("revision") or (self.metrics and self.metrics.dataset_revision) or maps
+        maps = self.provenance.dataset if self.provenance else None
+        of_maps = maps.revision if maps and maps.name == self.dataset else None  # they may be of a copy
+        return self.config.get("revision") or (self.metrics and self.metrics.dataset_revision) or of_maps
 
     @property
     def dataset_id(self) -> str | None:
         """Id on the Hub of the data set; None of any other."""
         return hub_dataset_id(self.dataset, self.revision)
+
+    @property
+    def public_dataset(self) -> str:
+        """The data set's name as others may read it: its id, of a folder the last part of the path."""
+        return self.dataset_id or public_name(self.dataset)
 
 
 def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = False) -> RunFacts:
