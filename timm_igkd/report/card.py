@@ -28,7 +28,7 @@ from timm_igkd.report.tables import (
     size_rows,
     summary_sentence,
 )
-from timm_igkd.report.verdict import verdict
+from timm_igkd.report.verdict import num_seeds, verdict
 
 _OPTIONS = {
     "method": "Method",
@@ -76,6 +76,7 @@ def model_card(
         metrics=metrics,
         has_teacher=teacher is not None,
         results=result_rows(metrics, corruptions=False) if metrics else [],
+        num_seeds=num_seeds(metrics.arms if metrics else None),
         seeds=seed_summary([m.top1 for m in run.seed_metrics]) if run.seed_metrics else None,
         sizes=size_rows(metrics or Sizes(num_parameters=count_parameters(model), macs=count_macs(model)), teacher)
         + _onnx_rows(metrics.onnx_latency_ms if metrics else {}),
@@ -88,7 +89,8 @@ def model_card(
             [kind, *(f"{value:.1f}" for value in top1)]
             for kind, top1 in (corruption_rows(robustness) if robustness else {}).items()
         ],
-        settings=_settings(run.config),
+        settings=_settings(run),
+        is_distilled=run.is_distilled,
         ig_options=_ig_options(run),
         method=_method(run),
         overlaid=(run.config.get("overlay_prob") or 0) > 0,
@@ -108,12 +110,16 @@ def _introduction(model: nn.Module, run: RunFacts) -> Markdown:
     if run.config.get("student") is None and run.config.get("student_drop"):
         text += f", its teacher without the last {cell(run.config['student_drop'])} blocks"
     text += f", {large(count_parameters(model))} parameters"
-    if run.config.get("teacher"):
-        text += f", distilled from {code(public_name(str(run.config['teacher'])))}"
+    teacher = code(public_name(str(run.config["teacher"]))) if run.config.get("teacher") else "the teacher"
+    if run.config.get("teacher") and run.is_distilled:
+        text += f", distilled from {teacher}"
+        teacher = "the teacher"
+    else:
+        text += ", trained" if run.dataset else ""
     if run.dataset:
         text += f" on {code(run.public_dataset)}"
     source = run.config.get("overlay_source", "aligned")
-    what = f"{_method(run)} maps of the teacher" if source == "aligned" else f"the control {code(source)}"
+    what = f"{_method(run)} maps of {teacher}" if source == "aligned" else f"the control {code(source)}"
     if (run.config.get("overlay_prob") or 0) > 0:
         text += f", with {what} overlaid on part of the training images"
     if (run.config.get("explanation_loss_weight") or 0) > 0:
@@ -123,7 +129,8 @@ def _introduction(model: nn.Module, run: RunFacts) -> Markdown:
     return Markdown(text + ".")
 
 
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _settings(run: RunFacts) -> list[tuple[str, str]]:
+    config = run.config
     if not config:
         return []
     rows = [("Teacher", public_name(str(config.get("teacher"))))]
@@ -139,7 +146,10 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("Student", f"{student}, from {start_of(config, 'student')}"))
     splits = [str(config[key]) for key in ("train_split", "validation_split", "test_split") if config.get(key)]
     rows.append(("Splits", ", ".join(splits)))
-    if config.get("task_loss_weight") is None and config.get("distill_loss_weight") is not None:
+    images = run.metrics.training_images if run.metrics else None
+    if images and not images.labeled:
+        config = {**config, "task_loss_weight": 0.0}
+    elif config.get("task_loss_weight") is None and config.get("distill_loss_weight") is not None:
         config = {**config, "task_loss_weight": 1 - config["distill_loss_weight"]}
     for name, value in config.items():
         if (words := setting_words(name)) and value not in (None, {}, [], ""):
@@ -206,14 +216,17 @@ def _metadata(
         for name, top1 in (("Top-1 accuracy, %", metrics.top1), ("Top-5 accuracy, %", metrics.top5))
     ]
     datasets = [name for name in (dataset_id, maps_repo) if name]
+    uses_teacher = run.is_distilled or run.uses_maps or run.config.get("student_init") == "teacher"
+    tags = ["image-classification", "timm", "timm-igkd"]
+    tags += ["knowledge-distillation"] * run.is_distilled + [_method(run).lower()] * run.uses_maps
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
         license=license,
-        base_model=base_model(run.config),
+        base_model=base_model(run.config) if uses_teacher else None,
         datasets=datasets or None,
         metrics=["accuracy"] if results else None,
-        tags=["image-classification", "timm", "timm-igkd", "knowledge-distillation", "integrated-gradients"],
+        tags=tags,
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=results or None,
     )

@@ -137,7 +137,8 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
 def _highlights(metrics: Metrics) -> list[tuple[str, str]]:
     shown = [(tables.percent(metrics.top1), "top-1 accuracy")]
     if metrics.compression:
-        shown.append((tables.ratio(metrics.compression), "fewer parameters"))
+        value, _, word = tables.factor(metrics.compression, 1, "fewer").partition(" ")
+        shown.append((value, f"{word or 'number of'} parameters"))
     if metrics.agreement is not None:
         shown.append((tables.percent(metrics.agreement), "same answer as the teacher"))
     one = metrics.latency_ms.get("batch_1")

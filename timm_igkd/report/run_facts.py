@@ -108,6 +108,17 @@ class RunFacts:
         """The data set's name as others may read it: its id, of a folder the last part of the path."""
         return self.dataset_id or public_name(self.dataset)
 
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the student learnt from the teacher's answers or features; True where no weight is known."""
+        known = [self.config.get(f"{loss}_loss_weight") for loss in ("distill", "attention")]
+        return any(weight != 0 for weight in known if weight is not None) or known == [None, None]
+
+    @property
+    def uses_maps(self) -> bool:
+        """Whether the student learnt from maps, overlaid or as targets of its own."""
+        return any((self.config.get(name) or 0) > 0 for name in ("overlay_prob", "explanation_loss_weight"))
+
 
 def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = False) -> RunFacts:
     """Return what a run folder, and others of the same settings and other seeds, tell.

@@ -92,6 +92,8 @@ def summary_sentence(metrics: Metrics) -> str:
     elif compression and compression >= 1.05:
         article = "An" if str(ratio(compression)).startswith(("8", "11.", "18")) else "A"
         subject = f"{article} {ratio(compression)} smaller student"
+    elif compression and compression <= 1 / 1.05:
+        subject = f"A student {ratio(1 / compression)} its teacher's size"
     else:
         subject = "A student of its teacher's size"
     text = (
@@ -165,7 +167,7 @@ def size_rows(student: Sizes, teacher: Sizes | None = None) -> list[Row]:
     for key, name in (("batch_1", "Latency, one image"), ("batch_64", "Latency, batch of 64")):
         times, others = student.latency_ms.get(key), teacher.latency_ms.get(key) if teacher else None
         if times:
-            change = _factor(others.median, times.median, "faster") if others else ABSENT
+            change = factor(others.median, times.median, "faster") if others else ABSENT
             rows.append(Row(name, _latency(others), _latency(times), change))
     return rows
 
@@ -199,10 +201,17 @@ def export_note(metrics: Metrics | None) -> str:
 def _compare_size(name: str, teacher: float | None, student: float, show: Any, better: str) -> Row:
     if teacher is None:
         return Row(name, ABSENT, show(student), ABSENT)
-    return Row(name, show(teacher), show(student), _factor(teacher, student, better))
+    return Row(name, show(teacher), show(student), factor(teacher, student, better))
 
 
-def _factor(teacher: float, student: float, better: str) -> str:
+def factor(teacher: float, student: float, better: str) -> str:
+    """Return what one number is of another: the factor with `better` or its opposite, "equal", or a dash.
+
+    Args:
+        teacher: 0 where it is not known.
+        student: likewise.
+        better: "smaller", "fewer" or "faster".
+    """
     if not teacher or not student:
         return ABSENT
     worse = {"smaller": "larger", "fewer": "more", "faster": "slower"}[better]

@@ -17,13 +17,18 @@ def verdict(comparison: Comparison | None) -> list[str]:
     """Return one sentence for each difference, and one on what they are about; none without a comparison."""
     if comparison is None or not comparison.differences:
         return []
-    seeds = len({result.seed for result in comparison.students})
+    seeds = num_seeds(comparison)
     scope = (
         f"From {seeds} seeds, this is about the method on these images."
         if seeds > 1
         else "From one seed, this is about these students; about the method --seeds 3 or more would tell."
     )
     return [*(_sentence(difference) for difference in comparison.differences), scope]
+
+
+def num_seeds(comparison: Comparison | None) -> int:
+    """Return how many seeds were compared; 1 without a comparison."""
+    return len({result.seed for result in comparison.students}) if comparison else 1
 
 
 def _sentence(difference: Difference) -> str:

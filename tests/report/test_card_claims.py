@@ -1,0 +1,92 @@
+"""What card and page claim of a run is true of that run: its losses, its maps, its seeds, its sizes."""
+
+from dataclasses import replace
+
+import pytest
+from hub_parts import make_run, plain_student
+from huggingface_hub import ModelCard
+
+from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
+from timm_igkd.report.card import model_card
+from timm_igkd.report.page import _highlights
+from timm_igkd.report.run_facts import read_run
+from timm_igkd.report.run_files import TrainingImages
+from timm_igkd.report.tables import summary_sentence
+
+pytestmark = pytest.mark.hub
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    return read_run(make_run(tmp_path_factory.mktemp("runs") / "first", plain_student()))
+
+
+def card_of(facts, metrics=None, **config):
+    changed = replace(facts, config={**facts.config, **config}, metrics=metrics or facts.metrics)
+    return model_card(plain_student(), "user/x", changed)
+
+
+NO_KD = {"distill_loss_weight": 0.0, "attention_loss_weight": 0.0}
+
+
+def test_student_without_a_loss_of_its_teacher_is_not_called_distilled(facts):
+    card = card_of(facts, **NO_KD)
+    assert "distil" not in card.partition("## Use")[0]
+    assert ", trained on `noise`, with integrated-gradients maps of `test_resnet` overlaid" in card
+    assert "## How it was trained" in card
+    assert "knowledge-distillation" not in ModelCard(card).data.tags
+
+
+@pytest.mark.parametrize("loss", NO_KD)
+def test_either_loss_of_the_teacher_makes_a_distilled_student(facts, loss):
+    card = card_of(facts, **NO_KD | {loss: 0.5})
+    assert ", distilled from `test_resnet` on `noise`, with integrated-gradients maps of the teacher overlaid" in card
+    assert "## How it was distilled" in card
+    assert "knowledge-distillation" in ModelCard(card).data.tags
+
+
+def test_teacher_is_the_base_only_of_a_student_that_had_something_of_it(facts):
+    named = {"teacher": "resnet18.a1_in1k", "teacher_epochs": 0, "overlay_prob": 0.0}
+    assert ModelCard(card_of(facts, **named)).data.base_model == "timm/resnet18.a1_in1k"
+    assert ModelCard(card_of(facts, **named | NO_KD)).data.base_model is None
+
+
+@pytest.mark.parametrize(
+    ("config", "is_tagged"),
+    [({"overlay_prob": 0.1}, True), ({"explanation_loss_weight": 0.1}, True), ({"stored_logits": True}, False)],
+)
+def test_only_a_run_that_learnt_from_maps_has_their_tag(facts, config, is_tagged):
+    tags = ModelCard(card_of(facts, **{"overlay_prob": 0.0} | config)).data.tags
+    assert ("integrated-gradients" in tags) is is_tagged
+
+
+def test_training_without_labels_has_no_weight_of_the_cross_entropy(facts):
+    weights = {"distill_loss_weight": 0.9, "task_loss_weight": None}
+    some, none = (replace(facts.metrics, training_images=TrainingImages(n, 100)) for n in (10, 0))
+    assert "| Weight of the cross-entropy | 0.1 |" in card_of(facts, some, **weights)
+    assert "| Weight of the cross-entropy | 0 |" in card_of(facts, none, **weights)
+
+
+def test_weights_of_a_comparison_over_seeds_are_one_of_them(facts):
+    students = tuple(
+        ArmResult(arm, seed, 2, 80.0, 0.5, 0.05, 50, 80.0, 1.0) for arm in ("alone", "kd") for seed in (0, 1, 2)
+    )
+    difference = Difference("kd", "alone", "seeds", 3, 1.0, 0.5, 1.5)
+    card = card_of(facts, replace(facts.metrics, arms=Comparison(students, (difference,))))
+    assert "One run with one seed" in card_of(facts)
+    assert "One run with one seed" not in card
+    assert "those of one of the 3 seeds compared above" in card
+
+
+@pytest.mark.parametrize(
+    ("compression", "shown", "sentence"),
+    [
+        (5.0, ("5.0\u00d7", "fewer parameters"), "A 5.0\u00d7 smaller student"),
+        (0.8, ("1.25\u00d7", "more parameters"), "A student 1.25\u00d7 its teacher's size"),
+        (1.0, ("equal", "number of parameters"), "A student of its teacher's size"),
+    ],
+)
+def test_size_of_a_student_is_told_as_it_is(facts, compression, shown, sentence):
+    metrics = replace(facts.metrics, compression=compression)
+    assert _highlights(metrics)[1] == shown
+    assert summary_sentence(metrics).startswith(sentence)
