@@ -370,8 +370,14 @@ def test_run_that_differs_in_more_than_its_seed_is_refused(run, tmp_path):
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(InputError, match="temperature differs"):
         read_run(run, [other])
-    with pytest.raises(InputError, match="its seed is the same"):
+
+
+def test_runs_of_several_seeds_each_have_another(run, tmp_path):
+    other = make_run(tmp_path / "other", plain_student(), seed=1)
+    with pytest.raises(InputError, match="seed 0 is there already"):
         read_run(run, [run])
+    with pytest.raises(InputError, match="seed 1 is there already"):
+        read_run(run, [other, other])
 
 
 # ---- the dataset card ----

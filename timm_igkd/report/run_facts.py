@@ -134,7 +134,7 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
     """
     config = _read(folder / "config.yaml", finished)
     metrics = _read_metrics(folder, finished)
-    seed_metrics = []
+    seed_metrics, seeds = [], [config.get("seed")]
     for other in seed_runs:
         found, result = _read(other / "config.yaml"), _read_metrics(other)
         if metrics is None or result is None:
@@ -142,12 +142,13 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
                 f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"
             )
         different = [k for k in {*config, *found} - _SAME_RUN if config.get(k) != found.get(k)]
-        if different or found.get("seed") == config.get("seed"):
-            what = f"{sorted(different)[0]} differs" if different else "its seed is the same"
+        if different or found.get("seed") in seeds:
+            what = f"{sorted(different)[0]} differs" if different else f"seed {found.get('seed')} is there already"
             raise InputError(
                 f"{str(other)!r} is no run of {str(folder)!r} with another seed alone: {what}; leave it out"
             )
         seed_metrics.append(result)
+        seeds.append(found.get("seed"))
     return RunFacts(
         config=config,
         metrics=metrics,
