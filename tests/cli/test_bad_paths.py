@@ -11,8 +11,9 @@ from conftest import ImageFactory
 
 from timm_igkd import MapStore, load_labeled_images
 from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.cli.arguments import maps_argument
 from timm_igkd.cli.exit_codes import run_reporting_errors
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.random_streams import generator, uniforms
 
 
@@ -247,3 +248,11 @@ def test_test_image_outside_of_its_folder_is_found_before_anything_trains(
     assert outcome.code == 2
     assert "outside of its dataset's folder" in outcome.error
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/pr/1", "user/branch"])
+def test_maps_of_a_revision_with_slashes_are_a_name_of_the_hub(revision: str) -> None:
+    for name in (f"user/maps@{revision}", f"hf-hub:user/maps@{revision}"):
+        assert maps_argument(name) == name
+    with pytest.raises(MissingFileError, match="does not exist"):
+        maps_argument(f"deep/user/maps@{revision}")
