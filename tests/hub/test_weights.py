@@ -1,4 +1,4 @@
-"""Files of models on the Hub: from the cache without a question, else after one that is answered in seconds."""
+"""Files of models on the Hub: from the cache, or after a question that is answered in seconds."""
 
 import dataclasses
 import http.server
@@ -20,6 +20,7 @@ from timm_igkd.hub.weights import fetch_file
 from timm_igkd.models.checkpoint import start_files
 
 LONGEST_S = 5  # that an answer without a network may take; the wait itself is ANSWER_S
+CLOSED = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
 NAME, REPO = "test_resnet.r160_in1k", "timm/test_resnet.r160_in1k"
 
 
@@ -47,17 +48,55 @@ def test_another_number_of_classes_gives_a_new_head_on_the_weights_of_the_hub(pu
     assert torch.equal(model.state_dict()["conv1.0.weight"], published["conv1.0.weight"])
 
 
-def test_a_model_of_a_repository_comes_from_one_commit_and_from_the_cache(hub, tmp_path):
-    save_model(tiny_teacher(), tmp_path / "model", label_names=["cat", "dog"])
-    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    hub.add("user/model").commit(files)
-    model = load_model("hf-hub:user/model")
+def model_files(folder, seed=0):
+    save_model(tiny_teacher(seed=seed), folder / f"model{seed}", label_names=["cat", "dog"])
+    return {path.name: path.read_bytes() for path in (folder / f"model{seed}").iterdir()}
+
+
+def test_a_model_of_a_commit_comes_from_the_cache_without_a_question(hub, tmp_path):
+    files = model_files(tmp_path)
+    name = f"hf-hub:user/model@{hub.add('user/model').commit(files)}"
+    model = load_model(name)
     asked = len(hub.requests)
-    again = load_model("hf-hub:user/model")
+    again = load_model(name)
     assert len(hub.requests) == asked
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(model(image), again(image))
-    assert [path.read_bytes() for path in start_files("hf-hub:user/model")] == [files["model.safetensors"]]
+    assert [path.read_bytes() for path in start_files(name)] == [files["model.safetensors"]]
+
+
+@pytest.mark.parametrize("name", ["hf-hub:user/model", "hf-hub:user/model@main"])
+def test_a_model_of_a_branch_is_the_one_that_was_pushed_last(hub, tmp_path, name):
+    repo = hub.add("user/model")
+    for seed in (0, 1):
+        repo.commit(model_files(tmp_path, seed))
+        expected = tiny_teacher(seed=seed).state_dict()["conv1.0.weight"]
+        assert torch.equal(load_model(name).state_dict()["conv1.0.weight"], expected)
+    assert [path.read_bytes() for path in start_files(name)] == [model_files(tmp_path, 1)["model.safetensors"]]
+
+
+def test_a_model_of_a_branch_comes_from_the_cache_with_a_word_where_the_hub_is_not_reached(
+    hub, tmp_path, monkeypatch, capfd
+):
+    hub.add("user/model").commit(model_files(tmp_path))
+    load_model("hf-hub:user/model")
+    with monkeypatch.context() as closed:
+        closed.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        closed.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", CLOSED)
+        capfd.readouterr()
+        assert load_model("hf-hub:user/model").num_classes == 2
+        told = capfd.readouterr().err
+    assert "model 'hf-hub:user/model' was asked for at the Hub, no answer; the copy in the cache is used" in told
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_model("hf-hub:user/model").num_classes == 2
+
+
+def test_a_repository_that_is_gone_is_not_served_from_the_cache(hub, tmp_path):
+    hub.add("user/model").commit(model_files(tmp_path))
+    load_model("hf-hub:user/model")
+    hub.repos.clear()
+    with pytest.raises(RunError, match="does not exist"):
+        load_model("hf-hub:user/model")
 
 
 def test_weights_that_are_only_a_pickle_are_found_and_read_without_its_code(hub, tmp_path):
@@ -123,8 +162,7 @@ def test_an_address_that_does_not_answer_is_one_line_within_seconds(at_an_addres
 
 def test_a_closed_port_is_answered_within_seconds_and_quietly(hub, monkeypatch, capfd):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    closed = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", closed)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", CLOSED)
     begun = time.monotonic()
     with pytest.raises(RunError, match="check the network"):
         load_model(NAME)

@@ -1,4 +1,4 @@
-"""Files of a model on the Hub or at an address: from the local cache, else after a question answered in seconds."""
+"""Files of a model on the Hub or at an address: from the local cache, or after a question answered in seconds."""
 
 import re
 import threading
@@ -10,10 +10,11 @@ from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
 from timm_igkd.hub import TIMEOUT_S
-from timm_igkd.hub.errors import with_retries
+from timm_igkd.hub.cache_notice import cache_use_is_told
+from timm_igkd.hub.errors import is_passing, with_retries
 from timm_igkd.hub.transport import hub_session
 
 ANSWER_S = 4.0
@@ -21,6 +22,7 @@ ANSWER_S = 4.0
 CONFIG_FILES = ("config.json",)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HASH = re.compile(r"-([a-f0-9]{8,})\.")  # the first digits of the content's SHA-256, as torch and timm name files
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _T = TypeVar("_T")
 
 
@@ -30,25 +32,38 @@ def cached_file(repo_id: str, names: Sequence[str], revision: str | None = None)
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def fetch_file(repo_id: str, names: Sequence[str], revision: str | None = None) -> Path:
+def fetch_file(repo_id: str, names: Sequence[str], revision: str | None = None, *, newest: bool = False) -> Path:
     """Return the first of these files that a repository has, downloaded where it is not in the local cache.
+
+    Args:
+        repo_id: user/name.
+        names: of the files.
+        revision: branch, tag or commit; None: main.
+        newest: ask the Hub for what a branch or tag is now. Where it cannot be reached the cache serves, which is said.
 
     Raises:
         what the Hub's client raises for no network, no access, or none of the files (`errors.hub_error` knows it).
     """
-    cached = cached_file(repo_id, names, revision)
-    if cached is not None:
+    cached, label = cached_file(repo_id, names, revision), repr(f"hf-hub:{repo_id}")
+    if cached is not None and (not newest or _COMMIT.fullmatch(revision or "")):
         return cached
-    with hub_session(ANSWER_S):
-        name = _within(ANSWER_S, lambda: _existing_name(repo_id, names, revision))
+    with hub_session(ANSWER_S), cache_use_is_told(f"model {label}"):
+        try:
+            name = _within(ANSWER_S, lambda: _existing_name(repo_id, names, revision))
+        except Exception as error:
+            if cached is None or not (is_passing(error) or isinstance(error, OfflineModeIsEnabled)):
+                raise
+            return cached
     with hub_session(TIMEOUT_S):
-        label = repr(f"hf-hub:{repo_id}")
         return Path(with_retries(lambda: hf_hub_download(repo_id, name, revision=revision), label, TIMEOUT_S))
 
 
 def fetch_folder(repo_id: str, revision: str | None = None, *, weights: bool) -> Path:
-    """Return the folder in the cache that holds a model's config.json and, if asked for, its weights."""
-    config = fetch_file(repo_id, CONFIG_FILES, revision)
+    """Return the folder in the cache that holds a model's config.json and, if asked for, its weights.
+
+    It is that of the commit which the revision is now on the Hub; the last one seen where the Hub cannot be reached.
+    """
+    config = fetch_file(repo_id, CONFIG_FILES, revision, newest=True)
     if weights:
         fetch_file(repo_id, WEIGHT_FILES, config.parent.name)  # of the same commit
     return config.parent
