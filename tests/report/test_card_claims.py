@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
 from timm_igkd.report.card import model_card
+from timm_igkd.report.licenses import license_of_start
 from timm_igkd.report.page import _highlights
 from timm_igkd.report.run_facts import read_run
 from timm_igkd.report.run_files import TrainingImages
@@ -90,3 +91,33 @@ def test_size_of_a_student_is_told_as_it_is(facts, compression, shown, sentence)
     metrics = replace(facts.metrics, compression=compression)
     assert _highlights(metrics)[1] == shown
     assert summary_sentence(metrics).startswith(sentence)
+
+
+CUT = {"student_init": "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("told", "config", "license"),
+    [
+        ("cc-by-nc-4.0", {"student_init": "pretrained"}, "cc-by-nc-4.0"),
+        ("cc-by-nc-4.0", {"student_init": "random"}, "apache-2.0"),
+        ("cc-by-nc-4.0", CUT | {"teacher_epochs": 0}, "cc-by-nc-4.0"),
+        ("cc-by-nc-4.0", CUT | {"teacher_epochs": 3, "teacher_init": "pretrained"}, "cc-by-nc-4.0"),
+        ("cc-by-nc-4.0", CUT | {"teacher_epochs": 3, "teacher_init": "random"}, "apache-2.0"),
+        ("mit", {"student_init": "pretrained", "student_checkpoint": "w.pth"}, "unknown"),
+        ("mit", CUT | {"teacher_checkpoint": "w.pth"}, "unknown"),
+        ("dinov3-license", {"student_init": "pretrained"}, "other"),
+        (None, {"student_init": "pretrained"}, "unknown"),
+        ("mit", {}, "mit"),
+    ],
+)
+def test_license_is_that_of_the_weights_a_student_started_from(told, config, license):
+    assert license_of_start({"license": told}, config) == license
+
+
+def test_card_names_the_license_of_the_start_unless_one_is_given(facts):
+    student = plain_student()
+    student.pretrained_cfg["license"] = "cc-by-nc-4.0"
+    started = replace(facts, config=facts.config | {"student_init": "pretrained"})
+    assert ModelCard(model_card(student, "user/x", started)).data.license == "cc-by-nc-4.0"
+    assert ModelCard(model_card(student, "user/x", started, license="mit")).data.license == "mit"

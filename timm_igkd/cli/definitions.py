@@ -178,7 +178,7 @@ def _push_student_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK_ID",
         help="also file the accuracy under this task of the run's data set, a benchmark on the Hub",
     )
-    parser.add_argument("--license", default="apache-2.0", help="identifier of the Hub for the weights' license")
+    parser.add_argument("--license", help="identifier of the Hub; default: of the weights it started from")
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:

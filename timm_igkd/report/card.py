@@ -12,6 +12,7 @@ from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.export.record import Timing
 from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
+from timm_igkd.report.licenses import license_of_start
 from timm_igkd.report.run_facts import RunFacts, seed_summary, setting_words, start_of
 from timm_igkd.report.run_files import Sizes
 from timm_igkd.report.tables import (
@@ -43,7 +44,7 @@ _OPTIONS = {
 
 
 def model_card(
-    model: nn.Module, repo_id: str, run: RunFacts, *, maps_repo: str | None = None, license: str = "apache-2.0"
+    model: nn.Module, repo_id: str, run: RunFacts, *, maps_repo: str | None = None, license: str | None = None
 ) -> str:
     """Return the card of a student.
 
@@ -52,7 +53,7 @@ def model_card(
         repo_id: user/name on the Hub.
         run: what is known of it.
         maps_repo: user/name of the dataset of its teacher's maps.
-        license: an identifier of the Hub.
+        license: an identifier of the Hub; None: that of what the student started from.
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     metrics = run.metrics
@@ -62,7 +63,7 @@ def model_card(
         hardware += f", device {metrics.device or '?'}, torch threads: {metrics.threads or '?'}"
     return render_card(
         "model_card.md",
-        metadata=_metadata(repo_id, run, maps_repo, license).to_yaml(),
+        metadata=_metadata(repo_id, run, maps_repo, license or license_of_start(config, run.config)).to_yaml(),
         name=repo_id.split("/")[1],
         repo_id=repo_id,
         introduction=_introduction(model, run),

@@ -1,7 +1,12 @@
 """The Hub's identifiers of licenses, as its documentation of repository cards lists them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from timm_igkd.errors import InputError, nearest
 
+OWN = "apache-2.0"
+"""Of weights that began at random, where nobody says another."""
 LICENSES = frozenset(
     """
     apache-2.0 mit openrail openrail++ bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -25,3 +30,23 @@ def check_license(name: str) -> str:
             f"{nearest(name, sorted(LICENSES))}; one that is not listed is 'other'"
         )
     return name
+
+
+def license_of_start(pretrained_cfg: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return the Hub's identifier of the license that a student's weights stand under by what they started from.
+
+    Args:
+        pretrained_cfg: of the student; timm tells in it the license of pretrained weights.
+        config: of its run; empty: nothing is known of the start, so the license that `pretrained_cfg` tells holds.
+
+    Returns:
+        apache-2.0 after a random start, "other" for what the Hub does not list, "unknown" where nothing is told.
+    """
+    start, part = config.get("student_init", "random" if config else "pretrained"), "student"
+    if start == "teacher":
+        part = "teacher"
+        start = config.get("teacher_init", "random") if config.get("teacher_epochs") else "pretrained"
+    if start == "random":
+        return OWN
+    told = None if config.get(f"{part}_checkpoint") else pretrained_cfg.get("license")
+    return "unknown" if told is None else told if told in LICENSES else "other"

@@ -30,7 +30,7 @@ def push_student(
     maps_repo: str | None = None,
     seed_runs: Sequence[str | Path] = (),
     eval_task: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Pushed:
     """Publish a student so that `timm.create_model("hf-hub:user/name", pretrained=True)` loads it.
@@ -47,7 +47,7 @@ def push_student(
         maps_repo: user/name of the teacher's maps on the Hub, linked from the card.
         seed_runs: run folders that differ in their seed alone; the card then tells mean, spread and interval.
         eval_task: also file the run's top-1 accuracy under this task of its data set, a benchmark on the Hub.
-        license: identifier of the Hub.
+        license: identifier of the Hub; None: that of the weights it started from, see `license_of_start`.
         timeout_s: longest silence of the Hub before a request is given up and made again.
 
     Returns:
@@ -59,7 +59,8 @@ def push_student(
             without metrics on a data set of the Hub.
         RunError: no login, no access, no network, or the download does not match what was pushed.
     """
-    check_license(license)
+    if license is not None:
+        check_license(license)
     for name in (repo_id, maps_repo):
         if name is not None:
             check_repo_id(name, timeout_s)
