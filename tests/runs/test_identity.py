@@ -11,9 +11,11 @@ import pytest
 import safetensors.torch
 from command_lines import Runner, tiny_run, two_splits
 
-from timm_igkd import load_labeled_images
+from timm_igkd import distill, load_labeled_images
 from timm_igkd.data.subsets import stratified_limit
+from timm_igkd.files import exclusive
 from timm_igkd.runs.folder import RunFolder, RunInputs
+from timm_igkd.runs.job import Run
 from timm_igkd.runs.settings import RunConfig
 
 
@@ -217,3 +219,33 @@ def test_checkpoint_that_a_model_starts_from_is_one_of_its_inputs(role, tmp_path
         return RunInputs(config, None, RunFolder(tmp_path))._start(role)  # type: ignore[arg-type]
 
     assert inputs(b"one") != inputs(b"two") != {}
+
+
+def test_a_run_that_another_process_is_at_work_on_is_left_alone(finished, recipe: Runner):
+    images, run, options = finished
+    (run / ".stages" / "report.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with exclusive(run / ".lock"):
+        outcome = recipe(*tiny_run(images, *options))
+    assert outcome.code == 2
+    assert "another process is at work on" in outcome.error
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert recipe(*tiny_run(images, *options)).code == 0
+
+
+def test_what_another_process_finished_meanwhile_is_not_removed(
+    tiny_images, teacher_folder, tmp_path, recipe: Runner, monkeypatch
+):
+    """It came through all stages while this one still looked at models."""
+    command = tiny_run(two_splits(tiny_images), "--teacher", f"local-dir:{teacher_folder}", "--teacher-epochs", 0)
+    look = Run._check_models
+
+    def look_for_long(self: Run, pending) -> None:
+        look(self, pending)
+        monkeypatch.setattr(Run, "_check_models", look)
+        distill(self.config)
+
+    monkeypatch.setattr(Run, "_check_models", look_for_long)
+    assert recipe(*command).code == 0
+    assert (tmp_path / "runs" / "run" / "student" / "model.safetensors").exists()
+    assert recipe(*command).code == 0

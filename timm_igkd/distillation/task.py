@@ -234,8 +234,7 @@ class IGDistillationTask(TrainingTask):
         if explains:
             assert maps is not None
             losses["explanation_loss"] = explanation_loss(student_maps, maps, target)
-        weighted = [getattr(self, f"{name}_weight") * value for name, value in losses.items()]
-        loss = sum(weighted[1:], start=weighted[0]) if weighted else output.new_zeros(())
+        loss = sum((getattr(self, f"{name}_weight") * value for name, value in losses.items()), output.new_zeros(()))
         if distills:
             losses["kd_loss"] = losses["distill_loss"]
         return {"loss": loss, "output": output, **losses}

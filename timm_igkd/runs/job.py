@@ -1,7 +1,9 @@
 """The whole job: teacher, maps, student, evaluate, arms, export, report; each stage is skipped where it is complete."""
 
+import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from timm_igkd.export.budget import AUTO
 from timm_igkd.export.record import read_export_record
 from timm_igkd.export.student import check_exportable, export_student
 from timm_igkd.export.students import StudentsRecord
-from timm_igkd.files import write_json
+from timm_igkd.files import exclusive, write_json
 from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
@@ -155,29 +157,37 @@ class Run:
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""
-        pending = {stage.name for part in (self.stages, self.last) for stage in part.pending()}
-        arms = self.arms.pending()
+        pending, arms = self._pending(), self.arms.pending()
         if "student" in pending or arms:
             self._check_models(pending)
             self.stages.inputs("evaluate")  # reads the test images, whose files are to be there before anything trains
         for note in self.notes:
             self.accelerator.print(note)
         self.accelerator.wait_for_everyone()
-        if (pending or arms) and self.accelerator.is_main_process:
-            self.folder.remove_unfinished(pending)
-            save_config(self.config, self.folder.config)
-            if self.choice is not None:
-                write_record(self.folder.students, self.choice)
-            launch = {"command": " ".join(sys.argv)} | self.stages.launch()
-            write_json(self.folder.environment, environment() | launch)
-        if (pending or arms) and self.config.trackers:
-            wandb = {"dir": str(self.folder.path)}  # tensorboard's files go there too
-            self.accelerator.init_trackers(self.config.name, init_kwargs={"wandb": wandb})
-        for part in (self.stages, self.arms, self.last):
-            part.run()
+        with ExitStack() as held:
+            if (pending or arms) and self.accelerator.is_main_process:
+                if not held.enter_context(exclusive(self.folder.path / ".lock", wait=False)):
+                    raise InputError(f"another process is at work on {self.folder.path}; wait, or give another --name")
+                self._begin(self._pending())  # another may have done some of it since
+            if (pending or arms) and self.config.trackers:
+                # tensorboard's files go there too
+                self.accelerator.init_trackers(self.config.name, init_kwargs={"wandb": {"dir": str(self.folder.path)}})
+            for part in (self.stages, self.arms, self.last):
+                part.run()
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
             self._print_usage()
+
+    def _pending(self) -> set[StageName]:
+        return {stage.name for part in (self.stages, self.last) for stage in part.pending()}
+
+    def _begin(self, pending: set[StageName]) -> None:
+        """Write what the run is, and take away what a killed process left of it."""
+        self.folder.remove_unfinished(pending)
+        save_config(self.config, self.folder.config)
+        if self.choice is not None:
+            write_record(self.folder.students, self.choice)
+        write_json(self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | self.stages.launch())
 
     def _check_models(self, pending: set[StageName]) -> None:
         """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""
