@@ -2,11 +2,13 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,20 @@ def test_lock_is_held_once_and_freed(tmp_path):
             assert not other
     with exclusive(tmp_path / "lock", wait=False) as again:
         assert again
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_worker_that_outlives_its_process_does_not_hold_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    with exclusive(tmp_path / "lock"):
+        worker = context.Process(target=time.sleep, args=(60,))
+        worker.start()
+    try:
+        with exclusive(tmp_path / "lock", wait=False) as is_mine:
+            assert is_mine
+    finally:
+        worker.kill()
+        worker.join()
 
 
 HOLD = """

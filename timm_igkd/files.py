@@ -1,15 +1,17 @@
 """Files that are whole or not there, and locks that end with their process."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
+import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import xxhash
 import yaml
@@ -18,6 +20,7 @@ from timm_igkd.errors import InputError, MissingFileError, first_line
 
 _EXPONENT_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _DEEPEST, _MOST_PARTS = 20, 100_000  # of what YAML holds
+_LOCKS: "weakref.WeakSet[TextIO]" = weakref.WeakSet()
 
 
 def output_file(path: str | Path) -> Path:
@@ -225,12 +228,27 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that ends with the process, however it ends; without `wait`, yield whether it was free."""
+    """Hold a lock that ends with the process, however it ends; without `wait`, yield whether it was free.
+
+    Workers forked meanwhile have no part in it, and may outlive the process. On a file system without locks it is free.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
+        _LOCKS.add(lock)
+        is_mine = True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            yield False
-            return
-        yield True
+            is_mine = False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield is_mine
+
+
+def _leave_locks() -> None:
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
