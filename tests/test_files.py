@@ -106,9 +106,16 @@ def test_lock_is_held_once_and_freed(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_worker_that_outlives_its_process_does_not_hold_the_lock(tmp_path):
     context = multiprocessing.get_context("fork")
+    is_forked = context.Event()
+
+    def work():
+        is_forked.set()
+        time.sleep(60)
+
     with exclusive(tmp_path / "lock"):
-        worker = context.Process(target=time.sleep, args=(60,))
+        worker = context.Process(target=work)
         worker.start()
+        is_forked.wait()
     try:
         with exclusive(tmp_path / "lock", wait=False) as is_mine:
             assert is_mine
