@@ -13,7 +13,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.errors import InputError, UserError
-from timm_igkd.export.record import RECORD
+from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
 from timm_igkd.files import hash_files, remove_abandoned
@@ -79,6 +79,14 @@ class RunFolder:
     def model(self, name: str) -> Path:
         """Return the timm folder of the teacher or student."""
         return (self.shared or self.path if name == "teacher" else self.path) / name
+
+    def model_files(self, name: str) -> list[Path]:
+        """Return what makes a timm folder."""
+        return [self.model(name) / file for file in ("config.json", "model.safetensors")]
+
+    def exported(self, formats: Collection[Format]) -> list[Path]:
+        """Return the files of an export in some formats, the record first."""
+        return [self.export / file for file in (RECORD, *(FILES[format] for format in sorted({"onnx", *formats})))]
 
     def arm(self, name: str) -> "RunFolder":
         """Return the folder of an arm."""
@@ -158,8 +166,7 @@ class RunInputs:
         return {f"{name}'s files": found} if found else {}
 
     def _model(self, name: str) -> str:
-        folder = self.folder.model(name)
-        return hash_files([folder / "config.json", folder / "model.safetensors"])
+        return hash_files(self.folder.model_files(name))
 
     @property
     def _maps(self) -> str:

@@ -92,8 +92,9 @@ class Run:
         self.kept, self.arms = StudentRun(*parts), Arms(*parts)
         inputs = RunInputs(self.config, self.data, self.folder)
         self.stages = self._create_stages(self._stages(), inputs)
-        export = [Stage("export", self.export, is_redone=True)] if config.export else []
-        self.last = self._create_stages([*export, Stage("report", self.report, is_redone=True)], inputs)
+        export = Stage("export", self.export, self.folder.exported(config.export), is_redone=True)
+        report = Stage("report", self.report, [self.folder.page], is_redone=True)
+        self.last = self._create_stages([*[export] * bool(config.export), report], inputs)
 
     def _create_stages(self, stages: list[Stage], inputs: RunInputs) -> Stages:
         def read(name: StageName) -> dict[str, str]:
@@ -102,7 +103,8 @@ class Run:
         return Stages(self.folder.path, self.config, self.accelerator, stages, read)
 
     def _is_done(self, name: Trained) -> bool:
-        return Stages.finished(self.folder.path, name) is not None
+        files = self.folder.model_files(name)
+        return Stages.finished(self.folder.path, name) is not None and all(path.exists() for path in files)
 
     def _needs_start(self, config: RunConfig, name: Trained) -> bool:
         own, arms = arms_of(config)
@@ -148,12 +150,10 @@ class Run:
         return self.models.teacher(weights=False)
 
     def _stages(self) -> list[Stage]:
-        maps = [Stage("maps", self.maps)] if self.config.needs_maps else []
-        return [
-            Stage("teacher", self.teacher, partial=self.folder.checkpoint("teacher")),
-            *maps,
-            *self.kept.stages(),
-        ]
+        files, checkpoint = self.folder.model_files("teacher"), self.folder.checkpoint("teacher")
+        maps = Stage("maps", self.maps, [self.folder.maps / "provenance.json"])
+        teacher = Stage("teacher", self.teacher, files, partial=checkpoint)
+        return [teacher, *[maps] * self.config.needs_maps, *self.kept.stages()]
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""

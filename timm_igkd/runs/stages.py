@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Stage:
     Attributes:
         name: of the stage and its marker.
         function: does the work.
+        outputs: files that it leaves. Where one is gone it is done again; a stage that trains is refused instead.
         partial: a file that it leaves when killed, to go on from with --resume.
         is_redone: it takes seconds, so it is done again where settings or inputs are others; such stages are refused
             otherwise.
@@ -72,8 +73,13 @@ class Stage:
 
     name: StageName
     function: Callable[[], None]
+    outputs: Sequence[Path]
     partial: Path | None = None
     is_redone: bool = False
+
+    def lost(self) -> Path | None:
+        """Return the first of the outputs that is not there."""
+        return next((path for path in self.outputs if not path.exists()), None)
 
 
 class Stages:
@@ -120,7 +126,7 @@ class Stages:
 
         Raises:
             InputError: the folder holds a stage's output for other settings, or a part of it without --resume, or a
-                damaged marker.
+                damaged marker, or has lost what took long to train.
         """
         pending = []
         for stage in self.stages:
@@ -133,7 +139,13 @@ class Stages:
                 self._check(stage, marker.settings, self.config.settings_of(stage.name))
                 self._check_inputs(stage, marker.inputs)
             if marker is not None and marker.is_complete:
-                continue
+                if (lost := stage.lost()) is None:
+                    continue
+                if stage.partial is not None:
+                    raise InputError(
+                        f"stage {stage.name} of {self.run_dir} is complete, but {str(lost)!r} of it is gone; restore "
+                        "it, choose another --name, or delete the folder"
+                    )
             pending.append(stage)
             if marker is not None and is_half_done:
                 self._check(stage, marker.launch, self.launch())
@@ -183,8 +195,10 @@ class Stages:
     def _is_done(self, stage: Stage) -> bool:
         """Return whether a stage is complete, as far as it would be done again with what is asked for now."""
         marker = self.finished(self.run_dir, stage.name)
-        if marker is None or not stage.is_redone:
-            return marker is not None
+        if marker is None or stage.lost() is not None:
+            return False
+        if not stage.is_redone:
+            return True
         return marker.settings == self.config.settings_of(stage.name) and marker.inputs == self.inputs(stage.name)
 
     def _marker(self, stage: Stage) -> StageMarker | None:

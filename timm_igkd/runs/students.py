@@ -45,9 +45,10 @@ class StudentRun:
 
     def stages(self) -> list[Stage]:
         """Return what there is to do."""
+        files = [*self.folder.model_files("student"), self.folder.history("student")]
         return [
-            Stage("student", self.train, partial=self.folder.checkpoint("student")),
-            Stage("evaluate", self.evaluate),
+            Stage("student", self.train, files, partial=self.folder.checkpoint("student")),
+            Stage("evaluate", self.evaluate, [self.folder.metrics, self.folder.predictions]),
         ]
 
     def train(self) -> None:
@@ -64,6 +65,7 @@ class StudentRun:
         """Read the test split once: metrics.json and predictions.npz; of an arm without what all arms share."""
         if not self.accelerator.is_main_process:
             return
+        Stages.forget(self.folder.path, "report")  # which adds arms and exports to metrics.json
         test, student = self.data.test, self.models.saved("student")
         teacher = None if self.label else self.models.saved("teacher")
         indices = None if teacher is None else self.models.teacher_indices(teacher)

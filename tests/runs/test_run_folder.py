@@ -1,0 +1,74 @@
+"""A run's folder: what it lost is made again or named."""
+
+import json
+
+import pytest
+from command_lines import Runner, tiny_run, two_splits
+
+from timm_igkd.runs.folder import RunFolder
+
+
+@pytest.fixture
+def command(tiny_images, teacher_folder) -> list[object]:
+    """Return the options of a run of a few seconds, without maps and with a given teacher."""
+    images = two_splits(tiny_images)
+    options = ["--teacher", f"local-dir:{teacher_folder}", "--teacher-epochs", 0, "--student", "test_resnet"]
+    return tiny_run(images, *options, "--student-init", "random", "--overlay-prob", 0)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "runs" / "run"
+
+
+@pytest.fixture
+def finished(recipe: Runner, command, run):
+    assert recipe(*command).code == 0
+    return run
+
+
+def test_lost_outputs_of_stages_that_take_seconds_are_made_again(finished, recipe: Runner, command):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for lost in ("report/index.html", "predictions.npz", "metrics.json"):
+        (finished / lost).unlink()
+        outcome = recipe(*command)
+        assert outcome.code == 0, outcome.error
+        assert (finished / lost).exists()
+        assert "report: done" in outcome.output  # it adds to metrics.json
+        assert "student: complete, skipped" in outcome.output
+    found = json.loads((finished / "metrics.json").read_text())
+    assert set(found) == set(metrics)
+    assert set(found["wall_time_s"]) == set(metrics["wall_time_s"])
+    assert found["top1"] == metrics["top1"]
+
+
+def test_lost_outputs_of_a_training_are_refused_by_name(finished, recipe: Runner, command):
+    for stage, lost in (
+        ("student", "student_history.csv"),
+        ("student", "student/config.json"),
+        ("teacher", "teacher/model.safetensors"),
+    ):
+        content = (finished / lost).read_bytes()
+        (finished / lost).unlink()
+        outcome = recipe(*command)
+        assert outcome.code == 2
+        assert f"stage {stage} of {finished} is complete, but '{finished / lost}' of it is gone" in outcome.error
+        assert "choose another --name, or delete the folder" in outcome.error
+        (finished / lost).write_bytes(content)
+    assert recipe(*command).code == 0
+
+
+def test_lost_provenance_of_maps_is_made_again(recipe: Runner, command, run):
+    command = [*command, "--overlay-prob", 0.5]
+    assert recipe(*command).code == 0
+    (run / "maps" / "provenance.json").unlink()
+    outcome = recipe(*command)
+    assert outcome.code == 0, outcome.error
+    assert (run / "maps" / "provenance.json").exists()
+    assert "student: complete, skipped" in outcome.output
+
+
+def test_export_is_complete_with_the_files_that_were_asked_for(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert [path.name for path in folder.exported(("onnx",))] == ["export.json", "model.onnx"]
+    assert [path.name for path in folder.exported(("onnx-int8",))] == ["export.json", "model.onnx", "model_int8.onnx"]
