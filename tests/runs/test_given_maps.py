@@ -1,6 +1,7 @@
 """--maps: a store that is there is verified and used, neither built again nor copied; --img-size: what models read."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,24 @@ def test_exchanged_store_of_a_finished_run_is_refused(recipe: Runner, images, op
     outcome = recipe(*tiny_run(images, *options, "--maps", store))
     assert outcome.code == 2
     assert "made with other maps than are there now" in outcome.error
+
+
+def test_store_rebuilt_with_other_settings_before_the_student_began_is_refused(
+    recipe: Runner, images, options, store, teacher_folder, tmp_path, monkeypatch
+):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("timm_igkd.runs.students.StudentRun.train", stop)
+        assert recipe(*tiny_run(images, *options, "--maps", store)).code == 130
+    shutil.rmtree(store)
+    dataset, teacher = load_labeled_images(str(images), "train"), load_model(f"local-dir:{teacher_folder}")
+    compute_maps(teacher, dataset, store, options=IGOptions(n_steps=3), progress=False)
+    outcome = recipe(*tiny_run(images, *options, "--maps", store))
+    assert outcome.code == 2
+    assert "made with n_steps 3, this run asks for 2" in outcome.error
+    assert not (tmp_path / "runs" / "run" / "student").exists()
 
 
 # ---- the size that models read ----

@@ -204,11 +204,10 @@ class Run:
         is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
         for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:
             steps_per_epoch(len(images), self.config.batch_size, self.accelerator.num_processes)
-        if "maps" not in pending:
-            return
-        with eval_mode(teacher):
-            check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
-        if self.config.maps is not None:
+        if "maps" in pending:
+            with eval_mode(teacher):
+                check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
+        if self.config.maps is not None:  # after the maps stage too: somebody else's store, rebuilt since it was linked
             check_given_maps(self.config, teacher if "teacher" in pending else self.models.saved("teacher"), self.data)
 
     # ---- stages ----
