@@ -10,8 +10,8 @@ from timm_igkd.errors import InputError
 OPTIONS = IGOptions(n_steps=1)
 
 
-def build(dataset, out):
-    return compute_maps(tiny_teacher(classes=2, size=16), dataset, out, options=OPTIONS, progress=False)
+def build(dataset, out, **more):
+    return compute_maps(tiny_teacher(classes=2, size=16), dataset, out, options=OPTIONS, progress=False, **more)
 
 
 def changed(images, index, what):
@@ -56,3 +56,35 @@ def test_repaired_image_lets_the_build_go_on(tiny_images, tmp_path):
     assert rebuilt is not None
     rebuilt.verify(again)
     assert rebuilt.provenance.dataset.content_hash == again.content_hash()
+
+
+@pytest.fixture
+def machine(tiny_images, tmp_path):
+    """Return `build(i)`, which builds the i-th of three shards of four rows, as another machine would."""
+    tiny_images("folder", n=12)
+
+    def build_shard(shard):
+        images = load_labeled_images(str(tmp_path / "images"), "train")
+        return build(images, tmp_path / "maps", shard=(shard, 3), shard_size=4)
+
+    return build_shard
+
+
+def test_image_that_changed_after_another_machine_built_its_shard_is_noticed_at_the_end(machine, tmp_path):
+    assert machine(0) is None
+    noise_image(99, 16, 16).save(tmp_path / "images" / "train" / "class_0" / "0002.png")  # row 1, inside shard 0
+    assert machine(1) is None
+    with pytest.raises(InputError, match="holds maps of other data: row 1 is not"):
+        machine(2)
+    assert not (tmp_path / "maps" / "provenance.json").exists()
+
+
+def test_image_that_was_another_for_one_machine_alone_is_noticed_at_the_end(machine, tmp_path):
+    file = tmp_path / "images" / "train" / "class_0" / "0010.png"  # row 5, inside shard 1
+    content = file.read_bytes()
+    assert machine(0) is None
+    noise_image(99, 16, 16).save(file)
+    assert machine(1) is None
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="holds maps of other data: row 5 is not"):
+        machine(2)

@@ -128,6 +128,10 @@ def compute_maps(
     state.wait_for_everyone()
     if count_shards(out, manifest) < manifest.num_shards:
         return None
+    if not same_images:
+        others = [other for other in range(manifest.num_shards) if other % shard[1] != shard[0]]
+        builder.check_images(others[state.process_index :: state.num_processes])
+        state.wait_for_everyone()
     if state.is_main_process:
         manifest = read_manifest(out)
         if not same_images:  # some were repaired meanwhile; every row was held against those that are there now

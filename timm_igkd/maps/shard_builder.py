@@ -21,7 +21,7 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.row_maker import Item, RowMaker, free_memory
-from timm_igkd.maps.store_files import check_shard, shard_path, write_shard
+from timm_igkd.maps.store_files import check_shard, read_shard, shard_path, write_shard
 from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 
@@ -111,6 +111,11 @@ class ShardBuilder:
             return False
         self._check_rows(shard, table)
         return True
+
+    def check_images(self, shards: list[int]) -> None:
+        """Raise InputError where shards that other calls built are not of the images that are there now."""
+        for shard in shards:
+            self._check_rows(shard, read_shard(shard_path(self.out, self.manifest, shard), self.manifest, shard))
 
     def _check_rows(self, shard: int, table: pa.Table) -> None:
         """Refuse a shard of other images or labels; where their content hash agrees, two rows speak for all."""

@@ -53,6 +53,8 @@ def count_shards(out: Path, manifest: Manifest) -> int:
 def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     """Write the manifest of a new store, or return that of a store begun before with the same settings.
 
+    Where images changed since it was begun, it is left without their hash until the store is finished.
+
     Raises:
         InputError: the folder holds a store with other settings; the first one that differs is named.
     """
@@ -69,6 +71,9 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
         raise InputError(
             f"{str(out)!r} holds maps made with other settings: {difference}; choose another --out or delete it"
         )
+    if found.dataset.content_hash != wanted.dataset.content_hash and not (out / "provenance.json").exists():
+        found = _without_content(found)  # so that no later part takes all shards for those of its images unread
+        write_record(out / "manifest.json", found)
     return found
 
 
