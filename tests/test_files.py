@@ -17,6 +17,7 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import (
     atomic_file,
     exclusive,
+    folder_written_apart,
     move_into_place,
     read_mapping,
     remove_abandoned,
@@ -217,7 +218,7 @@ def test_temporary_file_taken_before_it_was_locked_is_made_again(tmp_path, monke
 
 
 def folder_of(path: Path, **files: str) -> Path:
-    path.mkdir()
+    path.mkdir(exist_ok=True)
     for name, text in files.items():
         (path / name).write_text(text)
     return path
@@ -230,6 +231,44 @@ def test_folder_is_replaced_by_what_was_written_beside_it(before, tmp_path):
     move_into_place(folder_of(tmp_path / "new", a="new", mark="new"), tmp_path / "out", ("a", "b", "mark"))
     kept = {"own": "kept"} if before else {}
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a": "new", "mark": "new"} | kept
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_folder_on_another_disk_is_replaced_through_a_link(before, tmp_path, monkeypatch):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if before:
+        folder_of(disk / "real", a="old", mark="old", own="kept")
+    (tmp_path / "out").symlink_to(disk / "real")
+    across_disks_fail(disk, monkeypatch)
+    with folder_written_apart(tmp_path / "out", ("a", "mark")) as written:
+        folder_of(written, a="new", mark="new")
+    kept = {"own": "kept"} if before else {}
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a": "new", "mark": "new"} | kept
+    assert (tmp_path / "out").is_symlink()
+
+
+def test_folder_that_is_a_mount_is_written_within(tmp_path, monkeypatch):
+    mount = folder_of(tmp_path / "mount", a="old", mark="old")
+    across_disks_fail(mount, monkeypatch)
+    with folder_written_apart(mount, ("a", "mark")) as written:
+        folder_of(written, a="new", mark="new")
+    assert {path.name: path.read_text() for path in mount.iterdir()} == {"a": "new", "mark": "new"}
+
+
+def across_disks_fail(disk, monkeypatch):
+    """Let renaming fail from a folder to another disk, as if `disk` were one of its own."""
+
+    def within(real):
+        def rename(source, target):
+            if Path(source).resolve().is_relative_to(disk) != Path(target).resolve().is_relative_to(disk):
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            real(source, target)
+
+        return rename
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, within(getattr(os, name)))
 
 
 @pytest.mark.parametrize("step", range(5))

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -118,6 +119,19 @@ def write_atomic(path: Path, data: bytes, replace: bool = True) -> None:
     """Write a whole file or none; see `atomic_file`."""
     with atomic_file(path, replace) as file:
         file.write(data)
+
+
+@contextlib.contextmanager
+def folder_written_apart(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a folder to write into, on the disk of `folder` even through a link; at the end see `move_into_place`."""
+    folder = Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    disk = folder if folder.is_dir() else folder.parent  # a folder that is there can be a mount of its own
+    with tempfile.TemporaryDirectory(dir=disk, prefix=f".{folder.name}-") as temporary:
+        written = Path(temporary) / folder.name
+        written.mkdir()
+        yield written
+        move_into_place(written, folder, names)
 
 
 def move_into_place(written: Path, folder: Path, names: Sequence[str]) -> None:

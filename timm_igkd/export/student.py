@@ -15,7 +15,7 @@ from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_o
 from timm_igkd.export.int8 import quantise_best, spread_indices
 from timm_igkd.export.record import FILES, RECORD, ExportRecord, onnx_environment, write_export_record
 from timm_igkd.export.verification import fastest, verify_files
-from timm_igkd.files import move_into_place, output_file
+from timm_igkd.files import folder_written_apart, output_file
 from timm_igkd.models.loading import weights_hash
 
 
@@ -64,10 +64,8 @@ def export_student(
     names = _class_names(model, calibration, evaluation)
     with (
         eval_mode(model, device="cpu"),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary,
+        folder_written_apart(folder, (*FILES.values(), RECORD)) as written,
     ):
-        written = Path(temporary) / folder.name
-        written.mkdir()
         paths = {format: written / file for format, file in FILES.items() if int8 or format == "onnx"}
         described = write_onnx(model, paths["onnx"], names)
         quantisation = None
@@ -93,7 +91,6 @@ def export_student(
             environment=onnx_environment(),
         )
         write_export_record(written, record)
-        move_into_place(written, folder, (*FILES.values(), RECORD))
     return record
 
 
@@ -109,7 +106,6 @@ def _output_folder(out: Path) -> Path:
         raise InputError(f"an export goes into a folder of its own, {str(out)!r} is none; give another")
     for file in (*FILES.values(), RECORD):
         output_file(out / file)
-    out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
 

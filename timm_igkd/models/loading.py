@@ -7,7 +7,6 @@ import copy
 import hashlib
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, check_count, first_line, nearest
 from timm_igkd.eval_mode import eval_mode
-from timm_igkd.files import move_into_place
+from timm_igkd.files import folder_written_apart
 from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import built_size, check_model_arguments
 from timm_igkd.models.checkpoint import fetch_weights, flag_name, has_weights, read_checkpoint, translated_errors
@@ -242,12 +241,9 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
         described.pretrained_cfg = {k: v for k, v in described.pretrained_cfg.items() if not k.startswith("label_")}
     hook = described.register_state_dict_post_hook(_separate_tensors)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            written = Path(temporary) / folder.name
+        with folder_written_apart(folder, ("model.safetensors", "config.json")) as written:
             save_for_hf(described, str(written), model_config=model_config, safe_serialization=True)
             shutil.copymode(written / "config.json", written / "model.safetensors")  # safetensors keeps others out
-            move_into_place(written, folder, ("model.safetensors", "config.json"))
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"cannot save the model to {str(folder)!r} ({first_line(error)}); free space or permit it"
