@@ -112,7 +112,7 @@ def test_saving_again_keeps_other_files(model, tmp_path):
 
 def test_failed_save_leaves_nothing(model, tmp_path, monkeypatch):
     def full_disk(view, folder, **kwargs):
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model_loading, "save_for_hf", full_disk)
