@@ -48,6 +48,15 @@ def test_folder_without_labels_gets_maps_that_verify(layout, maps, command: Runn
     assert command("preview", *data, "--out", tmp_path / "grid.png").code == 0
 
 
+def test_data_set_that_lost_images_is_previewed_and_fails_to_verify(maps, command: Runner, tmp_path):
+    images = save_images(tmp_path / "images", ".")
+    assert maps(images, "--target", "predicted").code == 0
+    (images / "3.png").unlink()
+    data = ["--maps", tmp_path / "maps", "--dataset", images, "--split", "train"]
+    assert command("preview", *data, "--out", tmp_path / "grid.png").code == 0
+    assert "the dataset has 3 images" in command("verify", *data).error
+
+
 def test_altered_image_without_label_fails_to_verify(maps, command: Runner, tmp_path):
     images = save_images(tmp_path / "images", ".")
     maps(images, "--target", "predicted")

@@ -41,9 +41,10 @@ class Sample:
 def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
     """Return evenly spread images beside their maps and overlays (weight 0.5, exponent 1)."""
     names, samples = readable_names(class_names(dataset) or ()), []
-    count = min(count, len(store))
+    total = min(len(store), len(dataset))
+    count = min(count, total)
     for position in range(count):
-        index = position * len(store) // count
+        index = position * total // count
         image, label = read_item(dataset, index)
         levels = store.overlay_map(store.find(image, label, index, row_name(dataset, index)))
         blended = IGOverlay().apply(image, levels, 1.0)
