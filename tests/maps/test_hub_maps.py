@@ -211,9 +211,16 @@ def test_dataset_of_something_else_is_not_overwritten(hub, store, capfd):
     assert published(hub) == {"data/train-00000-of-00001.parquet": b"images", "README.md": b"# Images"}
 
 
-def test_dataset_of_something_else_is_no_store(hub):
-    hub.add(REPO, "datasets").commit({"data/train-00000-of-00001.parquet": b"images"})
-    with pytest.raises(InputError, match="is no complete map store"):
+@pytest.mark.parametrize(
+    ("file", "cause"),
+    [
+        ("data/train-00000-of-00001.parquet", r"\(manifest.json is missing\)"),
+        ("manifest.json", "is of format '3', expected 2"),
+    ],
+)
+def test_dataset_of_something_else_is_no_store_and_says_why(file, cause, hub):
+    hub.add(REPO, "datasets").commit({file: b'{"format": 3}'})
+    with pytest.raises(InputError, match=f"is no complete map store .*{cause}"):
         MapStore(REPO)
 
 

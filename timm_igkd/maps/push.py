@@ -142,5 +142,5 @@ def fetch_maps(repo_id: str, revision: str | None = None, timeout_s: float = TIM
     try:
         require_complete(folder)
     except (InputError, MissingFileError) as error:
-        raise InputError(f"{label} is no complete map store; push one with: timm-igkd push-maps") from error
+        raise InputError(f"{label} is no complete map store ({error}); push one with: timm-igkd push-maps") from error
     return folder
