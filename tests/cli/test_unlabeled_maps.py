@@ -57,6 +57,25 @@ def test_data_set_that_lost_images_is_previewed_and_fails_to_verify(maps, comman
     assert "the dataset has 3 images" in command("verify", *data).error
 
 
+def test_maps_of_images_without_labels_are_scored(maps, command: Runner, teacher_folder, tmp_path):
+    images = save_images(tmp_path / "images", "b", "a")
+    options = ["--dataset", images, "--label-column", "none"]
+    assert maps(images, "--target", "predicted", *options).code == 0
+    teacher = [
+        "--teacher",
+        f"local-dir:{teacher_folder}",
+        "--split",
+        "train",
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "score.json",
+    ]
+    outcome = command("score", "--maps", tmp_path / "maps", *teacher, *options)
+    assert outcome.code == 0, outcome.error
+    assert "4 images" in outcome.output
+
+
 def test_altered_image_without_label_fails_to_verify(maps, command: Runner, tmp_path):
     images = save_images(tmp_path / "images", ".")
     maps(images, "--target", "predicted")

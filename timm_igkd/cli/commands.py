@@ -160,7 +160,8 @@ def score(args: argparse.Namespace) -> None:
     """Measure how faithful maps are: deletion and insertion, beside random, Sobel and centre maps."""
     keep_freed_memory()
     store, teacher = MapStore(args.maps), model_from(args, "teacher")
-    found = score_maps(store, teacher, dataset_from(args), limit=args.limit, steps=args.steps, seed=args.seed)
+    dataset = dataset_from(args, store.provenance.options.target)
+    found = score_maps(store, teacher, dataset, limit=args.limit, steps=args.steps, seed=args.seed)
     write_record(args.out, found)
     if args.out.absolute() == store.path.absolute() / SCORE:
         write_store_card(store.path, store.provenance)
