@@ -54,6 +54,17 @@ def test_given_maps_are_used_and_not_built_again(recipe: Runner, images, options
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
 
+def test_score_of_given_maps_comes_onto_the_page(recipe: Runner, command: Runner, images, options, store, tmp_path):
+    flags, page = tiny_run(images, *options, "--maps", store), tmp_path / "runs" / "run" / "report" / "index.html"
+    assert recipe(*flags).code == 0
+    (tmp_path / "link").symlink_to(store)
+    data = ["--dataset", images, "--split", "train", *options[2:4], "--steps", 2]
+    assert command("score", "--maps", store, *data, "--out", tmp_path / "link" / "score.json").code == 0
+    assert "## How faithful the maps are" in (store / "README.md").read_text()
+    assert recipe(*flags).code == 0
+    assert '<section id="faithfulness">' in page.read_text()
+
+
 def test_given_maps_train_the_student_that_built_ones_do(recipe: Runner, images, options, store, tmp_path, monkeypatch):
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
     runs = {"built": [], "given": ["--maps", store]}

@@ -163,9 +163,9 @@ def score(args: argparse.Namespace) -> None:
     dataset = dataset_from(args, store.provenance.options.target)
     found = score_maps(store, teacher, dataset, limit=args.limit, steps=args.steps, seed=args.seed)
     write_record(args.out, found)
-    if args.out.absolute() == store.path.absolute() / SCORE:
+    if (own := store.path / SCORE).exists() and args.out.samefile(own):  # a link may spell it otherwise
         write_store_card(store.path, store.provenance)
-        if Stages.forget(store.path.absolute().parent, "report"):
+        if Stages.finished(store.path.absolute().parent, "report") is not None:
             print(f"{store.path.parent}: the same `timm-igkd distill` again puts the score on the run's page")
     print(f"{args.out}: {found.n} images; area under deletion (low is faithful) and insertion, mean [95 % interval]")
     for name, deletion, insertion, *gaps in found.rows():

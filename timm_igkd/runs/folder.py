@@ -18,6 +18,7 @@ from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
 from timm_igkd.files import hash_files, remove_abandoned
 from timm_igkd.maps.build import source_teacher
+from timm_igkd.maps.scores import SCORE
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.data import RunData
@@ -138,7 +139,9 @@ class RunInputs:
             images = {"training images": self.data.train_hash, "test images": self.data.test_hash}
             return images | {"student": self._model("student")}
         exported = {"exported files": hash_files([self.folder.export / RECORD])} if self.config.export else {}
-        return {"predictions": hash_files([self.folder.predictions])} | exported  # metrics.json still gets the times
+        score = hash_files([self.folder.maps / SCORE]) if self.config.needs_maps else ""
+        shown = exported | ({"score of the maps": score} if score else {})
+        return {"predictions": hash_files([self.folder.predictions])} | shown  # metrics.json still gets the times
 
     @property
     def _fitted(self) -> dict[str, str]:

@@ -112,13 +112,6 @@ class Stages:
         marker = read_marker(_path(run_dir, name))
         return marker if marker is not None and marker.is_complete else None
 
-    @staticmethod
-    def forget(run_dir: Path, name: StageName) -> bool:
-        """Have a stage that is complete done again by the next run; return whether there was one."""
-        is_complete = Stages.finished(run_dir, name) is not None
-        _path(run_dir, name).unlink(missing_ok=True)
-        return is_complete
-
     def pending(self) -> list[Stage]:
         """Check the folder against the settings, writing nothing, and return the stages that are left to do.
 
