@@ -8,6 +8,7 @@ timed in turn on one thread) and quantises the same ONNX file once more per tens
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -47,7 +48,7 @@ def main() -> None:
         if code := timm_igkd(["export", *model, "--int8", *images, "--out", str(out)]):
             raise SystemExit(code)
         facts = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "exported_by": " ".join(["timm-igkd export", *model, "--int8", *images, "--out export"]),
             "per_tensor_top1": per_tensor_top1(out, data),
             "export": json.loads((out / "export.json").read_text()),

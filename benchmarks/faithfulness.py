@@ -11,6 +11,7 @@ Writes benchmarks/results/faithfulness_<device>.json.
 import argparse
 import copy
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -160,7 +161,7 @@ def main() -> None:
         print(table(json.loads(arguments.out.read_text(encoding="utf-8"))))
         return
     keep_freed_memory()
-    result: dict[str, Any] = {"command": "python " + " ".join(sys.argv), "environment": environment(), "cases": {}}
+    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "environment": environment(), "cases": {}}
     for name, case in cases(arguments.shared).items():
         if arguments.only in (None, name):
             result["cases"][name] = measure(case, arguments.shared, arguments)

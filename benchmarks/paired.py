@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -66,6 +67,6 @@ def facts() -> dict[str, Any]:
     """Return what a result was measured with: command, commit, load of the last 15 minutes, versions and hardware."""
     from timm_igkd.environment import environment  # torch: a benchmark's own process may need none
 
-    command, load = " ".join(["python", *sys.argv]), os.getloadavg()[2]
+    command, load = shlex.join(["python", *sys.argv]), os.getloadavg()[2]
     hardware = {"cpu_family": cpu_family(), "environment": environment()}
     return {"command": command, "commit": commit(), "load_average": load} | hardware

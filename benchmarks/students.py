@@ -9,6 +9,7 @@ and the slowest), and times each of the three as the command's quick exporter wr
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -85,7 +86,7 @@ def main() -> None:
         args.out.with_suffix(".svg").write_bytes((folder / "students.svg").read_bytes())
         chosen = spread(record)
         facts = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "measured_by": " ".join(["timm-igkd students", *asked, "--no-cache"]),
             "seconds": record.seconds,
             "repeats": repeated(record, chosen),

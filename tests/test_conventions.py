@@ -138,9 +138,11 @@ def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_im
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(Trainer, "fit", lambda self: None)  # see test_precision_comes_from_the_launcher
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
+    monkeypatch.setattr("sys.argv", ["train_igkd.py", "--dataset", "my images"])
     assert recipe(*tiny_run(two_splits(tiny_images))).code == 0
     found = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
     assert (found["mixed_precision"], found["num_processes"]) == ("bf16", 1)
+    assert found["command"] == "train_igkd.py --dataset 'my images'"
 
 
 TOKEN_OF_A_FILE = """

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
 from timm_igkd.report.card import model_card
 from timm_igkd.report.licenses import license_of_start
-from timm_igkd.report.page import _highlights
+from timm_igkd.report.page import _command, _highlights
 from timm_igkd.report.run_facts import read_run
 from timm_igkd.report.run_files import TrainingImages
 from timm_igkd.report.tables import summary_sentence
@@ -121,3 +121,7 @@ def test_card_names_the_license_of_the_start_unless_one_is_given(facts):
     started = replace(facts, config=facts.config | {"student_init": "pretrained"})
     assert ModelCard(model_card(student, "user/x", started)).data.license == "cc-by-nc-4.0"
     assert ModelCard(model_card(student, "user/x", started, license="mit")).data.license == "mit"
+
+
+def test_command_on_the_page_keeps_its_quotes():
+    assert _command({"command": ["train.py", "--name", "my run"]}) == "train.py --name 'my run'"

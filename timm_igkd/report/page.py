@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -203,7 +204,7 @@ def _latency_note(metrics: Metrics) -> str:
 def _command(environment: Mapping[str, Any]) -> str:
     command = environment.get("command")
     if isinstance(command, list):
-        return " ".join(str(part) for part in command)
+        return shlex.join(str(part) for part in command)
     return str(command) if command else "accelerate launch recipes/train_igkd.py --config config.yaml"
 
 
