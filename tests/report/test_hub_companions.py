@@ -26,7 +26,7 @@ from timm_igkd.export.record import (
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.report.companions import eval_result, exported_files
 from timm_igkd.report.run_facts import RunFacts, read_run
-from timm_igkd.report.run_files import parse_metrics
+from timm_igkd.report.run_files import parse_metrics, update_metrics
 
 pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
     pytest.mark.hub,
@@ -67,6 +67,7 @@ def add_export(run, model="student", weights_sha256=None, images=None):
         model, weights, 18, metadata, images, None, 0.5, quantisation, tuple(exports), "onnx", True, {"torch": "2.15"}
     )
     write_export_record(folder, record)
+    update_metrics(run / "metrics.json", {"exports": record.metrics()})
 
 
 # ---- exported files ----
@@ -83,6 +84,13 @@ def test_exported_files_go_along_in_the_same_commit(hub, run):
     }
     assert files["export/model_int8.onnx"] == b"model_int8.onnx"
     assert len(hub.repo(REPO).commits) == 2
+
+
+def test_exports_that_the_card_does_not_tell_of_stay_here(hub, run):
+    add_export(run)
+    update_metrics(run / "metrics.json", {"exports": None})
+    push_student(run, REPO)
+    assert [name for name in hub.repo(REPO).files if "export" in name] == []
 
 
 def test_exports_of_an_earlier_push_go_with_its_weights(hub, run, tmp_path):

@@ -24,6 +24,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str, bytes | Path]:
     """Return the files of a student's export by their path on the Hub; none where there is no export.
 
+    What a run's metrics do not tell of, as after a run again without --export, stays here, as the card is silent.
+
     Args:
         folder: of the export, `export/` of a run.
         weights_sha256: of the student that is pushed, see `weights_hash`.
@@ -32,7 +34,7 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
     Raises:
         MissingFileError: the record is missing. InputError: an export of other weights, or a damaged file.
     """
-    if not folder.is_dir():
+    if not folder.is_dir() or (run.metrics and not run.metrics.exports):
         return {}
     record = read_export_record(folder)
     if record.weights_sha256 != weights_sha256:
