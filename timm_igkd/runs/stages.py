@@ -112,6 +112,11 @@ class Stages:
         marker = read_marker(_path(run_dir, name))
         return marker if marker is not None and marker.is_complete else None
 
+    @staticmethod
+    def forget(run_dir: Path, name: StageName) -> None:
+        """Have a stage that is complete done again."""
+        _path(run_dir, name).unlink(missing_ok=True)
+
     def pending(self) -> list[Stage]:
         """Check the folder against the settings, writing nothing, and return the stages that are left to do.
 
