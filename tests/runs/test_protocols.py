@@ -111,3 +111,9 @@ def test_a_run_is_named_after_its_folder_however_that_is_written(dataset, tmp_pa
     (tmp_path / "images" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "images" / ("inner" if dataset == ".." else ""))
     assert RunConfig(dataset=dataset, teacher="resnet18").name == "images"
+
+
+def test_runs_are_kept_in_the_home_folder_where_the_settings_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = RunConfig(output_dir="~/runs", name="mine")
+    assert (config.run_dir, config.output_dir) == (tmp_path / "runs" / "mine", "~/runs")

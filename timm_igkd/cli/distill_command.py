@@ -1,7 +1,6 @@
 """`timm-igkd distill`: the whole job; its flags are the settings of a run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from timm_igkd.cli.arguments import existing_maps
 from timm_igkd.cli.definitions import DISTILL_SUMMARY
@@ -27,9 +26,7 @@ def distill_command(argv: Sequence[str], prog: str = "timm-igkd distill", descri
     def run() -> None:
         keep_freed_memory()
         config = parse_config(RunConfig, argv, prog=prog, description=description)
-        if not (
-            Path(config.output_dir).expanduser() / config.name
-        ).exists():  # a run that has begun may need these no more
+        if not config.run_dir.exists():  # a run that has begun may need these no more
             check_checkpoint(config, "teacher")
             check_checkpoint(config, "student")
             if config.maps is not None:

@@ -79,7 +79,7 @@ class Run:
         require_matplotlib()
         if config.export:
             require_onnx_packages("export")
-        self.folder = RunFolder(Path(config.output_dir).expanduser() / config.name)
+        self.folder = RunFolder(config.run_dir)
         self.accelerator = create_accelerator(config.trackers, self.folder.path)
         self.config, self.notes = self._find_starts(config)  # before all images are opened
         self.data = RunData(self.config)

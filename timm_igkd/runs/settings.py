@@ -5,6 +5,7 @@ A field says which stages its value changes; a stage that is complete is compare
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from timm_igkd.attribution.ig_options import Baseline, IGOptions, Method, Output, Reduction, Target
@@ -203,6 +204,11 @@ class RunConfig:
         for name, value in resolve_defaults(vars(self)).items():
             object.__setattr__(self, name, value)
         check_settings(self)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.output_dir).expanduser() / self.name
 
     def ig_options(self) -> IGOptions:
         """Return which maps are computed."""
