@@ -105,3 +105,9 @@ def is_store(folder: Path) -> bool:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def leave_empty_page(folder: Path, **_: Any) -> None:
+    """Stand in for `write_report`, which draws for seconds."""
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report" / "index.html").touch()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from command_lines import Runner, tiny_run, two_splits
+from command_lines import Runner, leave_empty_page, tiny_run, two_splits
 from conftest import ImageFactory
 from tiny_parts import tiny_teacher
 
@@ -120,7 +120,7 @@ def test_images_that_fill_more_than_a_quarter_of_the_memory_go_through_workers(c
 def test_the_choice_is_named_in_the_runs_settings_and_kept(
     recipe: Runner, config: RunConfig, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
+    monkeypatch.setattr("timm_igkd.runs.job.write_report", leave_empty_page)
     options = tiny_run(Path(config.dataset), "--teacher-epochs", 0, "--teacher", f"local-dir:{teacher_folder}")
     assert recipe(*options).code == 0
     written = parse_config(RunConfig, ["--config", str(tmp_path / "runs" / "run" / "config.yaml")])

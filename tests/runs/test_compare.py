@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_lines import Runner, tiny_run, two_splits
+from command_lines import Runner, leave_empty_page, tiny_run, two_splits
 from torch import Tensor
 
 from timm_igkd import load_model
@@ -37,7 +37,7 @@ def compared(recipe: Runner, images, teacher_folder, tmp_path, monkeypatch) -> C
     def compared(*options: object, report: bool = False) -> Path:
         with monkeypatch.context() as patch:
             if not report:
-                patch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
+                patch.setattr("timm_igkd.runs.job.write_report", leave_empty_page)
             teacher = ["--teacher", f"local-dir:{teacher_folder}", "--teacher-epochs", 0]
             outcome = recipe(*tiny_run(images, *teacher, "--compare", *options))
         assert outcome.code == 0, outcome.error
