@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 from accelerate.state import AcceleratorState, GradientState
-from conftest import ImageFactory
+from fixture_parts import ImageFactory
 from PIL import Image
 
 from timm_igkd.cli import main as cli

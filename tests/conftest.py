@@ -26,13 +26,11 @@ os.environ.update(  # read by huggingface_hub and datasets when they are importe
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT"):
     os.environ.pop(_name, None)
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from fixture_parts import HUB_TOKEN, ImageFactory, tiny_image  # noqa: E402
 from PIL import Image  # noqa: E402
 
 _SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-
-ImageFactory = Callable[..., Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -92,13 +90,6 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
         subprocess.run(["umount", disk], check=True)
 
 
-def tiny_image(index: int, label: int, size: int, seed: int) -> Image.Image:
-    """Return noise around a colour of the class: images differ, classes can be learnt."""
-    colour = np.random.default_rng([seed, 1, label]).integers(40, 216, size=3)
-    noise = np.random.default_rng([seed, 2, index]).integers(-40, 41, size=(size, size, 3))
-    return Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8))
-
-
 @pytest.fixture
 def tiny_images(tmp_path: Path) -> ImageFactory:
     """Return `make(kind="parquet", n=8, size=16, classes=2, split="train", seed=0, name="images") -> folder`.
@@ -135,9 +126,6 @@ def tiny_images(tmp_path: Path) -> ImageFactory:
         return root
 
     return make
-
-
-HUB_TOKEN = "hf_" + "TestTokenOfNobody0" * 2
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import HUB_TOKEN
+from fixture_parts import HUB_TOKEN
 from hub_parts import code_blocks, make_run, plain_student
 from hub_server import HubServer, running_hub
 from timm.data import ImageNetInfo

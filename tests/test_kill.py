@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_lines import RECIPES
-from conftest import ImageFactory
+from fixture_parts import ImageFactory
 from tiny_parts import tiny_teacher
 
 from timm_igkd.models.loading import save_model

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 from command_lines import Runner, encoded, files_of, is_store, maps_of, tiny_run, two_splits, write_rows
-from conftest import ImageFactory, tiny_image
+from fixture_parts import ImageFactory, tiny_image
 from PIL import Image
 from tiny_parts import tiny_teacher
 

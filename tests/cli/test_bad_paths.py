@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 from command_lines import Runner, tiny_run, two_splits
-from conftest import ImageFactory
+from fixture_parts import ImageFactory
 
 from timm_igkd import MapStore, load_labeled_images
 from timm_igkd.attribution.ig_options import IGOptions

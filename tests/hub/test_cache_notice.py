@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HUB_TOKEN
+from fixture_parts import HUB_TOKEN
 from hub_parts import build_maps
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session

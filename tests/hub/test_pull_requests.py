@@ -2,7 +2,7 @@
 
 import pytest
 import timm
-from conftest import HUB_TOKEN
+from fixture_parts import HUB_TOKEN
 from hub_parts import build_maps, make_run, plain_student
 
 from timm_igkd import MapStore, push_maps, push_student

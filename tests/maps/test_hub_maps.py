@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import HUB_TOKEN
+from fixture_parts import HUB_TOKEN
 from hub_parts import IMAGES, build_maps, code_blocks, run_python
 from huggingface_hub import constants
 from PIL import Image

@@ -13,7 +13,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from command_lines import RECIPES, Runner, leave_empty_page, tiny_run, two_splits
-from conftest import ImageFactory
+from fixture_parts import ImageFactory
 from torch import Tensor
 
 from timm_igkd import IGDistillationTask, MapStore, evaluate, load_labeled_images

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from command_lines import RECIPES, Outcome, run_in_process, two_splits
-from conftest import ImageFactory
+from fixture_parts import ImageFactory
 from study_parts import ARMS, STUDENT
 
 import study

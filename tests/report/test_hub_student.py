@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import HUB_TOKEN
+from fixture_parts import HUB_TOKEN
 from hub_parts import NAMES, build_maps, code_blocks, make_run, plain_student, plugin_student, run_python
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http, get_session

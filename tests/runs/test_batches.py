@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from command_lines import Runner, leave_empty_page, tiny_run, two_splits
-from conftest import ImageFactory
+from fixture_parts import ImageFactory
 from tiny_parts import tiny_teacher
 
 from timm_igkd import IGDistillationTask
