@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from tiny_parts import ImageList, noise_image, tiny_teacher
 from torch import nn
@@ -14,6 +15,10 @@ from timm_igkd import IGOptions, compute_maps, save_model, truncate
 
 IMAGES = ImageList([noise_image(seed, 24, 24) for seed in range(10)], [seed % 2 for seed in range(10)], "noise")
 NAMES = ["cat", "dog"]
+HUB_MARKS = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
+    pytest.mark.hub,
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
+]
 
 
 def build_maps(folder: Path, seed: int = 0, **options):

@@ -147,7 +147,7 @@ def test_attributions_equal_captums_of_the_teacher_as_it_is(name):
     assert float(expected.abs().max()) > 0
     differences = (found.values - expected).abs().amax((1, 2, 3)) / expected.abs().amax((1, 2, 3))
     assert differences.median() <= 1e-4
-    assert differences.max() <= 5e-3  # float32's rounding flips a ReLU's gate now and then, see test_attribution.py
+    assert differences.max() <= 5e-3  # float32's rounding flips a ReLU's gate now and then, see test_agreement.py
     torch.testing.assert_close(found.logits, teacher(inputs).float(), rtol=1e-4, atol=1e-5)
 
 

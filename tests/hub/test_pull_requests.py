@@ -3,16 +3,13 @@
 import pytest
 import timm
 from fixture_parts import HUB_TOKEN
-from hub_parts import build_maps, make_run, plain_student
+from hub_parts import HUB_MARKS, build_maps, make_run, plain_student
 
 from timm_igkd import MapStore, push_maps, push_student
 from timm_igkd.cli.main import main
 from timm_igkd.models.loading import load_model, weights_hash
 
-pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
-    pytest.mark.hub,
-    pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
-]
+pytestmark = HUB_MARKS
 REPO = "user/student"
 OTHERS = "other/student"
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from fixture_parts import HUB_TOKEN
-from hub_parts import IMAGES, build_maps, code_blocks, run_python
+from hub_parts import HUB_MARKS, IMAGES, build_maps, code_blocks, run_python
 from huggingface_hub import constants
 from PIL import Image
 from tiny_parts import ImageList, noise_image, tiny_score
@@ -18,10 +18,7 @@ from timm_igkd.maps import push as hub_maps
 from timm_igkd.maps.scores import read_score
 from timm_igkd.records import write_record
 
-pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
-    pytest.mark.hub,
-    pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
-]
+pytestmark = HUB_MARKS
 REPO = "user/maps"
 
 

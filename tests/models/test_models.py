@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.models.loading import count_macs, count_parameters, load_model, save_model
 from timm_igkd.models.mobilenetv2_cifar import MobileNetV2Cifar
 
-SHARED = Path(os.environ.get("TIMM_IGKD_SHARED", Path(__file__).parents[3] / "shared"))
 PAPER_COUNTS = {
     0: (2_236_682, 1.0),
     3: (1_019_402, 1.28),
@@ -121,11 +119,9 @@ def test_in_chans_and_classes_are_arguments():
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["kd_92.29", "kd_ig_at_92.42"])
-def test_released_student_scores_its_number(name):
-    file = SHARED / f"weights/paper_students/{name}.safetensors"
-    data = SHARED / "data/cifar10/test-00000-of-00001.parquet"
-    if not file.is_file() or not data.is_file():
-        pytest.skip(f"needs {file} and {data}; set TIMM_IGKD_SHARED")
+def test_released_student_scores_its_number(name, shared):
+    file = shared / f"weights/paper_students/{name}.safetensors"
+    data = shared / "data/cifar10/test-00000-of-00001.parquet"
     model = load_model("mobilenetv2_cifar", model_args={"drop_blocks": 5}, checkpoint=file)
     images, labels = _first_cifar10_images(data, 250)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from hub_parts import make_run, plain_student
+from hub_parts import HUB_MARKS, make_run, plain_student
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny_parts import NUMBERS, ImageList, noise_image
 
@@ -14,24 +14,13 @@ from timm_igkd import evaluate, push_student
 from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.onnx_file import describe_model
-from timm_igkd.export.record import (
-    FILES,
-    ExportedFile,
-    ExportRecord,
-    Images,
-    Quantisation,
-    Timing,
-    write_export_record,
-)
+from timm_igkd.export.record import FILES, ExportedFile, ExportRecord, Images, Quantisation, Timing, write_export_record
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.report.companions import eval_result, exported_files
 from timm_igkd.report.run_facts import RunFacts, read_run
 from timm_igkd.report.run_files import parse_metrics, update_metrics
 
-pytestmark = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
-    pytest.mark.hub,
-    pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
-]
+pytestmark = HUB_MARKS
 REPO = "user/student"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESULT = ".eval_results/timm-igkd.yaml"

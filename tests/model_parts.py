@@ -1,0 +1,3 @@
+"""The smallest of the paper's networks, for tests of loading."""
+
+SMALL = {"drop_blocks": 16}

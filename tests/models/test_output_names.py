@@ -1,0 +1,49 @@
+"""Classes of a model and of the images, brought together by name."""
+
+import pytest
+import timm
+from model_parts import SMALL
+
+from timm_igkd.errors import InputError
+from timm_igkd.models.output_names import class_indices
+
+
+def with_labels(names, num_classes=3):
+    model = timm.create_model("mobilenetv2_cifar", num_classes=num_classes, **SMALL)
+    model.pretrained_cfg["label_names"] = names
+    return model
+
+
+def test_same_classes_need_no_indices():
+    assert class_indices(with_labels(["a", "b", "c"]), ["a", "b", "c"], 3) is None
+
+
+@pytest.mark.parametrize("names", [(None, ["a", "b", "c"]), (["a", "b", "c"], None), (None, None)])
+def test_unnamed_classes_of_the_same_number_need_no_indices(names):
+    assert class_indices(with_labels(names[0]), names[1], 3) is None
+
+
+def test_permuted_classes_are_found_by_name():
+    assert class_indices(with_labels(["a", "b", "c"]), ["c", "a", "b"], 3) == [2, 0, 1]
+
+
+def test_subset_of_classes_is_found_by_name():
+    assert class_indices(with_labels(["a", "b", "c"]), ["c", "b"], 2) == [2, 1]
+
+
+def test_label_dictionary_is_read():
+    assert class_indices(with_labels({"0": "a", "2": "c"}), ["c"], 1) == [2]
+
+
+def test_imagenet_classes_are_found_by_wordnet_id():
+    model = timm.create_model("test_resnet", num_classes=1000)
+    assert class_indices(model, ["n01440764", "n02102040"], 2) == [0, 217]
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "num_classes"),
+    [(["a", "b", "c"], ["a", "x"], 2), (["a", "b", "c"], ["a", "b", "x"], 3), (None, ["a", "b"], 2), (None, None, 4)],
+)
+def test_other_classes_are_an_error(labels, class_names, num_classes):
+    with pytest.raises(InputError, match=f"the model has 3 classes.*the dataset has {num_classes}; use a model"):
+        class_indices(with_labels(labels), class_names, num_classes)

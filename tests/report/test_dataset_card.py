@@ -1,0 +1,52 @@
+"""The card of a store of maps."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hub_parts import code_blocks
+from huggingface_hub import DatasetCard
+from huggingface_hub.repocard_data import DatasetCardData
+from PIL import Image
+
+from timm_igkd.hub.cards import is_untouched
+from timm_igkd.maps.card import dataset_card, map_picture
+
+pytestmark = pytest.mark.hub
+
+
+def test_store_holds_its_card_and_builds_it_the_same_each_time(store):
+    text = (store.path / "README.md").read_text(encoding="utf-8")
+    assert text == dataset_card(store.provenance)
+    assert is_untouched(text)
+    assert "maps.png" not in text
+
+
+def test_metadata_of_the_dataset_card_is_valid(store):
+    data = DatasetCard(dataset_card(store.provenance, "user/maps")).data
+    assert isinstance(data, DatasetCardData)
+    assert data.size_categories == ["n<1K"]
+    assert data.task_categories == ["image-classification"]
+    (config,) = data.configs
+    assert config["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+
+
+def test_dataset_card_tells_the_provenance(store):
+    card = dataset_card(store.provenance, "user/maps")
+    for part in (store.provenance.keys_hash, store.provenance.teacher.weights_sha256, "![Maps of 10 images"):
+        assert part in card
+    assert "all 10 images, in order" in card
+    assert 'MapStore("user/maps")' in code_blocks(card)[0]
+
+
+def test_card_of_a_prefix_says_so(store):
+    provenance = replace(store.provenance, dataset=replace(store.provenance.dataset, num_images=90))
+    assert "a prefix, the first 10 of 90 images" in dataset_card(provenance)
+
+
+def test_picture_shows_maps_of_all_classes_and_is_the_same_each_time(store):
+    first, again = (map_picture(store.path, store.provenance) for _ in range(2))
+    assert first == again
+    pixels = np.asarray(Image.open(io.BytesIO(first)).convert("L"))
+    assert pixels.std() > 20
