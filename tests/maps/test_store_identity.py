@@ -1,11 +1,17 @@
 """A store that is there is kept for the images and labels it was made of, and refused for any other."""
 
+import shutil
+
+import pyarrow.parquet as pq
 import pytest
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd import compute_maps, load_labeled_images
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError
+from timm_igkd.maps import build as build_module
+from timm_igkd.maps import shard_builder
+from timm_igkd.maps.store_files import images_of
 
 OPTIONS = IGOptions(n_steps=1)
 
@@ -77,6 +83,55 @@ def test_image_that_changed_after_another_machine_built_its_shard_is_noticed_at_
     with pytest.raises(InputError, match="holds maps of other data: row 1 is not"):
         machine(2)
     assert not (tmp_path / "maps" / "provenance.json").exists()
+
+
+def test_shards_that_are_copied_together_are_held_against_the_images(tiny_images, tmp_path):
+    tiny_images("folder", n=12)
+
+    def build_shard(shard, out):
+        images = load_labeled_images(str(tmp_path / "images"), "train")
+        return build(images, tmp_path / out, shard=shard, shard_size=4)
+
+    assert build_shard((0, 3), "first") is None
+    noise_image(99, 16, 16).save(tmp_path / "images" / "train" / "class_0" / "0002.png")  # row 1, inside shard 0
+    assert build_shard((1, 3), "second") is build_shard((2, 3), "second") is None
+    (shard,) = (tmp_path / "first" / "data").glob("*.parquet")
+    shutil.copy(shard, tmp_path / "second" / "data")
+    with pytest.raises(InputError, match="holds maps of other data: row 1 is not"):
+        build_shard((0, 1), "second")
+
+
+def test_shard_that_another_call_put_there_meanwhile_is_held_against_the_images(machine, tmp_path, monkeypatch):
+    assert machine(1) is None
+    file = tmp_path / "images" / "train" / "class_0" / "0002.png"  # row 1, inside shard 0
+    content, count = file.read_bytes(), build_module.count_shards
+
+    def count_after_another_machine_came(out, manifest):
+        monkeypatch.undo()
+        noise_image(99, 16, 16).save(file)
+        machine(0)
+        file.write_bytes(content)
+        return count(out, manifest)
+
+    monkeypatch.setattr(build_module, "count_shards", count_after_another_machine_came)
+    with pytest.raises(InputError, match="holds maps of other data: row 1 is not"):
+        machine(2)
+
+
+def test_a_finished_shard_of_the_same_images_is_read_at_its_ends_alone(tiny_images, tmp_path, monkeypatch):
+    images = load_labeled_images(str(tiny_images(n=12)), "train")
+    assert build(images, tmp_path / "maps") is not None
+    read, real = [], shard_builder.read_item
+    monkeypatch.setattr(shard_builder, "read_item", lambda data, index: read.append(index) or real(data, index))
+    assert build(images, tmp_path / "maps") is not None
+    assert read == [0, 11]
+    (path,) = (tmp_path / "maps" / "data").glob("*.parquet")
+    table = pq.read_table(path)
+    assert images_of(table) == images.content_hash()
+    pq.write_table(table.replace_schema_metadata(None), path)  # as versions before wrote it
+    read.clear()
+    assert build(images, tmp_path / "maps") is not None
+    assert read == list(range(12))
 
 
 def test_image_that_was_another_for_one_machine_alone_is_noticed_at_the_end(machine, tmp_path):

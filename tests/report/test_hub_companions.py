@@ -75,11 +75,16 @@ def test_exported_files_go_along_in_the_same_commit(hub, run):
     assert len(hub.repo(REPO).commits) == 2
 
 
-def test_exports_that_the_card_does_not_tell_of_stay_here(hub, run):
+@pytest.mark.parametrize(("told", "named"), [([], "no export"), (["onnx"], "onnx")])
+def test_exports_that_the_card_does_not_tell_of_stay_here_and_are_named(hub, run, told, named, capfd):
     add_export(run)
-    update_metrics(run / "metrics.json", {"exports": None})
+    exports = json.loads((run / "metrics.json").read_text())["exports"]
+    kept = [entry for entry in exports if entry["format"] in told]
+    update_metrics(run / "metrics.json", {"exports": kept or None})
     push_student(run, REPO)
     assert [name for name in hub.repo(REPO).files if "export" in name] == []
+    said = f"stays here: it holds onnx, onnx-int8, the run tells of {named}; to push it along, give the run's own"
+    assert f"{said} command --export onnx onnx-int8\n" in capfd.readouterr().err
 
 
 def test_exports_of_an_earlier_push_go_with_its_weights(hub, run, tmp_path):

@@ -183,6 +183,29 @@ def test_longer_arm_gets_the_epochs_that_the_maps_cost(compared, trainings):
     assert trainings == []
 
 
+def test_an_arm_that_is_evaluated_again_needs_no_weights_to_start_from(compared, trainings, teacher_folder, tmp_path):
+    start = tmp_path / "start.safetensors"
+    shutil.copy(teacher_folder / "model.safetensors", start)
+    options = [
+        *PLAIN,
+        "--student",
+        "test_resnet",
+        "--student-init",
+        "pretrained",
+        "--student-checkpoint",
+        start,
+        "--student-args",
+        "num_classes=2",
+    ]
+    run = compared(*options)
+    start.unlink()
+    (run / "arms" / "alone-0" / "metrics.json").unlink()
+    trainings.clear()
+    compared(*options)
+    assert trainings == []
+    assert (run / "arms" / "alone-0" / "metrics.json").exists()
+
+
 def test_exchanged_weights_of_an_arm_are_refused(compared, recipe, images, teacher_folder):
     run = compared(*PLAIN)
     path = run / "arms" / "alone-0" / "student" / "model.safetensors"

@@ -144,6 +144,76 @@ def test_store_rebuilt_with_other_settings_before_the_student_began_is_refused(
     assert not (tmp_path / "runs" / "run" / "student").exists()
 
 
+@pytest.fixture
+def left_before_its_student(recipe: Runner, images, options, store, tmp_path, monkeypatch):
+    """A run with --maps current, a link to `store`, that was interrupted once it had linked to that."""
+    (tmp_path / "current").symlink_to(store)
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("timm_igkd.runs.students.StudentRun.train", stop)
+        assert recipe(*tiny_run(images, *options, "--maps", tmp_path / "current")).code == 130
+    return tmp_path / "runs" / "run"
+
+
+@pytest.fixture
+def others(images, teacher_folder, tmp_path) -> Path:
+    """Return maps of the same teacher and images, made with other settings."""
+    dataset, teacher = load_labeled_images(str(images), "train"), load_model(f"local-dir:{teacher_folder}")
+    compute_maps(teacher, dataset, tmp_path / "others", options=IGOptions(n_steps=3), progress=False)
+    return tmp_path / "others"
+
+
+@pytest.mark.parametrize("leads", ["to others", "nowhere"])
+def test_run_goes_on_with_the_maps_that_it_linked_to(
+    recipe: Runner, images, options, left_before_its_student, others, leads, tmp_path
+):
+    (tmp_path / "current").unlink()
+    if leads == "to others":
+        (tmp_path / "current").symlink_to(others)
+    outcome = recipe(*tiny_run(images, *options, "--maps", tmp_path / "current"))
+    assert outcome.code == 0, outcome.error
+    assert MapStore(left_before_its_student / "maps").provenance.options.n_steps == 2
+
+
+def test_linked_maps_that_were_rebuilt_are_refused_wherever_the_name_leads_now(
+    recipe: Runner, images, options, store, left_before_its_student, others, tmp_path
+):
+    store.rename(tmp_path / "good")
+    others.rename(store)
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to(tmp_path / "good")
+    outcome = recipe(*tiny_run(images, *options, "--maps", tmp_path / "current"))
+    assert outcome.code == 2
+    assert "made with n_steps 3, this run asks for 2" in outcome.error
+
+
+def test_finished_run_bears_that_its_store_is_unfinished_for_a_while(recipe: Runner, images, options, store, tmp_path):
+    command = tiny_run(images, *options, "--maps", store)
+    assert recipe(*command).code == 0
+    (store / "provenance.json").rename(tmp_path / "provenance.json")
+    outcome = recipe(*command)
+    assert (outcome.code, "is not complete" in outcome.error) == (2, True)
+    (tmp_path / "provenance.json").rename(store / "provenance.json")
+    outcome = recipe(*command)
+    assert outcome.code == 0, outcome.error
+    assert "student: complete, skipped" in outcome.output
+
+
+def test_maps_of_its_own_are_not_built_into_a_store_that_an_earlier_call_linked_to(
+    recipe: Runner, images, options, store, left_before_its_student
+):
+    run = left_before_its_student
+    (run / ".stages" / "maps.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    outcome = recipe(*tiny_run(images, *options))
+    assert outcome.code == 0, outcome.error
+    assert not (run / "maps").is_symlink()
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
 # ---- the size that models read ----
 
 

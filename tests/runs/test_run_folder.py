@@ -1,11 +1,13 @@
 """A run's folder: what it lost is made again or named."""
 
 import json
+from pathlib import Path
 
 import pytest
 from command_lines import Runner, tiny_run, two_splits
 
 from timm_igkd.runs.folder import RunFolder
+from timm_igkd.runs.settings import RunConfig
 
 
 @pytest.fixture
@@ -62,10 +64,47 @@ def test_lost_provenance_of_maps_is_made_again(recipe: Runner, command, run):
     command = [*command, "--overlay-prob", 0.5]
     assert recipe(*command).code == 0
     (run / "maps" / "provenance.json").unlink()
+    marker = run / ".stages" / "maps.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"wall_time_s": 1800.0}))
     outcome = recipe(*command)
     assert outcome.code == 0, outcome.error
     assert (run / "maps" / "provenance.json").exists()
     assert "student: complete, skipped" in outcome.output
+    assert json.loads(marker.read_text())["wall_time_s"] == 1800  # what the maps cost, see --compare cost
+    assert json.loads((run / "metrics.json").read_text())["wall_time_s"]["maps"] == 1800
+
+
+def test_lost_history_of_a_trained_teacher_is_refused(recipe: Runner, command, run):
+    trained = [*command, "--teacher-epochs", 1]
+    assert recipe(*trained).code == 0
+    (run / "teacher_history.csv").unlink()
+    outcome = recipe(*trained)
+    assert outcome.code == 2
+    assert "stage teacher of " in outcome.error
+    assert "teacher_history.csv' of it is gone" in outcome.error
+
+
+def test_a_page_that_is_drawn_again_leaves_what_the_student_was_trained_with(finished, recipe: Runner, command):
+    environment = finished / "environment.json"
+    environment.write_text(json.dumps(json.loads(environment.read_text()) | {"cpu": "another", "command": "mine"}))
+    (finished / "report" / "index.html").unlink()
+    assert recipe(*command).code == 0
+    found = json.loads(environment.read_text())
+    assert (found["cpu"], found["command"]) == ("another", "mine")
+
+
+def test_what_a_killed_export_left_goes_away(tmp_path):
+    folder = RunFolder(tmp_path)
+    for left in (tmp_path / ".export-ab12", folder.export / ".export-cd34"):
+        (left / "export").mkdir(parents=True)
+    (folder.export / "notes.txt").write_text("mine")
+    folder.remove_unfinished({"export"})
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "notes.txt"]
+
+
+def test_output_dir_of_an_unknown_user_is_a_folder_of_that_name():
+    assert RunConfig(output_dir="~nobody_of_this_name/x").run_dir == Path("~nobody_of_this_name/x/demo")
+    assert RunConfig(output_dir="~/x").run_dir == Path.home() / "x" / "demo"
 
 
 def test_export_is_complete_with_the_files_that_were_asked_for(tmp_path):

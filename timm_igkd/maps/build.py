@@ -120,22 +120,20 @@ def compute_maps(
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
     manifest = read_manifest(out)
-    same_images = source.content_hash is not None and source.content_hash == manifest.dataset.content_hash
-    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, same_images)
+    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, source.content_hash)
     mine = range(shard[0], manifest.num_shards, shard[1])[state.process_index :: state.num_processes]
     with one_thread():  # the engine has its own threads; another number here could change last bits
         builder.build(list(mine), progress=progress and state.is_main_process)
     state.wait_for_everyone()
     if count_shards(out, manifest) < manifest.num_shards:
         return None
-    if not same_images:
-        others = [other for other in range(manifest.num_shards) if other % shard[1] != shard[0]]
-        builder.check_images(others[state.process_index :: state.num_processes])
-        state.wait_for_everyone()
+    others = [other for other in range(manifest.num_shards) if other % shard[1] != shard[0]]
+    builder.check_images(others[state.process_index :: state.num_processes])
+    state.wait_for_everyone()
     if state.is_main_process:
-        manifest = read_manifest(out)
-        if not same_images:  # some were repaired meanwhile; every row was held against those that are there now
-            manifest = replace(manifest, dataset=source)
+        found = read_manifest(out)
+        manifest = replace(found, dataset=source)  # images may have been repaired since the build began
+        if manifest != found:
             write_record(out / "manifest.json", manifest)
         finish_store(out, manifest)
     state.wait_for_everyone()

@@ -21,7 +21,7 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.row_maker import Item, RowMaker, free_memory
-from timm_igkd.maps.store_files import check_shard, read_shard, shard_path, write_shard
+from timm_igkd.maps.store_files import check_shard, images_of, read_shard, shard_path, write_shard
 from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 
@@ -37,7 +37,7 @@ class ShardBuilder:
         out: the store's folder.
         manifest: as written before the first shard.
         device: where to compute.
-        same_images: whether the dataset's content hash is the manifest's, so that finished shards are of its images.
+        images: the dataset's content hash, which finished shards of the same images state; None where it has none.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class ShardBuilder:
         out: Path,
         manifest: Manifest,
         device: torch.device,
-        same_images: bool = False,
+        images: str | None = None,
     ):
-        self.dataset, self.out, self.manifest, self.same_images = dataset, out, manifest, same_images
+        self.dataset, self.out, self.manifest, self.images = dataset, out, manifest, images
         self.maker = RowMaker(teacher, dataset, manifest, device)
 
     def build(self, shards: list[int], progress: bool = True) -> None:
@@ -98,7 +98,7 @@ class ShardBuilder:
         return min(MOST_READERS, os.cpu_count() or 1)
 
     def _write(self, shard: int, built: list[MapRow]) -> None:
-        write_shard(shard_path(self.out, self.manifest, shard), to_table(built))
+        write_shard(shard_path(self.out, self.manifest, shard), to_table(built), self.images)
 
     def _is_done(self, shard: int) -> bool:
         path = shard_path(self.out, self.manifest, shard)
@@ -118,9 +118,12 @@ class ShardBuilder:
             self._check_rows(shard, read_shard(shard_path(self.out, self.manifest, shard), self.manifest, shard))
 
     def _check_rows(self, shard: int, table: pa.Table) -> None:
-        """Refuse a shard of other images or labels; where their content hash agrees, two rows speak for all."""
-        rows = self.manifest.rows_of(shard)
-        for position in (0, len(rows) - 1) if self.same_images else range(len(rows)):
+        """Refuse a shard of other images or labels; where it states their content hash, two rows speak for all.
+
+        One that states another, as where an image beyond it was repaired since, states theirs from then on.
+        """
+        rows, stated = self.manifest.rows_of(shard), images_of(table)
+        for position in (0, len(rows) - 1) if stated is not None and stated == self.images else range(len(rows)):
             image, label = read_item(self.dataset, rows[position])
             found = table.column("key")[position].as_py(), table.column("label")[position].as_py()
             if found != (content_key(image), label):
@@ -128,6 +131,8 @@ class ShardBuilder:
                     f"{str(self.out)!r} holds maps of other data: row {rows[position]} is not "
                     f"{row_name(self.dataset, rows[position])} with label {label}; choose another --out or delete it"
                 )
+        if stated is not None and stated != self.images:
+            write_shard(shard_path(self.out, self.manifest, shard), table, self.images)
 
     def _within_memory(self, indices: range, items: list[Item]) -> list[MapRow]:
         """Return the rows of some images; where the device's memory does not hold a chunk, halve it and go on."""

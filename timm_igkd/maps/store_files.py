@@ -24,6 +24,7 @@ from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manif
 from timm_igkd.maps.row_format import check_columns, read_row
 from timm_igkd.records import write_record
 
+_IMAGES = b"timm_igkd_images"  # in the metadata of a shard's schema
 _SHARD_NAME = re.compile(r"-(\d+)-of-\d+\.parquet\Z")
 
 
@@ -53,8 +54,6 @@ def count_shards(out: Path, manifest: Manifest) -> int:
 def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     """Write the manifest of a new store, or return that of a store begun before with the same settings.
 
-    Where images changed since it was begun, it is left without their hash until the store is finished.
-
     Raises:
         InputError: the folder holds a store with other settings; the first one that differs is named.
     """
@@ -71,16 +70,14 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
         raise InputError(
             f"{str(out)!r} holds maps made with other settings: {difference}; choose another --out or delete it"
         )
-    if found.dataset.content_hash != wanted.dataset.content_hash and not (out / "provenance.json").exists():
-        found = _without_content(found)  # so that no later part takes all shards for those of its images unread
-        write_record(out / "manifest.json", found)
     return found
 
 
 def first_difference(found: Manifest, wanted: Manifest) -> str | None:
     """Return the first setting in which two manifests differ, in words; None where the same maps were asked for.
 
-    The images' own hash is no setting: a damaged image may be repaired between two parts of a build.
+    The images' own hash is no setting: a damaged image may be repaired between two parts of a build, and each shard
+    says of which images it is.
     """
     for setting in fields(Manifest):
         if setting.metadata.get("is_setting", True):
@@ -102,8 +99,16 @@ def _difference(name: str, found: Any, wanted: Any) -> str:
     return f"{name} is {found!r} there, {wanted!r} here"
 
 
-def write_shard(path: Path, table: pa.Table) -> None:
-    """Write a shard atomically, with page checksums."""
+def write_shard(path: Path, table: pa.Table, images: str | None = None) -> None:
+    """Write a shard atomically, with page checksums.
+
+    Args:
+        path: of the shard.
+        table: its rows.
+        images: content hash of the data set that it is of a part of, as its builder read it; None where there is none.
+    """
+    others = {key: value for key, value in (table.schema.metadata or {}).items() if key != _IMAGES}
+    table = table.replace_schema_metadata(others | ({} if images is None else {_IMAGES: images}))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="snappy", write_page_checksum=True, use_dictionary=False)
     write_atomic(path, sink.getvalue().to_pybytes())
@@ -136,6 +141,12 @@ def read_shard(path: Path, manifest: Manifest, shard: int, checksums: bool = Tru
             f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again"
         )
     return table
+
+
+def images_of(table: pa.Table) -> str | None:
+    """Return the content hash of the data set that a shard says it is of a part of."""
+    stated = (table.schema.metadata or {}).get(_IMAGES)
+    return None if stated is None else stated.decode(errors="replace")
 
 
 def check_shard(path: Path, manifest: Manifest, shard: int) -> pa.Table:

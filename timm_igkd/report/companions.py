@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str, bytes | Path]:
     """Return the files of a student's export by their path on the Hub; none where there is no export.
 
-    What a run's metrics do not tell of, as after a run again without --export, stays here, as the card is silent.
+    Files other than those that the run's metrics tell of stay here, and stderr says so: the card is silent about them.
 
     Args:
         folder: of the export, `export/` of a run.
@@ -34,9 +35,18 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
     Raises:
         MissingFileError: the record is missing. InputError: an export of other weights, or a damaged file.
     """
-    if not folder.is_dir() or (run.metrics and not run.metrics.exports):
+    told = [exported.format for exported in run.metrics.exports] if run.metrics else None
+    if not folder.is_dir() or (told == [] and not (folder / RECORD).exists()):
         return {}
     record = read_export_record(folder)
+    made = [exported.format for exported in record.exports]
+    if told is not None and sorted(told) != sorted(made):
+        print(
+            f"warning: {str(folder)!r} stays here: it holds {', '.join(made)}, the run tells of "
+            f"{', '.join(told) or 'no export'}; to push it along, give the run's own command --export {' '.join(made)}",
+            file=sys.stderr,
+        )
+        return {}
     if record.weights_sha256 != weights_sha256:
         raise InputError(f"{str(folder)!r} is of other weights than the student; export it again, or delete the folder")
     files: dict[str, bytes | Path] = {f"{_EXPORTS}{RECORD}": record_bytes(_without_paths(record, run))}

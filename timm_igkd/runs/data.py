@@ -1,15 +1,19 @@
-"""The images of a run: what it fits, what it chooses by, and what it is tested on."""
+"""The images of a run: what it fits, what it chooses by, what it is tested on; and whether given maps are of them."""
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import TIMM_PREFIXES, Labels, load_labeled_images
 from timm_igkd.data.subsets import stratified_indices, stratified_limit
 from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
 from timm_igkd.errors import InputError
+from timm_igkd.maps.build import source_teacher
+from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.device_images import DeviceImages, load_images
 from timm_igkd.runs.checks import check_unlabeled
 from timm_igkd.runs.settings import RunConfig
@@ -157,3 +161,43 @@ def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImag
             f"train on and {len(held_out)} to choose by; give another, or 0 for none"
         )
     return train.subset(fitting), train.subset(held_out)
+
+
+def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, data: RunData) -> None:
+    """Raise InputError unless the store of --maps is of the teacher, the number of images and the settings of the run.
+
+    That its rows are those of the images, `MapStore.verify` tells, in the stage that would build maps.
+
+    Args:
+        config: the run's settings.
+        store: what --maps names or, once the run has a link, what that leads to.
+        teacher: of the run.
+        data: its images.
+    """
+    found = store.provenance
+    made, sees = (vars(each) for each in (found.teacher, source_teacher(teacher, data.train, None)))
+    for name in ("weights_sha256", "input_size", "mean", "std", "interpolation", "class_indices"):
+        if made[name] != sees[name]:
+            here = "" if name == "weights_sha256" else f" ({made[name]}, this run's has {sees[name]})"
+            raise InputError(
+                f"maps {config.maps!r} were made with another teacher: its {name} differs{here}; give the teacher that "
+                "they were made with, or drop --maps"
+            )
+    if found.n != len(data.mapped):
+        more = f" and {config.unlabeled!r} give" if config.unlabeled else " gives"
+        raise InputError(
+            f"maps {config.maps!r} are of {found.n} images, split {config.train_split!r}{more} {len(data.mapped)} to "
+            "this run; give the store of these images, or drop --maps"
+        )
+    wanted: dict[str, Any] = {**vars(config.ig_options()), "engine": config.engine, "map_size": config.map_size}
+    flags = {name: f"map_{name}" for name in ("method", "baseline", "target", "output", "reduction")}
+    there = {**vars(found.options), "engine": found.engine, "map_size": found.map_size}
+    for name, value in wanted.items():
+        if there[name] != value:
+            flag = flags.get(name, name)
+            raise InputError(
+                f"maps {config.maps!r} were made with {flag} {there[name]}, this run asks for {value}; set {flag} to "
+                f"{'none' if there[name] is None else there[name]}, or drop --maps"
+            )
+    if config.stored_logits:
+        store.require_logits()

@@ -1,5 +1,7 @@
 """The folder of a run: where each of its files lies, and what its stages read, as hashes."""
 
+import os
+import secrets
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -17,9 +19,7 @@ from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
 from timm_igkd.files import hash_files, remove_abandoned
-from timm_igkd.maps.build import source_teacher
 from timm_igkd.maps.scores import SCORE
-from timm_igkd.maps.store import MapStore
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
@@ -102,13 +102,29 @@ class RunFolder:
         return self.path / f"{name}_training" / "last.pt"
 
     def remove_unfinished(self, pending: Collection[str]) -> None:
-        """Drop what a killed process left of stages without a marker, so that nothing unfinished looks complete."""
+        """Drop what killed or lost stages left, so that nothing unfinished looks complete.
+
+        A link to maps stays until others take its place: those it leads to may come back.
+        """
         for name in {"teacher", "student"}.intersection(pending):
             for path in (self.model(name), *self.path.glob(f".{name}-*")):
                 shutil.rmtree(path, ignore_errors=True)
-        if "maps" in pending and self.maps.is_symlink():
-            self.maps.unlink()  # to somebody's store: nothing is ever built into it
+        if "export" in pending:
+            for path in (*self.path.glob(".export-*"), *self.export.glob(".export-*")):
+                shutil.rmtree(path, ignore_errors=True)
         remove_abandoned(self.path)
+
+    def link_maps(self, store: Path) -> None:
+        """Let `maps` lead to a store elsewhere, in place of a link that is there.
+
+        Raises:
+            InputError: there are maps of the run's own.
+        """
+        if self.maps.is_dir() and not self.maps.is_symlink():
+            raise InputError(f"{str(self.maps)!r} holds maps of an earlier run; choose another --name, or delete it")
+        link = self.path / f".maps-{secrets.token_hex(4)}.tmp"
+        link.symlink_to(store.resolve(), target_is_directory=True)
+        os.replace(link, self.maps)
 
 
 class RunInputs:
@@ -174,42 +190,6 @@ class RunInputs:
     @property
     def _maps(self) -> str:
         return hash_files(sorted(self.folder.maps.glob("data/*.parquet"))) if self.config.needs_maps else ""
-
-
-def check_given_maps(config: RunConfig, teacher: nn.Module, data: RunData) -> None:
-    """Raise InputError unless the store of --maps is of the teacher, the number of images and the settings of the run.
-
-    That its rows are those of the images, `MapStore.verify` tells, in the stage that would build maps.
-    """
-    assert config.maps is not None
-    store = MapStore(config.maps)
-    found = store.provenance
-    made, sees = (vars(each) for each in (found.teacher, source_teacher(teacher, data.train, None)))
-    for name in ("weights_sha256", "input_size", "mean", "std", "interpolation", "class_indices"):
-        if made[name] != sees[name]:
-            here = "" if name == "weights_sha256" else f" ({made[name]}, this run's has {sees[name]})"
-            raise InputError(
-                f"maps {config.maps!r} were made with another teacher: its {name} differs{here}; give the teacher that "
-                "they were made with, or drop --maps"
-            )
-    if found.n != len(data.mapped):
-        more = f" and {config.unlabeled!r} give" if config.unlabeled else " gives"
-        raise InputError(
-            f"maps {config.maps!r} are of {found.n} images, split {config.train_split!r}{more} {len(data.mapped)} to "
-            "this run; give the store of these images, or drop --maps"
-        )
-    wanted: dict[str, Any] = {**vars(config.ig_options()), "engine": config.engine, "map_size": config.map_size}
-    flags = {name: f"map_{name}" for name in ("method", "baseline", "target", "output", "reduction")}
-    there = {**vars(found.options), "engine": found.engine, "map_size": found.map_size}
-    for name, value in wanted.items():
-        if there[name] != value:
-            flag = flags.get(name, name)
-            raise InputError(
-                f"maps {config.maps!r} were made with {flag} {there[name]}, this run asks for {value}; set {flag} to "
-                f"{'none' if there[name] is None else there[name]}, or drop --maps"
-            )
-    if config.stored_logits:
-        store.require_logits()
 
 
 def choose_student(

@@ -34,8 +34,8 @@ from timm_igkd.report.run_files import update_metrics
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
-from timm_igkd.runs.data import RunData
-from timm_igkd.runs.folder import RunFolder, RunInputs, check_given_maps, choose_student, with_student
+from timm_igkd.runs.data import RunData, check_given_maps
+from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
 from timm_igkd.runs.models import RunModels, Trained, find_start
 from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName
@@ -151,14 +151,15 @@ class Run:
 
     def _stages(self) -> list[Stage]:
         files, checkpoint = self.folder.model_files("teacher"), self.folder.checkpoint("teacher")
-        maps = Stage("maps", self.maps, [self.folder.maps / "provenance.json"])
+        files += [self.folder.history("teacher")] * (self.config.teacher_epochs > 0)
         teacher = Stage("teacher", self.teacher, files, partial=checkpoint)
+        maps = Stage("maps", self.maps, [self.folder.maps / "provenance.json"])
         return [teacher, *[maps] * self.config.needs_maps, *self.kept.stages()]
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""
         pending, arms = self._pending(), self.arms.pending()
-        if "student" in pending or arms:
+        if "student" in pending | arms:
             self._check_models(pending)
             self.stages.inputs("evaluate")  # reads the test images, whose files are to be there before anything trains
         for note in self.notes:
@@ -187,7 +188,10 @@ class Run:
         save_config(self.config, self.folder.config)
         if self.choice is not None:
             write_record(self.folder.students, self.choice)
-        write_json(self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | self.stages.launch())
+        if pending & {"teacher", "maps", "student"} or not self.folder.environment.exists():  # not what draws a page
+            write_json(
+                self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | self.stages.launch()
+            )
 
     def _check_models(self, pending: set[StageName]) -> None:
         """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""
@@ -208,7 +212,9 @@ class Run:
             with eval_mode(teacher):
                 check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
         if self.config.maps is not None:  # after the maps stage too: somebody else's store, rebuilt since it was linked
-            check_given_maps(self.config, teacher if "teacher" in pending else self.models.saved("teacher"), self.data)
+            store = MapStore(self.config.maps if "maps" in pending else self.folder.maps)
+            given = teacher if "teacher" in pending else self.models.saved("teacher")
+            check_given_maps(self.config, store, given, self.data)
 
     # ---- stages ----
 
@@ -225,10 +231,16 @@ class Run:
             save_model(model, self.folder.model("teacher"), label_names=names)
 
     def maps(self) -> None:
-        """Compute the teacher's maps of the training split, or hold a store that was given against it."""
-        if self.config.maps is not None:
-            self._link_maps()
+        """Compute the teacher's maps of the training split, or hold a given store against it and link there."""
+        if self.config.maps is not None:  # every row is checked; then it is neither built again nor copied
+            if self.accelerator.is_main_process:
+                store = MapStore(self.config.maps)
+                store.verify(self.data.mapped)
+                self.folder.link_maps(store.path)
             return
+        if self.accelerator.is_main_process and self.folder.maps.is_symlink():
+            self.folder.maps.unlink()  # to somebody's store: nothing is ever built into it
+        self.accelerator.wait_for_everyone()
         compute_maps(
             self.models.saved("teacher"),
             self.data.mapped,
@@ -239,19 +251,6 @@ class Run:
             logits=self.config.stored_logits,
             teacher_name=self.config.teacher,
         )
-
-    def _link_maps(self) -> None:
-        """Check every row of the store that was given, then link to it: it is neither built again nor copied."""
-        if not self.accelerator.is_main_process:
-            return
-        assert self.config.maps is not None
-        store = MapStore(self.config.maps)
-        store.verify(self.data.mapped)
-        if self.folder.maps.is_dir() and not self.folder.maps.is_symlink():
-            raise InputError(
-                f"{str(self.folder.maps)!r} holds maps of an earlier run; choose another --name, or delete it"
-            )
-        self.folder.maps.symlink_to(store.path.resolve(), target_is_directory=True)
 
     def export(self) -> None:
         """Write the student's files for the edge, calibrated on training images and verified on the test split."""

@@ -4,6 +4,7 @@ A field says which stages its value changes; a stage that is complete is compare
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -208,7 +209,7 @@ class RunConfig:
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
-        return Path(self.output_dir).expanduser() / self.name
+        return Path(os.path.expanduser(self.output_dir)) / self.name
 
     def ig_options(self) -> IGOptions:
         """Return which maps are computed."""

@@ -65,8 +65,8 @@ class Stage:
     Attributes:
         name: of the stage and its marker.
         function: does the work.
-        outputs: files that it leaves. Where one is gone it is done again; a stage that trains is refused instead.
-        partial: a file that it leaves when killed, to go on from with --resume.
+        outputs: files that it leaves. Where one is gone it is done again; a stage with `partial` is refused instead.
+        partial: a file that a training leaves when killed, to go on from with --resume.
         is_redone: it takes seconds, so it is done again where settings or inputs are others; such stages are refused
             otherwise.
     """
@@ -168,7 +168,7 @@ class Stages:
 
     def _run(self, stage: Stage) -> None:
         self.accelerator.wait_for_everyone()
-        inputs = self.inputs(stage.name)
+        earlier, inputs = self.finished(self.run_dir, stage.name), self.inputs(stage.name)
         begun = StageMarker(self.config.settings_of(stage.name), inputs, self.launch(), torch.get_num_threads())
         if self.accelerator.is_main_process:
             self._note_threads(stage, begun.torch_threads)
@@ -178,8 +178,10 @@ class Stages:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             seconds = round(time.perf_counter() - started, 2)
+            if earlier is not None and not stage.is_redone:  # a part of its output was lost, the rest is of then
+                seconds = max(seconds, earlier.wall_time_s or 0.0)
             write_record(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
-            self.accelerator.print(f"{self.label}{stage.name}: done in {seconds:.1f} s")
+            self.accelerator.print(f"{self.label}{stage.name}: done in {time.perf_counter() - started:.1f} s")
 
     def _note_threads(self, stage: Stage, threads: int) -> None:
         """Say it where a stage goes on with other threads than it began with: no reason to refuse a smaller machine."""

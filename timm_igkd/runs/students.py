@@ -22,7 +22,7 @@ from timm_igkd.runs.batches import create_batches, use_channels_last
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.models import RunModels, Trained
-from timm_igkd.runs.settings import RunConfig
+from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import Stage, StageMarker, Stages
 from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.validation import create_validation_loader
@@ -174,13 +174,15 @@ class Arms:
         self.own, self.all = arms_of(config)
         self.others = [arm for arm in self.all if arm != self.own]
 
-    def pending(self) -> set[str]:
-        """Return the arms that are not complete, writing nothing; errors as of `Stages.pending`."""
-        return {arm.label for arm in self.others if self._is_pending(arm)}
+    def pending(self) -> set[StageName]:
+        """Return what some of the other arms are left to do, writing nothing; errors as of `Stages.pending`."""
+        return {name for arm in self.others for name in self._pending(arm)}
 
-    def _is_pending(self, arm: Arm) -> bool:
+    def _pending(self, arm: Arm) -> set[StageName]:
         more_epochs = self._more_epochs(arm)
-        return more_epochs is None or bool(self._stages(arm, more_epochs).pending())
+        if more_epochs is None:
+            return {"student", "evaluate"}
+        return {stage.name for stage in self._stages(arm, more_epochs).pending()}
 
     def run(self) -> None:
         """Train and evaluate what is pending; all was checked before."""
