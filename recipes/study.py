@@ -212,7 +212,8 @@ def refuse_withheld(folder: str, name: str) -> None:
 
     for other in {row["study"] for row in StudyRows(folder).read()} - {name}:
         path = Path(__file__).with_name("configs") / f"study_{other}.yaml"
-        if path.exists() and StudyResults.read(load_study(path, f"--output_dir={folder}")).is_withheld:
+        found = StudyResults.read(load_study(path, f"--output_dir={folder}")) if path.exists() else None
+        if found is not None and found.is_withheld and not (found.config.ended and found.is_interim):
             raise InputError(
                 f"{folder} holds runs of the primary study {other!r}, which nobody looks at before it is complete; "
                 "merge them then"

@@ -27,7 +27,8 @@ def answers(results: StudyResults) -> list[Answer]:
     if results.config.purpose == "check":
         return [("What follows from the numbers?", [NO_CONCLUSION])]
     found = [answer for column, question in QUESTIONS.items() if (answer := _overlay(results, column, question))]
-    found += [answer for answer in (_alignment(results), beside_paper(results), _failures(results)) if answer]
+    found += [answer for answer in (_alignment(results), _others(results), beside_paper(results)) if answer]
+    found += [answer for answer in (_failures(results),) if answer]
     cost = cost_against_teacher(results)
     if not found:
         nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."
@@ -75,11 +76,10 @@ def robustness(results: StudyResults) -> str:
     if len(gains) < 2:
         return ""
     is_shown = all(found.is_significant and found.comparison.difference > 0 for found in gains.values())
+    small = [found.equivalence.bound for found in gains.values() if found.equivalence and found.is_equivalent]
+    how = f"shown, by less than {_points(small[0])}" if is_shown and small else "shown" if is_shown else "not shown"
     parts = [f"over {name} {signed(gains[name].comparison.difference)}" for name in sorted(gains, reverse=True)]
-    return (
-        f"robustness, a gain over no overlays and over blank ones both, is {'shown' if is_shown else 'not shown'} "
-        f"({', '.join(parts)} points)"
-    )
+    return f"robustness, a gain over no overlays and over blank ones both, is {how} ({', '.join(parts)} points)"
 
 
 def _alignment(results: StudyResults) -> Answer | None:
@@ -116,6 +116,17 @@ def _alignment(results: StudyResults) -> Answer | None:
     return "Does it matter that the maps are aligned with their images?", found
 
 
+def _others(results: StudyResults) -> Answer | None:
+    """Return an exploratory study's contrasts that no other question is about, as with KD for longer."""
+    told = []
+    for column in QUESTIONS if results.config.purpose == "exploratory" else ():
+        for contrast in results.contrasts(column):
+            a, b = results.cell(contrast.a), results.cell(contrast.b)
+            if not is_overlay_against_none(a, b) and not is_aligned_against_control(a, b):
+                told.append(verdict(results, contrast, column))
+    return ("What do the other contrasts show?", [text for text in told if text]) if any(told) else None
+
+
 def verdict(results: StudyResults, contrast: Contrast, column: str) -> str:
     """Return what one contrast says, with numbers; empty where no seed is common.
 
@@ -147,10 +158,19 @@ def finding(contrast: Contrast) -> str:
     bound = contrast.equivalence.bound if contrast.equivalence else math.nan
     if contrast.is_significant:
         word = "higher" if contrast.comparison.difference > 0 else "lower"
-        return f"{word}, by less than the {bound:g} points that matter" if contrast.is_equivalent else word
+        return f"{word}, by less than {_points(bound)}" if contrast.is_equivalent else word
+    within = f"equivalent within ±{bound:g} {_unit(bound)}"
     if contrast.is_equivalent:
-        return f"equivalent within ±{bound:g} points"
-    return f"not shown to differ{f', nor to be equivalent within ±{bound:g} points' if contrast.equivalence else ''}"
+        return within
+    return f"not shown to differ{f', nor to be {within}' if contrast.equivalence else ''}"
+
+
+def _points(bound: float) -> str:
+    return f"the {bound:g} {_unit(bound)} that matter{'s' if bound == 1 else ''}"
+
+
+def _unit(bound: float) -> str:
+    return "point" if bound == 1 else "points"
 
 
 def measured(contrast: Contrast, unit: str = "") -> str:
@@ -179,9 +199,14 @@ def _equals(p: float) -> str:
 
 
 def _failures(results: StudyResults) -> Answer | None:
+    if not (counts := failures(results)):
+        return None
+    return "Did every run succeed?", [f"No: failed are {counts}. Their seeds are in no contrast of the arm."]
+
+
+def failures(results: StudyResults) -> str:
     """Return how many runs of each arm of a primary study failed: where arms differ in it, the others are compared."""
     failed = {name: sum(map(results.is_failed, runs.values())) for name, runs in results.runs.items()}
     if results.config.purpose != "primary" or not any(failed.values()):
-        return None
-    counts = ", ".join(f"{name} {count} of {len(results.runs[name])}" for name, count in failed.items())
-    return "Did every run succeed?", [f"No: failed are {counts}. Their seeds are in no contrast of the arm."]
+        return ""
+    return ", ".join(f"{name} {count} of {len(results.runs[name])}" for name, count in failed.items())

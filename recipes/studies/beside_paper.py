@@ -14,6 +14,7 @@ from studies.paper import (
     paper_results,
 )
 from studies.results import StudyResults
+from studies.statistics import Comparison
 from studies.tables import Answer, number, signed, span
 from timm_igkd.report.tables import NARROW
 
@@ -41,16 +42,18 @@ def beside_paper(results: StudyResults) -> Answer | None:
 
 
 def beside_unlike_paper(results: StudyResults) -> str:
-    """Return as a sentence the paper's difference beside that of a primary study unlike it, or nothing."""
+    """Return as a sentence the paper's differences beside that of a primary study unlike it, or nothing."""
     for contrast in results.contrasts("top1"):
         a, b = results.cell(contrast.a), results.cell(contrast.b)
         theirs, found = paper_gap(), contrast.comparison
         if results.config.purpose == "primary" and found.n and is_overlay_against_none(a, b) and b.distill_loss_weight:
+            other = COMPRESSION["KD&IG", ABLATION_DROP].mean - COMPRESSION["KD", ABLATION_DROP].mean
             return (
                 f"The paper reports {signed(theirs.estimate)} points (95{NARROW}% interval by Welch "
-                f"{span(theirs.low, theirs.high, sign=True)}, {NUM_RUNS} runs each) for overlays beside KD; this is no "
-                "repetition of it but another network and recipe, with each image's own map, where the paper's code "
-                f"has another image's: {signed(found.difference)} here."
+                f"{span(theirs.low, theirs.high, sign=True)}, {NUM_RUNS} runs each) for overlays beside KD, and "
+                f"{signed(other)} for the same arms in its table by compression; this is no repetition of it but "
+                "another network and recipe, with each image's own map, where the paper's code has another image's: "
+                f"here {signed(found.difference)} ({_interval(found)}){_place(found, theirs.estimate)}."
             )
     return ""
 
@@ -93,10 +96,23 @@ def _beside_paper(results: StudyResults, name: str, kd: str, theirs: float) -> s
     found = results.compare(name, kd, "top1")
     if math.isnan(found.p):
         return ""
-    low, high = found.low, found.high
-    place = "lies inside" if low <= theirs <= high else "lies outside"
-    zero = "contains" if low <= 0 <= high else "excludes"
+    zero = "contains" if found.low <= 0 <= found.high else "excludes"
     return (
-        f"Ours, {name} − {kd}: {signed(found.difference)} points (95{NARROW}% interval {span(low, high, sign=True)}, "
-        f"n = {found.n}; not adjusted). The paper's {signed(theirs)} {place} our interval, which {zero} 0."
+        f"Ours, {name} − {kd}: {signed(found.difference)} points ({_interval(found)}){_place(found, theirs)}, which "
+        f"{zero} 0."
     )
+
+
+def _interval(found: Comparison) -> str:
+    interval = span(found.low, found.high, sign=True)
+    return (
+        f"95{NARROW}% interval {interval}, not adjusted; n = {found.n}" if interval else f"n = {found.n}, no interval"
+    )
+
+
+def _place(found: Comparison, theirs: float) -> str:
+    """Say where the paper's difference lies, as the end of a clause; empty without an interval."""
+    if math.isnan(found.low):
+        return ""
+    where = "lies inside" if found.low <= theirs <= found.high else "lies outside"
+    return f"; the paper's {signed(theirs)} {where} our interval"

@@ -112,6 +112,6 @@ def _training(results: StudyResults) -> str:
     if not results.rows:
         return ""
     cells = results.config.cells.values()
-    protocols = ", ".join(sorted({f"{cell.protocol}, {cell.epochs} epochs" for cell in cells}))
+    protocols = "; ".join(sorted({f"{cell.protocol}, {cell.epochs} epochs" for cell in cells}))
     total = sum(float(row["wall_time_s"]) for row in results.rows)
     return f"{protocols}; {duration(total)} in all, training and evaluation of all runs added up"

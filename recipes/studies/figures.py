@@ -208,7 +208,7 @@ def quantiles(results: StudyResults, name: str) -> Figure | None:
 
 
 FIGURES: tuple[tuple[str, Callable[[StudyResults, str], Figure | None]], ...] = (
-    ("Aligned maps against controls", contrasts),
+    ("Contrasts", contrasts),
     ("All cells", distributions),
     ("Robustness by corruption", corruptions),
     ("Accuracy against compression", compression),

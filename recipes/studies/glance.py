@@ -12,7 +12,7 @@ def glance(studies: Sequence[StudyResults]) -> Table | None:
     """Return the overlay's contrasts of all studies that were run, checks of the machinery left out; None: none."""
     first: dict[tuple[str, str], StudyResults] = {}  # by the pair of hashes: studies share runs
     rows = [
-        (f"{results.config.title or results.config.name}: {contrast.name}", _entries(results, contrast))
+        (f"{_called(results)}: {contrast.name}", _entries(results, contrast))
         for results in studies
         if results.rows and results.config.purpose != "check" and not results.is_withheld
         for contrast in results.contrasts("top1")
@@ -25,9 +25,14 @@ def glance(studies: Sequence[StudyResults]) -> Table | None:
     columns = ["Runs of each", "Clean accuracy, points", "Holm p", "Under corruption, points", "Holm p"]
     note = (
         f"Differences with 95{NARROW}% intervals, not adjusted; Holm's p within each study and outcome. Only a primary "
-        "study claims an effect."
+        "study claims an effect; the others are exploratory."
     )
     return Table("At a glance: aligned overlays against none and against controls", columns, rows, note)
+
+
+def _called(results: StudyResults) -> str:
+    name = results.config.title or results.config.name
+    return f"{name} (primary)" if results.config.purpose == "primary" else name
 
 
 def _is_of_overlay(results: StudyResults, contrast: Contrast) -> bool:

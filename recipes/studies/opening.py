@@ -2,15 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from studies.answers import (
-    ADVANTAGE,
-    finding,
-    robustness,
-    why_nothing_is_claimed,
-)
+from studies.answers import ADVANTAGE, failures, finding, robustness, why_nothing_is_claimed
 from studies.beside_paper import beside_unlike_paper
 from studies.cells import Cell, is_aligned_against_control, is_overlay_against_none
 from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.rows import key_of
 from studies.tables import probability, signed, span
 from timm_igkd.report.tables import NARROW
 
@@ -23,16 +19,24 @@ def opening(studies: Sequence[StudyResults]) -> str:
     With a complete primary study three of them answer: does the overlay help accuracy, robustness and transfer; does
     alignment matter; what of the paper holds. Without one nothing is claimed.
     """
-    done = sum(len(results.rows) for results in studies)
-    planned = sum(results.num_planned for results in studies)
-    counted = f"{done} of {planned} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
+    done = {key_of(dict(row)) for results in studies for row in results.rows}  # studies share runs: each once
+    planned = {
+        (results.config.run_hash(cell), seed)
+        for results in studies
+        for cell in results.config.cells.values()
+        for seed in results.config.seed_range
+    }
+    counted = f"{len(done)} of {len(planned)} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
     primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
     if not primary:
         return f"{counted} No primary study has been run: nothing is claimed."
-    if any(results.is_withheld for results in primary):
+    if any(results.is_interim for results in primary):
         if all(results.config.ended for results in primary):
             return f"{counted} The primary study ended with fewer than {LEAST_SEEDS} whole seeds: nothing is claimed."
         return f"{counted} The primary study is not complete: nothing is claimed yet."
+    if any(results.is_withheld for results in primary):
+        how = "ended" if any(results.missing for results in primary) else "complete"
+        return f"{counted} The primary study is {how}; nothing is shown or claimed until its file says report: true."
     sentences = [
         sentence
         for results in primary
@@ -45,9 +49,12 @@ def _effect(results: StudyResults) -> str:
     parts = _parts(results, is_overlay_against_none)
     if parts and (robust := robustness(results)):
         parts.append(robust)
+    if parts and (failed := failures(results)):
+        parts.append(f"failed, and in no contrast, are {failed}")
     if results.config.ended and results.missing:
         parts.append("the study ended before its plan was complete")
-    return f"Overlays of aligned maps against none, for this teacher {_KEY}: {'; '.join(parts)}." if parts else ""
+    about = "Overlays of aligned maps against none, for this teacher and on these test images"
+    return f"{about} {_KEY}: {'; '.join(parts)}." if parts else ""
 
 
 def _alignment(results: StudyResults) -> str:
@@ -55,7 +62,8 @@ def _alignment(results: StudyResults) -> str:
     parts = _parts(
         results, lambda a, b: is_aligned_against_control(a, b) and b.overlay_source == "shuffled", named_alone=True
     )
-    return f"Aligned maps against the same maps of other images: {'; '.join(parts)}." if parts else ""
+    about = "Aligned maps against the same maps of other images, likewise"
+    return f"{about}: {'; '.join(parts)}." if parts else ""
 
 
 def _parts(results: StudyResults, is_meant: Callable[[Cell, Cell], bool], named_alone: bool = False) -> list[str]:

@@ -31,7 +31,8 @@ _HERE = Path(__file__).parent
 
 PURPOSES = {
     "check": "A check: it tests the machinery on small numbers and draws no conclusion.",
-    "primary": "The primary study: contrasts, outcomes, number of seeds and its rules were fixed before its first run.",
+    "primary": "The primary study: contrasts, outcomes, number of seeds and its rules (also of a blind look at the "
+    "spread, if it names one) were fixed before its first run.",
     "exploratory": "Exploratory: what it shows is a suggestion to be tested, no claim.",
 }
 
@@ -114,14 +115,15 @@ def _purpose(results: StudyResults) -> str:
 def _waits(results: StudyResults) -> str:
     """Return why nothing of a study is shown; empty where it may be."""
     planned = results.num_planned
-    if results.config.ended and (results.is_withheld or not results.rows):
+    if results.config.ended and (results.is_interim or not results.rows):
         return f"Ended with fewer than {LEAST_SEEDS} seeds of every cell: nothing is shown or claimed."
     if not results.rows:
         return f"Not run yet: {planned} run{'' if planned == 1 else 's'} planned."
     if not results.is_withheld:
         return ""
-    if not results.missing:
-        return "Complete; nothing is shown before the blind look at its spread, after which its file says report: true."
+    if not results.is_interim:
+        how = "Ended" if results.missing else "Complete"
+        return f"{how}; nothing is shown before the blind look at its spread, after which its file says report: true."
     return (
         f"Interim: {len(results.rows)} of {planned} runs are there. No number of theirs is shown before the plan is "
         "complete; it stops for time only, never for a result."

@@ -236,7 +236,9 @@ class StudyResults:
 
         A study that names none is told what the paper found, in clean accuracy; one that names some, nothing of others.
         """
-        return self.config.smallest_effect.get(column, None if self.config.smallest_effect else DIFFERENCE)
+        if self.config.smallest_effect:
+            return self.config.smallest_effect.get(column)
+        return DIFFERENCE if column == "top1" else None
 
     def _contrast(self, a: str, b: str, column: str, comparison: Comparison, holm_p: float) -> Contrast:
         if self.is_resampled(a) or self.is_resampled(b):  # the power of the paired test is not that of the corrected

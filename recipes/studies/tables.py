@@ -189,6 +189,8 @@ def _role_of(results: StudyResults, column: str) -> str:
     named = results.config.outcomes
     if column not in named:
         return "not named in advance"
+    if results.config.purpose != "primary":
+        return "exploratory"
     return {0: "primary outcome", 1: "key secondary outcome"}.get(named.index(column), "")
 
 

@@ -13,9 +13,7 @@ from studies.opening import opening
 from studies.paper import ABLATION, COMPRESSION, PARAMETERS, arm_name, paper_results
 from studies.paper_table import paper_table
 from studies.results import StudyResults
-from studies.tables import (
-    signed,
-)
+from studies.tables import signed
 from timm_igkd.models.loading import count_parameters
 from timm_igkd.models.mobilenetv2_cifar import mobilenetv2_cifar
 
@@ -93,13 +91,18 @@ def test_neither_difference_nor_equivalence_is_said_as_such(tmp_path):
 def test_report_opens_with_effect_alignment_and_paper(primary):
     text = opening([primary])
     first, second, third = text.split(". ")[:3]
-    assert first.startswith("Overlays of aligned maps against none, for this teacher (points, 95")
+    assert first.startswith(
+        "Overlays of aligned maps against none, for this teacher and on these test images (points, "
+    )
     assert "clean accuracy higher, +" in first
     assert "accuracy under corruption higher, +" in first
     assert re.search(r"balanced transfer accuracy [+−].*; n = 12\), exploratory; robustness", first)
-    assert second.startswith("Aligned maps against the same maps of other images: clean accuracy higher, +")
+    assert second.startswith("Aligned maps against the same maps of other images, likewise: clean accuracy higher, +")
     assert third.startswith("The paper reports +0.40 points (95")
-    assert "+0.03 to +0.77, 10 runs each) for overlays beside KD; this is no repetition" in third
+    assert "+0.03 to +0.77, 10 runs each) for overlays beside KD, and −0.05 for the same arms in its table" in third
+    ours = primary.compare(ALIGNED, "KD", "top1")
+    interval = f"{signed(ours.low)} to {signed(ours.high)}, not adjusted; n = 12"
+    assert f"here {signed(ours.difference)} (95\u202f% interval {interval}); the paper's +0.40 lies outside" in third
     assert text.endswith("60 of 60 planned runs in 1 study.")
 
 
@@ -184,6 +187,7 @@ def test_failed_runs_leave_too_few_seeds_for_a_claim(tmp_path):
     text = said(results)["Does the overlay help clean accuracy?"]
     assert "fewer than 6 common seeds, so nothing is claimed" in text
     assert "n = 5), fewer than 6 common seeds, so nothing is claimed" in opening([results])
+    assert "failed, and in no contrast, are KD 7 of 12, KD&IG aligned 0 of 12" in opening([results])
     assert said(results)["Did every run succeed?"].startswith("No: failed are KD 7 of 12, KD&IG aligned 0 of 12")
     assert results.contrasts("top1")[1].comparison.n == 12
 
@@ -192,10 +196,22 @@ def test_primary_study_is_withheld_until_its_file_asks_for_the_report(tmp_path):
     config = primary_study(tmp_path, report=False)
     add_rows(config, {ALIGNED: 1.0})
     results = StudyResults.read(config)
-    assert opening([results]).endswith("The primary study is not complete: nothing is claimed yet.")
+    waits = "nothing is shown or claimed until its file says report: true."
+    assert opening([results]).endswith(f"The primary study is complete; {waits}")
     for text in report(tmp_path, config):
         assert "Complete; nothing is shown before the blind look at its spread" in text
         assert "clean accuracy" not in text.lower()
+
+
+def test_study_that_ended_with_whole_seeds_waits_for_its_file_too(tmp_path):
+    config = primary_study(tmp_path, report=False, ended="the time was over")
+    add_rows(config, {ALIGNED: 1.0}, skip=[(name, seed) for name in config.cells for seed in range(6, 12)])
+    results = StudyResults.read(config)
+    waits = "nothing is shown or claimed until its file says report: true."
+    assert opening([results]).endswith(f"The primary study is ended; {waits}")
+    for text in report(tmp_path, config):
+        assert "Ended; nothing is shown before the blind look at its spread" in text
+        assert "fewer than 6" not in text
 
 
 def test_run_under_the_accuracy_that_the_plan_asks_of_a_run_is_failed(tmp_path):
@@ -256,6 +272,29 @@ def test_contrast_that_changes_more_than_the_overlay_answers_no_question(tmp_pat
     assert list(said(results)) == ["What follows from the numbers?"]
 
 
+def test_contrasts_of_an_exploratory_study_that_no_question_is_about_are_told_without_a_claim(tmp_path):
+    cells = {"KD": KD, "KD&IG": KD | IG, "KD, longer": KD | {"epochs": 61}}
+    contrasts = (("KD&IG", "KD"), ("KD&IG", "KD, longer"))
+    config = primary_study(tmp_path, seeds=6, cells=cells, contrasts=contrasts, purpose="exploratory")
+    add_rows(config, {"KD&IG": 3.0}, measured=False)
+    found = said(StudyResults.read(config))
+    assert "KD&IG − KD, longer, clean accuracy: +" in found["What do the other contrasts show?"]
+    assert "exploratory, so nothing is claimed" in found["What do the other contrasts show?"]
+    assert "longer" not in found["Does the overlay help clean accuracy?"]
+
+
+def test_robustness_below_the_points_that_matter_is_said_to_be(tmp_path):
+    config = primary_study(tmp_path, smallest_effect={"top1": 0.2, "corruption_top1": 1})
+    add_rows(config, {ALIGNED: 0.4}, {ALIGNED: 0.6}, seed_sd=0.02, n_images=2000)
+    text = opening([StudyResults.read(config)])
+    assert "blank ones both, is shown, by less than the 1 point that matters (over none +0." in text
+
+
+def test_runs_that_studies_share_are_counted_once(primary):
+    again = StudyResults(primary.config, primary.runs, 0)
+    assert opening([primary, again]).endswith("60 of 60 planned runs in 2 studies.")
+
+
 def test_aligned_maps_at_another_setting_are_no_control():
     cell = create_cell("a", KD | IG)
     assert is_aligned_against_control(cell, create_cell("b", KD | IG | {"overlay_source": "blank"}))
@@ -287,7 +326,7 @@ def test_paper_difference_is_placed_in_our_interval(primary):
     found = primary.compare(ALIGNED, "KD", "top1")
     place = "inside" if found.low <= 0.4 <= found.high else "outside"
     assert f"Ours, KD&IG aligned − KD: {signed(found.difference)} points" in text
-    assert f"The paper's +0.40 lies {place} our interval" in text
+    assert f"; the paper's +0.40 lies {place} our interval" in text
 
 
 @pytest.mark.parametrize(

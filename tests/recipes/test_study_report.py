@@ -11,6 +11,7 @@ import yaml
 from command_lines import RECIPES
 from study_parts import IG, KD, PRIMARY_CELLS, PRIMARY_CONTRASTS, add_rows, helpful_study, primary_study, report
 
+import study
 from studies.config import load_study
 from studies.figures import FIGURES, corruptions, quantiles
 from studies.report import write_report
@@ -264,3 +265,11 @@ def test_rows_of_a_withheld_study_are_merged_into_its_own_alone(tmp_path):
     with pytest.raises(InputError, match="holds runs of the primary study 'real', which nobody looks at"):
         refuse_withheld(str(tmp_path), "real_arms")
     refuse_withheld(str(tmp_path), "real")
+
+
+def test_rows_of_a_study_that_ended_with_too_few_seeds_are_merged(tmp_path, monkeypatch):
+    given = load_study(RECIPES / "configs" / "study_real.yaml", f"--output_dir={tmp_path}", "--seeds=1")
+    add_rows(given)
+    real = study.load_study
+    monkeypatch.setattr(study, "load_study", lambda path, *flags: real(path, *flags, "--ended=time was over"))
+    refuse_withheld(str(tmp_path), "real_arms")

@@ -206,7 +206,7 @@ def test_monte_carlo_runs_stand_beside_the_papers_without_a_test(tmp_path):
     assert (mean.main, mean.detail, runs.main, p.main) == ("91.29", "sd 0.55", "60", "–")
     text = said(results)["What of the paper holds?"]
     assert "60 subsets" in text
-    assert "The paper's +0.64 lies" in text
+    assert "the paper's +0.64 lies" in text
     assert "+0.40" not in text
 
 

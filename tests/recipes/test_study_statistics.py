@@ -256,6 +256,17 @@ def test_more_subsets_never_remove_the_correlation():
     assert found.high - found.mean == pytest.approx(1.96 * many.std() * 0.5, rel=0.01)
 
 
+def test_small_subsets_have_an_interval_that_covers_where_accuracy_is_linear_in_the_images(generator):
+    """6 draws of 30 of 300 images, which are themselves a sample: the mean of all images that could be is 0."""
+    covered = []
+    for _ in range(1000):
+        images = generator.normal(size=300)
+        means = np.array([generator.choice(images, 30, replace=False).mean() for _ in range(6)])
+        found = summarize_subsets(means, 270, 30)
+        covered.append(found.low <= 0 <= found.high)
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
 def test_subsets_without_spread_have_no_interval():
     assert math.isnan(summarize_subsets(np.ones(5), 1, 4).low)
     assert math.isnan(compare_subsets(np.ones(5), np.zeros(5), 1, 4).p)

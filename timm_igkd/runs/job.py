@@ -175,9 +175,9 @@ class Run:
                 self.accelerator.init_trackers(self.config.name, init_kwargs={"wandb": {"dir": str(self.folder.path)}})
             for part in (self.stages, self.arms, self.last):
                 part.run()
+            if self.accelerator.is_main_process:
+                self._print_usage()
         self.accelerator.end_training()
-        if self.accelerator.is_main_process:
-            self._print_usage()
 
     def _pending(self) -> set[StageName]:
         return {stage.name for part in (self.stages, self.last) for stage in part.pending()}
