@@ -74,7 +74,7 @@ def test_damaged_shard_stays_until_its_successor_takes_its_place(tmp_path, monke
     shard = sorted((store.path / "data").glob("*.parquet"))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100])
-    monkeypatch.setattr("timm_igkd.maps.shard_builder.write_shard", lambda path, table: pytest.fail(str(path.exists())))
+    monkeypatch.setattr("timm_igkd.maps.shard_builder.write_shard", lambda path, *_: pytest.fail(str(path.exists())))
     with pytest.raises(pytest.fail.Exception, match="True"):
         build(store.path)
     monkeypatch.undo()
