@@ -52,6 +52,7 @@ class Study:
     def __init__(self, config: StudyConfig):
         self.config = config
         self.rows = StudyRows(config.output_dir)
+        self.marks = Path(config.work_dir) / "runs" / config.name  # by study, as several can share the maps of one
         self.accelerator = create_accelerator(config.trackers, config.work_dir)
         if self.accelerator.num_processes > 1:
             raise InputError(
@@ -85,7 +86,7 @@ class Study:
         with progress_bar(list(self.runs()), desc=self.config.name, unit="run") as bar:
             for name, cell, seed in bar:
                 key = (self.config.run_hash(cell), seed)
-                with exclusive(Path(self.config.work_dir) / "runs" / f"{key[0]}-{seed}.lock", wait=False) as is_mine:
+                with exclusive(self.marks / f"{key[0]}-{seed}.lock", wait=False) as is_mine:
                     if is_mine and key not in self.rows.run_keys():
                         bar.set_postfix_str(f"{name}, seed {seed}")
                         self._run(name, cell, seed)
@@ -98,7 +99,7 @@ class Study:
         data = self.data.training_images(cell, seed)
         row |= {"n_train": len(data), "n_left_out": self._num_available() - len(data), "epochs": cell.epochs}
         student = self.data.create_student(cell, seed)
-        checkpoint = Path(self.config.work_dir) / "runs" / f"{row['config_hash']}-{seed}.pt"
+        checkpoint = self.marks / f"{row['config_hash']}-{seed}.pt"
         predictions = None
         trainer = create_trainer(
             cell,

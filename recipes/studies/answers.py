@@ -77,7 +77,9 @@ def robustness(results: StudyResults) -> str:
         return ""
     is_shown = all(found.is_significant and found.comparison.difference > 0 for found in gains.values())
     small = [found.equivalence.bound for found in gains.values() if found.equivalence and found.is_equivalent]
-    how = f"shown, by less than {_points(small[0])}" if is_shown and small else "shown" if is_shown else "not shown"
+    how = "shown" if is_shown else "not shown"
+    if is_shown and len(small) == len(gains):
+        how += f", by less than {_points(small[0])}"
     parts = [f"over {name} {signed(gains[name].comparison.difference)}" for name in sorted(gains, reverse=True)]
     return f"robustness, a gain over no overlays and over blank ones both, is {how} ({', '.join(parts)} points)"
 

@@ -2,7 +2,6 @@
 
 import shutil
 
-import pyarrow.parquet as pq
 import pytest
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
@@ -11,7 +10,6 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError
 from timm_igkd.maps import build as build_module
 from timm_igkd.maps import shard_builder
-from timm_igkd.maps.store_files import images_of
 
 OPTIONS = IGOptions(n_steps=1)
 
@@ -118,20 +116,76 @@ def test_shard_that_another_call_put_there_meanwhile_is_held_against_the_images(
         machine(2)
 
 
-def test_a_finished_shard_of_the_same_images_is_read_at_its_ends_alone(tiny_images, tmp_path, monkeypatch):
+def test_own_shards_that_a_slower_call_of_other_images_replaced_are_held_against_the_images(tiny_images, tmp_path):
+    """Both calls build everything; the other's shard 1 takes its place once this one has built all of its own."""
+    tiny_images("folder", n=12)
+    file = tmp_path / "images" / "train" / "class_0" / "0010.png"  # row 5, inside shard 1
+
+    def opened():
+        return load_labeled_images(str(tmp_path / "images"), "train")
+
+    build(opened(), tmp_path / "slower", shard_size=4)
+    noise_image(99, 16, 16).save(file)
+    late = sorted((tmp_path / "slower" / "data").glob("*.parquet"))[1]
+    real = build_module.count_shards
+
+    def count(out, manifest):
+        shutil.copy(late, out / "data")
+        return real(out, manifest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_module, "count_shards", count)
+        with pytest.raises(InputError, match="holds maps of other data: row 5 is not"):
+            build(opened(), tmp_path / "maps", shard_size=4)
+    assert not (tmp_path / "maps" / "provenance.json").exists()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The rows whose images are read to hold shards against them."""
+    rows, real = [], shard_builder.read_item
+    monkeypatch.setattr(shard_builder, "read_item", lambda data, index: rows.append(index) or real(data, index))
+    return rows
+
+
+def test_shards_that_are_known_to_be_of_the_images_are_read_at_their_ends_alone(tiny_images, tmp_path, reads):
     images = load_labeled_images(str(tiny_images(n=12)), "train")
-    assert build(images, tmp_path / "maps") is not None
-    read, real = [], shard_builder.read_item
-    monkeypatch.setattr(shard_builder, "read_item", lambda data, index: read.append(index) or real(data, index))
-    assert build(images, tmp_path / "maps") is not None
-    assert read == [0, 11]
-    (path,) = (tmp_path / "maps" / "data").glob("*.parquet")
-    table = pq.read_table(path)
-    assert images_of(table) == images.content_hash()
-    pq.write_table(table.replace_schema_metadata(None), path)  # as versions before wrote it
-    read.clear()
-    assert build(images, tmp_path / "maps") is not None
-    assert read == list(range(12))
+    assert build(images, tmp_path / "maps", shard=(0, 3), shard_size=4) is None
+    assert build(images, tmp_path / "maps", shard=(1, 3), shard_size=4) is None
+    assert reads == []
+    assert build(images, tmp_path / "maps", shard_size=4) is not None
+    assert reads == [0, 3, 4, 7]
+    reads.clear()
+    assert build(images, tmp_path / "maps", shard_size=4) is not None  # finished
+    assert reads == [0, 3, 4, 7, 8, 11]
+    reads.clear()
+    (tmp_path / "maps" / "provenance.json").unlink()
+    assert build(images, tmp_path / "maps", shard_size=4) is not None  # nothing says any more of which they are
+    assert reads == list(range(12))
+
+
+def test_finished_store_says_of_which_images_it_is_in_its_manifest_alone(tiny_images, tmp_path):
+    images = load_labeled_images(str(tiny_images(n=12)), "train")
+    assert build(images, tmp_path / "maps", shard=(0, 3), shard_size=4) is None
+    assert (tmp_path / "maps" / ".images").is_dir()
+    assert build(images, tmp_path / "maps", shard_size=4) is not None
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        *("README.md", "data", "manifest.json", "provenance.json"),
+    ]
+
+
+def test_refused_build_leaves_the_shards_of_a_finished_store(tiny_images, tmp_path):
+    images = load_labeled_images(str(tiny_images("folder", n=12)), "train")
+    build(images, tmp_path / "maps", shard_size=4, logits=True)
+    before = {path: path.read_bytes() for path in (tmp_path / "maps" / "data").iterdir()}
+    file = tmp_path / "images" / "train" / "class_1" / "0011.png"
+    content = file.read_bytes()
+    noise_image(99, 16, 16).save(file)
+    with pytest.raises(InputError, match="holds maps of other data"):
+        build(load_labeled_images(str(tmp_path / "images"), "train"), tmp_path / "maps", shard_size=4, logits=True)
+    file.write_bytes(content)
+    build(images, tmp_path / "maps", shard_size=4, logits=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "maps" / "data").iterdir()} == before
 
 
 def test_image_that_was_another_for_one_machine_alone_is_noticed_at_the_end(machine, tmp_path):

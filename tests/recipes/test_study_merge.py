@@ -54,7 +54,7 @@ def test_rows_of_other_images_are_refused(run_study, settings, tiny_images, tmp_
     outcome = run_study(given)
     assert outcome.code == 2
     assert "holds runs with other images" in outcome.error
-    assert not list((tmp_path / "work2" / "runs").glob("*.pt")), "a run was trained before it was refused"
+    assert not list((tmp_path / "work2" / "runs").rglob("*.pt")), "a run was trained before it was refused"
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from timm_igkd.training.trainer import Trainer
 def test_a_run_another_process_has_begun_is_left_to_it(run_study, settings):
     config = StudyConfig(**settings)
     name = f"{config.run_hash(config.cells['KD'])}-0.lock"
-    with study.exclusive(Path(settings["work_dir"]) / "runs" / name):
+    with study.exclusive(Path(settings["work_dir"]) / "runs" / "tiny" / name):
         assert run_study(settings).code == 0
         assert ("KD", "0") not in [(row["cell"], row["seed"]) for row in rows_of(settings)]
     assert run_study(settings).code == 0
@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_epoch(run_study, settings,
         stop_after(patched, 2)
         assert run_study(settings).code == 130
     assert rows_of(settings) == []
-    (checkpoint,) = (Path(settings["work_dir"]) / "runs").glob("*.pt")
+    (checkpoint,) = (Path(settings["work_dir"]) / "runs").rglob("*.pt")
     epochs = []
     train = Trainer.train_epoch
     monkeypatch.setattr(

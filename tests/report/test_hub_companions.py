@@ -75,16 +75,35 @@ def test_exported_files_go_along_in_the_same_commit(hub, run):
     assert len(hub.repo(REPO).commits) == 2
 
 
-@pytest.mark.parametrize(("told", "named"), [([], "no export"), (["onnx"], "onnx")])
-def test_exports_that_the_card_does_not_tell_of_stay_here_and_are_named(hub, run, told, named, capfd):
-    add_export(run)
+def told_of(run, change):
     exports = json.loads((run / "metrics.json").read_text())["exports"]
-    kept = [entry for entry in exports if entry["format"] in told]
-    update_metrics(run / "metrics.json", {"exports": kept or None})
+    update_metrics(run / "metrics.json", {"exports": change(exports)})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda told: None, "the run tells of none"),
+        (lambda told: told[:1], "the run tells of another"),
+        (lambda told: [told[0], told[1] | {"top1": 10.0}], "the run tells of another"),
+    ],
+)
+def test_exports_that_the_card_does_not_tell_of_stay_here_and_are_named(hub, run, change, why, capfd):
+    add_export(run)
+    told_of(run, change)
     push_student(run, REPO)
     assert [name for name in hub.repo(REPO).files if "export" in name] == []
-    said = f"stays here: it holds onnx, onnx-int8, the run tells of {named}; to push it along, give the run's own"
-    assert f"{said} command --export onnx onnx-int8\n" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"warning: the export in {str(run / 'export')!r} stays here: {why}" in told
+    assert told.endswith("delete the folder and give the run's command --export onnx or onnx-int8\n")
+
+
+def test_a_damaged_export_that_the_run_tells_nothing_of_is_no_matter(hub, run):
+    add_export(run)
+    told_of(run, lambda told: None)
+    (run / "export" / "export.json").write_text("{")
+    push_student(run, REPO)
+    assert "config.json" in hub.repo(REPO).files
 
 
 def test_exports_of_an_earlier_push_go_with_its_weights(hub, run, tmp_path):

@@ -60,12 +60,19 @@ def test_lost_outputs_of_a_training_are_refused_by_name(finished, recipe: Runner
     assert recipe(*command).code == 0
 
 
-def test_lost_provenance_of_maps_is_made_again(recipe: Runner, command, run):
+def test_lost_provenance_of_maps_is_made_again(recipe: Runner, command, run, monkeypatch):
     command = [*command, "--overlay-prob", 0.5]
     assert recipe(*command).code == 0
     (run / "maps" / "provenance.json").unlink()
     marker = run / ".stages" / "maps.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"wall_time_s": 1800.0}))
+    with monkeypatch.context() as patched:
+
+        def stop(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        patched.setattr("timm_igkd.runs.job.compute_maps", stop)
+        assert recipe(*command).code == 130
     outcome = recipe(*command)
     assert outcome.code == 0, outcome.error
     assert (run / "maps" / "provenance.json").exists()

@@ -120,7 +120,8 @@ def compute_maps(
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
     manifest = read_manifest(out)
-    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, source.content_hash)
+    finished_of = manifest.dataset.content_hash if (out / "provenance.json").exists() else None
+    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, source.content_hash, finished_of)
     mine = range(shard[0], manifest.num_shards, shard[1])[state.process_index :: state.num_processes]
     with one_thread():  # the engine has its own threads; another number here could change last bits
         builder.build(list(mine), progress=progress and state.is_main_process)
@@ -128,7 +129,7 @@ def compute_maps(
     if count_shards(out, manifest) < manifest.num_shards:
         return None
     others = [other for other in range(manifest.num_shards) if other % shard[1] != shard[0]]
-    builder.check_images(others[state.process_index :: state.num_processes])
+    builder.check_images([*mine, *others[state.process_index :: state.num_processes]])
     state.wait_for_everyone()
     if state.is_main_process:
         found = read_manifest(out)
@@ -136,6 +137,7 @@ def compute_maps(
         if manifest != found:
             write_record(out / "manifest.json", manifest)
         finish_store(out, manifest)
+        builder.statements.remove()
     state.wait_for_everyone()
     return MapStore(out)
 

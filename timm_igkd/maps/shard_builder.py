@@ -21,7 +21,7 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.row_maker import Item, RowMaker, free_memory
-from timm_igkd.maps.store_files import check_shard, images_of, read_shard, shard_path, write_shard
+from timm_igkd.maps.store_files import Statements, check_shard, file_hash, read_shard, shard_path, write_shard
 from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 
@@ -37,7 +37,8 @@ class ShardBuilder:
         out: the store's folder.
         manifest: as written before the first shard.
         device: where to compute.
-        images: the dataset's content hash, which finished shards of the same images state; None where it has none.
+        images: the dataset's content hash, by which finished shards are known to be of it; None where it has none.
+        finished_of: content hash of the images that a finished store is of; None where it is not finished.
     """
 
     def __init__(
@@ -48,8 +49,11 @@ class ShardBuilder:
         manifest: Manifest,
         device: torch.device,
         images: str | None = None,
+        finished_of: str | None = None,
     ):
-        self.dataset, self.out, self.manifest, self.images = dataset, out, manifest, images
+        self.dataset, self.out, self.manifest = dataset, out, manifest
+        self.images, self.finished_of, self.statements = images, finished_of, Statements(out)
+        self._own: dict[int, str] = {}  # hashes of the files that this call wrote or checked, by shard
         self.maker = RowMaker(teacher, dataset, manifest, device)
 
     def build(self, shards: list[int], progress: bool = True) -> None:
@@ -98,32 +102,41 @@ class ShardBuilder:
         return min(MOST_READERS, os.cpu_count() or 1)
 
     def _write(self, shard: int, built: list[MapRow]) -> None:
-        write_shard(shard_path(self.out, self.manifest, shard), to_table(built), self.images)
+        path = shard_path(self.out, self.manifest, shard)
+        self._is_of_these(shard, path, write_shard(path, to_table(built)))
 
     def _is_done(self, shard: int) -> bool:
         path = shard_path(self.out, self.manifest, shard)
         if not path.exists():
             return False
+        digest = file_hash(path)
         try:
             table = check_shard(path, self.manifest, shard)
         except InputError as error:
             tqdm.write(f"rebuilding: {error}")
             return False
-        self._check_rows(shard, table)
+        self._check_rows(shard, table, digest)
         return True
 
     def check_images(self, shards: list[int]) -> None:
-        """Raise InputError where shards that other calls built are not of the images that are there now."""
+        """Raise InputError where shards that other calls put there are not of the images that are there now."""
         for shard in shards:
-            self._check_rows(shard, read_shard(shard_path(self.out, self.manifest, shard), self.manifest, shard))
+            path = shard_path(self.out, self.manifest, shard)
+            if (digest := file_hash(path)) != self._own.get(shard):
+                self._check_rows(shard, read_shard(path, self.manifest, shard), digest)
 
-    def _check_rows(self, shard: int, table: pa.Table) -> None:
-        """Refuse a shard of other images or labels; where it states their content hash, two rows speak for all.
+    def _is_of_these(self, shard: int, path: Path, digest: str) -> None:
+        self._own[shard] = digest
+        if self.images is not None:
+            self.statements.write(path, digest, self.images)
 
-        One that states another, as where an image beyond it was repaired since, states theirs from then on.
-        """
-        rows, stated = self.manifest.rows_of(shard), images_of(table)
-        for position in (0, len(rows) - 1) if stated is not None and stated == self.images else range(len(rows)):
+    def _check_rows(self, shard: int, table: pa.Table, digest: str) -> None:
+        """Refuse a shard of other images or labels; where it is stated to be of these, two rows speak for all."""
+        path, rows = shard_path(self.out, self.manifest, shard), self.manifest.rows_of(shard)
+        is_stated = self.images is not None and (
+            self.finished_of == self.images or self.statements.hold(path, digest, self.images)
+        )
+        for position in (0, len(rows) - 1) if is_stated else range(len(rows)):
             image, label = read_item(self.dataset, rows[position])
             found = table.column("key")[position].as_py(), table.column("label")[position].as_py()
             if found != (content_key(image), label):
@@ -131,8 +144,7 @@ class ShardBuilder:
                     f"{str(self.out)!r} holds maps of other data: row {rows[position]} is not "
                     f"{row_name(self.dataset, rows[position])} with label {label}; choose another --out or delete it"
                 )
-        if stated is not None and stated != self.images:
-            write_shard(shard_path(self.out, self.manifest, shard), table, self.images)
+        self._is_of_these(shard, path, digest)
 
     def _within_memory(self, indices: range, items: list[Item]) -> list[MapRow]:
         """Return the rows of some images; where the device's memory does not hold a chunk, halve it and go on."""

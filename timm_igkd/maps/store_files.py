@@ -8,6 +8,7 @@ out/README.md                           dataset card
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manif
 from timm_igkd.maps.row_format import check_columns, read_row
 from timm_igkd.records import write_record
 
-_IMAGES = b"timm_igkd_images"  # in the metadata of a shard's schema
 _SHARD_NAME = re.compile(r"-(\d+)-of-\d+\.parquet\Z")
 
 
@@ -76,8 +76,7 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
 def first_difference(found: Manifest, wanted: Manifest) -> str | None:
     """Return the first setting in which two manifests differ, in words; None where the same maps were asked for.
 
-    The images' own hash is no setting: a damaged image may be repaired between two parts of a build, and each shard
-    says of which images it is.
+    The images' own hash is no setting: a damaged image may be repaired between two parts of a build, see `Statements`.
     """
     for setting in fields(Manifest):
         if setting.metadata.get("is_setting", True):
@@ -99,19 +98,50 @@ def _difference(name: str, found: Any, wanted: Any) -> str:
     return f"{name} is {found!r} there, {wanted!r} here"
 
 
-def write_shard(path: Path, table: pa.Table, images: str | None = None) -> None:
-    """Write a shard atomically, with page checksums.
-
-    Args:
-        path: of the shard.
-        table: its rows.
-        images: content hash of the data set that it is of a part of, as its builder read it; None where there is none.
-    """
-    others = {key: value for key, value in (table.schema.metadata or {}).items() if key != _IMAGES}
-    table = table.replace_schema_metadata(others | ({} if images is None else {_IMAGES: images}))
+def write_shard(path: Path, table: pa.Table) -> str:
+    """Write a shard atomically, with page checksums, and return its `file_hash`."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="snappy", write_page_checksum=True, use_dictionary=False)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    write_atomic(path, data)
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def file_hash(path: Path) -> str:
+    """Return the hash of a file's bytes, xxh3-128, 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+class Statements:
+    """Of which images the shards of an unfinished store are, in files beside them that a finished store has no more.
+
+    A shard that is copied from elsewhere, or in place of another, has no statement that fits its bytes.
+
+    Args:
+        out: the store's folder.
+    """
+
+    def __init__(self, out: Path):
+        self.folder = out / ".images"
+
+    def hold(self, shard: Path, file_hash: str, images: str) -> bool:
+        """Return whether a shard of these bytes is of the data set of this content hash, as who built it read it."""
+        with contextlib.suppress(OSError):
+            return self._path(shard).read_bytes() == f"{file_hash} {images}".encode()
+        return False
+
+    def write(self, shard: Path, file_hash: str, images: str) -> None:
+        """State it."""
+        with contextlib.suppress(FileNotFoundError):  # another call finished the store meanwhile
+            self.folder.mkdir(exist_ok=True)
+            write_atomic(self._path(shard), f"{file_hash} {images}".encode())
+
+    def remove(self) -> None:
+        """Take all of them away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, shard: Path) -> Path:
+        return self.folder / shard.stem
 
 
 def read_shard(path: Path, manifest: Manifest, shard: int, checksums: bool = True) -> pa.Table:
@@ -141,12 +171,6 @@ def read_shard(path: Path, manifest: Manifest, shard: int, checksums: bool = Tru
             f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again"
         )
     return table
-
-
-def images_of(table: pa.Table) -> str | None:
-    """Return the content hash of the data set that a shard says it is of a part of."""
-    stated = (table.schema.metadata or {}).get(_IMAGES)
-    return None if stated is None else stated.decode(errors="replace")
 
 
 def check_shard(path: Path, manifest: Manifest, shard: int) -> pa.Table:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -35,18 +35,13 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
     Raises:
         MissingFileError: the record is missing. InputError: an export of other weights, or a damaged file.
     """
-    told = [exported.format for exported in run.metrics.exports] if run.metrics else None
-    if not folder.is_dir() or (told == [] and not (folder / RECORD).exists()):
+    if not folder.is_dir():
         return {}
+    if run.metrics and not run.metrics.exports:
+        return _stays(folder, "the run tells of none") if (folder / RECORD).exists() else {}
     record = read_export_record(folder)
-    made = [exported.format for exported in record.exports]
-    if told is not None and sorted(told) != sorted(made):
-        print(
-            f"warning: {str(folder)!r} stays here: it holds {', '.join(made)}, the run tells of "
-            f"{', '.join(told) or 'no export'}; to push it along, give the run's own command --export {' '.join(made)}",
-            file=sys.stderr,
-        )
-        return {}
+    if run.metrics and [asdict(told) for told in run.metrics.exports] != record.metrics():
+        return _stays(folder, "the run tells of another, of the same or of other files")
     if record.weights_sha256 != weights_sha256:
         raise InputError(f"{str(folder)!r} is of other weights than the student; export it again, or delete the folder")
     files: dict[str, bytes | Path] = {f"{_EXPORTS}{RECORD}": record_bytes(_without_paths(record, run))}
@@ -56,6 +51,16 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
             raise InputError(f"{str(path)!r} is not the file that {RECORD} names; export the student again")
         files[f"{_EXPORTS}{path.name}"] = path
     return files
+
+
+def _stays(folder: Path, why: str) -> dict[str, bytes | Path]:
+    """Say that an export is not pushed."""
+    print(
+        f"warning: the export in {str(folder)!r} stays here: {why}; to push one, delete the folder and give the run's "
+        f"command --export {' or '.join(FILES)}",
+        file=sys.stderr,
+    )
+    return {}
 
 
 def _without_paths(record: ExportRecord, run: RunFacts) -> ExportRecord:

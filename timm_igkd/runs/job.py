@@ -188,7 +188,7 @@ class Run:
         save_config(self.config, self.folder.config)
         if self.choice is not None:
             write_record(self.folder.students, self.choice)
-        if pending & {"teacher", "maps", "student"} or not self.folder.environment.exists():  # not what draws a page
+        if pending & {"teacher", "student"} or not self.folder.environment.exists():  # not what draws a page
             write_json(
                 self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | self.stages.launch()
             )

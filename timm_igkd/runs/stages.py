@@ -170,15 +170,17 @@ class Stages:
         self.accelerator.wait_for_everyone()
         earlier, inputs = self.finished(self.run_dir, stage.name), self.inputs(stage.name)
         begun = StageMarker(self.config.settings_of(stage.name), inputs, self.launch(), torch.get_num_threads())
+        keeps = earlier is not None and not stage.is_redone  # a part of its output was lost, the rest is of then
         if self.accelerator.is_main_process:
             self._note_threads(stage, begun.torch_threads)
-            write_record(_path(self.run_dir, stage.name), begun)
+            if not keeps:
+                write_record(_path(self.run_dir, stage.name), begun)
         started = time.perf_counter()
         stage.function()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             seconds = round(time.perf_counter() - started, 2)
-            if earlier is not None and not stage.is_redone:  # a part of its output was lost, the rest is of then
+            if earlier is not None and keeps:
                 seconds = max(seconds, earlier.wall_time_s or 0.0)
             write_record(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
             self.accelerator.print(f"{self.label}{stage.name}: done in {time.perf_counter() - started:.1f} s")
