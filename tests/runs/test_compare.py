@@ -181,6 +181,11 @@ def test_longer_arm_gets_the_epochs_that_the_maps_cost(compared, trainings):
     trainings.clear()
     compared(*OVERLAY, "--compare", "cost")
     assert trainings == []
+    (run / "maps" / "provenance.json").unlink()
+    slower = json.loads((run / ".stages" / "maps.json").read_text()) | {"wall_time_s": 100 * seconds}
+    (run / ".stages" / "maps.json").write_text(json.dumps(slower))
+    compared(*OVERLAY, "--compare", "cost")
+    assert trainings == []
 
 
 def test_an_arm_that_is_evaluated_again_needs_no_weights_to_start_from(compared, trainings, teacher_folder, tmp_path):

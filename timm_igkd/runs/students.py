@@ -209,10 +209,12 @@ class Arms:
         """Return the epochs that an arm has more than the run; None where they are not measured yet.
 
         As many as the maps cost: seconds of the maps stage / mean seconds of an epoch of KD with the first seed,
-        rounded up. Of a maps stage that was killed and resumed the last part counts.
+        rounded up. Of a maps stage that was killed and resumed the last part counts. Once trained, an arm keeps them.
         """
         if arm.name != "kd_longer":
             return 0
+        if (trained := Stages.finished(self._folder(arm).path, "student")) is not None:
+            return int(trained.settings["epochs"]) - self.config.epochs
         kd = self._folder(Arm("kd", self.config.seed))
         maps = Stages.finished(self.folder.path, "maps")
         if maps is None or maps.wall_time_s is None or Stages.finished(kd.path, "student") is None:
