@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fixture_parts import HUB_TOKEN
 from tiny_parts import ImageList, noise_image, tiny_teacher
 from torch import nn
 
@@ -68,3 +69,13 @@ def run_python(code: str, env: dict[str, str], cwd: Path) -> str:
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def one_error_line(capfd):
+    """Return the one line that a command printed, its token in none of it."""
+    out, err = capfd.readouterr()
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("timm-igkd: error: ")
+    assert HUB_TOKEN not in out + err
+    return lines[0]

@@ -27,8 +27,8 @@ def answers(results: StudyResults) -> list[Answer]:
     if results.config.purpose == "check":
         return [("What follows from the numbers?", [NO_CONCLUSION])]
     found = [answer for column, question in QUESTIONS.items() if (answer := _overlay(results, column, question))]
-    found += [answer for answer in (_alignment(results), _others(results), beside_paper(results)) if answer]
-    found += [answer for answer in (_failures(results),) if answer]
+    more = (_alignment, _others, beside_paper, _failures)
+    found += [answer for ask in more if (answer := ask(results))]
     cost = cost_against_teacher(results)
     if not found:
         nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."

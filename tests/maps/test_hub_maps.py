@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from fixture_parts import HUB_TOKEN
-from hub_parts import HUB_MARKS, IMAGES, build_maps, code_blocks, run_python
+from hub_parts import HUB_MARKS, IMAGES, build_maps, code_blocks, one_error_line, run_python
 from huggingface_hub import constants
 from PIL import Image
 from tiny_parts import ImageList, noise_image, tiny_score
@@ -38,15 +38,6 @@ def published(hub):
 
 def push(store, *options, repo=REPO):
     return main(["push-maps", str(store.path), "--repo-id", repo, *options])
-
-
-def one_error_line(capfd):
-    out, err = capfd.readouterr()
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("timm-igkd: error: ")
-    assert HUB_TOKEN not in out + err
-    return lines[0]
 
 
 def test_pushed_dataset_holds_shards_provenance_card_and_picture(hub, store):

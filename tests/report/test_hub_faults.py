@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from fixture_parts import HUB_TOKEN
-from hub_parts import HUB_MARKS, make_run, plain_student
+from hub_parts import HUB_MARKS, make_run, one_error_line, plain_student
 from huggingface_hub import HfApi
 from huggingface_hub.utils import _http, get_session
-from student_push_parts import REPO, one_error_line, published, push
+from student_push_parts import REPO, published, push
 
 from timm_igkd import load_model, push_student
 from timm_igkd.errors import RunError

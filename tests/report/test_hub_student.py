@@ -10,9 +10,9 @@ import pytest
 import timm
 import torch
 from fixture_parts import HUB_TOKEN
-from hub_parts import HUB_MARKS, NAMES, code_blocks, plain_student, run_python
+from hub_parts import HUB_MARKS, NAMES, code_blocks, one_error_line, plain_student, run_python
 from huggingface_hub import constants
-from student_push_parts import REPO, one_error_line, published, push
+from student_push_parts import REPO, published, push
 
 from timm_igkd import load_model, push_student, save_model
 from timm_igkd.cli.main import main
