@@ -1,3 +1,5 @@
+"""Numbers of models whose answers are known by construction."""
+
 import json
 import math
 
@@ -5,62 +7,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
-from tiny_parts import tiny_teacher
+from evaluation_parts import QUIET, ShadeReader, Shades
 
-from timm_igkd.cli import commands
-from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
-from timm_igkd.evaluation.corruptions import CORRUPTIONS, corrupt
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model
 from timm_igkd.evaluation.latency import time_model
-from timm_igkd.evaluation.metrics import Evaluation, classification_metrics, evaluate, write_metrics
-from timm_igkd.models.loading import save_model
+from timm_igkd.evaluation.metrics import classification_metrics, evaluate, write_metrics
 from timm_igkd.report.run_files import read_predictions, write_predictions
-
-QUIET = {"measure_latency": False, "progress": False}
-
-
-class Shades(torch.utils.data.Dataset):
-    """Grey images whose level is 10 times the class."""
-
-    name, split = "shades", "test"
-
-    def __init__(self, labels, classes=None):
-        self.labels = list(labels)
-        if classes is not None:
-            self.classes = classes
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return Image.new("RGB", (8, 8), (10 * abs(self.labels[index]),) * 3), self.labels[index]
-
-
-class ShadeReader(torch.nn.Module):
-    """Answers with the class whose shade is nearest; `answers` permutes the outputs."""
-
-    def __init__(self, num_classes=4, sharpness=10.0, answers=None, mean=0.0, std=1.0):
-        super().__init__()
-        self.num_classes = num_classes
-        shades = torch.full((num_classes,), 99.0)
-        for shade, output in enumerate(answers if answers is not None else range(num_classes)):
-            shades[output] = shade
-        self.shades = torch.nn.Parameter(shades)
-        self.sharpness, self.mean, self.std = sharpness, mean, std
-        self.pretrained_cfg = {
-            "input_size": (3, 8, 8),
-            "mean": (mean,) * 3,
-            "std": (std,) * 3,
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-        }
-
-    def forward(self, x):
-        shade = (x.mean(dim=(1, 2, 3)) * self.std + self.mean) * 25.5
-        return -self.sharpness * (shade[:, None] - self.shades).square()
 
 
 def test_perfect_model_has_top1_100_and_ece_0():
@@ -236,9 +190,6 @@ def test_predictions_come_back_over_the_datasets_classes(tmp_path):
     assert np.array_equal(found.student_logits, result.logits.numpy())
 
 
-# ---- metrics of logits ----
-
-
 def test_metrics_of_known_logits():
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
     metrics = classification_metrics(probabilities.log(), torch.tensor([0, 1, 2, 2]))
@@ -252,111 +203,6 @@ def test_evaluate_gives_the_metrics_of_its_logits():
     result = evaluate(ShadeReader(sharpness=0.1, answers=[1, 0, 2, 3]), Shades([0, 1, 2]), **QUIET)
     expected = classification_metrics(result.logits, result.labels)
     assert {key: result.metrics[key] for key in expected} == expected
-
-
-# ---- robustness ----
-
-
-class NoisyShades(Shades):
-    """Noisy images of about their shade, each of its own, 12 pixels where the model takes 8."""
-
-    def __getitem__(self, index):
-        noise = np.random.default_rng(index).integers(0, 5, (12, 12, 3))
-        return Image.fromarray((10 * self.labels[index] + noise).astype(np.uint8)), self.labels[index]
-
-
-def test_robustness_is_measured_only_on_demand():
-    assert "robustness" not in evaluate(ShadeReader(), Shades([0, 1]), **QUIET).metrics
-
-
-def test_robustness_is_the_accuracy_on_corrupted_images_before_the_transform():
-    model, dataset = ShadeReader().eval(), NoisyShades([0, 1, 2, 3, 3, 2, 1])
-    robustness = evaluate(model, dataset, corruptions=7, **QUIET).metrics["robustness"]
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-    images = torch.stack([torch.from_numpy(np.array(dataset[i][0])).permute(2, 0, 1) for i in range(7)])
-    for kind in CORRUPTIONS:
-        for severity in (1, 2, 3, 4, 5):
-            corrupted = corrupt(images, kind, severity).permute(0, 2, 3, 1).numpy()
-            logits = model(torch.stack([transform(Image.fromarray(image)) for image in corrupted]))
-            right = (logits.argmax(1) == torch.tensor(dataset.labels)).double().mean().item()
-            assert robustness["kinds"][kind][severity - 1] == pytest.approx(100 * right)
-    assert list(robustness["kinds"]) == list(CORRUPTIONS)
-    assert robustness["top1"] == pytest.approx(np.mean(list(robustness["kinds"].values())))
-    assert robustness["n"] == 7
-    assert 0 < robustness["top1"] < 100
-
-
-def test_limited_robustness_is_spread_over_the_dataset():
-    read = []
-
-    class Recorded(NoisyShades):
-        def __getitem__(self, index):
-            read.append(index)
-            return super().__getitem__(index)
-
-    dataset = Recorded([0] * 5 + [3] * 5)
-    assert evaluate(ShadeReader(), dataset, corruptions=2, **QUIET).metrics["robustness"]["n"] == 2
-    assert read == [*range(10), 0, 5]
-    assert evaluate(ShadeReader(), dataset, corruptions=99, **QUIET).metrics["robustness"]["n"] == 10
-
-
-def test_batches_and_workers_change_no_robustness():
-    dataset = NoisyShades([0, 1, 2, 3, 3])
-    expected = evaluate(ShadeReader(), dataset, corruptions=5, **QUIET).metrics["robustness"]
-    for options in ({"batch_size": 7}, {"batch_size": 81}, {"num_workers": 1}):
-        assert evaluate(ShadeReader(), dataset, corruptions=5, **options, **QUIET).metrics["robustness"] == expected
-
-
-def test_teacher_has_robustness_of_its_own():
-    dataset = NoisyShades([0, 1, 2])
-    teacher = ShadeReader(num_classes=6, answers=[4, 2, 1, 0], mean=0.5, std=0.25)
-    student = ShadeReader(answers=[1, 0, 2, 3])
-    indices = [4, 2, 1, 0]
-    both = evaluate(student, dataset, teacher=teacher, teacher_class_indices=indices, corruptions=3, **QUIET).metrics
-    alone = evaluate(teacher, dataset, class_indices=indices, corruptions=3, **QUIET).metrics
-    assert both["teacher"]["robustness"] == alone["robustness"]
-    assert both["robustness"]["top1"] < alone["robustness"]["top1"]
-
-
-def test_negative_number_of_corrupted_images_is_refused():
-    with pytest.raises(InputError, match="corruptions must be at least 0, got -1"):
-        evaluate(ShadeReader(), Shades([0]), corruptions=-1, **QUIET)
-
-
-def test_non_finite_logits_of_a_corrupted_image_are_an_error():
-    class Fragile(ShadeReader):
-        def forward(self, x):
-            return super().forward(x) / (x[:, 0, 0, 0] > 0)[:, None]  # a translated image has a black corner
-
-    with pytest.raises(RunError, match="model gives non-finite logits for a corrupted image"):
-        evaluate(Fragile(), Shades([1, 2, 3]), corruptions=3, **QUIET)
-
-
-@pytest.fixture
-def evaluate_digits(tmp_path):
-    save_model(tiny_teacher(classes=10), tmp_path / "model")
-    arguments = ["--model", f"local-dir:{tmp_path / 'model'}", "--dataset", "digits", "--split", "test"]
-    return lambda *options: main(["evaluate", *arguments, "--out", str(tmp_path / "metrics.json"), *options])
-
-
-@pytest.mark.parametrize(("option", "n"), [([], None), (["--corruptions", "4"], 4), (["--corruptions"], 360)])
-def test_command_measures_robustness_on_demand(option, n, evaluate_digits, tmp_path, monkeypatch, capsys):
-    def stand_in(model, dataset, *, corruptions, **options):
-        metrics = {"top1": 90.0, "n": len(dataset), "loss": 0.5}
-        if corruptions:
-            metrics["robustness"] = {"top1": 50.0, "n": min(corruptions, len(dataset)), "kinds": {}}
-        return Evaluation(metrics, torch.zeros(1, 1), torch.zeros(1))
-
-    monkeypatch.setattr(commands, "evaluate", stand_in)
-    assert evaluate_digits(*option) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text()).get("robustness", {}).get("n") == n
-    assert (f"corrupted 50.00 % (n = {n} each)" in capsys.readouterr().out) == (n is not None)
-
-
-def test_command_refuses_a_negative_number_of_corrupted_images(evaluate_digits, tmp_path, capsys):
-    assert evaluate_digits("--corruptions", "-2") == 2
-    assert "corruptions must be at least 0" in capsys.readouterr().err
-    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_model_of_grey_images_is_refused():

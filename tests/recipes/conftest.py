@@ -8,7 +8,7 @@ import pytest
 import yaml
 from command_lines import Outcome, Runner, leave_empty_page, run_in_process, tiny_run, two_splits
 from fixture_parts import ImageFactory
-from study_parts import ARMS, STUDENT
+from study_parts import ARMS, STUDENT, helpful_study
 
 import study
 from timm_igkd.runs import job
@@ -68,3 +68,15 @@ def run(recipe: Runner, images: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def trained_teacher(teacher_folder: Path) -> list[object]:
     """Return the flags that use a given teacher, for runs that are about the student."""
     return ["--teacher-epochs", 0, "--teacher", f"local-dir:{teacher_folder}"]
+
+
+@pytest.fixture(scope="module")
+def primary(tmp_path_factory):
+    """A complete primary study in which aligned overlays help."""
+    return helpful_study(tmp_path_factory.mktemp("primary"))
+
+
+@pytest.fixture(scope="module")
+def helpful(tmp_path_factory):
+    """A study in which aligned overlays help; one run is missing, and nothing is claimed."""
+    return helpful_study(tmp_path_factory.mktemp("helpful"), skip=[("KD&IG blank", 11)], purpose="exploratory")

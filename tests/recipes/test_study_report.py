@@ -45,20 +45,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def primary(tmp_path_factory):
-    """A study in which aligned overlays help; one run is missing, and nothing is claimed."""
-    return helpful_study(tmp_path_factory.mktemp("primary"), skip=[("KD&IG blank", 11)], purpose="exploratory")
-
-
-@pytest.fixture(scope="module")
-def pages(primary, tmp_path_factory):
+def pages(helpful, tmp_path_factory):
     """Markdown and page of the primary study and one that was not run."""
     waiting = primary_study(tmp_path_factory.mktemp("none"), name="waiting", title="Waiting", purpose="exploratory")
-    return report(tmp_path_factory.mktemp("pages"), primary.config, waiting)
+    return report(tmp_path_factory.mktemp("pages"), helpful.config, waiting)
 
 
-def test_every_number_of_the_contrast_table_is_in_both_files(primary, pages):
-    found = primary.contrasts("top1")[0].comparison
+def test_every_number_of_the_contrast_table_is_in_both_files(helpful, pages):
+    found = helpful.contrasts("top1")[0].comparison
     for text in pages:
         assert signed(found.difference) in html.unescape(text)
         assert f"{signed(found.low)} to {signed(found.high)}" in html.unescape(text)
@@ -74,16 +68,16 @@ def test_page_is_self_contained_and_ids_are_unique(pages):
     assert "#01020" not in pages[1]
 
 
-def test_markdown_shows_every_figure_of_the_page_as_a_file(primary, tmp_path):
-    markdown, page = report(tmp_path, primary.config)
+def test_markdown_shows_every_figure_of_the_page_as_a_file(helpful, tmp_path):
+    markdown, page = report(tmp_path, helpful.config)
     shown = re.findall(r"!\[.+\]\((figures/.+\.svg)\)", markdown)
     assert len(shown) == Page(page).tags.count("svg") == 3
     assert sorted(shown) == sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "figures").iterdir())
 
 
-def test_figures_are_drawings_in_fixed_colours_on_a_background(primary, tmp_path):
+def test_figures_are_drawings_in_fixed_colours_on_a_background(helpful, tmp_path):
     """GitHub, editors and packages show an SVG without the variables and the background of our page."""
-    report(tmp_path, primary.config)
+    report(tmp_path, helpful.config)
     for path in (tmp_path / "figures").iterdir():
         text = path.read_text()
         root = ElementTree.fromstring(text)
@@ -95,8 +89,8 @@ def test_figures_are_drawings_in_fixed_colours_on_a_background(primary, tmp_path
 
 
 @pytest.mark.slow
-def test_links_of_markdown_lead_to_figures_in_any_folder(primary, tmp_path):
-    write_report([primary.config], tmp_path / "a" / "R.md", tmp_path / "R.html", figures=tmp_path / "b" / "c")
+def test_links_of_markdown_lead_to_figures_in_any_folder(helpful, tmp_path):
+    write_report([helpful.config], tmp_path / "a" / "R.md", tmp_path / "R.html", figures=tmp_path / "b" / "c")
     links = re.findall(r"\((.+\.svg)\)", (tmp_path / "a" / "R.md").read_text())
     assert links[0] == "../b/c/primary-contrasts.svg"
     assert all((tmp_path / "a" / link).is_file() for link in links)
@@ -114,7 +108,7 @@ def test_study_without_rows_is_listed_with_its_command(pages):
         assert "accelerate launch recipes/study.py --config recipes/configs/study_waiting.yaml" in text
 
 
-def test_missing_runs_and_provenance_are_listed(primary, pages):
+def test_missing_runs_and_provenance_are_listed(helpful, pages):
     for text in pages:
         assert "59 of 60 planned" in text
         assert "1 run: seed 11 of KD&amp;IG blank" in text or "1 run: seed 11 of KD&IG blank" in text
@@ -153,9 +147,9 @@ def test_spread_of_an_unfinished_study_is_refused(tmp_path):
         waiting.spread("top1")
 
 
-def test_equal_rows_give_equal_files(primary, pages, tmp_path):
+def test_equal_rows_give_equal_files(helpful, pages, tmp_path):
     waiting = primary_study(tmp_path / "none", name="waiting", title="Waiting", purpose="exploratory")
-    again = report(tmp_path, primary.config, waiting)
+    again = report(tmp_path, helpful.config, waiting)
     assert again[1] == pages[1]
     assert again[0] == pages[0]
 
@@ -206,7 +200,7 @@ def test_quantile_plots_start_at_twenty_seeds(tmp_path):
     assert quantiles(StudyResults.read(primary_study(tmp_path, seeds=19)), "x") is None
 
 
-def test_compression_figure_shows_arms_of_several_sizes(tmp_path, primary):
+def test_compression_figure_shows_arms_of_several_sizes(tmp_path, helpful):
     cells = {"Student": {"grid": {"drop": [5, 9]}}, "KD&IG": KD | IG | {"grid": {"drop": [5, 9]}}}
     config = primary_study(tmp_path, seeds=2, cells=cells, contrasts=(), base={}, purpose="exploratory")
     add_rows(config, measured=False)
@@ -216,7 +210,7 @@ def test_compression_figure_shows_arms_of_several_sizes(tmp_path, primary):
     assert "KD&amp;IG, paper" in svg
     assert "12×" in svg
     assert "the paper's means" in words
-    assert draw(primary, "x") is None
+    assert draw(helpful, "x") is None
 
 
 def test_compression_figure_pairs_arms_by_their_student(tmp_path, monkeypatch):
@@ -245,16 +239,16 @@ def test_command_writes_the_report_of_yaml_files(tmp_path, capsys):
     assert "two.yaml" in capsys.readouterr().err
 
 
-def test_two_studies_of_one_name_are_refused(primary, tmp_path):
+def test_two_studies_of_one_name_are_refused(helpful, tmp_path):
     with pytest.raises(InputError, match="each once"):
-        report(tmp_path, primary.config, primary.config)
+        report(tmp_path, helpful.config, helpful.config)
 
 
-def test_rows_of_the_tests_are_those_of_the_study(primary):
-    assert StudyRows(primary.config.output_dir).run_keys() == {
-        (primary.config.run_hash(cell), seed)
-        for name, cell in primary.config.cells.items()
-        for seed in primary.config.seed_range
+def test_rows_of_the_tests_are_those_of_the_study(helpful):
+    assert StudyRows(helpful.config.output_dir).run_keys() == {
+        (helpful.config.run_hash(cell), seed)
+        for name, cell in helpful.config.cells.items()
+        for seed in helpful.config.seed_range
         if (name, seed) != ("KD&IG blank", 11)
     }
 

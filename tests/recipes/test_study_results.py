@@ -14,7 +14,6 @@ from study_parts import (
     add_rows,
     edit_predictions,
     edit_rows,
-    helpful_study,
     primary_study,
     report,
     said,
@@ -41,49 +40,43 @@ from studies.trials import trials_table
 from timm_igkd.errors import InputError, MissingFileError
 
 
-@pytest.fixture(scope="module")
-def primary(tmp_path_factory):
-    """A study in which aligned overlays help; one run is missing, and nothing is claimed."""
-    return helpful_study(tmp_path_factory.mktemp("primary"), skip=[("KD&IG blank", 11)], purpose="exploratory")
-
-
-def test_contrasts_are_scipys_on_the_rows(primary):
-    found = primary.contrasts("top1")[0]
-    a, b = (np.array(list(primary.values(cell, "top1").values())) for cell in (ALIGNED, "KD"))
+def test_contrasts_are_scipys_on_the_rows(helpful):
+    found = helpful.contrasts("top1")[0]
+    a, b = (np.array(list(helpful.values(cell, "top1").values())) for cell in (ALIGNED, "KD"))
     expected = stats.ttest_rel(a, b)
     assert found.comparison.p == pytest.approx(expected.pvalue)
     assert (found.comparison.low, found.comparison.high) == pytest.approx(tuple(expected.confidence_interval()))
     assert found.comparison.welch_p == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
-def test_power_is_that_of_04_points_at_the_observed_spread(primary):
-    contrast = primary.contrasts("top1")[0]
-    sd = primary.differences(contrast.a, contrast.b, "top1").std(ddof=1)
+def test_power_is_that_of_04_points_at_the_observed_spread(helpful):
+    contrast = helpful.contrasts("top1")[0]
+    sd = helpful.differences(contrast.a, contrast.b, "top1").std(ddof=1)
     assert contrast.power == pytest.approx(paired_power(sd, 12, 0.4))
     assert paired_power(sd, round(contrast.needed), 0.4) >= 0.8 > paired_power(sd, round(contrast.needed) - 1, 0.4)
 
 
-def test_drawn_differences_are_those_of_the_contrast(primary):
-    found = primary.differences(ALIGNED, "KD", "top1")
-    assert found.mean() == pytest.approx(primary.compare(ALIGNED, "KD", "top1").difference)
+def test_drawn_differences_are_those_of_the_contrast(helpful):
+    found = helpful.differences(ALIGNED, "KD", "top1")
+    assert found.mean() == pytest.approx(helpful.compare(ALIGNED, "KD", "top1").difference)
     assert len(found) == 12
 
 
-def test_holm_is_over_the_named_contrasts_of_one_outcome(primary):
-    raw = [contrast.comparison.p for contrast in primary.contrasts("top1")]
-    adjusted = [contrast.holm_p for contrast in primary.contrasts("top1")]
+def test_holm_is_over_the_named_contrasts_of_one_outcome(helpful):
+    raw = [contrast.comparison.p for contrast in helpful.contrasts("top1")]
+    adjusted = [contrast.holm_p for contrast in helpful.contrasts("top1")]
     assert min(adjusted) == pytest.approx(4 * min(raw))
-    assert adjusted != [contrast.holm_p for contrast in primary.contrasts("corruption_top1")]
+    assert adjusted != [contrast.holm_p for contrast in helpful.contrasts("corruption_top1")]
 
 
-def test_missing_run_leaves_its_seed_out_of_its_contrast_only(primary):
-    assert [contrast.comparison.n for contrast in primary.contrasts("top1")] == [12, 12, 12, 11]
-    assert primary.missing == [("KD&IG blank", 11)]
+def test_missing_run_leaves_its_seed_out_of_its_contrast_only(helpful):
+    assert [contrast.comparison.n for contrast in helpful.contrasts("top1")] == [12, 12, 12, 11]
+    assert helpful.missing == [("KD&IG blank", 11)]
 
 
-def test_bootstrap_is_recomputed_from_the_predictions(primary):
-    found = primary.bootstrap(ALIGNED, "KD")
-    assert found.estimate == pytest.approx(primary.contrasts("top1")[0].comparison.difference)
+def test_bootstrap_is_recomputed_from_the_predictions(helpful):
+    found = helpful.bootstrap(ALIGNED, "KD")
+    assert found.estimate == pytest.approx(helpful.contrasts("top1")[0].comparison.difference)
     assert found.low < found.estimate < found.high
 
 
@@ -191,10 +184,10 @@ def test_failed_runs_are_in_no_mean_by_class(tmp_path):
     assert "KD" not in dict(transfer_table(StudyResults.read(config)).rows)
 
 
-def test_transfer_table_is_the_mean_over_seeds_by_class(primary):
-    runs = primary.runs["KD"].values()
+def test_transfer_table_is_the_mean_over_seeds_by_class(helpful):
+    runs = helpful.runs["KD"].values()
     cat = float(np.mean([json.loads(row["transfer_per_class"])["cat"] for row in runs]))
-    assert dict(transfer_table(primary).rows)["KD"][0].main == number(cat, 1)
+    assert dict(transfer_table(helpful).rows)["KD"][0].main == number(cat, 1)
 
 
 def test_monte_carlo_runs_stand_beside_the_papers_without_a_test(tmp_path):
@@ -246,26 +239,26 @@ def test_cost_is_told_against_the_teachers(tmp_path):
     assert len(cost_against_teacher(StudyResults.read(config))) == 1
 
 
-def test_all_studies_overlays_stand_at_a_glance(primary, tmp_path):
+def test_all_studies_overlays_stand_at_a_glance(helpful, tmp_path):
     check = primary_study(tmp_path / "check", seeds=3, name="check", purpose="check")
     add_rows(check)
-    table = glance([primary, StudyResults.read(check)])
+    table = glance([helpful, StudyResults.read(check)])
     controls = [other for other in PRIMARY_CELLS if other != ALIGNED]
     assert [name for name, _ in table.rows] == [f"Primary: {ALIGNED} − {other}" for other in controls]
-    for (_, entries), contrast in zip(table.rows, primary.contrasts("top1"), strict=True):
-        corrupted = primary.compare(contrast.a, contrast.b, "corruption_top1")
+    for (_, entries), contrast in zip(table.rows, helpful.contrasts("top1"), strict=True):
+        corrupted = helpful.compare(contrast.a, contrast.b, "corruption_top1")
         assert entries[1].main == signed(contrast.comparison.difference)
         assert entries[2].main == probability(contrast.holm_p)
         assert entries[3].main == signed(corrupted.difference)
     assert [entries[4].main for _, entries in table.rows] == [
-        probability(contrast.holm_p) for contrast in primary.contrasts("corruption_top1")
+        probability(contrast.holm_p) for contrast in helpful.contrasts("corruption_top1")
     ]
-    again = primary_study(primary.config.output_dir, name="again", purpose="exploratory")
-    assert glance([primary, StudyResults.read(again)]) == table  # runs that two studies share stand once
+    again = primary_study(helpful.config.output_dir, name="again", purpose="exploratory")
+    assert glance([helpful, StudyResults.read(again)]) == table  # runs that two studies share stand once
     subsets = primary_study(tmp_path / "subsets", base={"drop": 5, "subset_fraction": 0.8}, purpose="exploratory")
     assert glance([StudyResults.read(check), StudyResults.read(subsets)]) is None  # neither a result, nor run
     assert StudyResults.read(subsets).contrasts("top1")[0].comparison.n == 0
-    write_report([primary.config], tmp_path / "a.md", tmp_path / "a.html")
+    write_report([helpful.config], tmp_path / "a.md", tmp_path / "a.html")
     for path in (tmp_path / "a.md", tmp_path / "a.html"):
         assert path.read_text().count("At a glance") >= 1
 
@@ -276,9 +269,9 @@ def test_command_of_the_report_is_that_of_the_config(tmp_path):
     assert "accelerate launch --mixed_precision bf16 recipes/study.py --config" in (tmp_path / "a.md").read_text()
 
 
-def test_corruption_table_is_the_mean_over_severities_and_seeds(primary):
-    found = dict(corruption_table(primary).rows)["KD"]
-    levels = [np.mean(list(primary.values("KD", f"corruption/jpeg/{severity}").values())) for severity in range(1, 6)]
+def test_corruption_table_is_the_mean_over_severities_and_seeds(helpful):
+    found = dict(corruption_table(helpful).rows)["KD"]
+    levels = [np.mean(list(helpful.values("KD", f"corruption/jpeg/{severity}").values())) for severity in range(1, 6)]
     assert found[0].main == number(float(np.mean(levels)), 1)
 
 

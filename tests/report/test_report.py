@@ -1,3 +1,5 @@
+"""The page of a run: every section, self-contained, escaped, the same from the same files."""
+
 import json
 import re
 import sys
@@ -15,8 +17,7 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record
 from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
-from timm_igkd.report.run_facts import read_run
-from timm_igkd.report.run_files import parse_metrics, read_metrics, read_predictions, update_metrics
+from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.report.tables import (
     confused_pairs,
     confusion_matrix,
@@ -31,6 +32,8 @@ pytest.importorskip("matplotlib")
 SECTIONS = ["setup", "results", "curves", "samples", "confusion", "calibration", "disagreement"]
 SECTIONS += ["size", "usage", "provenance"]
 HOSTILE = "<script>alert('x')</script>\"&"
+
+
 HISTORY = """epoch,lr,loss,task_loss,distill_loss,attention_loss,top1_train,val_loss,val_top1,seconds
 0,0.001,2.0,1.9,0.4,,40.0,1.5,50.0,1.0
 1,0.001,1.0,0.9,0.2,,70.0,0.8,75.0,1.0
@@ -300,56 +303,3 @@ def test_heat_grows_brighter():
     ramp = heat_image(Image.fromarray(np.arange(256, dtype=np.uint8)[None]))
     lightness = np.asarray(ramp.convert("L"))[0].astype(int)
     assert (np.diff(lightness) >= 0).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda metrics: metrics.clear() or metrics.update(top1=50), "must hold the number top5, found None"),
-        (lambda metrics: metrics.update(top1="92"), "must hold the number top1, found '92'"),
-        (lambda metrics: metrics.update(n=True), "must hold the number n, found True"),
-        (lambda metrics: metrics.update(teacher={"top1": 50}), "teacher must hold the number top5"),
-        (lambda metrics: metrics.update(teacher=[1]), "teacher must hold the number top1"),
-        (lambda metrics: metrics.update(latency_ms=[3]), "latency_ms must be names with values, found a list of 1"),
-        (
-            lambda metrics: metrics.update(robustness={"top1": 5.0, "n": 1, "kinds": {"jpeg": []}}),
-            "robustness: kinds.jpeg must be a list of 5",
-        ),
-        (
-            lambda metrics: metrics.update(wall_time_s={"teacher": "long"}),
-            "wall_time_s.teacher must be a finite number",
-        ),
-    ],
-)
-def test_metrics_that_are_none_are_one_line(change, message, tmp_path):
-    metrics = dict(NUMBERS)
-    change(metrics)
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(InputError, match=message):
-        read_metrics(tmp_path / "metrics.json")
-
-
-def test_metrics_of_another_version_are_read_and_keep_what_this_one_does_not_know(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text(
-        json.dumps(NUMBERS | {"split": None, "later": {"a": 1}, "arms": None, "teacher": NUMBERS | {"x": 1}})
-    )
-    found = read_metrics(path)
-    assert (found.top1, found.split, found.arms, found.exports, found.teacher.n) == (90.0, None, None, (), 10)
-    update_metrics(path, {"wall_time_s": {"report": 1.5}})
-    written = json.loads(path.read_text())
-    assert written == NUMBERS | {"later": {"a": 1}, "teacher": NUMBERS | {"x": 1}, "wall_time_s": {"report": 1.5}}
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + b"x" * 50, b"\x93NUMPY", b"\x80\x04."])
-def test_damaged_predictions_are_one_line(content, tmp_path):
-    (tmp_path / "predictions.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"predictions\.npz is no archive of predictions .*; delete it and run again"):
-        read_predictions(tmp_path / "predictions.npz")
-
-
-@pytest.mark.parametrize("content", [b"", b"[1]", b"a: \xff", b"[" * 50_000])
-def test_damaged_settings_of_a_run_are_not_taken_for_none(content, tmp_path):
-    (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(InputError, match=r"config\.yaml' (is not YAML|must hold)"):
-        read_run(tmp_path)

@@ -1,0 +1,129 @@
+"""Data sets of timm, torchvision and others: the same items, and no image in an unreadable one's place."""
+
+import datasets
+import pytest
+import timm.data
+import torch
+import torchvision
+from data_parts import keys
+from tiny_parts import ImageList, noise_image
+
+from timm_igkd.data.items import class_names, dataset_name, read_item, row_name
+from timm_igkd.data.loading import load_labeled_images
+from timm_igkd.errors import InputError, InputTypeError
+
+
+def test_timm_folder_holds_the_same_items(tiny_images):
+    folder = tiny_images(kind="folder")
+    ours, theirs = load_labeled_images(str(folder), "train"), timm.data.ImageDataset(str(folder / "train"))
+    assert sorted(keys(theirs)) == sorted(keys(ours))
+    assert class_names(theirs) == ours.class_names
+    assert read_item(theirs, 7)[1] == 1
+
+
+def test_unreadable_file_is_not_replaced_by_timms_next_one(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = timm.data.ImageDataset(str(folder))
+    (folder / "class_0" / "0002.png").write_bytes(b"cut")
+    assert read_item(found, 2)[1] == 0
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\) of .* cannot be decoded"):
+        read_item(found, 1)
+
+
+def test_deleted_file_is_not_replaced_by_timms_next_one(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = timm.data.ImageDataset(str(folder))
+    (folder / "class_0" / "0002.png").unlink()
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\) of .* cannot be read"):
+        read_item(found, 1)
+
+
+def test_timms_target_transform_is_applied(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = timm.data.ImageDataset(str(folder), target_transform=lambda target: target + 5)
+    assert read_item(found, 0)[1] == 5
+
+
+def test_timm_dataset_by_name_holds_the_same_items(tiny_images):
+    folder = tiny_images(kind="folder")
+    found = load_labeled_images("folder/", "train", data_dir=str(folder))
+    assert sorted(keys(found)) == sorted(keys(load_labeled_images(str(folder), "train")))
+
+
+def test_timm_dataset_by_name_without_its_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="timm dataset 'folder/' split 'train' under"):
+        load_labeled_images("folder/", "train", data_dir=str(tmp_path))
+
+
+def test_torchvision_folder_holds_the_same_items(tiny_images):
+    folder = tiny_images(kind="folder")
+    found = torchvision.datasets.ImageFolder(str(folder / "train"))
+    assert sorted(keys(found)) == sorted(keys(load_labeled_images(str(folder), "train")))
+    assert class_names(found) == ("class_0", "class_1")
+    assert dataset_name(found) == str(folder / "train")
+
+
+def test_torchvision_unreadable_file_is_named_by_its_row(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    found = torchvision.datasets.ImageFolder(str(folder))
+    (folder / "class_0" / "0002.png").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"image 1 .*of .* cannot be read"):
+        read_item(found, 1)
+
+
+def test_dataset_of_tensors_is_an_error():
+    found = torchvision.datasets.FakeData(size=2, transform=torchvision.transforms.ToTensor())
+    with pytest.raises(InputTypeError, match="image 0 of 'FakeData' is a Tensor, expected a PIL image"):
+        read_item(found, 0)
+
+
+def test_raw_rows_of_datasets_are_an_error_with_the_remedy(tiny_images):
+    rows = datasets.load_dataset(str(tiny_images()), split="train")
+    with pytest.raises(
+        InputTypeError, match=r"image 0 .* is a dict, expected \(PIL image, label\).*load_labeled_images"
+    ):
+        read_item(rows, 0)
+
+
+def test_greyscale_items_of_any_dataset_become_rgb():
+    image, _ = read_item(ImageList([noise_image(0).convert("L")], [0]), 0)
+    assert image.mode == "RGB"
+
+
+def test_subset_reads_and_names_the_row_of_its_dataset(tiny_images):
+    found = load_labeled_images(str(tiny_images()), "train")
+    part = torch.utils.data.Subset(torch.utils.data.Subset(found, [7, 5, 3]), [2, 0])
+    assert keys(part) == [keys(found)[3], keys(found)[7]]
+    assert row_name(part, 0) == found.row_name(3)
+    assert class_names(part) == found.class_names
+
+
+def test_subset_of_timms_dataset_does_not_replace_an_unreadable_file(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    part = torch.utils.data.Subset(timm.data.ImageDataset(str(folder)), [1, 0])
+    (folder / "class_0" / "0002.png").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\)"):
+        read_item(part, 0)
+
+
+def test_concatenated_datasets_do_not_replace_an_unreadable_file(tiny_images):
+    first = tiny_images(kind="folder", name="a") / "train"
+    second = tiny_images(kind="folder", name="b", seed=1) / "train"
+    found = torch.utils.data.ConcatDataset([timm.data.ImageDataset(str(folder)) for folder in (first, second)])
+    assert keys(found) == keys(found.datasets[0]) + keys(found.datasets[1])
+    (second / "class_0" / "0002.png").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"image 1 \(.*0002.png\)"):
+        read_item(found, 9)
+    assert class_names(found) == ("class_0", "class_1")
+
+
+def test_data_dir_of_a_dataset_that_has_none_is_refused(tiny_images, tmp_path):
+    with pytest.raises(InputError, match=r"--data-dir .*cache has no effect on .*images'"):
+        load_labeled_images(str(tiny_images()), "train", data_dir=str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "{}", "new\nline", "hfds/a b", "-a", "a/b c", "a" * 97])
+def test_name_that_is_no_folder_and_no_id_of_the_hub_is_refused_without_asking_it(name):
+    with pytest.raises(InputError, match="is neither a folder that is there nor an id of the Hub"):
+        load_labeled_images(name, "train")
