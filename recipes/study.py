@@ -95,7 +95,7 @@ class Study:
     def _run(self, name: str, cell: Cell, seed: int) -> None:
         started = time.perf_counter()
         row = self._identity(name, cell, seed)
-        self.rows.check(row)
+        self.rows.check(row, self.data.maps_sample(cell))
         data = self.data.training_images(cell, seed)
         row |= {"n_train": len(data), "n_left_out": self._num_available() - len(data), "epochs": cell.epochs}
         student = self.data.create_student(cell, seed)

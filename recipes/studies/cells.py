@@ -149,6 +149,13 @@ class Cell:
         return "maps" if self.map_method == "ig" else f"maps_{self.map_method}"
 
     @property
+    def store_read(self) -> str | None:
+        """The store whose maps (of ig: and logits) make the cell's runs what they are, or None."""
+        if self.needs_maps and self.map_method != "ig":
+            return self.store
+        return "maps" if self.needs_maps or self.needs_stored_logits else None
+
+    @property
     def explanation_channels(self) -> JoinedChannels:
         """How the student's map joins colour channels: as the store does."""
         return "abs_sum" if store_options(self.store).reduction == "abs_sum" else "positive"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from studies.cells import Cell, store_options
 from studies.config import StudyConfig
 from studies.latencies import Latencies
+from studies.map_samples import Sample, sample_maps
 from timm_igkd import MapStore, compute_maps, load_labeled_images
 from timm_igkd.data.items import read_item
 from timm_igkd.data.labeled_images import LabeledImages
@@ -99,14 +100,16 @@ class StudyData:
         """Short hash of the teacher's weights."""
         return None if self.teacher is None else weights_hash(self.teacher)[:12]
 
+    def maps_sample(self, cell: Cell) -> Sample | None:
+        """Return some of the maps whose hash `maps_hash` gives."""
+        return None if cell.store_read is None else sample_maps(self._maps(cell.store_read))
+
     def maps_hash(self, cell: Cell) -> str | None:
         """Hash of the maps (of ig: and logits) that a cell reads, which another machine may give in other last bits."""
-        if not (cell.needs_maps or cell.needs_stored_logits):
-            return None
-        name = cell.store if cell.needs_maps and cell.map_method != "ig" else "maps"
-        if name not in self._hashes:
+        name = cell.store_read
+        if name is not None and name not in self._hashes:
             self._hashes[name] = hash_files(sorted((self.work / name).glob("data/*.parquet")))[:12]
-        return self._hashes[name]
+        return None if name is None else self._hashes[name]
 
     @cached_property
     def teacher_macs(self) -> int:

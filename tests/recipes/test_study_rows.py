@@ -93,3 +93,55 @@ def test_a_merge_whose_predictions_are_missing_takes_nothing(tmp_path):
     with pytest.raises(MissingFileError, match="does not exist"):
         here.merge(there.folder)
     assert here.read() == []
+
+
+def sample(levels):
+    maps = np.arange(32 * 16, dtype=np.uint8).reshape(32, 4, 4) % 200
+    return {"maps": maps + np.uint8(levels), "logits": np.zeros((32, 2), dtype=np.float32)}
+
+
+def folder_with_maps(path, seed, maps_hash, given):
+    rows, row = StudyRows(path), ROW | {"seed": seed, "maps_hash": maps_hash}
+    rows.check(row, given)
+    assert rows.add(row, np.zeros(8), np.arange(8) % 10)
+    return rows
+
+
+def test_maps_of_another_machine_that_differ_by_rounding_are_the_same(tmp_path):
+    rounded = sample(0)
+    rounded["maps"][0, 0, 0] += 4
+    rounded["logits"][0, 0] = 1e-5
+    here = folder_with_maps(tmp_path / "here", 0, "a", sample(0))
+    there = folder_with_maps(tmp_path / "there", 1, "b", rounded)
+    assert here.merge(there.folder) == 1
+    here.check(ROW | {"seed": 2, "maps_hash": "b"})  # its sample came along
+    with pytest.raises(InputError, match=r"other maps \(maps_hash a, this run's is c\); give another output_dir$"):
+        here.check(ROW | {"seed": 2, "maps_hash": "c"}, sample(1))
+    assert len(here.read()) == 2
+
+
+@pytest.mark.parametrize("change", [{"maps": np.zeros((32, 8, 8))}, {"logits": np.ones((32, 2))}, {"logits": None}])
+def test_maps_of_another_size_or_other_logits_are_other_maps(change, tmp_path):
+    here = folder_with_maps(tmp_path / "here", 0, "a", sample(0))
+    other = {name: array for name, array in (sample(0) | change).items() if array is not None}
+    there = folder_with_maps(tmp_path / "there", 1, "b", other)
+    with pytest.raises(InputError, match="holds runs with other maps"):
+        here.merge(there.folder)
+    with pytest.raises(InputError, match="holds runs with other maps"):
+        here.check(ROW | {"seed": 1, "maps_hash": "b"}, other)
+    assert len(here.read()) == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rounding_is_not_told_from_other_maps_without_a_sample(known, tmp_path):
+    here = folder_with_maps(tmp_path / "here", 0, "a", sample(0) if known else None)
+    there = folder_with_maps(tmp_path / "there", 1, "b", None if known else sample(0))
+    with pytest.raises(InputError, match=r"copy those maps here; without a sample of both in maps\.npz"):
+        here.merge(there.folder)
+
+
+def test_a_damaged_file_of_samples_is_refused_in_one_line(tmp_path):
+    rows = folder_with_maps(tmp_path, 0, "a", sample(0))
+    (tmp_path / "maps.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"maps\.npz' cannot be read .*; restore it"):
+        rows.check(ROW | {"seed": 1, "maps_hash": "b"}, sample(0))
