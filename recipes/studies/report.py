@@ -74,15 +74,17 @@ def write_report(
     paths = paths or [f"recipes/configs/study_{name}.yaml" for name in names]
     sections = [_section(results, path) for results, path in zip(studies, paths, strict=True)]
     sections.sort(key=lambda section: section["in_appendix"])
+    begun = [section for section in sections if not section["only_planned"]]
     context = {
         "lead": opening(studies),
         "glance": glance(studies),
         "figures": os.path.relpath(figures, Path(results_md).parent).replace(os.sep, "/"),
-        "studies": sections,
+        "studies": begun,
+        "planned": [section for section in sections if section["only_planned"]],
     }
     page = _environment(autoescape=True).from_string(_template("report.html"))
     text = _environment(autoescape=False).from_string(_template("report.md.j2"))
-    for section in sections:
+    for section in begun:
         for figure in section["figures"]:
             write_atomic(figures / figure.file, svg_file(figure.svg, light_colours()).encode())
     write_atomic(Path(html), page.render(context, style=page_style()).encode())
@@ -118,7 +120,7 @@ def _waits(results: StudyResults) -> str:
     if results.config.ended and (results.is_interim or not results.rows):
         return f"Ended with fewer than {LEAST_SEEDS} seeds of every cell: nothing is shown or claimed."
     if not results.rows:
-        return f"Not run yet: {planned} run{'' if planned == 1 else 's'} planned."
+        return f"{planned} run{'' if planned == 1 else 's'} planned."
     if not results.is_withheld:
         return ""
     if not results.is_interim:
@@ -143,6 +145,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
         "waits": _waits(results),
         "has_missing": bool(results.missing) and not config.ended,
+        "only_planned": not results.rows and not config.ended,
         "figures": [],
     }
     if section["waits"]:
