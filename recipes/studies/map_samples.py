@@ -16,10 +16,10 @@ from timm_igkd import MapStore
 
 NUM_SAMPLED = 32
 MEAN_LEVELS = 0.1
-"""Most that maps differ on average, of 255 levels, to be the same but for rounding. Those of 250 CIFAR-10 images by
-oneDNN's kernels for SSE 4.1 and for AVX2 differ by 0.002, those of 50 steps from those of automatic steps by 1.3."""
+"""Most that maps differ on average, of 255 levels, to be the same but for rounding. By oneDNN's convolutions for SSE
+4.1 and AVX2 maps of CIFAR-10 differ by 0.002, by 50 steps and automatic ones by 1.3 (benchmarks/map_rounding.py)."""
 MEAN_LOGITS = 0.01
-"""Most that logits differ on average; by these kernels 0.00001 at most."""
+"""Most that logits differ on average; by these convolutions 0.00001 at most."""
 
 Sample = dict[str, np.ndarray]
 
