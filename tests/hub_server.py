@@ -1,99 +1,47 @@
 """A small stand-in for the Hugging Face Hub over real HTTP: repositories, LFS, commits, tokens, and faults on request.
 
-It speaks as much of the Hub's protocol as huggingface_hub, datasets and timm use (see `ROUTES`), keeps everything in
-memory, and checks what a client must not do: send a token to the storage host, or commit a file it never uploaded.
+It speaks as much of the Hub's protocol as huggingface_hub, datasets and timm use (see `ROUTES`), keeps everything
+in memory, and checks what a client must not do: send a token to the storage host, or commit a file it never uploaded.
 """
 
 import base64
-import hashlib
 import json
 import os
 import re
-import socket
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs
 
 import yaml
+from hub_repositories import LFS_SUFFIXES, Fault, PullRequest, Repo, file_entry, git_sha1, sha256
+from hub_requests import HubRequest
 
-LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".bin", ".arrow", ".onnx")
-
-
-Commit = tuple[str, dict[str, bytes]]
-"""Hash, and path to content."""
-
-
-@dataclass
-class PullRequest:
-    """An open pull request: its commits, oldest first."""
-
-    title: str
-    author: str
-    commits: list[Commit] = field(default_factory=list)
-
-
-@dataclass
-class Repo:
-    """One repository: commits of main, oldest first, and pull requests, which are numbered from 1."""
-
-    private: bool = False
-    gated: bool = False
-    takes_pull_requests: bool = True
-    commits: list[Commit] = field(default_factory=list)
-    pull_requests: list[PullRequest] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
-
-    def commit(self, files: dict[str, bytes], revision: str = "main") -> str:
-        branch = self.branch(revision)
-        digest = hashlib.sha1(repr((len(branch), sorted(files), time.time_ns())).encode()).hexdigest()
-        branch.append((digest, files))
-        return digest
-
-    def branch(self, revision: str) -> list[Commit]:
-        if not revision.startswith("refs/pr/"):
-            return self.commits
-        return self.pull_requests[int(revision.rpartition("/")[2]) - 1].commits
-
-    @property
-    def head(self) -> str:
-        return self.commits[-1][0]
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        return self.commits[-1][1]
-
-    def at(self, revision: str) -> Commit | None:
-        if revision == "main" or revision.startswith("refs/pr/"):
-            return self.branch(revision)[-1]
-        everything = [*self.commits, *(commit for request in self.pull_requests for commit in request.commits)]
-        return next((commit for commit in everything if commit[0] == revision), None)
-
-
-@dataclass
-class Fault:
-    """What happens to the next `times` requests that match.
-
-    kind: "503", "403", … (refused before anything happens), "cut" (connection closed within the upload), "lost"
-    (carried out, but its answer never comes), "stall" (no answer for `seconds`, nothing carried out), "corrupt" (an
-    answer with one byte changed).
-    """
-
-    kind: str
-    method: str
-    path: str
-    times: int = 1
-    seconds: float = 3.0
-
-    def matches(self, method: str, path: str) -> bool:
-        return self.times > 0 and method == self.method and re.search(self.path, path) is not None
+_API = r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
+_REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
+ROUTES: tuple[tuple[str, str, str], ...] = (
+    ("POST", "/api/repos/create", "create"),
+    ("POST", "/api/validate-yaml", "validate_yaml"),
+    ("POST", _API + r"/preupload/" + _REVISION, "preupload"),
+    ("POST", r"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("PUT", r"/storage/(?P<oid>[0-9a-f]{64})", "store"),
+    ("POST", "/api/lfs-verify", "verify"),
+    ("POST", _API + r"/commit/" + _REVISION, "commit"),
+    ("GET", _API, "info"),
+    ("GET", _API + "/discussions", "discussions"),
+    ("GET", _API + r"/revision/" + _REVISION, "info"),
+    ("GET", _API + r"/tree/" + _REVISION + r"(?:/(?P<folder>.+))?", "tree"),
+    ("POST", _API + r"/paths-info/" + _REVISION, "paths_info"),
+    *(
+        (method, rf"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/{_REVISION}/(?P<file>.+)", "resolve")
+        for method in ("HEAD", "GET")
+    ),
+    *((method, r"/storage/(?P<oid>[0-9a-f]{64})", "stored") for method in ("HEAD", "GET")),
+    ("GET", "/api/whoami-v2", "whoami"),
+)
 
 
 class HubServer:
@@ -160,147 +108,8 @@ def running_hub() -> Iterator[HubServer]:
         thread.join()
 
 
-class _Answered(Exception):
-    """An error answer was sent; nothing else is to be done."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: HubServer
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer waits 40 ms for the acknowledgement of its headers
-    wbufsize = -1
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    # ---- one request ----
-
-    def handle_one_request(self) -> None:
-        with suppress(ConnectionError, TimeoutError):
-            super().handle_one_request()
-
-    def _serve(self) -> None:
-        parts = urlsplit(self.path)
-        self.route, self.query = unquote(parts.path), parse_qs(parts.query)
-        self.hub.requests.append((self.command, self.route))
-        fault = self.hub.take_fault(self.command, self.route)
-        self.fault = fault.kind if fault else None
-        if self.fault == "cut":
-            self.rfile.read(min(10_000, int(self.headers.get("Content-Length", 0)) // 2))
-            self._hang_up()
-            return
-        self.body = self._read_body()
-        if fault and fault.kind == "stall":
-            self.hub.released.wait(fault.seconds)
-            self._hang_up()
-            return
-        with suppress(_Answered):
-            if self.fault is not None and self.fault.isdigit():
-                self._send(int(self.fault), "<html>No</html>", kind="text/html")
-            for method, pattern, name in ROUTES:
-                found = re.fullmatch(pattern, self.route)
-                if method == self.command and found:
-                    getattr(self, name)(**found.groupdict())
-                    return
-            self.hub.problems.append(f"no route {self.command} {self.route}")
-            self._send(404, {"error": "no such route"})
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
-
-    def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            chunks = []
-            while size := int(self.rfile.readline().strip() or b"0", 16):
-                chunks.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(chunks)
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def _send(self, status: int, content: Any = b"", kind: str = "application/json", **headers: str) -> None:
-        """Answer and end the handling of this request."""
-        if not isinstance(content, bytes):
-            content = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        if self.fault == "lost":
-            self._hang_up()
-            raise _Answered
-        if self.fault == "corrupt":
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", headers.pop("length", str(len(content))))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-        raise _Answered
-
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        self._send(status, {"error": message}, X_Error_Code=code, X_Error_Message=message)
-
-    # ---- who may do what ----
-
-    def _user(self) -> str | None:
-        """Return who asks; a token nobody has is refused, as the Hub does, even for what is public."""
-        header = self.headers.get("Authorization")
-        if header is None:
-            return None
-        user = self.hub.tokens.get(header.removeprefix("Bearer "))
-        if user is None:
-            message = "Invalid credentials in Authorization header"
-            self._send(401, {"error": message}, X_Error_Message=message)
-        return user
-
-    def _readable(self, kind: str, repo_id: str) -> Repo:
-        user, repo = self._user(), self.hub.repos.get((kind, repo_id))
-        if repo is None or (repo.private and user != repo_id.split("/")[0]):
-            self._refuse(401 if user is None else 404, "RepoNotFound", "Repository not found")
-        assert repo is not None
-        return repo
-
-    def _opened(self, kind: str, repo_id: str) -> Repo:
-        """As `_readable`, for contents: a gated repository shows its page to all, its files to its owner."""
-        repo = self._readable(kind, repo_id)
-        user = self._user()
-        if repo.gated and user != repo_id.split("/")[0]:
-            self._refuse(401 if user is None else 403, "GatedRepo", f"Access to {repo_id} is restricted")
-        return repo
-
-    def _writable(self, kind: str, repo_id: str) -> Repo:
-        repo, user = self._readable(kind, repo_id), self._user()
-        if user is None:
-            self._send(401, {"error": "Unauthorized"})
-        if user != repo_id.split("/")[0]:
-            self._send(403, {"error": "Forbidden: you must have write access"}, X_Error_Message="Forbidden")
-        return repo
-
-    def _committable(self, kind: str, repo_id: str, revision: str) -> Repo:
-        """As `_writable`; a pull request can be opened by whoever may read, and goes on being its author's."""
-        is_opened = self.query.get("create_pr") == ["1"]
-        if not is_opened and not revision.startswith("refs/pr/"):
-            return self._writable(kind, repo_id)
-        repo, user = self._readable(kind, repo_id), self._user()
-        if user is None:
-            self._send(401, {"error": "Unauthorized"})
-        is_another = not is_opened and repo.pull_requests[int(revision.rpartition("/")[2]) - 1].author != user
-        if is_another or not repo.takes_pull_requests:
-            self._send(403, {"error": "Pull requests are disabled"}, X_Error_Message="Pull requests are disabled")
-        return repo
-
-    def _at(self, repo: Repo, revision: str) -> Commit:
-        commit = repo.at(revision)
-        if commit is None:
-            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        assert commit is not None
-        return commit
-
-    # ---- routes ----
+class _Handler(HubRequest):
+    routes = ROUTES
 
     def create(self) -> None:
         wanted, user = json.loads(self.body), self._user()
@@ -336,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             path, lfs = file["path"], file["path"].endswith(LFS_SUFFIXES)
             content = there.get(path)
             files.append({"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False})
-            files[-1]["oid"] = None if content is None else _sha256(content) if lfs else _git_sha1(content)
+            files[-1]["oid"] = None if content is None else sha256(content) if lfs else git_sha1(content)
         self._send(200, {"files": files})
 
     def lfs_batch(self, prefix: str | None, repo: str) -> None:
@@ -356,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def store(self, oid: str) -> None:
         self._check_no_token()
-        if _sha256(self.body) != oid:
+        if sha256(self.body) != oid:
             self._send(400, {"error": "wrong checksum"})
         self.hub.lfs[oid] = self.body
         self._send(200, b"", ETag='"x"')
@@ -436,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
             for depth in range(1, len(rest.split("/"))):
                 folders.add(start + "/".join(rest.split("/")[:depth]))
             if recursive or "/" not in rest:
-                entries.append(_entry(name, files[name]))
+                entries.append(file_entry(name, files[name]))
         entries += [{"type": "directory", "path": f, "oid": "0" * 40, "size": 0} for f in sorted(folders)]
         self._send(200, entries)
 
@@ -444,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
         _, files = self._at(self._opened(kind, repo), revision)
         text = self.body.decode()
         wanted = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
-        found = [_entry(name, files[name]) for name in wanted if name in files]
+        found = [file_entry(name, files[name]) for name in wanted if name in files]
         folders = [name for name in wanted if any(file.startswith(f"{name}/") for file in files)]
         self._send(200, found + [{"type": "directory", "path": f, "oid": "0" * 40, "size": 0} for f in folders])
 
@@ -456,8 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, {"error": "Entry not found"}, **headers)
         content = files[file]
         if not file.endswith(LFS_SUFFIXES):
-            self._content(content, X_Repo_Commit=sha, ETag=f'"{_git_sha1(content)}"')
-        oid = _sha256(content)
+            self._content(content, X_Repo_Commit=sha, ETag=f'"{git_sha1(content)}"')
+        oid = sha256(content)
         self.hub.lfs.setdefault(oid, content)  # a test may have put the file there without an upload
         headers = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content)), "X_Repo_Commit": sha}
         self._send(302, b"", Location=f"{self.hub.storage}/storage/{oid}?X-Amz-Signature=abc", **headers)
@@ -477,42 +286,3 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         user = self._user()
         self._send(200 if user else 401, {"name": user, "type": "user", "orgs": [], "auth": {}} if user else {})
-
-
-_API = r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
-_REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
-ROUTES: tuple[tuple[str, str, str], ...] = (
-    ("POST", "/api/repos/create", "create"),
-    ("POST", "/api/validate-yaml", "validate_yaml"),
-    ("POST", _API + r"/preupload/" + _REVISION, "preupload"),
-    ("POST", r"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
-    ("PUT", r"/storage/(?P<oid>[0-9a-f]{64})", "store"),
-    ("POST", "/api/lfs-verify", "verify"),
-    ("POST", _API + r"/commit/" + _REVISION, "commit"),
-    ("GET", _API, "info"),
-    ("GET", _API + "/discussions", "discussions"),
-    ("GET", _API + r"/revision/" + _REVISION, "info"),
-    ("GET", _API + r"/tree/" + _REVISION + r"(?:/(?P<folder>.+))?", "tree"),
-    ("POST", _API + r"/paths-info/" + _REVISION, "paths_info"),
-    *(
-        (method, rf"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/{_REVISION}/(?P<file>.+)", "resolve")
-        for method in ("HEAD", "GET")
-    ),
-    *((method, r"/storage/(?P<oid>[0-9a-f]{64})", "stored") for method in ("HEAD", "GET")),
-    ("GET", "/api/whoami-v2", "whoami"),
-)
-
-
-def _entry(name: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_sha1(content)}
-    if name.endswith(LFS_SUFFIXES):
-        entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
-    return entry
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _git_sha1(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
