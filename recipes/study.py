@@ -95,7 +95,7 @@ class Study:
     def _run(self, name: str, cell: Cell, seed: int) -> None:
         started = time.perf_counter()
         row = self._identity(name, cell, seed)
-        self.rows.check(row, self.data.maps_sample(cell))
+        self.rows.check(row)
         data = self.data.training_images(cell, seed)
         row |= {"n_train": len(data), "n_left_out": self._num_available() - len(data), "epochs": cell.epochs}
         student = self.data.create_student(cell, seed)
@@ -155,8 +155,8 @@ class Study:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "data_hash": self.data.data_hash,
             "teacher_hash": self.data.teacher_hash,
-            "maps_hash": self.data.maps_hash(cell),
-        }
+            "transfer_hash": self.data.transfer_hash,
+        } | self.data.maps_identity(cell)
 
 
 def commit() -> str:

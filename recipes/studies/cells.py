@@ -150,10 +150,10 @@ class Cell:
 
     @property
     def store_read(self) -> str | None:
-        """The store whose maps (of ig: and logits) make the cell's runs what they are, or None."""
-        if self.needs_maps and self.map_method != "ig":
+        """The store whose maps the cell's runs are overlaid with or explained by, else that of its logits, or None."""
+        if self.needs_maps:
             return self.store
-        return "maps" if self.needs_maps or self.needs_stored_logits else None
+        return "maps" if self.needs_stored_logits else None
 
     @property
     def explanation_channels(self) -> JoinedChannels:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from studies.cells import Cell, store_options
 from studies.config import StudyConfig
 from studies.latencies import Latencies
-from studies.map_samples import Sample, sample_maps
+from studies.map_means import maps_means
 from timm_igkd import MapStore, compute_maps, load_labeled_images
 from timm_igkd.data.items import read_item
 from timm_igkd.data.labeled_images import LabeledImages
@@ -64,7 +64,7 @@ class StudyData:
         self._training: dict[tuple[Any, ...], DeviceImages] = {}
         self._latencies = Latencies(self.work, device)
         self._stores: dict[str, MapStore] = {}
-        self._hashes: dict[str, str] = {}
+        self._identities: dict[str, dict[str, str]] = {}
         self._stored: dict[str, StoredMaps] = {}
 
     # ---- models ----
@@ -100,16 +100,16 @@ class StudyData:
         """Short hash of the teacher's weights."""
         return None if self.teacher is None else weights_hash(self.teacher)[:12]
 
-    def maps_sample(self, cell: Cell) -> Sample | None:
-        """Return some of the maps whose hash `maps_hash` gives."""
-        return None if cell.store_read is None else sample_maps(self._maps(cell.store_read))
-
-    def maps_hash(self, cell: Cell) -> str | None:
-        """Hash of the maps (of ig: and logits) that a cell reads, which another machine may give in other last bits."""
+    def maps_identity(self, cell: Cell) -> dict[str, str]:
+        """Return hash and means of the maps that a cell reads, as columns of a row; nothing where it reads none."""
         name = cell.store_read
-        if name is not None and name not in self._hashes:
-            self._hashes[name] = hash_files(sorted((self.work / name).glob("data/*.parquet")))[:12]
-        return None if name is None else self._hashes[name]
+        if name is None:
+            return {}
+        if name not in self._identities:
+            store = self._maps(name)
+            files = hash_files(sorted(store.path.glob("data/*.parquet")))[:12]
+            self._identities[name] = {"maps_hash": files, "maps_means": maps_means(store)}
+        return self._identities[name]
 
     @cached_property
     def teacher_macs(self) -> int:
@@ -144,11 +144,12 @@ class StudyData:
     @cached_property
     def data_hash(self) -> str:
         """Hash of all training and test pixels and labels."""
-        digest = xxhash.xxh3_64()
-        for part in (self._train_images, self.test.images.to("cpu")):
-            digest.update(part.images.numpy().tobytes())
-            digest.update(part.labels.numpy().tobytes())
-        return digest.hexdigest()
+        return _hash_images(self._train_images, self.test.images)
+
+    @cached_property
+    def transfer_hash(self) -> str | None:
+        """Hash of the transfer pixels and labels, as they are evaluated on; None where there are none."""
+        return None if self.transfer is None else _hash_images(self.transfer.images)
 
     def prepare(self) -> None:
         """Build the maps that the study's cells read; other processes of the study wait."""
@@ -286,6 +287,14 @@ class StudyData:
             clean = self.test.images.images[: self.config.corruption_images]
             self._corrupted[kind, severity] = corrupt(clean, kind, severity)
         return self._corrupted[kind, severity]
+
+
+def _hash_images(*parts: DeviceImages) -> str:
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part.images.cpu().numpy().tobytes())
+        digest.update(part.labels.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def normalized(model: nn.Module, images: Tensor) -> Tensor:

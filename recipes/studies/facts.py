@@ -1,6 +1,7 @@
 """Where a study's numbers come from: data, teacher, runs that are there and missing, machines, versions."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
     rows_there = [
         ("Dataset", _dataset(results)),
         ("Teacher", _teacher(results)),
+        ("Maps", _maps(results)),
         (
             "Runs",
             f"{len(rows)} of {results.num_planned} planned: {len(config.cells)} cells × {len(config.seed_range)} seeds",
@@ -66,6 +68,14 @@ def _teacher(results: StudyResults) -> str:
         parts.append(f"{' or '.join(f'{value:.2f}' for value in accuracies)}{NARROW}% top-1 on the same images")
     hashes = _distinct(row["teacher_hash"] for row in results.rows)
     return ", ".join([*parts, f"weights {hashes}"] if hashes else parts)
+
+
+def _maps(results: StudyResults) -> str:
+    """Return the hashes of the maps that the runs read; of one store several where processors rounded differently."""
+    runs = Counter(row["maps_hash"] for row in results.rows if row["maps_hash"])
+    return ", ".join(
+        f"hash {name} in {number} run{'' if number == 1 else 's'}" for name, number in sorted(runs.items())
+    )
 
 
 def _missing(results: StudyResults) -> str:

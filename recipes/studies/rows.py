@@ -2,23 +2,22 @@
 
 <output_dir>/results.csv        one row per run, in the order they were finished
 <output_dir>/predictions.npz    `<config_hash>-<seed>`: predicted class of every test image; `labels`: theirs; [n] uint8
-<output_dir>/maps.npz           some of the maps the runs read, see map_samples.py
 """
 
 import csv
 import io
-import json
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from studies.arrays import ArrayFile
-from studies.map_samples import MapSamples, Sample, are_same_but_for_rounding
-from timm_igkd.errors import InputError, MissingFileError
+from studies.origins import Origin
+from timm_igkd.errors import InputError, MissingFileError, UserError, first_line
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.files import exclusive, write_atomic
 
@@ -27,7 +26,8 @@ RunKey = tuple[str, int]
 CORRUPTION_COLUMNS = [f"corruption/{kind}/{severity}" for kind in CORRUPTIONS for severity in SEVERITIES]
 COLUMNS = [
     *"study cell config_hash seed commit hardware device versions settings started wall_time_s".split(),
-    *"train_images_per_s n_train epochs data_hash teacher_hash maps_hash train_loss diverged_epoch n_left_out".split(),
+    *"train_images_per_s n_train epochs data_hash transfer_hash teacher_hash maps_hash maps_means".split(),
+    *"train_loss diverged_epoch n_left_out".split(),
     *"n_test top1 top5 loss ece agreement teacher_kl teacher_top1".split(),
     *"num_parameters macs compression latency_ms_1 latency_ms_64 latency_threads".split(),
     *"teacher_macs teacher_latency_ms_1 teacher_latency_ms_64 teacher_transfer_top1".split(),
@@ -37,8 +37,11 @@ COLUMNS = [
     *"ig_correlation ig_correlation_n".split(),
 ]
 
-_ADDED = ("diverged_epoch", "n_left_out", "maps_hash")
+_ADDED = ("diverged_epoch", "n_left_out", "maps_hash", "maps_means", "transfer_hash")
 """Columns that came after the first rows: files without them are read, the values are empty."""
+
+_DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for a file that is no archive of arrays."""
 
 
 class StudyRows:
@@ -52,8 +55,6 @@ class StudyRows:
         self.folder = Path(folder)
         self.path = self.folder / "results.csv"
         self.predictions_path = self.folder / "predictions.npz"
-        self._predictions = ArrayFile(self.predictions_path, self.path)
-        self._samples = MapSamples(self.folder, self.path)
 
     def read(self) -> list[dict[str, str]]:
         """Return all rows as text, empty where a metric was not measured.
@@ -79,19 +80,11 @@ class StudyRows:
         """Return (config hash, seed) of all runs that are there."""
         return {key_of(row) for row in self.read()}
 
-    def check(self, row: dict[str, Any], sample: Sample | None = None) -> None:
-        """Raise InputError where a run that is about to begin could not stand beside those that are there.
-
-        Args:
-            row: by column, without metrics.
-            sample: of the maps it reads, kept beside the rows.
-        """
-        new = _as_text(row)
-        with exclusive(self.folder / ".lock"):
-            samples = {new["maps_hash"]: sample} if sample else {}
-            for other in self.read():
-                self._check_beside(other, new, samples)
-            self._samples.add(samples)
+    def check(self, row: dict[str, Any]) -> None:
+        """Raise InputError where a run that is about to begin could not stand beside those that are there."""
+        origin = Origin.of(_as_text(row))
+        for other in {Origin.of(there) for there in self.read()}:
+            origin.check_beside(other, self.path)
 
     def add(self, row: dict[str, Any], predictions: np.ndarray | None, labels: np.ndarray) -> bool:
         """Add a run with its predictions, atomically; a run that is there already is left as it is.
@@ -105,7 +98,7 @@ class StudyRows:
             Whether it was added.
 
         Raises:
-            InputError: the row's data, teacher, device, precision or compilation are not those of the rows there.
+            InputError: the row's images, teacher, maps, device, precision or compilation are not those that are there.
         """
         text = _as_text(row)
         arrays = {} if predictions is None else {entry_of(key_of(text)): predictions, "labels": labels}
@@ -115,7 +108,7 @@ class StudyRows:
         """Take the runs of another output folder that are not here yet; return how many.
 
         Raises:
-            MissingFileError: no results there. InputError: they are of other data.
+            MissingFileError: no results there. InputError: they are of other origin, or of two that do not go together.
         """
         source = StudyRows(other)
         if not source.path.exists():
@@ -125,59 +118,72 @@ class StudyRows:
         arrays = {entry_of(key_of(row)): source.predictions(key_of(row)) for row in new if not row["diverged_epoch"]}
         if arrays:
             arrays["labels"] = source.labels()
-        hashes = {row["maps_hash"] for row in new} - {""}
-        return self._add(new, arrays, {maps_hash: source._samples.read(maps_hash) for maps_hash in hashes})
+        return self._add(new, arrays)
 
     def predictions(self, key: RunKey) -> np.ndarray:
         """Return a run's predicted classes, [n] uint8 (uint16 beyond 256 classes)."""
-        return self._predictions.read(entry_of(key))
+        return self._load(entry_of(key))
 
     def labels(self) -> np.ndarray:
         """Return the labels of the images that all runs predicted, [n] uint8 (uint16)."""
-        return self._predictions.read("labels")
+        return self._load("labels")
 
-    def _add(
-        self,
-        new: list[dict[str, str]],
-        arrays: Mapping[str, np.ndarray],
-        samples: Mapping[str, Sample] = MappingProxyType({}),
-    ) -> int:
+    def _add(self, new: list[dict[str, str]], arrays: Mapping[str, np.ndarray]) -> int:
         """Add those rows that are not there yet, after the arrays they need; return how many."""
         with exclusive(self.folder / ".lock"):
             rows = self.read()
             there = {key_of(row) for row in rows}
             added = [row for row in new if key_of(row) not in there]
+            origins = {Origin.of(row) for row in rows}
             for row in added:
-                for other in rows:
-                    self._check_beside(other, row, samples)
-                rows.append(row)
+                origin = Origin.of(row)
+                for other in origins:
+                    origin.check_beside(other, self.path)
+                origins.add(origin)
+            rows += added
             if added:
-                self._samples.add(samples)
-                # an entry of a run that was killed before its row was written is replaced
-                self._predictions.add({name: _narrow(array) for name, array in arrays.items()})
+                self._write_arrays(arrays)
                 self._write(rows)
         return len(added)
 
-    def _check_beside(self, row: dict[str, str], new: dict[str, str], samples: Mapping[str, Sample]) -> None:
-        """Check a new run against one that is there; `samples` are those of the new run's maps."""
-        for name, what in (("data_hash", "images"), ("teacher_hash", "teacher")):
-            if row[name] and new[name] and row[name] != new[name]:
-                raise InputError(f"{self.path} holds runs with {_other(what, name, row, new)}")
-        here, there = row["maps_hash"], new["maps_hash"]
-        if here and there and here != there and _map_method(row) == _map_method(new):
-            known, sample = self._samples.read(here), samples.get(there) or self._samples.read(there)
-            if not known or not sample:
-                raise InputError(
-                    f"{self.path} holds runs with {_other('maps', 'maps_hash', row, new)}, or copy those maps here; "
-                    "without a sample of both in maps.npz rounding cannot be told from other maps"
+    def _load(self, name: str) -> np.ndarray:
+        with self._archive() as archive:
+            if name not in archive.files:
+                raise MissingFileError(
+                    f"{str(self.predictions_path)!r} lacks the entry {name!r}, which {self.path.name} needs; restore "
+                    "the file, or delete the run's row and repeat it"
                 )
-            if not are_same_but_for_rounding(known, sample):
-                raise InputError(f"{self.path} holds runs with {_other('maps', 'maps_hash', row, new)}")
-        if _numerics(row) != _numerics(new):
+            return archive[name]
+
+    def _write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put arrays into the archive; an entry of a run that was killed before its row was written is replaced."""
+        if not arrays:
+            return
+        kept: dict[str, np.ndarray] = {}
+        if self.predictions_path.exists():
+            with self._archive() as archive:
+                kept = dict(archive)
+        buffer = io.BytesIO()
+        entries: dict[str, Any] = kept | {name: _narrow(it) for name, it in arrays.items()}
+        np.savez_compressed(buffer, **entries)
+        write_atomic(self.predictions_path, buffer.getvalue())
+
+    @contextmanager
+    def _archive(self) -> Iterator[Any]:
+        """Open the file of predictions; what is wrong with it is one line."""
+        path = str(self.predictions_path)
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                yield archive
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{path!r} does not exist; {self.path} needs it: restore it") from error
+        except _DAMAGED as error:
             raise InputError(
-                f"{self.path} holds runs with {_numerics(row)}, this run has {_numerics(new)}; runs that are compared "
-                "must be computed alike: start it as the others were, or give another output_dir"
-            )
+                f"{path!r} cannot be read ({first_line(error)}); "
+                f"restore it, or delete it and {self.path.name} and repeat the runs"
+            ) from error
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -205,20 +211,3 @@ def entry_of(key: RunKey) -> str:
 
 def _narrow(classes: np.ndarray) -> np.ndarray:
     return np.asarray(classes).astype(np.uint8 if np.max(classes) < 256 else np.uint16)
-
-
-def _other(what: str, name: str, row: dict[str, str], new: dict[str, str]) -> str:
-    return f"other {what} ({name} {row[name]}, this run's is {new[name]}); give another output_dir"
-
-
-def _map_method(row: dict[str, str]) -> str:
-    """Return the method of the maps whose hash a row holds; ig where its cell reads none, or logits alone."""
-    cell = json.loads(row["settings"] or "{}").get("cell", {})
-    uses = cell.get("overlay_prob", 0) > 0 or cell.get("explanation_loss_weight", 0) > 0
-    return cell.get("map_method", "ig") if uses else "ig"
-
-
-def _numerics(row: dict[str, str]) -> str:
-    """Return in words how a run was computed: what moves numbers and is no setting of its cell."""
-    versions = json.loads(row["versions"] or "{}")
-    return f"device {row['device']}, precision {versions.get('precision')}, compile {versions.get('compile', 'none')}"

@@ -46,15 +46,22 @@ def test_random_teachers_maps_are_not_the_teachers(settings):
     data.prepare()
     own, random = (data.training_images(cell, 0).maps for cell in config.cells.values())
     assert not torch.equal(own, random)
+    hashes = [data.maps_identity(cell)["maps_hash"] for cell in config.cells.values()]
+    assert all(hashes)
+    assert len(set(hashes)) == 2
 
 
 def test_cells_of_other_maps_have_a_store_of_their_own_beside(run_study, settings):
     cells = {name: {"overlay_prob": 0.5, "map_method": name} for name in ("ig", "saliency")}
     cells["KD"] = {"distill_loss_weight": 0.1, "map_method": "saliency"}
     assert run_study(settings | {"cells": cells, "seeds": 2}).code == 0
-    hashes = {row["cell"]: row["maps_hash"] for row in rows_of(settings)}
+    rows = {row["cell"]: row for row in rows_of(settings)}
+    hashes = {name: row["maps_hash"] for name, row in rows.items()}
     assert hashes["ig"] == hashes["KD"] != hashes["saliency"]
     stores = {name: MapStore(Path(settings["work_dir"]) / name) for name in ("maps", "maps_saliency")}
+    for cell, store in (("ig", "maps"), ("KD", "maps"), ("saliency", "maps_saliency")):
+        means = [stores[store].levels(row).mean() for row in range(16)]
+        assert [float(mean) for mean in rows[cell]["maps_means"].split()] == pytest.approx(means, abs=6e-4)
     assert [store.provenance.options.method for store in stores.values()] == ["ig", "saliency"]
     data = StudyData(StudyConfig(**settings | {"cells": cells}), torch.device("cpu"))
     own, other = (data.training_images(data.config.cells[name], 0).maps for name in ("ig", "saliency"))

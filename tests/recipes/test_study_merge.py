@@ -10,8 +10,8 @@ from study_parts import ARMS
 from study_runs import rows_of, without_time
 
 from studies import data
-from studies.map_samples import sample_maps
 from studies.rows import StudyRows, key_of
+from timm_igkd import MapStore
 from timm_igkd.errors import InputError
 
 
@@ -59,12 +59,15 @@ def test_rows_of_other_images_are_refused(run_study, settings, tiny_images, tmp_
     assert not list((tmp_path / "work2" / "runs").rglob("*.pt")), "a run was trained before it was refused"
 
 
-def test_a_study_goes_on_with_maps_that_another_processor_rounded(run_study, settings, monkeypatch, tmp_path):
+def test_a_study_goes_on_with_maps_that_another_processor_rounded_and_not_with_others(
+    run_study, settings, monkeypatch, tmp_path
+):
     assert run_study(settings | {"seeds": 1}).code == 0
     elsewhere = settings | {"work_dir": str(tmp_path / "work2"), "seeds": 2}
     monkeypatch.setattr(data, "hash_files", lambda paths: "f" * 64)
     with monkeypatch.context() as other:
-        other.setattr(data, "sample_maps", lambda store: {"maps": sample_maps(store)["maps"] ^ 1})
+        levels = MapStore.levels
+        other.setattr(MapStore, "levels", lambda store, row: levels(store, row) // 2)
         outcome = run_study(elsewhere)
         assert outcome.code == 2
         assert "holds runs with other maps" in outcome.error

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import yaml
 from command_lines import RECIPES
-from study_parts import IG, KD, PRIMARY_CELLS, PRIMARY_CONTRASTS, add_rows, helpful_study, primary_study, report
+from study_parts import (
+    IG,
+    KD,
+    PRIMARY_CELLS,
+    PRIMARY_CONTRASTS,
+    add_rows,
+    edit_rows,
+    helpful_study,
+    primary_study,
+    report,
+)
 
 import study
 from studies.config import load_study
@@ -116,6 +126,13 @@ def test_missing_runs_and_provenance_are_listed(helpful, pages):
         assert "1 run: seed 11 of KD&amp;IG blank" in text or "1 run: seed 11 of KD&IG blank" in text
         for fact in ("one test machine", "abc1234", "torch 2.14", "weights t1"):
             assert fact in text
+
+
+def test_maps_of_several_processors_are_counted(tmp_path):
+    results = helpful_study(tmp_path / "primary")
+    edit_rows(tmp_path / "primary", lambda row: row.update(maps_hash="m1" if int(row["seed"]) < 9 else "m2"))
+    for text in report(tmp_path, results.config):
+        assert "hash m1 in 45 runs, hash m2 in 15 runs" in text
 
 
 @pytest.mark.parametrize("ended", ["", "the time was over"])

@@ -1,5 +1,7 @@
 """The files of a study's rows and predictions: whole or not there, added once, merged, refused in one line."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -95,53 +97,76 @@ def test_a_merge_whose_predictions_are_missing_takes_nothing(tmp_path):
     assert here.read() == []
 
 
-def sample(levels):
-    maps = np.arange(32 * 16, dtype=np.uint8).reshape(32, 4, 4) % 200
-    return {"maps": maps + np.uint8(levels), "logits": np.zeros((32, 2), dtype=np.float32)}
+def row_of_maps(seed, maps_hash, means, **cell):
+    row = ROW | {"seed": seed, "maps_hash": maps_hash, "settings": json.dumps({"cell": {"overlay_prob": 0.1} | cell})}
+    return row | {"maps_means": " ".join(f"{mean:.3f}" for mean in means)}
 
 
-def folder_with_maps(path, seed, maps_hash, given):
-    rows, row = StudyRows(path), ROW | {"seed": seed, "maps_hash": maps_hash}
-    rows.check(row, given)
-    assert rows.add(row, np.zeros(8), np.arange(8) % 10)
-    return rows
+def added(folder, *rows):
+    study = StudyRows(folder)
+    for row in rows:
+        assert study.add(row, np.zeros(8), np.arange(8) % 10)
+    return study
 
 
-def test_maps_of_another_machine_that_differ_by_rounding_are_the_same(tmp_path):
-    rounded = sample(0)
-    rounded["maps"][0, 0, 0] += 4
-    rounded["logits"][0, 0] = 1e-5
-    here = folder_with_maps(tmp_path / "here", 0, "a", sample(0))
-    there = folder_with_maps(tmp_path / "there", 1, "b", rounded)
-    assert here.merge(there.folder) == 1
-    here.check(ROW | {"seed": 2, "maps_hash": "b"})  # its sample came along
-    with pytest.raises(InputError, match=r"other maps \(maps_hash a, this run's is c\); give another output_dir$"):
-        here.check(ROW | {"seed": 2, "maps_hash": "c"}, sample(1))
-    assert len(here.read()) == 2
+MEANS = [20.0] * 32
 
 
-@pytest.mark.parametrize("change", [{"maps": np.zeros((32, 8, 8))}, {"logits": np.ones((32, 2))}, {"logits": None}])
-def test_maps_of_another_size_or_other_logits_are_other_maps(change, tmp_path):
-    here = folder_with_maps(tmp_path / "here", 0, "a", sample(0))
-    other = {name: array for name, array in (sample(0) | change).items() if array is not None}
-    there = folder_with_maps(tmp_path / "there", 1, "b", other)
-    with pytest.raises(InputError, match="holds runs with other maps"):
-        here.merge(there.folder)
-    with pytest.raises(InputError, match="holds runs with other maps"):
-        here.check(ROW | {"seed": 1, "maps_hash": "b"}, other)
+def test_maps_that_another_processor_rounded_are_the_same(tmp_path):
+    here = added(tmp_path / "here", row_of_maps(0, "a", MEANS))
+    there = added(tmp_path / "there", row_of_maps(1, "b", [20.28, *MEANS[1:]]), row_of_maps(2, "c", MEANS))
+    assert here.merge(there.folder) == 2
+    assert added(tmp_path / "empty").merge(here.folder) == 3
+    assert {row["maps_hash"] for row in here.read()} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("means", [[20.36, *MEANS[1:]], [20.011] * 32, MEANS[1:], []])
+def test_other_maps_are_refused_however_they_come(means, tmp_path):
+    """0.36 levels in one of 32 maps are 0.011 on average; means of fewer maps, or of none, tell nothing."""
+    here = added(tmp_path / "here", row_of_maps(0, "a", MEANS))
+    other = row_of_maps(1, "b", means)
+    for refused in (
+        lambda: here.check(other),
+        lambda: added(here.folder, other),
+        lambda: here.merge(added(tmp_path / "there", other).folder),
+    ):
+        with pytest.raises(InputError, match=r"other maps \(maps_hash a, this run's is b\); give another output_dir$"):
+            refused()
     assert len(here.read()) == 1
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_rounding_is_not_told_from_other_maps_without_a_sample(known, tmp_path):
-    here = folder_with_maps(tmp_path / "here", 0, "a", sample(0) if known else None)
-    there = folder_with_maps(tmp_path / "there", 1, "b", None if known else sample(0))
-    with pytest.raises(InputError, match=r"copy those maps here; without a sample of both in maps\.npz"):
-        here.merge(there.folder)
+def test_two_rows_of_other_maps_are_refused_in_one_merge(tmp_path):
+    there = added(tmp_path / "there", row_of_maps(0, "a", MEANS))
+    text = there.path.read_text().replace("abc,0", "abc,1").replace(",a,", ",b,").replace("20.000", "21.000")
+    there.path.write_text(there.path.read_text() + text.splitlines()[1] + "\n")
+    with np.load(there.predictions_path) as arrays:
+        np.savez(there.predictions_path, **arrays, **{"abc-1": arrays["abc-0"]})
+    with pytest.raises(InputError, match="holds runs with other maps"):
+        StudyRows(tmp_path / "here").merge(there.folder)
+    assert StudyRows(tmp_path / "here").read() == []
 
 
-def test_a_damaged_file_of_samples_is_refused_in_one_line(tmp_path):
-    rows = folder_with_maps(tmp_path, 0, "a", sample(0))
-    (tmp_path / "maps.npz").write_bytes(b"no archive")
-    with pytest.raises(InputError, match=r"maps\.npz' cannot be read .*; restore it"):
-        rows.check(ROW | {"seed": 1, "maps_hash": "b"}, sample(0))
+def test_maps_of_one_store_are_compared_and_those_of_two_are_not(tmp_path):
+    rows = added(
+        tmp_path,
+        row_of_maps(0, "a", MEANS),
+        row_of_maps(1, "b", [90.0] * 32, map_method="saliency"),
+        row_of_maps(2, "c", [120.0] * 32, overlay_source="random_teacher"),
+    )
+    for cell in ({}, {"map_method": "saliency"}, {"overlay_source": "random_teacher"}):
+        with pytest.raises(InputError, match="other maps"):
+            rows.check(row_of_maps(3, "d", [50.0] * 32, **cell))
+
+
+def test_other_transfer_images_are_refused_and_rows_from_before_their_hash_are_not(tmp_path):
+    rows = added(tmp_path, ROW, ROW | {"seed": 1, "transfer_hash": "a"})
+    with pytest.raises(InputError, match="other transfer images"):
+        rows.check(ROW | {"seed": 2, "transfer_hash": "b"})
+    rows.check(ROW | {"seed": 2, "transfer_hash": "a"})
+
+
+@pytest.mark.parametrize("means", ["20 x", "nan", "1 2 3"])
+def test_means_that_are_no_numbers_are_other_maps(means, tmp_path):
+    rows = added(tmp_path, row_of_maps(0, "a", [1.0, 2.0]))
+    with pytest.raises(InputError, match="other maps"):
+        rows.check(row_of_maps(1, "b", []) | {"maps_means": means})
