@@ -3,18 +3,31 @@
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.data.labels import class_order
+from timm_igkd.errors import InputError, MissingFileError, first_line
+
+if TYPE_CHECKING:
+    import datasets
 
 _PATTERN_SIGNS = re.compile(
     r"[*?\[\]{}!\\\x00-\x1f]|::"
 )  # `datasets` reads them as patterns and addresses, not as names
 _CLASS_FILE = "classes.txt"
 _STREAMS = ("wds", "hfids", "tfds")
+_SPLIT_FOLDERS = {
+    "train": ("training",),
+    "validation": ("valid", "val", "dev"),
+    "test": ("testing", "eval", "evaluation"),
+}
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLES = (".parquet", ".arrow", ".tar", ".zip")
 _SYSTEM_FOLDERS = ("/proc", "/sys")  # their files change under one's eyes, and to list them takes minutes
 
 
@@ -64,12 +77,12 @@ def check_folder(name: str) -> str:
 
 def image_files(folder: str) -> list[str]:
     """Return the image files at any depth below a folder, sorted by path; none where there is no such folder."""
-    return sorted(
-        os.path.join(root, name)
-        for root, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if _is_image(name)
-    )
+    return sorted(_walk_images(folder))
+
+
+def _walk_images(folder: str) -> Iterator[str]:
+    for root, _, names in os.walk(folder, followlinks=True):
+        yield from (os.path.join(root, name) for name in names if _is_image(name))
 
 
 def has_images(folder: str) -> bool:
@@ -78,6 +91,11 @@ def has_images(folder: str) -> bool:
         return False
     with os.scandir(folder) as entries:
         return any(entry.is_file() and _is_image(entry.name) for entry in entries)
+
+
+def has_class_folders(folder: str) -> bool:
+    """Say whether images lie in folders below a folder, beside others in itself or not."""
+    return any(os.path.dirname(file) != folder for file in _walk_images(folder))
 
 
 def tar_class_names(path: str) -> tuple[str, ...] | None:
@@ -96,11 +114,111 @@ def tar_class_names(path: str) -> tuple[str, ...] | None:
     return names
 
 
-def class_files_alone(path: str, split: str) -> list[str]:
-    """Return the images of a split in class folders beside a split without any, which together have no labels."""
-    folders = [os.path.join(path, name) for name in os.listdir(path) if name != split]
-    own = os.path.join(path, split)
-    return image_files(own) if not has_images(own) and any(has_images(folder) for folder in folders) else []
+def is_saved_to_disk(path: str) -> bool:
+    """Say whether `save_to_disk` wrote a folder."""
+    return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def split_folder(path: str, split: str) -> str | None:
+    """Return the folder of a split's images where it is read by itself; None where `datasets` is to read it.
+
+    `datasets` looks for splits in every part of a path: it gives the images of a class "train" to the training split
+    wherever they lie, and passes over class folders whose names begin with a dot or two underscores.
+
+    Args:
+        path: of the data set.
+        split: a folder in it, or what `datasets` calls one (validation for val), also with a part: train[:500].
+    """
+    name = split.partition("[")[0]
+    named = [os.path.join(path, part) for part in (name, *_SPLIT_FOLDERS.get(name, ()))]
+    found = [folder for folder in named if os.path.isdir(folder)]
+    if not found or (found[0] != named[0] and len(found) > 1) or _is_described(path, found[0]):
+        return None
+    return next((found[0] for _ in _walk_images(found[0])), None)
+
+
+def load_class_folders(path: str, folder: str, split: str) -> "datasets.Dataset":
+    """Return a split's images and the classes of their folders, as `datasets` does; no labels where there is one class.
+
+    Args:
+        path: of the data set.
+        folder: of the split, see `split_folder`.
+        split: its name, also with a part: train[:500].
+
+    Returns:
+        Rows in the order of the files' paths: `image`, not decoded, and `label`, its classes in timm's order.
+
+    Raises:
+        InputError: images beside class folders or at several depths, or in a hidden folder; a part that is none.
+    """
+    import datasets  # here: see loading.py
+
+    files = image_files(folder)
+    classes = _classes(folder, files)
+    rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
+    if classes and (len(set(classes)) > 1 or _has_other_classes(path, folder, classes[0])):
+        names = class_order(list(set(classes)))
+        position = {name: label for label, name in enumerate(names)}
+        labels = datasets.Dataset.from_dict(
+            {"label": [position[name] for name in classes]},
+            features=datasets.Features({"label": datasets.ClassLabel(names=names)}),
+        )
+        rows = datasets.concatenate_datasets([rows, labels], axis=1)
+    rows.info.builder_name = "imagefolder"
+    return _part(rows, split)
+
+
+def _classes(folder: str, files: list[str]) -> list[str]:
+    """Return the class folder of each image; nothing where all lie in `folder` itself."""
+    places = [os.path.relpath(file, folder).split(os.sep) for file in files]
+    first = next((place for place in places if len(place) > 1), None)
+    if first is None:
+        return []
+    for place in places:
+        if any(part.startswith(".") for part in place):
+            raise InputError(
+                f"folder {os.path.join(folder, *place[:-1])!r} holds images, but a name that begins with a dot is "
+                "hidden; rename the folder, or remove it"
+            )
+        if len(place) != len(first):
+            raise InputError(
+                f"{os.path.join(*place)!r} and {os.path.join(*first)!r} of {folder!r} lie at different depths, "
+                "expected every image in a class folder, all of them at one depth; move or remove what does not belong "
+                "there"
+            )
+    return [place[-2] for place in places]
+
+
+def _has_other_classes(path: str, folder: str, name: str) -> bool:
+    """Return whether another split's images lie in folders of other classes than the only one here."""
+    others = [os.path.join(path, other) for other in sorted(os.listdir(path))]
+    files = (file for other in others if other != folder and not has_images(other) for file in _walk_images(other))
+    return any(os.path.basename(os.path.dirname(file)) != name for file in files)
+
+
+def _part(rows: "datasets.Dataset", split: str) -> "datasets.Dataset":
+    """Return the rows of a split's part, as `datasets` reads train[:500] and train[10%:]."""
+    import datasets  # here: see loading.py
+
+    name, bracket, _ = split.partition("[")
+    if not bracket:
+        return rows
+    try:
+        (span,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"split {split!r}: {first_line(error)}") from error
+    start, end = span.from_ or 0, len(rows) if span.to is None else span.to
+    return rows.select(range(start, end) if start < end else [])
+
+
+def _is_described(path: str, folder: str) -> bool:
+    """Return whether files tell what the images are, which `datasets` reads: tables, archives or metadata."""
+    if is_saved_to_disk(path):
+        return True
+    inside = (name for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    return any(name in _METADATA for name in os.listdir(path)) or any(
+        name in _METADATA or name.endswith(TABLES) for name in inside
+    )
 
 
 def load_image_folder(dataset: str, folder: str, split: str) -> LabeledImages:
@@ -119,9 +237,8 @@ def load_image_folder(dataset: str, folder: str, split: str) -> LabeledImages:
     files = image_files(folder)
     if not files:
         raise InputError(f"folder {dataset!r} holds no images, expected files like image.png at any depth")
-    cells = {"image": [{"bytes": None, "path": file} for file in files]}
-    rows = datasets.Dataset.from_dict(cells, features=datasets.Features({"image": datasets.Image(decode=False)}))
-    return LabeledImages(rows, dataset, split, label_column=None, roots=[folder])
+    rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
+    return LabeledImages(_part(rows, split), dataset, split, label_column=None, roots=[folder])
 
 
 def _is_image(name: str) -> bool:

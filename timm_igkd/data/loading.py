@@ -18,11 +18,13 @@ from huggingface_hub import errors as hub_errors
 from timm_igkd.data.digits import load_digits_split
 from timm_igkd.data.folders import (
     check_folder,
-    class_files_alone,
-    has_images,
+    has_class_folders,
+    is_saved_to_disk,
+    load_class_folders,
     load_image_folder,
     local_folder,
     refuse_stream,
+    split_folder,
     tar_class_names,
 )
 from timm_igkd.data.labeled_images import LabeledImages
@@ -63,11 +65,11 @@ def load_labeled_images(
     Args:
         dataset: a Hub dataset id, also as timm's `hfds/user/name`; a local folder of parquet files, of class folders,
             of webdataset tars (labels: .cls, names: classes.txt beside them) or written by `save_to_disk`; `digits`; or
-            a timm dataset name (`torch/cifar10`, `folder/`) with `data_dir` as its root. Class folders are counted in
-            timm's order: naturally, 2 before 10.
+            a timm dataset name (`torch/cifar10`, `folder/`) with `data_dir` as its root. Class folders are the split's
+            own, counted in timm's order: naturally, 2 before 10.
         split: name of the split.
         image_column: needed where the first column of type Image is not the one wanted; refused where there are none.
-        label_column: needed where the first ClassLabel column is not the one wanted; refused where there are none.
+        label_column: as `image_column`, of type ClassLabel or whole numbers.
         revision: branch, tag or commit of a Hub dataset; refused for anything else.
         data_dir: root folder of a timm dataset; of `hfds/`: the cache; refused for anything else.
         labels: "optional": a folder whose images lie in no class folders, and rows without a column that could be of
@@ -104,10 +106,12 @@ def load_labeled_images(
     if not is_local and not (_HUB_ID.fullmatch(source) and len(source) <= _LONGEST_HUB_ID):
         raise InputError(f"dataset {dataset!r} is neither a folder that is there nor an id of the Hub; check the name")
     path = local_folder(source) if is_local else source
-    if labels != "required" and is_local and has_images(os.path.join(path, split)):
+    folder = split_folder(path, split) if is_local else None
+    if folder is not None and (labels == "ignored" or (labels == "optional" and not has_class_folders(folder))):
         _refuse(dataset, columns, "its images lie in a folder without columns")
-        return load_image_folder(dataset, os.path.join(path, split), split)
-    rows = _load_rows(dataset, path, is_local, split, revision, data_dir)
+        return load_image_folder(dataset, folder, split)
+    own = None if folder is None else load_class_folders(path, folder, split)
+    rows = _load_rows(dataset, path, is_local, split, revision, data_dir) if own is None else own
     if len(rows) == 0:
         raise InputError(_NO_ROWS.format(split, dataset))
     image_column = _find_column(rows, dataset, image_column, datasets.Image, "--image-column")
@@ -118,7 +122,7 @@ def load_labeled_images(
     if not lacks_labels:
         label_column = _find_column(rows, dataset, label_column, datasets.ClassLabel, "--label-column")
     label_feature = None if lacks_labels else rows.features[label_column]
-    has_class_folders = is_local and rows.builder_name == "imagefolder" and not _saved_to_disk(path)
+    is_by_class = is_local and rows.builder_name == "imagefolder" and not is_saved_to_disk(path)
     kept = [image_column] if lacks_labels else [image_column, label_column]
     rows = rows.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
     names = tuple(getattr(label_feature, "names", None) or ()) or None
@@ -136,7 +140,7 @@ def load_labeled_images(
         if is_local
         else [hub_constants.HF_HUB_CACHE, datasets.config.HF_CACHE_HOME],
     )
-    return images.in_class_order(class_order(names)) if has_class_folders and names else images
+    return images.in_class_order(class_order(names)) if is_by_class and names else images
 
 
 def _refuse(dataset: str, options: dict[str, str | None], why: str) -> None:
@@ -157,15 +161,13 @@ def _load_rows(
     import datasets
 
     try:
-        if is_local and _saved_to_disk(path):
+        if is_local and is_saved_to_disk(path):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
             if split not in splits:
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
             return splits[split]
         with _bars_on_a_terminal_only(), nullcontext() if is_local else cache_use_is_told(f"dataset {dataset!r}"):
-            if is_local and (classes := class_files_alone(path, split)):
-                return datasets.load_dataset("imagefolder", data_files={split: classes}, split=split)
             files = _own_files(path, split, revision, cache_dir)
             if files is not None:
                 return datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache_dir)
@@ -184,7 +186,11 @@ def _load_rows(
             raise InputError(_NO_ROWS.format(split, dataset)) from error
         if "invalid literal for int()" in str(error):
             raise InputError(_CLS.format(dataset, str(error).partition(": b")[2])) from error
-        raise InputError(f"split {split!r} of dataset {dataset!r}: {first_line(error)}") from error
+        remedy = "; name one by --split, in a run by --train-split, --validation-split and --test-split"
+        is_unknown = "nknown split" in str(error)
+        raise InputError(
+            f"split {split!r} of dataset {dataset!r}: {first_line(error).rstrip('.')}{remedy if is_unknown else ''}"
+        ) from error
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
@@ -223,10 +229,6 @@ def _bars_on_a_terminal_only() -> Iterator[None]:
     finally:
         if hide:
             datasets.enable_progress_bars()
-
-
-def _saved_to_disk(path: str) -> bool:
-    return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
 
 
 def _resolved_revision(rows: "datasets.Dataset") -> str | None:

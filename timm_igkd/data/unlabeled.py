@@ -7,12 +7,10 @@ import numpy as np
 import torch.utils.data
 import xxhash
 
-from timm_igkd.data.folders import check_folder, load_image_folder
+from timm_igkd.data.folders import TABLES, check_folder, load_image_folder
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
 from timm_igkd.errors import InputError
-
-_TABLES = (".parquet", ".arrow", ".tar", ".zip")
 
 
 def load_unlabeled_images(
@@ -42,7 +40,7 @@ def load_unlabeled_images(
 
 
 def _holds_tables(folder: str) -> bool:
-    return any(name.endswith(_TABLES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    return any(name.endswith(TABLES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 class MixedImages(torch.utils.data.ConcatDataset):

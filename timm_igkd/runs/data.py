@@ -114,7 +114,8 @@ def take_classes_of_test(config: RunConfig, train: LabeledImages) -> LabeledImag
     if config.compare is not None:
         raise InputError(f"{what} to train the arm without a teacher on; drop --compare")
     if config.teacher_epochs > 0:
-        raise InputError(f"{what} to train a teacher on; set teacher_epochs to 0, or put the images into class folders")
+        remedy = "set teacher_epochs to 0, or put the images into folders of two classes or more"
+        raise InputError(f"{what} to train a teacher on; {remedy}")
     try:
         check_unlabeled(config)
     except InputError as error:
