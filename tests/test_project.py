@@ -179,4 +179,4 @@ def test_wheel_names_its_license_and_script(wheel):
     folder = f"timm_igkd-{__version__}.dist-info"
     assert "Apache License" in wheel.read(f"{folder}/licenses/LICENSE").decode()
     assert "License-Expression: Apache-2.0" in wheel.read(f"{folder}/METADATA").decode()
-    assert "timm-igkd = timm_igkd.cli.main:entry" in wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "timm-igkd = timm_igkd.__main__:entry" in wheel.read(f"{folder}/entry_points.txt").decode()

@@ -1,6 +1,23 @@
-"""`python -m timm_igkd`, and `torchrun -m timm_igkd` or `accelerate launch -m timm_igkd` for several processes."""
+"""`python -m timm_igkd`, and `torchrun -m timm_igkd` or `accelerate launch -m timm_igkd` for several processes.
 
-from timm_igkd.cli.main import entry
+Where the command begins: from here on Ctrl-C is one line, so nothing that takes time is imported before.
+"""
+
+import signal
+import warnings
+
+from timm_igkd.cli.exit_codes import exit_within_imports
+
+
+def entry() -> None:
+    """Console script: quiet libraries, then the command."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a parent has it ignored
+        signal.signal(signal.SIGINT, exit_within_imports)
+    from timm_igkd.cli.main import main
+
+    warnings.filterwarnings("ignore", module=r"(torch|timm|datasets|accelerate|PIL)\b")
+    raise SystemExit(main())
+
 
 if __name__ == "__main__":
     entry()

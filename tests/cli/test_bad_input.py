@@ -14,6 +14,7 @@ from fixture_parts import ImageFactory, tiny_image
 from PIL import Image
 from tiny_parts import tiny_teacher
 
+from timm_igkd import MapStore
 from timm_igkd.models.loading import save_model
 
 
@@ -113,6 +114,19 @@ def test_maps_of_other_data_are_refused(command: Runner, store: Path, tiny_image
     assert outcome.code == 2
     assert "other settings: dataset.name" in outcome.error
     assert files_of(store) == before
+
+
+def test_maps_go_on_with_the_same_images_by_another_path(
+    command: Runner, store: Path, tiny_images: ImageFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(store)
+    monkeypatch.setenv("HOME", str(store.parent))
+    monkeypatch.chdir(tiny_images())
+    outcome = command(*maps_of(".", store.parent / "teacher", store))
+    assert outcome.code == 0, outcome.error
+    assert files_of(store) == before
+    assert command("verify", "--maps", f"~/{store.name}", "--dataset", ".", "--split", "train").code == 0
+    assert len(MapStore(f"~/{store.name}")) == len(MapStore(store))
 
 
 def test_maps_of_changed_images_under_the_same_name_are_refused(

@@ -164,9 +164,36 @@ def test_interrupt_outside_an_import_is_pythons():
 
 def test_ignored_interrupts_stay_ignored(tmp_path):
     """As under nohup: the process a shell starts in the background ignores SIGINT."""
-    code = "import signal, sys; from timm_igkd.cli.main import entry; sys.argv[1:] = ['--version']\n"
+    code = "import signal, sys; from timm_igkd.__main__ import entry; sys.argv[1:] = ['--version']\n"
     code += "signal.signal(signal.SIGINT, signal.SIG_IGN)\ntry: entry()\nexcept SystemExit: pass\n"
     code += "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     environment = subprocess_environment(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert done.stdout.splitlines()[-1] == "True", done.stderr
+
+
+def test_an_interrupt_while_a_worker_is_forked_is_not_lost(tmp_path):
+    """Python runs hooks around a fork and swallows what they raise: logging has some, this one is in their place."""
+    code = """
+import multiprocessing, os, signal, time
+from timm_igkd.cli.exit_codes import exit_within_imports
+signal.signal(signal.SIGINT, exit_within_imports)
+sent = []
+def interrupt():
+    if not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGINT))
+        for _ in range(1000):
+            pass
+os.register_at_fork(before=interrupt)
+try:
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+    worker.start()
+    worker.join()
+    time.sleep(20)
+    print("lost")
+except KeyboardInterrupt:
+    print("interrupted after", len(sent))
+"""
+    environment = subprocess_environment(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.stdout, done.stderr) == ("interrupted after 1\n", "")

@@ -9,7 +9,7 @@ import timm
 import torch
 from evaluation_parts import QUIET, ShadeReader, Shades
 
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import InputError, InputTypeError, RunError
 from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model
 from timm_igkd.evaluation.latency import time_model
@@ -141,6 +141,25 @@ def test_worker_processes_give_the_same_logits():
     alone = evaluate(ShadeReader(), Shades([0, 1, 2]), **QUIET)
     helped = evaluate(ShadeReader(), Shades([0, 1, 2]), num_workers=1, **QUIET)
     assert torch.equal(alone.logits, helped.logits)
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "map", "classes"])
+def test_a_model_that_answers_with_no_logits_is_told_what_they_are(kind):
+    model = ShadeReader()
+    answer = {
+        "dict": lambda logits: {"logits": logits},
+        "tuple": lambda logits: (logits, logits),
+        "map": lambda logits: logits[:, :, None, None],
+        "classes": lambda logits: logits.argmax(1),
+    }[kind]
+    model.register_forward_hook(lambda module, args, logits: answer(logits))
+    with pytest.raises(InputTypeError, match=r"the model must return .*logits.*; wrap it so that it does"):
+        evaluate(model, Shades([0]), **QUIET)
+
+
+def test_a_name_is_no_model():
+    with pytest.raises(InputTypeError, match="the model must be a torch module, got str; load it with load_model"):
+        evaluate("local-dir:student", Shades([0]), **QUIET)
 
 
 def test_empty_dataset_is_refused():

@@ -1,11 +1,13 @@
 """Where a model can come from, by its name, a folder or the Hub; and what is said where it cannot."""
 
 import pytest
+import timm
 from huggingface_hub import errors as hub_errors
 from model_parts import SMALL
 
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.models import loading as model_loading
+from timm_igkd.models.checkpoint import start_files
 from timm_igkd.models.loading import load_model, save_model
 
 
@@ -113,3 +115,14 @@ def test_hub_failure_is_one_line_without_the_token(error, message, monkeypatch):
 def test_bad_hub_id_is_an_error(spec):
     with pytest.raises(InputError, match="is no name of a repository"):
         load_model(spec)
+
+
+def test_the_home_folder_is_found_behind_local_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_model(timm.create_model("test_resnet", num_classes=2), tmp_path / "student")
+    assert load_model("local-dir:~/student").num_classes == 2
+    assert start_files("local-dir:~/student") == start_files(f"local-dir:{tmp_path / 'student'}") != []
+
+
+def test_a_model_of_one_channel_is_none_of_another_size():
+    assert load_model("test_resnet", pretrained=False, model_args={"in_chans": 1}, img_size=32).in_chans == 1

@@ -118,3 +118,25 @@ def test_export_is_complete_with_the_files_that_were_asked_for(tmp_path):
     folder = RunFolder(tmp_path)
     assert [path.name for path in folder.exported(("onnx",))] == ["export.json", "model.onnx"]
     assert [path.name for path in folder.exported(("onnx-int8",))] == ["export.json", "model.onnx", "model_int8.onnx"]
+
+
+def test_the_same_images_by_another_path_are_the_same_data(finished, recipe: Runner, command, monkeypatch, tmp_path):
+    """A run is gone on with from another directory; what it read is known by its content."""
+    at = command.index("--dataset") + 1
+    monkeypatch.chdir(command[at])
+    command[at] = "."
+    outcome = recipe(*command)
+    assert outcome.code == 0, outcome.error
+    assert "student: complete, skipped" in outcome.output
+
+
+def test_a_rate_of_the_students_alone_is_none_of_the_teachers(recipe: Runner, command, run):
+    at = command.index("--teacher-epochs") + 1
+    command[at] = 1
+    rates = ["--teacher-lr", 0.001, "--lr"]
+    assert recipe(*command, *rates, 0.01).code == 0
+    outcome = recipe(*command, *rates, 0.02)
+    assert outcome.code == 2
+    assert f"stage student of {run} was run with lr = 0.01, now it is 0.02" in outcome.error
+    outcome = recipe(*command, "--teacher-lr", 0.002, "--lr", 0.01)
+    assert f"stage teacher of {run} was run with teacher_lr = 0.001" in outcome.error

@@ -143,6 +143,7 @@ def maps_argument(text: str) -> str:
 
 def existing_maps(folder: str) -> str:
     """Return the name of a store; MissingFileError where it is no folder, and cannot be a name of the Hub either."""
+    folder = os.path.expanduser(folder)
     if not os.path.exists(folder) and (folder.partition("@")[0].count("/") != 1 or folder.startswith((".", "/", "~"))):
         raise MissingFileError(f"map store {folder!r} does not exist; build it with: timm-igkd maps --out {folder}")
     return folder

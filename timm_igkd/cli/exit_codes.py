@@ -1,10 +1,12 @@
 """How a command ends: one line on stderr for what the user can mend, and the exit code that goes with it."""
 
+import _thread
 import errno
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -21,6 +23,9 @@ _PATH_ERRORS = {
     errno.ENOTEMPTY,
     errno.EINVAL,
 }
+_FORKING = ("popen_fork.py", "_launch")
+_LATER_S = 0.1
+_PROCESS = os.getpid()  # of the command; workers are forked from it
 _INTERRUPTED = "interrupted; the same command again goes on from what is finished"
 RUN_INTERRUPTED = "interrupted; the same command with --resume goes on from the last finished epoch"
 
@@ -56,12 +61,20 @@ def exit_within_imports(number: int, frame: FrameType | None) -> None:
     """Handle SIGINT: end the process at once while a module is imported, else raise KeyboardInterrupt.
 
     An import has nothing to save, and many a library swallows or prints an exception that arrives in the middle of it.
+    What Python runs while it forks a worker swallows every exception: there it is raised a moment later.
     """
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib."):
+    outer = frame
+    while outer is not None:
+        if outer.f_code.co_filename.startswith("<frozen importlib."):
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"timm-igkd: error: interrupted\n")
             os._exit(130)
-        frame = frame.f_back
+        where = os.path.basename(outer.f_code.co_filename), outer.f_code.co_name
+        if where == _FORKING and os.getpid() == _PROCESS:
+            later = threading.Timer(_LATER_S, _thread.interrupt_main)
+            later.daemon = True
+            later.start()
+            return
+        outer = outer.f_back
     signal.default_int_handler(number, frame)
 
 

@@ -5,13 +5,11 @@ Bad input ends with one line on stderr and exit code 2, a run that could not go 
 
 import argparse
 import importlib
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from timm_igkd.cli.exit_codes import exit_within_imports, run_reporting_errors
+from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.errors import InputError, nearest
 from timm_igkd.runs.parsing import OneLineParser
 
@@ -82,11 +80,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(module, args.command.function)(args)
 
     return run_reporting_errors(run, "timm-igkd")
-
-
-def entry() -> None:
-    """Console script: quiet libraries, then `main`."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a parent has it ignored
-        signal.signal(signal.SIGINT, exit_within_imports)
-    warnings.filterwarnings("ignore", module=r"(torch|timm|datasets|accelerate|PIL)\b")
-    raise SystemExit(main())

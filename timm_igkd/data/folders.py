@@ -44,7 +44,7 @@ def local_folder(name: str) -> str:
         MissingFileError, InputError: see `check_folder`.
     """
     path = os.path.abspath(check_folder(name))
-    return _mirror(path) if _PATTERN_SIGNS.search(path) else os.path.expanduser(name)
+    return _mirror(path) if _PATTERN_SIGNS.search(path) else path
 
 
 def refuse_stream(name: str) -> None:

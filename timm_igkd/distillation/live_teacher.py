@@ -96,11 +96,16 @@ class LiveTeacher(nn.Module):
 
 
 def check_logits(role: str, output: Any) -> Tensor:
-    """Return a model's output; raise InputTypeError unless it is one tensor."""
+    """Return a model's output; raise InputTypeError unless it is one tensor of logits."""
     if not isinstance(output, Tensor):
         raise InputTypeError(
             f"the {role} must return one tensor of logits, got {type(output).__name__}; wrap it so that it does (a "
             "distilled DeiT: set_distilled_training(False))"
+        )
+    if output.ndim != 2 or not output.is_floating_point():
+        raise InputTypeError(
+            f"the {role} must return logits (images, classes), floating, got {str(output.dtype)[6:]} of shape "
+            f"{tuple(output.shape)}; wrap it so that it does"
         )
     return output
 

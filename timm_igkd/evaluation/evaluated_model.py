@@ -9,7 +9,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names, first_part
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import InputError, InputTypeError, RunError
 from timm_igkd.eval_mode import bare_model
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices
@@ -69,6 +69,8 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
     Raises:
         InputError: no preprocessing, or the dataset's classes are not the model's.
     """
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"the {role} must be a torch module, got {type(model).__name__}; load it with load_model")
     model = bare_model(model)
     if not getattr(model, "pretrained_cfg", None):
         raise InputError(

@@ -133,7 +133,8 @@ def compute_maps(
     state.wait_for_everyone()
     if state.is_main_process:
         found = read_manifest(out)
-        manifest = replace(found, dataset=source)  # images may have been repaired since the build began
+        # images may have been repaired since the build began; the name may be another path to the same
+        manifest = replace(found, dataset=replace(source, name=found.dataset.name))
         if manifest != found:
             write_record(out / "manifest.json", manifest)
         finish_store(out, manifest)

@@ -1,5 +1,6 @@
 """Reading maps: the row that belongs to an image is found by the image's content, never by its position alone."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class MapStore:
     """
 
     def __init__(self, path: str | Path, revision: str | None = None):
+        path = os.path.expanduser(path)
         repository = repository_of(path, revision)
         self.path = Path(path) if repository is None else fetch_maps(*repository)
         self.provenance: Provenance = require_complete(self.path)

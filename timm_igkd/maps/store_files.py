@@ -66,6 +66,8 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
         with contextlib.suppress(FileExistsError):  # of another build that was first
             write_record(out / "manifest.json", wanted, replace=False)
     found = read_manifest(out)
+    if found.dataset.content_hash is not None and found.dataset.content_hash == wanted.dataset.content_hash:
+        wanted = replace(wanted, dataset=replace(wanted.dataset, name=found.dataset.name))  # another path to the same
     if (difference := first_difference(found, wanted)) is not None:
         raise InputError(
             f"{str(out)!r} holds maps made with other settings: {difference}; choose another --out or delete it"

@@ -1,6 +1,7 @@
 """Weights: where they are, read without running their code; one line for what timm and the Hub's client raise."""
 
 import argparse
+import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -39,9 +40,15 @@ def has_weights(spec: str) -> bool:
     return bool(cfg and cfg.has_weights)
 
 
+def expand_home(spec: str) -> str:
+    """Return a model's name with `~` in the folder of local-dir: as the home folder, which no shell does there."""
+    source, separator, rest = spec.partition(":")
+    return f"{source}:{os.path.expanduser(rest)}" if source == "local-dir" and separator else spec
+
+
 def start_files(spec: str, checkpoint: str | Path | None = None) -> list[Path]:
     """Return the files on this machine that a model's weights come from; none where a Hub's file is not cached."""
-    source, _, rest = spec.partition(":")
+    source, _, rest = expand_home(spec).partition(":")
     if source == "local-dir":
         files = sorted(path for path in Path(rest).glob("*") if path.is_file() and path.suffix != ".md")
         return files if checkpoint is None else [*files, Path(checkpoint)]

@@ -24,7 +24,14 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.files import folder_written_apart
 from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import built_size, check_model_arguments
-from timm_igkd.models.checkpoint import fetch_weights, flag_name, has_weights, read_checkpoint, translated_errors
+from timm_igkd.models.checkpoint import (
+    expand_home,
+    fetch_weights,
+    flag_name,
+    has_weights,
+    read_checkpoint,
+    translated_errors,
+)
 from timm_igkd.models.folder_config import check_preprocessing, read_folder_config
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
@@ -95,7 +102,7 @@ def load_model(
     check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}")
     _cfg(model).update(built_size(model))
     if img_size is not None:
-        _set_input_size(model.eval(), img_size, spec)
+        _set_input_size(model.eval(), img_size, spec, arguments.get("in_chans", _cfg(model)["input_size"][0]))
     return model.eval()
 
 
@@ -108,6 +115,7 @@ def find_model(spec: str, role: str = "model", *, weights: bool = True) -> tuple
     Raises:
         as `load_model` does; without a network within seconds.
     """
+    spec = expand_home(spec)
     _check_spec(spec, role, weights)
     source, _, rest = spec.partition(":")
     with translated_errors(spec, role):
@@ -182,9 +190,9 @@ def _create_with(weights: dict[str, Tensor], source: str, arguments: dict[str, A
     return model
 
 
-def _set_input_size(model: nn.Module, img_size: int, spec: str) -> None:
+def _set_input_size(model: nn.Module, img_size: int, spec: str, channels: int) -> None:
     """Note the size that a model was built for, and see that it can read it."""
-    shape = (_cfg(model)["input_size"][0], img_size, img_size)
+    shape = (channels, img_size, img_size)
     _cfg(model).update(input_size=shape, test_input_size=None)
     try:
         with torch.no_grad():

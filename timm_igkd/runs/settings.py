@@ -5,7 +5,7 @@ A field says which stages its value changes; a stage that is complete is compare
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -57,7 +57,7 @@ class RunConfig:
     resume: bool = _setting("go on from the last finished epoch of a killed stage", False, _NONE)
     seed: int = _setting("initialisation, order, crops, overlays and Mixup all derive from it", 0, _TEACHER)
 
-    dataset: str = _setting("Hub id, folder of parquet or of class folders, or digits", "digits", _TEACHER)
+    dataset: str = _setting("Hub id, folder of parquet or of class folders, or digits", "digits", _NONE)
     revision: str | None = _setting("branch, tag or commit of a Hub dataset", None, _TEACHER)
     image_column: str | None = _setting("default: the first image column", None, _TEACHER)
     label_column: str | None = _setting("default: the first class label column", None, _TEACHER)
@@ -289,9 +289,12 @@ class RunConfig:
     def settings_of(self, stage: StageName) -> dict[str, Any]:
         """Return the settings that the output of a stage depends on, by name, as JSON holds them."""
         before = STAGES[: STAGES.index(stage) + 1]
-        names = [item.name for item in fields(self) if self._concerned(item.metadata["stages"]) & set(before)]
+        names = [item.name for item in fields(self) if self._concerned(item) & set(before)]
         values = asdict(self)
         return json.loads(json.dumps({name: values[name] for name in names}))
 
-    def _concerned(self, stages: tuple[str, ...]) -> set[str]:
-        return set(stages) - ({"teacher"} if stages == _TRAINING and self.teacher_epochs == 0 else set())
+    def _concerned(self, item: Field[Any]) -> set[str]:
+        """Return the stages that a setting is for; the teacher may have a rate of its own, or not be trained."""
+        stages = item.metadata["stages"]
+        is_students = self.teacher_epochs == 0 or (item.name == "lr" and self.teacher_lr is not None)
+        return set(stages) - ({"teacher"} if stages == _TRAINING and is_students else set())
