@@ -15,6 +15,7 @@ from command_lines import RECIPES, Runner, subprocess_environment, tiny_run, two
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
 from timm_igkd.runs.settings import RunConfig
+from timm_igkd.training import accelerator
 from timm_igkd.training.trainer import Trainer
 
 ROOT = RECIPES.parent
@@ -68,6 +69,7 @@ def test_precision_comes_from_the_launcher(recipe: Runner, tiny_images, monkeypa
         found.append((self.accelerator.mixed_precision, product.dtype))
 
     monkeypatch.setattr(Trainer, "fit", record)
+    monkeypatch.setattr(accelerator, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)  # nothing was trained
     outcome = recipe(*tiny_run(two_splits(tiny_images)))
     assert outcome.code == 0, outcome.error
@@ -114,6 +116,7 @@ def test_no_source_reads_hugging_faces_variables_itself(name):
         assert not any(isinstance(argument, ast.Constant) and argument.value == name for argument in call.args), path
 
 
+@pytest.mark.skipif(not accelerator.cpu_has_bfloat16(), reason="runs refuse bfloat16 on a processor without it")
 @pytest.mark.slow
 def test_file_of_accelerate_config_decides_the_precision(recipe: Runner, tiny_images, tmp_path):
     """As `accelerate config` leaves it under Hugging Face's home; only the page is left to do, see above."""
@@ -138,6 +141,7 @@ def test_file_of_accelerate_config_decides_the_precision(recipe: Runner, tiny_im
 def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(Trainer, "fit", lambda self: None)  # see test_precision_comes_from_the_launcher
+    monkeypatch.setattr(accelerator, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
     monkeypatch.setattr("sys.argv", ["train_igkd.py", "--dataset", "my images"])
     assert recipe(*tiny_run(two_splits(tiny_images))).code == 0

@@ -94,8 +94,9 @@ def has_images(folder: str) -> bool:
 
 
 def has_class_folders(folder: str) -> bool:
-    """Say whether images lie in folders below a folder, beside others in itself or not."""
-    return any(os.path.dirname(file) != folder for file in _walk_images(folder))
+    """Say whether images lie in folders below a folder; where others lie in itself, in two of them or more."""
+    places = {os.path.dirname(file) for file in _walk_images(folder)}
+    return len(places - {folder}) > (folder in places)
 
 
 def tar_class_names(path: str) -> tuple[str, ...] | None:
