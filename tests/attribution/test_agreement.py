@@ -29,7 +29,7 @@ def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_st
     """Check the limits on all images, and the distance to captum in float64 on the first `exact`, where it is slow.
 
     With ReLUs, float32 rounding flips gates: single images differ by up to 1 / n_steps of a gradient, captum's own too,
-    on one processor in other images than on the next. What captum is off from its own float64 is no fault of ours.
+    on one processor in other images than on the next. Such an image may meet the limit in captum's float64 instead.
     """
     baselines = TeacherView(model).baseline(inputs, "mean", [])
     result = attribute("fast", model, inputs, baselines, targets, n_steps=n_steps, chunk_size=16)
@@ -47,7 +47,9 @@ def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_st
     )
     assert len(differences) >= 32
     assert np.median(differences) <= 1e-3
-    assert differences.max() <= 5e-3 + theirs_to_exact.max()
+    nearest = differences.copy()
+    nearest[:exact] = np.minimum(differences[:exact], ours_to_exact)
+    assert nearest.max() <= 5e-3
     # 1e-5: where no gate flips, both are at float32's rounding and their ratio says nothing
     assert np.median(ours_to_exact) <= max(1.5 * np.median(theirs_to_exact), 1e-5)
     assert ours_to_exact.max() <= max(1.5 * theirs_to_exact.max(), 1e-5)

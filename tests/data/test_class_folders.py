@@ -111,6 +111,35 @@ def test_a_part_that_is_none_is_refused_in_one_line(part, tmp_path):
         load_labeled_images(two_splits(tmp_path, "a", "b"), f"train{part}")
 
 
+def test_parts_that_are_added_are_read_too(tmp_path):
+    folder = two_splits(tmp_path, "a", "b")
+    assert len(load_labeled_images(folder, "train[:1]+train[3:]")) == 2
+    assert len(load_labeled_images(folder, "train+test")) == 8
+
+
+def test_a_folder_is_found_by_its_whole_name(tmp_path):
+    folder = two_splits(tmp_path, "a", "b", splits=("set[1]", "test"))
+    assert len(load_labeled_images(folder, "set[1]")) == len(load_unlabeled_images(folder, "set[1]")) == 4
+
+
+@pytest.mark.parametrize("name", ["test", "train", "a-val"])
+def test_where_datasets_looks_for_the_splits_a_file_of_two_is_refused(name, tmp_path):
+    """Splits that are no folder's whole name; a class called as a split is read into both."""
+    folder = two_splits(tmp_path, name, "car", splits=("train_images", "test_images", "val_images"))
+    if name == "train":  # of the training images it would be read twice
+        (tmp_path / "test_images" / name).rename(tmp_path / "test_images" / "bus")
+        (tmp_path / "val_images" / name).rename(tmp_path / "val_images" / "bus")
+    with pytest.raises(
+        InputError, match=r"by one part of its path and to .*; rename the folder, or put the images into"
+    ):
+        load_labeled_images(folder, "train")
+
+
+def test_splits_that_datasets_finds_are_read(tmp_path):
+    folder = two_splits(tmp_path, "a", "b", splits=("train_images", "test_images"))
+    assert load_labeled_images(folder, "test").labels.tolist() == [0, 0, 1, 1]
+
+
 def test_labels_in_a_metadata_file_are_still_read(tmp_path):
     folder = write(tmp_path, "train/1.png", "train/2.png")
     lines = ('{"file_name": "1.png", "label": 7}', '{"file_name": "2.png", "label": 3}')

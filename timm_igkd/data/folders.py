@@ -3,9 +3,9 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
@@ -26,7 +26,7 @@ _SPLIT_FOLDERS = {
     "validation": ("valid", "val", "dev"),
     "test": ("testing", "eval", "evaluation"),
 }
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 TABLES = (".parquet", ".arrow", ".tar", ".zip")
 _SYSTEM_FOLDERS = ("/proc", "/sys")  # their files change under one's eyes, and to list them takes minutes
 
@@ -85,20 +85,6 @@ def _walk_images(folder: str) -> Iterator[str]:
         yield from (os.path.join(root, name) for name in names if _is_image(name))
 
 
-def has_images(folder: str) -> bool:
-    """Say whether image files lie in a folder itself, and not in folders of classes."""
-    if not os.path.isdir(folder):
-        return False
-    with os.scandir(folder) as entries:
-        return any(entry.is_file() and _is_image(entry.name) for entry in entries)
-
-
-def has_class_folders(folder: str) -> bool:
-    """Say whether images lie in folders below a folder; where others lie in itself, in two of them or more."""
-    places = {os.path.dirname(file) for file in _walk_images(folder)}
-    return len(places - {folder}) > (folder in places)
-
-
 def tar_class_names(path: str) -> tuple[str, ...] | None:
     """Return the names in classes.txt beside a folder's tars, one a line as in a class map of timm's; None without it.
 
@@ -120,7 +106,25 @@ def is_saved_to_disk(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
 
 
-def split_folder(path: str, split: str) -> str | None:
+class SplitFolder(NamedTuple):
+    """The folder of a split's images.
+
+    Attributes:
+        path: of the folder.
+        files: all images below it, in the order of their paths; one at least.
+    """
+
+    path: str
+    files: list[str]
+
+    @property
+    def has_class_folders(self) -> bool:
+        """Whether images lie in folders below; where others lie in the folder itself, in two of them or more."""
+        places = {os.path.dirname(file) for file in self.files}
+        return len(places - {self.path}) > (self.path in places)
+
+
+def split_folder(path: str, split: str) -> SplitFolder | None:
     """Return the folder of a split's images where it is read by itself; None where `datasets` is to read it.
 
     `datasets` looks for splits in every part of a path: it gives the images of a class "train" to the training split
@@ -130,20 +134,28 @@ def split_folder(path: str, split: str) -> str | None:
         path: of the data set.
         split: a folder in it, or what `datasets` calls one (validation for val), also with a part: train[:500].
     """
-    name = split.partition("[")[0]
+    exact = os.path.join(path, split)
+    name = split if os.path.isdir(exact) or "+" in split else split.partition("[")[0]
     named = [os.path.join(path, part) for part in (name, *_SPLIT_FOLDERS.get(name, ()))]
     found = [folder for folder in named if os.path.isdir(folder)]
-    if not found or (found[0] != named[0] and len(found) > 1) or _is_described(path, found[0]):
+    if not found or (found[0] != named[0] and len(found) > 1) or is_saved_to_disk(path):
         return None
-    return next((found[0] for _ in _walk_images(found[0])), None)
+    if not _METADATA.isdisjoint(os.listdir(path)):
+        return None
+    files = []
+    for root, _, names in os.walk(found[0], followlinks=True):
+        if any(name in _METADATA or name.endswith(TABLES) for name in names):
+            return None  # what the images are is told by files that `datasets` reads
+        files += [os.path.join(root, name) for name in names if _is_image(name)]
+    return SplitFolder(found[0], sorted(files)) if files else None
 
 
-def load_class_folders(path: str, folder: str, split: str) -> "datasets.Dataset":
+def load_class_folders(path: str, folder: SplitFolder, split: str) -> "datasets.Dataset":
     """Return a split's images and the classes of their folders, as `datasets` does; no labels where there is one class.
 
     Args:
         path: of the data set.
-        folder: of the split, see `split_folder`.
+        folder: of the split.
         split: its name, also with a part: train[:500].
 
     Returns:
@@ -154,10 +166,8 @@ def load_class_folders(path: str, folder: str, split: str) -> "datasets.Dataset"
     """
     import datasets  # here: see loading.py
 
-    files = image_files(folder)
-    classes = _classes(folder, files)
-    rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
-    if classes and (len(set(classes)) > 1 or _has_other_classes(path, folder, classes[0])):
+    classes, rows = _classes(folder), _image_rows(folder.files)
+    if classes and (len(set(classes)) > 1 or _has_other_classes(path, folder.path, classes[0])):
         names = class_order(list(set(classes)))
         position = {name: label for label, name in enumerate(names)}
         labels = datasets.Dataset.from_dict(
@@ -166,12 +176,31 @@ def load_class_folders(path: str, folder: str, split: str) -> "datasets.Dataset"
         )
         rows = datasets.concatenate_datasets([rows, labels], axis=1)
     rows.info.builder_name = "imagefolder"
-    return _part(rows, split)
+    return _part(rows, folder.path, split)
 
 
-def _classes(folder: str, files: list[str]) -> list[str]:
-    """Return the class folder of each image; nothing where all lie in `folder` itself."""
-    places = [os.path.relpath(file, folder).split(os.sep) for file in files]
+def refuse_shared_files(dataset: str, data_files: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError where `datasets` found a file for two of the usual splits, or twice for one.
+
+    Args:
+        dataset: what the message calls it.
+        data_files: the files of each split, as a builder of `datasets` has them.
+    """
+    first: dict[str, str] = {}
+    for split in ("train", "validation", "test"):
+        for file in map(str, data_files.get(split, ())):
+            if file in first:
+                raise InputError(
+                    f"{file!r} of dataset {dataset!r} belongs to split {split!r} by one part of its path and to "
+                    f"{first[file]!r} by another; rename the folder, or put the images into split/class/image.png"
+                )
+            first[file] = split
+
+
+def _classes(split: SplitFolder) -> list[str]:
+    """Return the class folder of each image; nothing where all lie in the split's folder itself."""
+    folder = split.path
+    places = [file[len(folder) + 1 :].split(os.sep) for file in split.files]
     first = next((place for place in places if len(place) > 1), None)
     if first is None:
         return []
@@ -193,16 +222,22 @@ def _classes(folder: str, files: list[str]) -> list[str]:
 def _has_other_classes(path: str, folder: str, name: str) -> bool:
     """Return whether another split's images lie in folders of other classes than the only one here."""
     others = [os.path.join(path, other) for other in sorted(os.listdir(path))]
-    files = (file for other in others if other != folder and not has_images(other) for file in _walk_images(other))
-    return any(os.path.basename(os.path.dirname(file)) != name for file in files)
+    places = {os.path.dirname(file) for other in others if other != folder for file in _walk_images(other)}
+    return any(os.path.basename(place) != name for place in places.difference(others))
 
 
-def _part(rows: "datasets.Dataset", split: str) -> "datasets.Dataset":
-    """Return the rows of a split's part, as `datasets` reads train[:500] and train[10%:]."""
+def _image_rows(files: list[str]) -> "datasets.Dataset":
+    import datasets  # here: see loading.py
+
+    return datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
+
+
+def _part(rows: "datasets.Dataset", folder: str, split: str) -> "datasets.Dataset":
+    """Return the rows of a split's part, as `datasets` reads train[:500] and train[10%:]; all where it names none."""
     import datasets  # here: see loading.py
 
     name, bracket, _ = split.partition("[")
-    if not bracket:
+    if not bracket or os.path.basename(folder) == split:
         return rows
     try:
         (span,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
@@ -212,34 +247,16 @@ def _part(rows: "datasets.Dataset", split: str) -> "datasets.Dataset":
     return rows.select(range(start, end) if start < end else [])
 
 
-def _is_described(path: str, folder: str) -> bool:
-    """Return whether files tell what the images are, which `datasets` reads: tables, archives or metadata."""
-    if is_saved_to_disk(path):
-        return True
-    inside = (name for _, _, names in os.walk(folder, followlinks=True) for name in names)
-    return any(name in _METADATA for name in os.listdir(path)) or any(
-        name in _METADATA or name.endswith(TABLES) for name in inside
-    )
-
-
-def load_image_folder(dataset: str, folder: str, split: str) -> LabeledImages:
+def load_image_folder(dataset: str, folder: SplitFolder, split: str) -> LabeledImages:
     """Return all images below a folder, in the order of their paths, as images without labels.
 
     Args:
         dataset: what messages call it.
         folder: that holds them, at any depth.
-        split: what messages call this part of it.
-
-    Raises:
-        InputError: there are none.
+        split: what messages call this part of it; also with a part: train[:500].
     """
-    import datasets  # here: see loading.py
-
-    files = image_files(folder)
-    if not files:
-        raise InputError(f"folder {dataset!r} holds no images, expected files like image.png at any depth")
-    rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
-    return LabeledImages(_part(rows, split), dataset, split, label_column=None, roots=[folder])
+    rows = _part(_image_rows(folder.files), folder.path, split)
+    return LabeledImages(rows, dataset, split, label_column=None, roots=[folder.path])
 
 
 def _is_image(name: str) -> bool:

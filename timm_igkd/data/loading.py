@@ -18,18 +18,18 @@ from huggingface_hub import errors as hub_errors
 from timm_igkd.data.digits import load_digits_split
 from timm_igkd.data.folders import (
     check_folder,
-    has_class_folders,
     is_saved_to_disk,
     load_class_folders,
     load_image_folder,
     local_folder,
+    refuse_shared_files,
     refuse_stream,
     split_folder,
     tar_class_names,
 )
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
-from timm_igkd.errors import InputError, RunError, first_line, nearest
+from timm_igkd.errors import InputError, RunError, UserError, first_line, nearest
 from timm_igkd.hub.cache_notice import cache_use_is_told
 from timm_igkd.hub.errors import hub_error
 
@@ -42,6 +42,7 @@ _CLS = (
     "the tars of {!r} have {} as a class, expected its number, which is what timm reads from .cls; write the classes' "
     "numbers, counted from 0, and their names into classes.txt beside the tars, one a line"
 )
+_OTHER_SPLIT = "; name one by --split, in a run by --train-split, --validation-split and --test-split"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 _LONGEST_HUB_ID = 96
 # What Arrow and datasets raise on altered parquet, beside ValueError.
@@ -94,20 +95,17 @@ def load_labeled_images(
         _refuse(dataset, columns | {"--revision": revision}, "the digits have neither columns nor revisions")
         digits = load_digits_split(split)
         return digits.without_labels() if labels == "ignored" else digits
-    if is_timm:
-        if not dataset.startswith(HFDS):
-            _refuse(dataset, columns | {"--revision": revision}, "it has neither columns nor revisions")
-            return _timm_dataset(dataset, split, data_dir)
-        source, is_local = dataset.removeprefix(HFDS), False
-    else:
-        source, is_local = dataset, _looks_local(dataset)
+    if is_timm and not dataset.startswith(HFDS):
+        _refuse(dataset, columns | {"--revision": revision}, "it has neither columns nor revisions")
+        return _timm_dataset(dataset, split, data_dir)
+    source, is_local = (dataset.removeprefix(HFDS), False) if is_timm else (dataset, _looks_local(dataset))
     if is_local:
         _refuse(dataset, {"--revision": revision}, "a local folder has no revisions")
     if not is_local and not (_HUB_ID.fullmatch(source) and len(source) <= _LONGEST_HUB_ID):
         raise InputError(f"dataset {dataset!r} is neither a folder that is there nor an id of the Hub; check the name")
     path = local_folder(source) if is_local else source
     folder = split_folder(path, split) if is_local else None
-    if folder is not None and (labels == "ignored" or (labels == "optional" and not has_class_folders(folder))):
+    if folder is not None and (labels == "ignored" or (labels == "optional" and not folder.has_class_folders)):
         _refuse(dataset, columns, "its images lie in a folder without columns")
         return load_image_folder(dataset, folder, split)
     own = None if folder is None else load_class_folders(path, folder, split)
@@ -168,7 +166,7 @@ def _load_rows(
                 raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
             return splits[split]
         with _bars_on_a_terminal_only(), nullcontext() if is_local else cache_use_is_told(f"dataset {dataset!r}"):
-            files = _own_files(path, split, revision, cache_dir)
+            files = _own_files(dataset, path, split, revision, cache_dir)
             if files is not None:
                 return datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache_dir)
             return datasets.load_dataset(path, split=split, revision=revision, cache_dir=cache_dir)
@@ -181,16 +179,15 @@ def _load_rows(
         raise InputError(
             f"folder {dataset!r} holds no data, expected parquet files or class folders of images"
         ) from error
+    except UserError:
+        raise
     except ValueError as error:
         if "corresponds to no data" in str(error):
             raise InputError(_NO_ROWS.format(split, dataset)) from error
         if "invalid literal for int()" in str(error):
             raise InputError(_CLS.format(dataset, str(error).partition(": b")[2])) from error
-        remedy = "; name one by --split, in a run by --train-split, --validation-split and --test-split"
-        is_unknown = "nknown split" in str(error)
-        raise InputError(
-            f"split {split!r} of dataset {dataset!r}: {first_line(error).rstrip('.')}{remedy if is_unknown else ''}"
-        ) from error
+        why = first_line(error).rstrip(".") + (_OTHER_SPLIT if "nknown split" in str(error) else "")
+        raise InputError(f"split {split!r} of dataset {dataset!r}: {why}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
@@ -202,7 +199,7 @@ def _load_rows(
         raise InputError(f"dataset {dataset!r} cannot be read ({first_line(error)}); a file is corrupt") from error
 
 
-def _own_files(path: str, split: str, revision: str | None, cache_dir: str | None) -> list[str] | None:
+def _own_files(dataset: str, path: str, split: str, revision: str | None, cache_dir: str | None) -> list[str] | None:
     """Return the parquet files of one split where they alone say what its columns are, else None.
 
     Read together with others, a split gets the class names of the first, whatever its own files call them.
@@ -210,6 +207,7 @@ def _own_files(path: str, split: str, revision: str | None, cache_dir: str | Non
     import datasets
 
     builder = datasets.load_dataset_builder(path, revision=revision, cache_dir=cache_dir)
+    refuse_shared_files(dataset, builder.config.data_files or {})
     if builder.dataset_name is None or builder.name != "parquet" or builder.info.features is not None:
         return None
     files = builder.config.data_files

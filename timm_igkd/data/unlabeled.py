@@ -7,7 +7,7 @@ import numpy as np
 import torch.utils.data
 import xxhash
 
-from timm_igkd.data.folders import TABLES, check_folder, load_image_folder
+from timm_igkd.data.folders import TABLES, SplitFolder, check_folder, image_files, load_image_folder
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
 from timm_igkd.errors import InputError
@@ -35,7 +35,10 @@ def load_unlabeled_images(
     if os.path.isdir(folder) and not _holds_tables(folder):
         part = os.path.join(folder, split or "train")
         is_whole = split is None or (split == "train" and not os.path.isdir(part))
-        return load_image_folder(dataset, os.path.abspath(check_folder(folder if is_whole else part)), split or "train")
+        found = os.path.abspath(check_folder(folder if is_whole else part))
+        if not (files := image_files(found)):
+            raise InputError(f"folder {dataset!r} holds no images, expected files like image.png at any depth")
+        return load_image_folder(dataset, SplitFolder(found, files), split or "train")
     return load_labeled_images(dataset, split or "train", image_column, None, revision, labels="ignored")
 
 
