@@ -96,7 +96,7 @@ def captum(job: dict[str, Any]) -> dict[str, float]:
 
 def training(job: dict[str, Any]) -> dict[str, Any]:
     """Train an epoch of the study in bfloat16 where the processor has it; see `train`."""
-    from timm_igkd.training.accelerator import cpu_has_bfloat16
+    from timm_igkd.rounded_bfloat16 import cpu_has_bfloat16
 
     return train(job, "bf16" if cpu_has_bfloat16() else "no")
 

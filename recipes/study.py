@@ -37,6 +37,7 @@ from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
 from timm_igkd.progress import progress_bar
+from timm_igkd.rounded_bfloat16 import computes_in_float32
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.training.accelerator import create_accelerator
 from timm_igkd.training.trainer import DivergedError
@@ -51,7 +52,7 @@ class Study:
 
     def __init__(self, config: StudyConfig):
         self.config = config
-        self.rows = StudyRows(config.output_dir)
+        self.rows = StudyRows(config.output_dir, config.same_maps)
         self.marks = Path(config.work_dir) / "runs" / config.name  # by study, as several can share the maps of one
         self.accelerator = create_accelerator(config.trackers, config.work_dir)
         if self.accelerator.num_processes > 1:
@@ -150,6 +151,7 @@ class Study:
             "versions": json.dumps(
                 {key: versions[key] for key in kept}
                 | {"precision": self.accelerator.mixed_precision, "compile": self.config.compile}
+                | ({"bfloat16": "products in float32, rounded"} if computes_in_float32() else {})
             ),
             "settings": json.dumps(self.config.settings(cell)),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -73,6 +73,9 @@ class StudyConfig:
     smallest_effect: dict[str, Any] = _setting(
         "outcome: points of the smallest difference of interest, bound of its equivalence tests", {}
     )
+    same_maps: tuple[str, ...] = _setting(
+        "maps_hash of stores that are taken as the same though their rows hold no means; say why in the YAML", ()
+    )
     ended: str = _setting("why a primary study ended before its plan was complete; until then it claims nothing", "")
 
     failed_below: float = _setting("a run that ends under this top1 is failed: listed, in no mean and no contrast", 0.0)

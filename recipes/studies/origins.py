@@ -1,7 +1,7 @@
 """Which runs can stand side by side: what their numbers come from is the same, but for the rounding of processors."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,10 +45,15 @@ class Origin(NamedTuple):
         kept = {name: row[name] for name in cls._fields if name in row}
         return cls(**kept, store=store, numerics=numerics)
 
-    def check_beside(self, other: "Origin", path: Path) -> None:
-        """Raise InputError where a run of this origin cannot stand beside one of `other`, which `path` holds."""
+    def check_beside(self, other: "Origin", path: Path, same_maps: Collection[str] = ()) -> None:
+        """Raise InputError where a run of this origin cannot stand beside one of `other`, which `path` holds.
+
+        Of `same_maps`, hashes, all are taken as the same maps though no means show it.
+        """
         kinds = {"images": "data_hash", "transfer images": "transfer_hash", "teacher": "teacher_hash"}
-        if self.store == other.store and not are_same_but_for_rounding(self.maps_means, other.maps_means):
+        is_decided = {self.maps_hash, other.maps_hash} <= {*same_maps}
+        is_rounding = is_decided or are_same_but_for_rounding(self.maps_means, other.maps_means)
+        if self.store == other.store and not is_rounding:
             kinds["maps"] = "maps_hash"
         for what, name in kinds.items():
             mine, theirs = getattr(self, name), getattr(other, name)

@@ -9,7 +9,7 @@ import io
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,12 @@ class StudyRows:
 
     Args:
         folder: created where it is missing.
+        same_maps: see `Origin.check_beside`.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, same_maps: Collection[str] = ()):
         self.folder = Path(folder)
+        self.same_maps = same_maps
         self.path = self.folder / "results.csv"
         self.predictions_path = self.folder / "predictions.npz"
 
@@ -84,7 +86,7 @@ class StudyRows:
         """Raise InputError where a run that is about to begin could not stand beside those that are there."""
         origin = Origin.of(_as_text(row))
         for other in {Origin.of(there) for there in self.read()}:
-            origin.check_beside(other, self.path)
+            origin.check_beside(other, self.path, self.same_maps)
 
     def add(self, row: dict[str, Any], predictions: np.ndarray | None, labels: np.ndarray) -> bool:
         """Add a run with its predictions, atomically; a run that is there already is left as it is.
@@ -138,7 +140,7 @@ class StudyRows:
             for row in added:
                 origin = Origin.of(row)
                 for other in origins:
-                    origin.check_beside(other, self.path)
+                    origin.check_beside(other, self.path, self.same_maps)
                 origins.add(origin)
             rows += added
             if added:

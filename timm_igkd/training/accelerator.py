@@ -1,6 +1,6 @@
-"""The accelerator of a run: its device, precision and trackers, refused where they would not do what was asked."""
+"""The accelerator of a run: its device, precision and trackers."""
 
-import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,36 +9,33 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from timm_igkd.errors import InputError
+from timm_igkd.rounded_bfloat16 import compute_in_float32, cpu_has_bfloat16
 
 
 def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Accelerator:
     """Return the accelerator of the launched process, on the CPU where there is no CUDA device.
+
+    Asked for bfloat16 on a CPU that lacks it, autocast of this process rounds to it and computes in float32, see
+    `timm_igkd.rounded_bfloat16`.
 
     Args:
         trackers: packages that log the run.
         project_dir: folder where trackers that write files put them.
 
     Raises:
-        InputError: a tracker is not installed (Accelerate would leave it out), or the launcher asked for bfloat16 on a
-            CPU that computes it in software.
+        InputError: a tracker is not installed (Accelerate would leave it out).
     """
     _check_trackers(trackers)
     accelerator = Accelerator(
         log_with=list(trackers) or None, project_dir=project_dir, cpu=not torch.cuda.is_available()
     )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not cpu_has_bfloat16():
-        raise InputError(
-            "this processor has no bfloat16 of its own, and torch's convolutions in it now and then give garbage as "
-            "weight gradients; use accelerate launch --mixed_precision no"
+        compute_in_float32()
+        accelerator.print(
+            "note: this processor has no bfloat16; products are computed in float32 and rounded, at float32's speed",
+            file=sys.stderr,
         )
     return accelerator
-
-
-def cpu_has_bfloat16() -> bool:
-    """Return whether this processor computes bfloat16 itself; true where this cannot be told (not x86)."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _check_trackers(names: Sequence[str]) -> None:
