@@ -151,7 +151,7 @@ class Study:
             "versions": json.dumps(
                 {key: versions[key] for key in kept}
                 | {"precision": self.accelerator.mixed_precision, "compile": self.config.compile}
-                | ({"bfloat16": "products in float32, rounded"} if computes_in_float32() else {})
+                | ({"bfloat16": versions["bfloat16"]} if computes_in_float32() else {})
             ),
             "settings": json.dumps(self.config.settings(cell)),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -116,7 +116,6 @@ def test_no_source_reads_hugging_faces_variables_itself(name):
         assert not any(isinstance(argument, ast.Constant) and argument.value == name for argument in call.args), path
 
 
-@pytest.mark.skipif(not accelerator.cpu_has_bfloat16(), reason="runs refuse bfloat16 on a processor without it")
 @pytest.mark.slow
 def test_file_of_accelerate_config_decides_the_precision(recipe: Runner, tiny_images, tmp_path):
     """As `accelerate config` leaves it under Hugging Face's home; only the page is left to do, see above."""

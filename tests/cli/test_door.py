@@ -113,6 +113,7 @@ def interrupted(tmp_path: Path, ready: str, *argv: str, delay: float = 0.0) -> t
         stderr=subprocess.PIPE,
         text=True,
         env=subprocess_environment(tmp_path),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     maps = Path(f"/proc/{process.pid}/maps")
     end = time.monotonic() + 60

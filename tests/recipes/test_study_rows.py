@@ -135,6 +135,16 @@ def test_other_maps_are_refused_however_they_come(means, tmp_path):
     assert len(here.read()) == 1
 
 
+def test_maps_of_rows_without_means_are_the_same_where_the_study_decides_it(tmp_path):
+    here = StudyRows(tmp_path / "here", same_maps=("a", "b"))
+    added(here.folder, row_of_maps(0, "a", []))
+    here.check(row_of_maps(1, "b", MEANS))
+    assert here.add(row_of_maps(1, "b", MEANS), np.zeros(8), np.arange(8) % 10)
+    assert here.merge(added(tmp_path / "there", row_of_maps(2, "b", MEANS)).folder) == 1
+    with pytest.raises(InputError, match=r"other maps \(maps_hash [ab], this run's is c\)"):
+        here.check(row_of_maps(3, "c", [21.0] * 32))
+
+
 def test_two_rows_of_other_maps_are_refused_in_one_merge(tmp_path):
     there = added(tmp_path / "there", row_of_maps(0, "a", MEANS))
     text = there.path.read_text().replace("abc,0", "abc,1").replace(",a,", ",b,").replace("20.000", "21.000")

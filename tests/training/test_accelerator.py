@@ -1,11 +1,11 @@
-"""The accelerator of a run: bfloat16 only on processors that compute it themselves."""
+"""The accelerator of a run: bfloat16 on every processor, in float32 where it has none of its own."""
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from timm_igkd.errors import InputError
-from timm_igkd.training import accelerator as module
+from timm_igkd import rounded_bfloat16
+from timm_igkd.training.accelerator import create_accelerator
 
 
 @pytest.fixture
@@ -15,19 +15,21 @@ def bf16_asked(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+    rounded_bfloat16.compute_in_bfloat16()
 
 
 def processor(monkeypatch, machine, avx512_bf16=False, amx=False):
-    monkeypatch.setattr(module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(rounded_bfloat16.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "AMD64"])
-def test_bfloat16_on_a_processor_without_it_is_refused_with_the_remedy(bf16_asked, monkeypatch, tmp_path, machine):
+def test_bfloat16_on_a_processor_without_it_is_computed_in_float32(bf16_asked, monkeypatch, tmp_path, machine, capsys):
     processor(monkeypatch, machine)
-    with pytest.raises(InputError, match=r"no bfloat16 of its own.*accelerate launch --mixed_precision no"):
-        module.create_accelerator((), tmp_path)
+    assert create_accelerator((), tmp_path).mixed_precision == "bf16"
+    assert rounded_bfloat16.computes_in_float32()
+    assert capsys.readouterr().err.startswith("note: this processor has no bfloat16; products are computed in float32")
 
 
 @pytest.mark.parametrize(
@@ -35,13 +37,15 @@ def test_bfloat16_on_a_processor_without_it_is_refused_with_the_remedy(bf16_aske
 )
 def test_bfloat16_is_taken_where_the_processor_has_it_or_cannot_be_asked(bf16_asked, monkeypatch, tmp_path, kind):
     processor(monkeypatch, *kind)
-    assert module.create_accelerator((), tmp_path).mixed_precision == "bf16"
+    assert create_accelerator((), tmp_path).mixed_precision == "bf16"
+    assert not rounded_bfloat16.computes_in_float32()
 
 
 def test_float32_runs_on_every_processor(monkeypatch, tmp_path):
     processor(monkeypatch, "x86_64")
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert module.create_accelerator((), tmp_path).mixed_precision == "no"
+    assert create_accelerator((), tmp_path).mixed_precision == "no"
+    assert not rounded_bfloat16.computes_in_float32()
 
 
 def test_torch_still_names_the_functions_that_tell():
