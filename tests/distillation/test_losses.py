@@ -268,6 +268,16 @@ def test_attention_transfer_average_pools_a_larger_teacher_map():
     assert attention_transfer(pooled, x).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_attention_transfer_at_one_position_is_refused_with_its_remedy(role):
+    """Such a map is 1 whatever the image: the loss would be 0 for ever, or pull the student to even attention."""
+    sizes = {"student": (4, 4), "teacher": (4, 4), role: (1, 1)}
+    remedy = rf"{role}'s features at several positions, got shape \(3, 5, 1, 1\); take larger images.*{role}_attention"
+    with pytest.raises(InputError, match=remedy):
+        attention_transfer(*(torch.ones(3, 5, *sizes[name]) for name in ("student", "teacher")))
+    assert attention_transfer(features(5, (1, 4)), features(5, (1, 4), seed=1)) > 0  # one row is several positions
+
+
 @pytest.mark.parametrize("size", [(2, 2), (2, 9), (9, 2)])
 def test_attention_transfer_interpolates_other_sizes(size):
     uniform = torch.ones(3, 2, 4, 4)

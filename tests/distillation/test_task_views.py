@@ -198,9 +198,9 @@ def test_student_runs_once_per_step(batch):
 
 def test_attention_indices_choose_the_entries(batch):
     student, teacher = tiny().eval(), tiny(seed=1)
-    task = build(student, teacher, student_attention_index=1, teacher_attention_index=-1, **AT).eval()
+    task = build(student, teacher, student_attention_index=1, teacher_attention_index=-2, **AT).eval()
     (ours,) = student.forward_intermediates(batch[0], indices=[1], intermediates_only=True)
-    (theirs,) = teacher.forward_intermediates(batch[0], indices=[4], intermediates_only=True)
+    (theirs,) = teacher.forward_intermediates(batch[0], indices=[3], intermediates_only=True)
     torch.testing.assert_close(task(*batch)["attention_loss"], attention_transfer(ours, theirs))
 
 

@@ -190,8 +190,18 @@ def attention_transfer(student_features: Tensor, teacher_features: Tensor) -> Te
     Returns:
         A scalar >= 0.
 
+    Raises:
+        InputError: features of one position, whose attention map is 1 whatever the image.
+
     Source: arXiv 1612.03928; attention arms of arXiv 2506.14440.
     """
+    for role, features in (("student", student_features), ("teacher", teacher_features)):
+        if features.shape[-2:].numel() == 1:
+            raise InputError(
+                f"attention transfer needs the {role}'s features at several positions, got shape "
+                f"{tuple(features.shape)}; take larger images, an earlier entry of forward_intermediates as "
+                f"{role}_attention_index, or attention_loss_weight 0"
+            )
     teacher = resized(_activity(teacher_features), student_features)
     return F.mse_loss(attention_map(student_features), F.normalize(teacher.flatten(1), dim=1))
 
