@@ -7,8 +7,8 @@ Teacher and student are those of recipes/configs/study_real.yaml. Parts, each a 
 turns with every round:
     maps        `timm-igkd maps --n-steps auto --logits`, written to disk; minutes of all images from its rate
     training    the study's trainer in the protocol `fast`, KD from stored logits and overlays of every tenth image, in
-                bfloat16 where the processor has it, as the study is run; `overhead`: its epoch over the same number of
-                bare forward and backward passes of that precision, one after each step: a machine's speed changes
+                bfloat16 where the processor has it; `overhead`: its epoch over the same number of bare forward and
+                backward passes of that precision, one after each step: a machine's speed changes
     float32     the same in float32
     captum      captum's call with default arguments, 50 steps, 8 images at a time, and the teacher's logits
     authors     the paper's settings: batches of 64 from a DataLoader with two workers over decoded PIL images, Adam,

@@ -31,6 +31,7 @@ from timm_igkd import (
     save_model,
     truncate,
 )
+from timm_igkd.training.accelerator import create_accelerator
 
 SIZE = 32  # the digits' side in pixels
 
@@ -78,7 +79,7 @@ def fit(task: TrainingTask, dataset: Dataset, epochs: int, accelerator: Accelera
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the method; return the student's metrics on the test split."""
     arguments = parse(argv)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = create_accelerator((), arguments.out)
     set_seed(0)
     images = load_labeled_images("digits", "train")
     images = images.subset(range(min(arguments.limit or len(images), len(images))))

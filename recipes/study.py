@@ -37,7 +37,6 @@ from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
 from timm_igkd.progress import progress_bar
-from timm_igkd.rounded_bfloat16 import computes_in_float32
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.training.accelerator import create_accelerator
 from timm_igkd.training.trainer import DivergedError
@@ -139,7 +138,7 @@ class Study:
 
     def _identity(self, name: str, cell: Cell, seed: int) -> dict[str, Any]:
         versions = environment()
-        kept = ("timm_igkd", "python", "torch", "timm", "captum", "torch_threads")
+        kept = ("timm_igkd", "python", "torch", "timm", "captum", "torch_threads", "bfloat16")
         return {
             "study": self.config.name,
             "cell": name,
@@ -149,9 +148,8 @@ class Study:
             "hardware": describe_hardware(self.device),
             "device": self.device.type,
             "versions": json.dumps(
-                {key: versions[key] for key in kept}
+                {key: versions[key] for key in kept if key in versions}
                 | {"precision": self.accelerator.mixed_precision, "compile": self.config.compile}
-                | ({"bfloat16": versions["bfloat16"]} if computes_in_float32() else {})
             ),
             "settings": json.dumps(self.config.settings(cell)),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

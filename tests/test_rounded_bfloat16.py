@@ -3,9 +3,14 @@
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_igkd import rounded_bfloat16
+from timm_igkd.environment import environment
+
+aten = torch.ops.aten
 
 ULP = 2.0**-8  # a rounding to bfloat16 is off by half of its last place at most: 2^-9 of the value, two of them 2^-8
 
@@ -72,6 +77,60 @@ def test_a_product_and_its_gradients_are_the_exact_ones_of_rounded_numbers_round
         assert gradient.dtype == torch.float32
         assert torch.equal(gradient, gradient.bfloat16().float())
         torch.testing.assert_close(gradient.double(), exact, rtol=ULP, atol=1e-5)
+
+
+class ProductsIn(TorchDispatchMode):
+    """Notes the dtypes that matrix products and convolutions are computed in, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (aten.convolution, aten.convolution_backward, aten.mm, aten.addmm):
+            self.found |= {(str(func.overloadpacket), arg.dtype) for arg in args if isinstance(arg, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5)
+    )
+
+
+def weight_gradients(model, compiled=False):
+    run = torch.compile(model) if compiled else model
+    with torch.autocast("cpu", torch.bfloat16):
+        output = run(numbers(4, 3, 8, 8))
+    output.float().square().sum().backward()
+    return [model[index].weight.grad for index in (0, 3, 5)]
+
+
+def test_torchs_products_in_bfloat16_are_not_called(rounded):
+    """Neither forward nor backward: the latter's weight gradients are garbage now and then."""
+    with ProductsIn() as products:
+        weight_gradients(network())
+    names = {name for name, _ in products.found}
+    assert {"aten.convolution", "aten.convolution_backward", "aten.mm", "aten.addmm"} == names
+    assert {dtype for _, dtype in products.found} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_models_round_too(rounded):
+    eager, compiled = weight_gradients(network()), weight_gradients(network(), compiled=True)
+    for ours, theirs in zip(eager, compiled, strict=True):
+        assert torch.equal(theirs, theirs.bfloat16().float())
+        torch.testing.assert_close(theirs, ours, rtol=0.02, atol=0.02 * ours.abs().max().item())
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_it_is_for_processors_that_lack_bfloat16(monkeypatch, has_it):
+    monkeypatch.setattr(rounded_bfloat16, "cpu_has_bfloat16", lambda: has_it)
+    assert rounded_bfloat16.round_where_missing() is not has_it
+    assert ("bfloat16" in environment()) is not has_it
+    rounded_bfloat16.compute_in_bfloat16()
+    assert "bfloat16" not in environment()
 
 
 def test_every_overload_is_one_that_autocast_lowers():

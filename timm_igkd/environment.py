@@ -29,8 +29,8 @@ def environment() -> dict[str, str | int | list[str] | None]:
     """Return versions and hardware of this process; plain values, ready for JSON and YAML.
 
     Keys: timm_igkd, python, one per name in `PACKAGES` (None where not installed), platform, cpu, logical_cores,
-    torch_threads, gpus (names of the visible CUDA devices), bfloat16 (how autocast computes it on the CPU: "torch's" or
-    "products in float32, rounded").
+    torch_threads, gpus (names of the visible CUDA devices); where autocast on the CPU computes bfloat16 with float32,
+    bfloat16, which says so.
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -42,8 +42,7 @@ def environment() -> dict[str, str | int | list[str] | None]:
         "logical_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpus": gpus,
-        "bfloat16": "products in float32, rounded" if computes_in_float32() else "torch's",
-    }
+    } | ({"bfloat16": "products in float32, rounded"} if computes_in_float32() else {})
 
 
 def _version(package: str) -> str | None:

@@ -2,10 +2,12 @@
 
 torch's own convolutions in bfloat16 take ten times as long there and now and then give garbage as weight gradients.
 A bfloat16 unit multiplies exactly and adds in float32; so does this, but for the order of the sum. What goes into a
-product and what comes out of it is rounded to bfloat16, gradients too: a run is that of a processor with bfloat16 but
-for the last bits, at float32's speed. It takes none of bfloat16's memory away from what is kept for the backward pass.
+product and what comes out of it is rounded to bfloat16, gradients too, at float32's speed and float32's memory or more.
+Two things are not the unit's: attention keeps its probabilities in float32, and a weight that is used twice in a pass
+has the sum of its gradients rounded once more there.
 """
 
+import importlib
 import platform
 import warnings
 from collections.abc import Callable
@@ -32,10 +34,21 @@ def cpu_has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def round_where_missing() -> bool:
+    """Have autocast on the CPU round and compute in float32 where this processor lacks bfloat16; return whether."""
+    if not cpu_has_bfloat16():
+        compute_in_float32()
+    return computes_in_float32()
+
+
 def compute_in_float32() -> None:
-    """Have autocast on the CPU round to its precision and compute in float32, for the rest of the process."""
+    """Have autocast on the CPU round to its precision and compute in float32, for the rest of the process.
+
+    torch.compile keeps the roundings too, which inductor otherwise takes for superfluous.
+    """
     if _registered:
         return
+    _keep_roundings_in_compiled(True)
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*verriding")  # which is meant
@@ -53,6 +66,12 @@ def compute_in_bfloat16() -> None:
     """Take `compute_in_float32` back."""
     while _registered:
         _registered.pop()._destroy()
+        _keep_roundings_in_compiled(False)
+
+
+def _keep_roundings_in_compiled(keep: bool) -> None:
+    config: Any = importlib.import_module("torch._inductor.config")  # seconds, for this alone
+    config.emulate_precision_casts = keep
 
 
 def _rounded(product: str) -> Callable[..., Any]:

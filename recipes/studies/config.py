@@ -73,6 +73,8 @@ class StudyConfig:
     smallest_effect: dict[str, Any] = _setting(
         "outcome: points of the smallest difference of interest, bound of its equivalence tests", {}
     )
+    sensitivity: dict[str, Any] = _setting("name: seeds, sets of seeds in which the contrasts are shown once more", {})
+    amended: str = _setting("when and how a primary study's plan was changed after its first run", "")
     same_maps: tuple[str, ...] = _setting(
         "maps_hash of stores that are taken as the same though their rows hold no means; say why in the YAML", ()
     )
@@ -108,6 +110,9 @@ class StudyConfig:
                 raise InputError(f"smallest_effect names no outcome: {outcome!r}{nearest(outcome, self.outcomes)}")
             if isinstance(points, bool) or not isinstance(points, int | float) or not 0 < points < math.inf:
                 raise InputError(f"smallest_effect of {outcome} must be above 0 points, got {points!r}")
+        for name, seeds in self.sensitivity.items():
+            if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+                raise InputError(f"sensitivity {name!r} must be a list of seeds, got {seeds!r}")
         for name in ("train_limit", "test_limit"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)

@@ -48,10 +48,10 @@ class Origin(NamedTuple):
     def check_beside(self, other: "Origin", path: Path, same_maps: Collection[str] = ()) -> None:
         """Raise InputError where a run of this origin cannot stand beside one of `other`, which `path` holds.
 
-        Of `same_maps`, hashes, all are taken as the same maps though no means show it.
+        Of `same_maps`, hashes, all are taken as the same maps where means cannot show it: one of the two has none.
         """
         kinds = {"images": "data_hash", "transfer images": "transfer_hash", "teacher": "teacher_hash"}
-        is_decided = {self.maps_hash, other.maps_hash} <= {*same_maps}
+        is_decided = {self.maps_hash, other.maps_hash} <= {*same_maps} and not (self.maps_means and other.maps_means)
         is_rounding = is_decided or are_same_but_for_rounding(self.maps_means, other.maps_means)
         if self.store == other.store and not is_rounding:
             kinds["maps"] = "maps_hash"
@@ -67,3 +67,15 @@ class Origin(NamedTuple):
                 f"{path} holds runs with {other.numerics}, this run has {self.numerics}; runs that are compared must "
                 "be computed alike: start it as the others were, or give another output_dir"
             )
+
+
+def decided(origins: Collection[Origin], same_maps: Collection[str]) -> set[str]:
+    """Return the hashes of all maps that a decision is of: those it names, and what only rounding tells from these."""
+    named = [origin for origin in origins if origin.maps_hash in same_maps]
+    near = {
+        origin.maps_hash
+        for origin in origins
+        for one in named
+        if origin.store == one.store and are_same_but_for_rounding(origin.maps_means, one.maps_means)
+    }
+    return {*same_maps} | near

@@ -20,6 +20,7 @@ from studies.glance import glance
 from studies.opening import opening
 from studies.paper_table import paper_table
 from studies.results import LEAST_SEEDS, StudyResults
+from studies.sensitivity import sensitivity_table
 from studies.tables import cells_table, contrast_table, corruption_table, transfer_table
 from studies.trials import trials_table
 from timm_igkd.errors import InputError
@@ -111,7 +112,7 @@ def _purpose(results: StudyResults) -> str:
     text = PURPOSES[results.config.purpose]
     if results.config.purpose == "primary" and results.rows and results.missing and results.config.ended:
         text += f" Ended before its plan: {results.config.ended}."
-    return text
+    return f"{text} Amended since: {results.config.amended}" if results.config.amended else text
 
 
 def _waits(results: StudyResults) -> str:
@@ -153,6 +154,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
     columns = list(dict.fromkeys([*config.outcomes, "transfer_balanced_top1"])) if config.contrasts else []
     tables = [contrast_table(results, column) for column in columns]
     tables += [
+        sensitivity_table(results),
         trials_table(results),
         cells_table(results),
         corruption_table(results),

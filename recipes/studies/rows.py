@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from studies.origins import Origin
+from studies.origins import Origin, decided
 from timm_igkd.errors import InputError, MissingFileError, UserError, first_line
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.files import exclusive, write_atomic
@@ -49,7 +49,7 @@ class StudyRows:
 
     Args:
         folder: created where it is missing.
-        same_maps: see `Origin.check_beside`.
+        same_maps: hashes of maps that are taken as the same, see `Origin.check_beside`.
     """
 
     def __init__(self, folder: str | Path, same_maps: Collection[str] = ()):
@@ -85,8 +85,10 @@ class StudyRows:
     def check(self, row: dict[str, Any]) -> None:
         """Raise InputError where a run that is about to begin could not stand beside those that are there."""
         origin = Origin.of(_as_text(row))
-        for other in {Origin.of(there) for there in self.read()}:
-            origin.check_beside(other, self.path, self.same_maps)
+        others = {Origin.of(there) for there in self.read()}
+        same_maps = decided({origin, *others}, self.same_maps)
+        for other in others:
+            origin.check_beside(other, self.path, same_maps)
 
     def add(self, row: dict[str, Any], predictions: np.ndarray | None, labels: np.ndarray) -> bool:
         """Add a run with its predictions, atomically; a run that is there already is left as it is.
@@ -137,10 +139,11 @@ class StudyRows:
             there = {key_of(row) for row in rows}
             added = [row for row in new if key_of(row) not in there]
             origins = {Origin.of(row) for row in rows}
+            same_maps = decided({*origins, *map(Origin.of, added)}, self.same_maps)
             for row in added:
                 origin = Origin.of(row)
                 for other in origins:
-                    origin.check_beside(other, self.path, self.same_maps)
+                    origin.check_beside(other, self.path, same_maps)
                 origins.add(origin)
             rows += added
             if added:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from command_lines import Runner, tiny_run
 from recipe_parts import equal, history, snapshot, weights
 
+from timm_igkd import rounded_bfloat16
 from timm_igkd.errors import RunError
 from timm_igkd.runs import stages
 from timm_igkd.training import accelerator
@@ -118,6 +119,24 @@ def test_resume_with_other_cpu_threads_goes_on_and_says_so(
     outcome = recipe(*tiny_run(images, *options, "--resume"))
     assert outcome.code == 0, outcome.error
     assert f"student: begun with {threads} CPU threads, goes on with {threads + 1}" in outcome.output
+
+
+def test_resume_on_a_processor_without_bfloat16_goes_on_and_says_so(
+    recipe: Runner, images: Path, trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*trained_teacher, "--epochs", 2]
+    with monkeypatch.context() as patch:
+        stop_after(patch, "student", 1)
+        assert recipe(*tiny_run(images, *options)).code == 1
+    rounded_bfloat16.compute_in_float32()
+    try:
+        outcome = recipe(*tiny_run(images, *options, "--resume"))
+    finally:
+        rounded_bfloat16.compute_in_bfloat16()
+    assert outcome.code == 0, outcome.error
+    said = "student: begun with torch's own products in bfloat16, goes on with products in float32, rounded"
+    assert said in outcome.output
+    assert "CPU threads" not in outcome.output
 
 
 def test_other_settings_for_a_half_trained_student_are_refused(

@@ -7,9 +7,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from command_lines import RECIPES
 from study_parts import (
+    ALIGNED,
     IG,
     KD,
     PRIMARY_CELLS,
@@ -27,12 +29,14 @@ from studies.figures import FIGURES, corruptions, quantiles
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows
+from studies.sensitivity import sensitivity_table
 from studies.statistics import Comparison
 from studies.tables import (
     cells_table,
     contrast_table,
     corruption_table,
     signed,
+    span,
 )
 from study import refuse_withheld
 from study_report import main
@@ -133,6 +137,32 @@ def test_maps_of_several_processors_are_counted(tmp_path):
     edit_rows(tmp_path / "primary", lambda row: row.update(maps_hash="m1" if int(row["seed"]) < 9 else "m2"))
     for text in report(tmp_path, results.config):
         assert "hash m1 in 45 runs, hash m2 in 15 runs" in text
+
+
+def test_an_amended_plan_says_so_before_and_after_it_is_complete(tmp_path):
+    config = primary_study(tmp_path / "rows", seeds=7, amended="on a day, for a reason.")
+    for skip in ([("KD", 6)], []):
+        add_rows(config, skip=skip)
+        markdown = report(tmp_path, config)[0]
+        assert "before its first run. Amended since: on a day, for a reason." in markdown
+
+
+def test_contrasts_are_shown_in_other_sets_of_seeds(tmp_path):
+    config = primary_study(tmp_path / "rows", seeds=7, sensitivity={"but 6": list(range(6)), "only 3": [3]})
+    add_rows(config, gains={ALIGNED: 0.5})
+    table = sensitivity_table(StudyResults.read(config))
+    assert table is not None
+    assert list(table.columns) == ["all seeds", "but 6", "only 3"]
+    assert len(table.rows) == 2 * 4
+    name, (whole, part, one) = table.rows[0]
+    assert name == "Clean accuracy: KD&IG aligned − KD"
+    results = StudyResults.read(config)
+    differences = results.differences("KD&IG aligned", "KD", "top1")
+    test = scipy.stats.ttest_1samp(differences[:6], 0).confidence_interval(0.95)
+    assert whole.main == signed(differences.mean())
+    assert part == (signed(differences[:6].mean()), f"{span(test.low, test.high, sign=True)}; n 6")
+    assert one == (signed(differences[3]), "no interval; n 1")
+    assert "Sensitivity: other sets of seeds" in report(tmp_path, config)[0]
 
 
 @pytest.mark.parametrize("ended", ["", "the time was over"])

@@ -141,8 +141,18 @@ def test_maps_of_rows_without_means_are_the_same_where_the_study_decides_it(tmp_
     here.check(row_of_maps(1, "b", MEANS))
     assert here.add(row_of_maps(1, "b", MEANS), np.zeros(8), np.arange(8) % 10)
     assert here.merge(added(tmp_path / "there", row_of_maps(2, "b", MEANS)).folder) == 1
-    with pytest.raises(InputError, match=r"other maps \(maps_hash [ab], this run's is c\)"):
-        here.check(row_of_maps(3, "c", [21.0] * 32))
+    here.check(row_of_maps(3, "c", [20.001] * 32))  # a third processor's: but for rounding those of b, so also of a
+    with pytest.raises(InputError, match=r"other maps \(maps_hash [ab], this run's is d\)"):
+        here.check(row_of_maps(4, "d", [21.0] * 32))
+    with pytest.raises(InputError, match=r"other maps \(maps_hash [ab], this run's is d\)"):
+        here.check(row_of_maps(4, "d", []))
+
+
+def test_a_decision_does_not_outweigh_means_that_differ(tmp_path):
+    here = StudyRows(tmp_path, same_maps=("a", "b"))
+    added(here.folder, row_of_maps(0, "a", MEANS))
+    with pytest.raises(InputError, match=r"other maps \(maps_hash a, this run's is b\)"):
+        here.check(row_of_maps(1, "b", [99.0] * 32))
 
 
 def test_two_rows_of_other_maps_are_refused_in_one_merge(tmp_path):

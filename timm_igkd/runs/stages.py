@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, first_line
 from timm_igkd.files import refuse_special
 from timm_igkd.records import parse_record, write_record
@@ -25,6 +26,7 @@ class StageMarker:
         inputs: hashes of what it read, by what messages call it.
         launch: what the launcher decided, by name: a half-done stage cannot go on with another batch size or precision.
         torch_threads: CPU threads it began with.
+        bfloat16: how autocast on the CPU computed it, as `environment` says it; empty: as torch does.
         wall_time_s: seconds it took; None where it began and is not complete. A stage that was killed and resumed
             counts its last part.
     """
@@ -34,6 +36,7 @@ class StageMarker:
     launch: Mapping[str, Any]
     torch_threads: int
     wall_time_s: float | None = None
+    bfloat16: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -169,10 +172,12 @@ class Stages:
     def _run(self, stage: Stage) -> None:
         self.accelerator.wait_for_everyone()
         earlier, inputs = self.finished(self.run_dir, stage.name), self.inputs(stage.name)
-        begun = StageMarker(self.config.settings_of(stage.name), inputs, self.launch(), torch.get_num_threads())
+        arithmetic = str(environment().get("bfloat16", ""))
+        settings, threads = self.config.settings_of(stage.name), torch.get_num_threads()
+        begun = StageMarker(settings, inputs, self.launch(), threads, bfloat16=arithmetic)
         keeps = earlier is not None and not stage.is_redone  # a part of its output was lost, the rest is of then
         if self.accelerator.is_main_process:
-            self._note_threads(stage, begun.torch_threads)
+            self._note_other_rounding(stage, begun)
             if not keeps:
                 write_record(_path(self.run_dir, stage.name), begun)
         started = time.perf_counter()
@@ -185,13 +190,21 @@ class Stages:
             write_record(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
             self.accelerator.print(f"{self.label}{stage.name}: done in {time.perf_counter() - started:.1f} s")
 
-    def _note_threads(self, stage: Stage, threads: int) -> None:
-        """Say it where a stage goes on with other threads than it began with: no reason to refuse a smaller machine."""
-        marker = self._marker(stage)
-        if marker is not None and marker.torch_threads != threads:
+    def _note_other_rounding(self, stage: Stage, now: StageMarker) -> None:
+        """Say it where a stage goes on with other threads or arithmetic: no reason to refuse another machine."""
+        begun = self._marker(stage)
+        if begun is None:
+            return
+        said = []
+        if begun.torch_threads != now.torch_threads:
+            said.append(f"begun with {begun.torch_threads} CPU threads, goes on with {now.torch_threads}")
+        if begun.bfloat16 != now.bfloat16:
+            ways = [marker.bfloat16 or "torch's own products" for marker in (begun, now)]
+            said.append("begun with {} in bfloat16, goes on with {}".format(*ways))
+        for what in said:
             self.accelerator.print(
-                f"{self.label}{stage.name}: begun with {marker.torch_threads} CPU threads, goes on with {threads}; the "
-                "last bits of its result can differ from those of a run that was never interrupted"
+                f"{self.label}{stage.name}: {what}; its result can differ in last bits from that of a run that was "
+                "never interrupted"
             )
 
     def _is_done(self, stage: Stage) -> bool:

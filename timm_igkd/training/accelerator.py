@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from timm_igkd.errors import InputError
-from timm_igkd.rounded_bfloat16 import compute_in_float32, cpu_has_bfloat16
+from timm_igkd.rounded_bfloat16 import round_where_missing
 
 
 def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Accelerator:
@@ -29,8 +29,7 @@ def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Acce
     accelerator = Accelerator(
         log_with=list(trackers) or None, project_dir=project_dir, cpu=not torch.cuda.is_available()
     )
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not cpu_has_bfloat16():
-        compute_in_float32()
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and round_where_missing():
         accelerator.print(
             "note: this processor has no bfloat16; products are computed in float32 and rounded, at float32's speed",
             file=sys.stderr,
