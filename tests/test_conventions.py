@@ -14,8 +14,8 @@ from accelerate.commands.config.default import write_basic_config
 from command_lines import RECIPES, Runner, subprocess_environment, tiny_run, two_splits
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
+from timm_igkd import rounded_bfloat16
 from timm_igkd.runs.settings import RunConfig
-from timm_igkd.training import accelerator
 from timm_igkd.training.trainer import Trainer
 
 ROOT = RECIPES.parent
@@ -69,7 +69,7 @@ def test_precision_comes_from_the_launcher(recipe: Runner, tiny_images, monkeypa
         found.append((self.accelerator.mixed_precision, product.dtype))
 
     monkeypatch.setattr(Trainer, "fit", record)
-    monkeypatch.setattr(accelerator, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(rounded_bfloat16, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)  # nothing was trained
     outcome = recipe(*tiny_run(two_splits(tiny_images)))
     assert outcome.code == 0, outcome.error
@@ -140,7 +140,7 @@ def test_file_of_accelerate_config_decides_the_precision(recipe: Runner, tiny_im
 def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(Trainer, "fit", lambda self: None)  # see test_precision_comes_from_the_launcher
-    monkeypatch.setattr(accelerator, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(rounded_bfloat16, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
     monkeypatch.setattr("sys.argv", ["train_igkd.py", "--dataset", "my images"])
     assert recipe(*tiny_run(two_splits(tiny_images))).code == 0
