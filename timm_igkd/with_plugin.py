@@ -21,12 +21,9 @@ def run_script(arguments: Sequence[str]) -> None:
     Raises:
         InputError: nothing to run. MissingFileError: no such script. Whatever the script raises, SystemExit included.
     """
-    module = arguments[0] == "-m" if arguments else False
-    if len(arguments) < 1 + module:
-        raise InputError("expected a script to run and its arguments, got none; end the command with: -- train.py …")
+    check_script(arguments)
+    module = arguments[0] == "-m"
     target = arguments[module]
-    if not module and not os.path.isfile(target):
-        raise MissingFileError(f"script {target!r} does not exist; give the path of a Python script after --")
     argv, path = sys.argv, sys.path.copy()
     sys.argv = list(arguments[module:])
     sys.path.insert(0, os.getcwd() if module else os.path.dirname(os.path.abspath(target)))
@@ -37,6 +34,15 @@ def run_script(arguments: Sequence[str]) -> None:
             runpy.run_path(target, run_name="__main__")
     finally:
         sys.argv, sys.path[:] = argv, path
+
+
+def check_script(arguments: Sequence[str]) -> None:
+    """Raise as `run_script` does where there is no script to run; nothing is imported for it."""
+    module = arguments[0] == "-m" if arguments else False
+    if len(arguments) < 1 + module:
+        raise InputError("expected a script to run and its arguments, got none; end the command with: -- train.py …")
+    if not module and not os.path.isfile(arguments[0]):
+        raise MissingFileError(f"script {arguments[0]!r} does not exist; give the path of a Python script after --")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

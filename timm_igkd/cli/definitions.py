@@ -13,6 +13,7 @@ from timm_igkd.attribution.ig_options import Baseline, Dtype, IGOptions, Method,
 from timm_igkd.cli import arguments
 from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
+from timm_igkd.with_plugin import check_script
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Command:
         add_arguments: adds what it is called with to its parser.
         module: in `timm_igkd.cli`, imported when it runs.
         function: of that module, called with the parsed arguments.
+        check: raises where the arguments cannot work, before the module is imported.
     """
 
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     module: str
     function: str
+    check: Callable[[argparse.Namespace], None] = lambda args: None
 
 
 def _maps_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +204,12 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT …", help="script and its arguments")
 
 
+def _check_run(args: argparse.Namespace) -> None:
+    args.script = args.script[1:] if args.script[:1] == ["--"] else args.script
+    IGOverlay(args.overlay_prob, args.overlay_weight, args.overlay_max_power)
+    check_script(args.script)
+
+
 DISTILL_SUMMARY = "Distil a teacher into a student: teacher, maps, student, evaluation, report."
 """Of the command whose flags are the settings of a run, see distill_command.py."""
 
@@ -251,5 +260,6 @@ COMMANDS: dict[str, Command] = {
         _run_arguments,
         "run_command",
         "run_command",
+        check=_check_run,
     ),
 }

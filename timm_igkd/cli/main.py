@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         args = build_parser().parse_known_and_check(arguments)
+        args.command.check(args)
         module = importlib.import_module(f"timm_igkd.cli.{args.command.module}")
         getattr(module, args.command.function)(args)
 

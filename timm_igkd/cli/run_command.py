@@ -34,7 +34,6 @@ TRAIN_SPLITS = ("train", "training")  # timm's own synonyms
 
 def run_command(args: argparse.Namespace) -> None:
     """Run an unmodified timm training script with its training images overlaid."""
-    script = args.script[1:] if args.script[:1] == ["--"] else args.script
     overlay = IGOverlay(args.overlay_prob, args.overlay_weight, args.overlay_max_power)
     maps = MapStore(args.maps)
     wrapped: list[IGOverlayDataset | IGOverlayStream] = []
@@ -52,12 +51,12 @@ def run_command(args: argparse.Namespace) -> None:
     gc.freeze()  # what is imported stays: a forked worker's collections then leave these pages shared
     try:
         with training_datasets(wrap), posterize_to_black():
-            _run(script)
+            _run(args.script)
     finally:
         _tell_unreadable(wrapped)
     if not wrapped:
         raise InputError(
-            f"{script[0]!r} ended without asking timm.data.create_dataset for a training dataset, so no image was "
+            f"{args.script[0]!r} ended without asking timm.data.create_dataset for a training dataset, so no image was "
             "overlaid; call it with is_training=True, or use IGOverlayDataset in the script"
         )
 
