@@ -76,10 +76,19 @@ class Study:
             (name, cell, seed) for name, cell, seed in self.runs() if (self.config.run_hash(cell), seed) not in there
         ]
 
+    def check_time(self) -> None:
+        """Raise InputError after the study's last day."""
+        if self.config.is_over(now := _now()):
+            raise InputError(
+                f"study {self.config.name!r} ended with {self.config.ends} (it is {now[:10]}, UTC), no run is begun "
+                "any more; say why in its YAML (ended:) and write the report"
+            )
+
     def run_missing(self) -> None:
         """Run what is missing, in this process."""
         if not self.missing():
             return
+        self.check_time()
         self.data.prepare()
         if self.config.trackers:
             self.accelerator.init_trackers(self.config.name)
@@ -93,6 +102,7 @@ class Study:
         self.accelerator.end_training()
 
     def _run(self, name: str, cell: Cell, seed: int) -> None:
+        self.check_time()
         started = time.perf_counter()
         row = self._identity(name, cell, seed)
         self.rows.check(row)
@@ -152,11 +162,15 @@ class Study:
                 | {"precision": self.accelerator.mixed_precision, "compile": self.config.compile}
             ),
             "settings": json.dumps(self.config.settings(cell)),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": _now(),
             "data_hash": self.data.data_hash,
             "teacher_hash": self.data.teacher_hash,
             "transfer_hash": self.data.transfer_hash,
         } | self.data.maps_identity(cell)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def commit() -> str:
@@ -244,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
             refuse_withheld(folder, config.name)
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
         if config.parallel > 1 and study.missing():
+            study.check_time()
             study.data.prepare()
             torch.cuda.empty_cache()  # for the processes that share the device
             run_in_parallel(config, list(arguments), study.rows)

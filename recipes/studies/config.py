@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +79,7 @@ class StudyConfig:
     same_maps: tuple[str, ...] = _setting(
         "maps_hash of stores that are taken as the same though their rows hold no means; say why in the YAML", ()
     )
+    ends: str = _setting("last day of a study, UTC, year-month-day: no run is begun after it, none that was counts", "")
     ended: str = _setting("why a primary study ended before its plan was complete; until then it claims nothing", "")
 
     failed_below: float = _setting("a run that ends under this top1 is failed: listed, in no mean and no contrast", 0.0)
@@ -110,6 +112,13 @@ class StudyConfig:
                 raise InputError(f"smallest_effect names no outcome: {outcome!r}{nearest(outcome, self.outcomes)}")
             if isinstance(points, bool) or not isinstance(points, int | float) or not 0 < points < math.inf:
                 raise InputError(f"smallest_effect of {outcome} must be above 0 points, got {points!r}")
+        if self.ends:
+            try:
+                is_day = date.fromisoformat(self.ends).isoformat() == self.ends
+            except ValueError:
+                is_day = False
+            if not is_day:
+                raise InputError(f'ends must be a day in quotes, such as "2026-12-31", got {self.ends!r}')
         for name, seeds in self.sensitivity.items():
             if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
                 raise InputError(f"sensitivity {name!r} must be a list of seeds, got {seeds!r}")
@@ -166,6 +175,10 @@ class StudyConfig:
     @property
     def seed_range(self) -> range:
         return range(self.first_seed, self.first_seed + self.seeds)
+
+    def is_over(self, started: str) -> bool:
+        """Return whether a run that began then, in ISO format and UTC, came after the study's last day."""
+        return bool(self.ends) and started[: len(self.ends)] > self.ends
 
     def run_hash(self, cell: Cell) -> str:
         """Return the name of a cell's runs: 12 hex digits of all settings that change a number."""

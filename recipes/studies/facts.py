@@ -25,7 +25,9 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
         ("Failed", _failed(results)),
         (
             "Rows left out",
-            f"{results.left_out}, of other settings or seeds outside the plan" if results.left_out else "",
+            f"{results.left_out}, of other settings, of seeds outside the plan, or begun after its last day"
+            if results.left_out
+            else "",
         ),
         ("Hardware", _distinct(row["hardware"] for row in rows)),
         ("Versions", "; ".join(_versions(text) for text in sorted({row["versions"] for row in rows}))),

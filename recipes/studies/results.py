@@ -88,7 +88,7 @@ class StudyResults:
         """
         rows = StudyRows(config.output_dir).read()
         hashes = {name: config.run_hash(cell) for name, cell in config.cells.items()}
-        planned = [row for row in rows if int(row["seed"]) in config.seed_range]
+        planned = [row for row in rows if int(row["seed"]) in config.seed_range and not config.is_over(row["started"])]
         runs = {
             name: {int(row["seed"]): row for row in planned if row["config_hash"] == run_hash}
             for name, run_hash in hashes.items()

@@ -19,6 +19,7 @@ from studies.facts import facts
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import StudyRows, key_of
+from timm_igkd.errors import InputError
 from timm_igkd.training.trainer import Trainer
 
 
@@ -142,3 +143,24 @@ def test_page_is_written_with_a_diverged_run(run_study, settings, tmp_path):
     assert run_study(settings).code == 0
     write_report([StudyConfig(**settings)], tmp_path / "RESULTS.md", tmp_path / "index.html")
     assert "(diverged in epoch " in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_no_run_is_begun_after_a_studys_last_day(run_study, settings, monkeypatch):
+    monkeypatch.setattr(study, "_now", lambda: "2026-12-31T23:59:59+00:00")
+    assert run_study(settings | {"seeds": 1, "ends": "2026-12-31"}).code == 0
+    monkeypatch.setattr(study, "_now", lambda: "2027-01-01T00:00:00+00:00")
+    outcome = run_study(settings | {"ends": "2026-12-31"})
+    assert outcome.code == 2
+    assert "study 'tiny' ended with 2026-12-31 (it is 2027-01-01, UTC), no run is begun any more" in outcome.error
+    assert len(rows_of(settings)) == 3
+    assert run_study(settings).code == 0  # without a last day
+    assert len(StudyResults.read(StudyConfig(**settings)).rows) == 6
+    results = StudyResults.read(StudyConfig(**settings | {"ends": "2026-12-31"}))
+    assert {row["seed"] for row in results.rows} == {"0"}, "a run that was begun too late counts"
+    assert dict(facts(results))["Rows left out"].startswith("3, of other settings")
+
+
+@pytest.mark.parametrize("day", ["31.12.2026", "20261231", "2026-12-32", "soon"])
+def test_a_last_day_is_a_day(settings, day):
+    with pytest.raises(InputError, match=r'ends must be a day in quotes, such as "2026-12-31"'):
+        StudyConfig(**settings | {"ends": day})
