@@ -178,7 +178,7 @@ def recipe(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.Mo
 
     from timm_igkd.evaluation import metrics as evaluation
 
-    monkeypatch.setattr(evaluation, "time_model", functools.partial(evaluation.time_model, seconds=0.0))
+    monkeypatch.setattr(evaluation, "time_models", functools.partial(evaluation.time_models, seconds=0.0))
     monkeypatch.setattr("timm_igkd.runs.students.onnx_metrics", lambda model: {})  # seconds per export
     return lambda *argv: run_recipe(capsys, tmp_path / "runs", *argv)
 

@@ -180,7 +180,7 @@ def test_number_out_of_range_ends_with_2(
 def test_batch_larger_than_any_memory_is_the_whole_dataset(
     command: Runner, tiny_images: ImageFactory, teacher_folder: Path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("timm_igkd.evaluation.metrics.time_model", lambda *args: {})
+    monkeypatch.setattr("timm_igkd.evaluation.metrics.time_models", lambda models, *args: [{} for _ in models])
     data = ["--dataset", tiny_images(), "--split", "train", "--out", tmp_path / "m.json"]
     outcome = command("evaluate", "--model", f"local-dir:{teacher_folder}", *data, "--batch-size", TWENTY)
     assert outcome.code == 0, outcome.error

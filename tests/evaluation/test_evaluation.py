@@ -12,9 +12,10 @@ from evaluation_parts import QUIET, ShadeReader, Shades
 from timm_igkd.errors import InputError, InputTypeError, RunError
 from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model
-from timm_igkd.evaluation.latency import time_model
+from timm_igkd.evaluation.latency import time_model, time_models
 from timm_igkd.evaluation.metrics import classification_metrics, evaluate, write_metrics
-from timm_igkd.report.run_files import read_predictions, write_predictions
+from timm_igkd.report.run_files import parse_metrics, read_predictions, write_predictions
+from timm_igkd.report.tables import result_rows
 
 
 def test_perfect_model_has_top1_100_and_ece_0():
@@ -83,11 +84,7 @@ def test_dataset_classes_map_to_a_subset_of_the_models_outputs():
 
 
 def test_subset_accuracy_ignores_the_other_outputs():
-    class FavoursAnother(ShadeReader):
-        def forward(self, x):
-            return super().forward(x) + 1e6 * torch.eye(6)[0]
-
-    model = FavoursAnother(num_classes=6, answers=[4, 2])
+    model = Distracted(num_classes=6, answers=[4, 2])
     metrics = evaluate(model, Shades([0, 1]), class_indices=[4, 2], **QUIET).metrics
     assert (metrics["top1"], metrics["top1_subset"]) == (0, 100)
 
@@ -99,6 +96,52 @@ def test_student_and_teacher_of_other_outputs_agree_over_the_datasets_classes():
     assert metrics["agreement"] == 100
     assert "top1_subset" in metrics["teacher"]
     assert "top1_subset" not in metrics
+
+
+class Distracted(ShadeReader):
+    """Knows six classes, and would always answer with one that the dataset does not have."""
+
+    def forward(self, x):
+        return super().forward(x) + 1e6 * torch.eye(6)[0]
+
+
+@pytest.mark.parametrize("larger", ["teacher", "student"])
+def test_a_model_of_more_classes_is_asked_for_those_of_both(larger):
+    """Or the other one, of equal answers to the question both are asked, would win by what it does not know."""
+    small, large = ShadeReader(num_classes=2), Distracted(num_classes=6, answers=[4, 2])
+    shades, indices = Shades([0, 1, 1]), {"class_indices" if larger == "student" else "teacher_class_indices": [4, 2]}
+    models = (small, large) if larger == "teacher" else (large, small)
+    options = QUIET | {"corruptions": 2}
+    metrics = evaluate(models[0], shades, teacher=models[1], **indices, **options).metrics
+    of_large, of_small = (metrics["teacher"], metrics) if larger == "teacher" else (metrics, metrics["teacher"])
+    for name in ("top1", "top5", "loss", "ece"):
+        assert of_large[name] == pytest.approx(of_small[name], abs=1e-6), name
+    assert of_large["robustness"] == of_small["robustness"]
+    assert (of_large["top1"], of_large["top1_all_classes"]) == (100, 0)
+    assert "top1_all_classes" not in of_small
+    rows = {row.name: row for row in result_rows(parse_metrics(json.loads(json.dumps(metrics)), "m"))}
+    shown = rows["… asked for one of all classes that it knows"]
+    assert shown.teacher.startswith("0.0") if larger == "teacher" else shown.student.startswith("0.0")
+    assert rows["Top-1 accuracy"].comparison == "equal"
+    assert "Top-5 accuracy" not in rows  # of two classes
+
+
+def test_two_models_of_the_same_more_classes_are_asked_for_all():
+    large = Distracted(num_classes=6, answers=[4, 2])
+    both = {"class_indices": [4, 2], "teacher_class_indices": [4, 2]}
+    metrics = evaluate(large, Shades([0, 1]), teacher=large, **both, **QUIET).metrics
+    assert [m["top1"] for m in (metrics, metrics["teacher"])] == [0, 0]
+    assert "top1_all_classes" not in metrics
+
+
+def test_student_and_teacher_are_timed_in_turn(monkeypatch):
+    order = []
+    models = [ShadeReader(), ShadeReader()]
+    for name, model in zip("st", models, strict=True):
+        model.register_forward_hook(lambda *args, name=name: order.append(name))
+    found = time_models([model.eval() for model in models], [(3, 8, 8)] * 2, torch.device("cpu"), seconds=0)
+    assert order == ["s", "t"] * (len(order) // 2)
+    assert [result["batch_64"]["n"] for result in found] == [5, 5]
 
 
 def test_equal_logits_are_ranked_by_class():

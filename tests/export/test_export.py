@@ -167,13 +167,42 @@ def test_without_a_test_split_images_are_compared_that_calibrated_nothing(tmp_pa
     assert record.pytorch_top1 is None
 
 
+def test_a_file_that_answers_otherwise_is_not_recommended_where_accuracy_is_unknown(exported, monkeypatch):
+    """However fast it is: its answers may all be wrong. As many answers as it may lose are no matter."""
+    record, folder = exported
+    paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
+    timed = [{"median": t, "p90": t, "n": 5} for t in (2.0, 1.0)]
+    monkeypatch.setattr(verification, "time_files", lambda paths, **options: timed[: len(paths)])
+    (floats, int8) = verification.verify_files(
+        digits_student(), paths, None, 0.5, with_top1=False, progress=False
+    ).files
+    assert int8.agreement < 99.5
+    assert (floats.passed, int8.passed, int8.drop_low) == (True, None, None)
+    assert verification.fastest([floats, int8]) == "onnx"
+    told = replace(record, exports=(floats, int8), recommended="onnx", pytorch_top1=None).sentences(folder)[-1]
+    assert (
+        "model_int8.onnx answers otherwise and its accuracy was not measured: name a split (--evaluate-split)" in told
+    )
+    lost = 100 - int8.agreement
+    files = verification.verify_files(digits_student(), paths, None, lost, with_top1=False, progress=False).files
+    assert [file.passed for file in files] == [True, True]
+
+
+def test_a_drop_comes_with_its_interval_over_the_images(exported):
+    record, folder = exported
+    int8 = record.exports[1]
+    assert int8.drop_low is not None
+    assert int8.drop_low < int8.drop < int8.drop_high
+    assert f"{int8.drop:.2f} points lost, 95 % interval" in record.sentences(folder)[1]
+
+
 @pytest.mark.parametrize(("times", "best"), [((2.0, 1.0), "onnx-int8"), ((1.0, 2.0), "onnx")])
 def test_the_faster_file_is_recommended(times, best, exported, tmp_path, monkeypatch):
     _, folder = exported
     paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
     timed = [{"median": t, "p90": t, "n": 5} for t in times]
     monkeypatch.setattr(verification, "time_files", lambda paths, **options: timed[: len(paths)])
-    verified = verification.verify_files(digits_student(), paths, None, 0.5, with_top1=False, progress=False)
+    verified = verification.verify_files(digits_student(), paths, None, 100.0, with_top1=False, progress=False)
     assert verification.fastest(verified.files) == best
     assert verification.fastest([replace(file, passed=False) for file in verified.files]) is None
 

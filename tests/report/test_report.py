@@ -21,10 +21,13 @@ from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.report.tables import (
     confused_pairs,
     confusion_matrix,
+    duration,
+    large,
     percent,
     ratio,
     result_rows,
     summary_sentence,
+    three_digits,
     wilson_interval,
 )
 
@@ -303,3 +306,19 @@ def test_heat_grows_brighter():
     ramp = heat_image(Image.fromarray(np.arange(256, dtype=np.uint8)[None]))
     lightness = np.asarray(ramp.convert("L"))[0].astype(int)
     assert (np.diff(lightness) >= 0).all()
+
+
+def test_large_numbers_and_durations_end_in_the_next_unit():
+    assert [large(n) for n in (999, 999_400, 999_600, 2.5e6, 1e12)] == [
+        "999",
+        "999\u202fk",
+        "1\u202fM",
+        "2.5\u202fM",
+        "1,000\u202fG",
+    ]
+    assert [three_digits(n) for n in (0.58, 999.4, 999.6, 1058.2)] == ["0.58", "999", "1,000", "1,058"]
+    assert [duration(s) for s in (59.94, 59.97, 3599.7)] == [
+        "59.9\u202fs",
+        "1\u202fmin 0\u202fs",
+        "1\u202fh 0\u202fmin",
+    ]

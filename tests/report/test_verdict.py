@@ -27,6 +27,18 @@ def compared(points: float, low: float | None, high: float | None, seeds: int = 
     [
         (1.2, 0.3, 2.1, "KD against the student alone: better by 1.2 points of top-1 (95\u202f% interval +0.3 to +2.1"),
         (-1.2, -2.1, -0.3, "KD against the student alone: worse by 1.2 points of top-1 (95\u202f% interval \u22122.1"),
+        (
+            0.2,
+            0.03,
+            0.37,
+            "KD against the student alone: better by 0.20 points of top-1 (95\u202f% interval +0.03 to +0.37",
+        ),
+        (
+            -0.02,
+            -0.04,
+            -0.004,
+            "KD against the student alone: worse by 0.020 points of top-1 (95\u202f% interval \u22120.040",
+        ),
         (0.3, -0.8, 1.4, "KD against the student alone: no difference shown (+0.3 points of top-1; 95\u202f% interval"),
     ],
 )
@@ -40,12 +52,15 @@ def test_a_difference_is_better_worse_or_not_shown(points, low, high, words):
 def test_several_seeds_speak_about_the_method():
     sentence, scope = verdict(compared(0.5, 0.1, 0.9, seeds=3))
     assert "paired over 3 seeds" in sentence
-    assert scope == "From 3 seeds, this is about the method on these images."
+    assert scope.startswith("From 3 seeds, this is about the method with this teacher on these images;")
+    assert scope.endswith("the intervals are not adjusted for the number of differences.")
 
 
 def test_seeds_that_all_differ_by_the_same_show_nothing():
     sentence, _ = verdict(compared(0.5, None, None, seeds=3))
-    assert "no difference shown (+0.5 points of top-1; by the same in all 3 seeds" in sentence
+    assert sentence.endswith(
+        "KD against the student alone: +0.50 points of top-1, the same in all 3 seeds, so without interval."
+    )
 
 
 def test_a_row_of_several_seeds_has_their_mean_and_spread():

@@ -24,7 +24,7 @@ def export_command(args: argparse.Namespace) -> None:
         name=args.model,
     )
     print(*record.sentences(args.out), sep="\n")
-    failed = [file for file in record.exports if not file.passed]
+    failed = [file for file in record.exports if file.passed is False]
     if failed:
         losses = ", ".join(f"{f.format} {f.drop:.2f} ({record.pytorch_top1:.2f} to {f.top1:.2f} %)" for f in failed)
         raise RunError(

@@ -17,16 +17,29 @@ from timm_igkd.models.output_names import check_class_map, check_reads_colour, c
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """One model under evaluation with its own preprocessing and the model's index of each dataset class."""
+    """One model under evaluation.
+
+    Attributes:
+        role: what errors call it.
+        model: with its own preprocessing.
+        class_indices: its index of each dataset class, None where they are its classes in order.
+        data_config: of its preprocessing.
+        is_asked_among: it is asked for one of the dataset's classes, not for one of all that it knows.
+    """
 
     role: str
     model: nn.Module
     class_indices: Tensor | None
     data_config: dict[str, Any]
+    is_asked_among: bool = False
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return the logits of the classes that it is asked for."""
+        return self.head(logits) if self.is_asked_among else logits
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Return the model's class of each of the dataset's labels."""
-        return labels if self.class_indices is None else self.class_indices[labels]
+        """Return the place of each of the dataset's labels among these."""
+        return labels if self.class_indices is None or self.is_asked_among else self.class_indices[labels]
 
     def head(self, logits: Tensor) -> Tensor:
         """Return the columns of the dataset's classes, in the dataset's order."""
@@ -96,6 +109,12 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
         )
     wanted = None if indices is None else torch.tensor(list(indices), dtype=torch.int64)
     return EvaluatedModel(role, model, wanted, model_data_config(model))
+
+
+def have_same_outputs(models: Sequence[EvaluatedModel]) -> bool:
+    """Return whether the dataset's classes are the same outputs of all models."""
+    first, *others = [evaluated.class_indices for evaluated in models]
+    return all(torch.equal(first, i) if first is not None and i is not None else first is i for i in others)
 
 
 def shared_transforms(models: Sequence[EvaluatedModel]) -> tuple[list[Any], list[int]]:

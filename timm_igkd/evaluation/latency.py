@@ -13,7 +13,6 @@ LEAST_REPEATS = 5
 MOST_REPEATS = 1000
 
 
-@torch.inference_mode()
 def time_model(
     model: nn.Module,
     input_size: Sequence[int],
@@ -22,28 +21,48 @@ def time_model(
     batch_sizes: Sequence[int] = (1, 64),
     seconds: float = 1.0,
 ) -> dict[str, dict[str, float]]:
+    """Time one model, see `time_models`."""
+    return time_models([model], [input_size], device, batch_sizes=batch_sizes, seconds=seconds)[0]
+
+
+@torch.inference_mode()
+def time_models(
+    models: Sequence[nn.Module],
+    input_sizes: Sequence[Sequence[int]],
+    device: torch.device,
+    *,
+    batch_sizes: Sequence[int] = (1, 64),
+    seconds: float = 1.0,
+) -> list[dict[str, dict[str, float]]]:
     """Time forward passes in milliseconds per batch, after warm-up passes that are not counted.
 
+    The models take turns, pass by pass, so that one is a fair multiple of the other on a machine that does more.
+
     Args:
-        model: in eval mode, on `device`.
-        input_size: (channels, height, width).
+        models: in eval mode, on `device`.
+        input_sizes: (channels, height, width) of each.
         device: where the inputs are made; on CUDA every pass is waited for.
         batch_sizes: each gives an entry `batch_<size>` with `median`, `p90` and the number of passes `n`.
-        seconds: time spent on each batch size; slow models take longer, for at least five passes.
+        seconds: time spent on each model and batch size; slow models take longer, for at least five passes.
     """
-    floats = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    results: dict[str, dict[str, float]] = {}
+    results: list[dict[str, dict[str, float]]] = [{} for _ in models]
     for batch_size in batch_sizes:
-        noise = torch.randn((batch_size, *input_size), generator=torch.Generator().manual_seed(0))
-        inputs = noise.to(device, floats.dtype)
-
-        def forward(inputs: torch.Tensor = inputs) -> None:
-            model(inputs)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        (results[f"batch_{batch_size}"],) = time_in_turn([forward], seconds)
+        passes = [_forward(model, (batch_size, *size), device) for model, size in zip(models, input_sizes, strict=True)]
+        for result, timing in zip(results, time_in_turn(passes, seconds * len(models)), strict=True):
+            result[f"batch_{batch_size}"] = timing
     return results
+
+
+def _forward(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> Callable[[], None]:
+    floats = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, floats.dtype)
+
+    def forward() -> None:
+        model(inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return forward
 
 
 def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[dict[str, float]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,13 @@ from timm_igkd.distillation.live_teacher import check_logits
 from timm_igkd.errors import InputError, RunError, check_count, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
-from timm_igkd.evaluation.evaluated_model import EvaluatedModel, create_evaluated_model, shared_transforms
-from timm_igkd.evaluation.latency import describe_hardware, time_model
+from timm_igkd.evaluation.evaluated_model import (
+    EvaluatedModel,
+    create_evaluated_model,
+    have_same_outputs,
+    shared_transforms,
+)
+from timm_igkd.evaluation.latency import describe_hardware, time_models
 from timm_igkd.evaluation.onnx_model import OnnxModel
 from timm_igkd.evaluation.robustness import measure_robustness
 from timm_igkd.files import write_atomic
@@ -80,7 +85,10 @@ def evaluate(
         dataset: map-style dataset of (PIL RGB image, label).
         teacher: second model, for `agreement`, `teacher_kl`, `compression` and `teacher`.
         class_indices: the model's index of each dataset class, where they are not the model's classes in order.
-            Top-1, top-5, loss and ECE are then over all classes of the model, `top1_subset` over the dataset's.
+            Of a model alone, and of two whose outputs are the same, top-1, top-5, loss, ECE and robustness are then
+            over all its classes, and `top1_subset` over the dataset's. Of two with other outputs, such as a student
+            of ten classes and its teacher of a thousand, all are over the dataset's classes, or the student would win
+            by what it does not know; `top1_all_classes` is over all that the larger one has.
         teacher_class_indices: the same for the teacher.
         batch_size: images per forward pass of the evaluation (latency is always measured at 1 and 64).
         num_workers: worker processes that decode and transform.
@@ -107,11 +115,15 @@ def evaluate(
     models = [create_evaluated_model("model", model, class_indices, dataset)]
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
+        if not have_same_outputs(models):
+            models = [replace(evaluated, is_asked_among=True) for evaluated in models]
     device = torch.device(device)
     timed_on = torch.device(device if latency_device is None else latency_device) if measure_latency else None
     with eval_mode(*(c.model for c in models), device=device):
         all_logits, labels = predict(models, dataset, batch_size, num_workers, device, progress)
-        results = [_measure(c, logits, labels, timed_on) for c, logits in zip(models, all_logits, strict=True)]
+        results = [_measure(c, logits, labels) for c, logits in zip(models, all_logits, strict=True)]
+        if timed_on is not None:
+            results = [result | times for result, times in zip(results, _latencies(models, timed_on), strict=True)]
         if corruptions:
             limit = min(corruptions, len(dataset))
             found = measure_robustness(models, dataset, limit, batch_size, num_workers, device, progress)
@@ -179,21 +191,28 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     }
 
 
-def _measure(
-    evaluated: EvaluatedModel, logits: Tensor, labels: Tensor, timed_on: torch.device | None
-) -> dict[str, Any]:
-    """Return the metrics of one model by itself, with its latency on `timed_on`."""
-    model = evaluated.model
-    metrics: dict[str, Any] = classification_metrics(logits, evaluated.targets(labels))
-    metrics |= _sizes(model)
+def _measure(evaluated: EvaluatedModel, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return the metrics of one model by itself, but for its latency."""
+    metrics: dict[str, Any] = classification_metrics(evaluated.answers(logits), evaluated.targets(labels))
+    metrics |= _sizes(evaluated.model)
     if evaluated.class_indices is not None:
-        metrics["top1_subset"] = 100 * (_rank(evaluated.head(logits), labels) < 1).double().mean().item()
-    if timed_on is not None:
-        with eval_mode(model, device=timed_on):
-            metrics["latency_ms"] = time_model(model, evaluated.data_config["input_size"], timed_on)
-        threads, hardware = torch.get_num_threads(), describe_hardware(timed_on)
-        metrics |= {"device": str(timed_on), "threads": threads, "hardware": hardware}
+        metrics["top1_subset"] = _top1(evaluated.head(logits), labels)
+        if evaluated.is_asked_among:
+            metrics["top1_all_classes"] = _top1(logits, evaluated.class_indices[labels])
     return metrics
+
+
+def _top1(logits: Tensor, targets: Tensor) -> float:
+    return 100 * (_rank(logits, targets) < 1).double().mean().item()
+
+
+def _latencies(models: Sequence[EvaluatedModel], device: torch.device) -> list[dict[str, Any]]:
+    """Return the latency of each model on a device, timed in turn."""
+    networks = [evaluated.model for evaluated in models]
+    with eval_mode(*networks, device=device):
+        found = time_models(networks, [evaluated.data_config["input_size"] for evaluated in models], device)
+    where = {"device": str(device), "threads": torch.get_num_threads(), "hardware": describe_hardware(device)}
+    return [{"latency_ms": latency} | where for latency in found]
 
 
 def _sizes(model: nn.Module) -> dict[str, float | None]:
@@ -214,11 +233,7 @@ def _rank(logits: Tensor, targets: Tensor) -> Tensor:
 def _compare(models: Sequence[EvaluatedModel], all_logits: Sequence[Tensor]) -> dict[str, float]:
     """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's."""
     student, teacher = all_logits
-    indices = [c.class_indices for c in models]
-    same = all(i is None for i in indices) or (
-        indices[0] is not None and indices[1] is not None and torch.equal(indices[0], indices[1])
-    )
-    if not same or student.shape != teacher.shape:
+    if not have_same_outputs(models) or student.shape != teacher.shape:
         student, teacher = (c.head(logits) for c, logits in zip(models, all_logits, strict=True))
     if student.shape != teacher.shape:
         raise InputError(

@@ -54,11 +54,14 @@ class ExportedFile:
         size_mb: in 10^6 bytes.
         top1: percent of `ExportRecord.verified_on`; None where no split was named to measure it.
         drop: points of top1 below PyTorch's.
+        drop_low: lower end of its 95 % interval, paired over the images (`image_interval`).
+        drop_high: upper end.
         agreement: percent of those images with PyTorch's answer.
         max_difference: largest difference of a logit from PyTorch's.
         latency_ms: of one image.
         runtime: that it was measured in.
-        passed: no drop above `ExportRecord.max_drop`.
+        passed: no drop above `ExportRecord.max_drop`. Where accuracy was not measured: true where so few answers are
+            others that it could not be more, else None, not known.
     """
 
     format: Format
@@ -71,7 +74,9 @@ class ExportedFile:
     max_difference: float
     latency_ms: Timing
     runtime: str
-    passed: bool
+    passed: bool | None
+    drop_low: float | None = None
+    drop_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class ExportSummary:
     agreement: float
     latency_ms: float
     runtime: str
-    passed: bool = True
+    passed: bool | None = True
     recommended: bool = False
 
 
@@ -128,7 +133,7 @@ class ExportRecord:
         quantisation: None without an int8 file.
         exports: the files.
         recommended: the fastest file that passed; None where none did.
-        passed: every file did.
+        passed: no file lost more than it may.
         environment: versions and hardware.
     """
 
@@ -165,7 +170,7 @@ class ExportRecord:
 
     def _told(self, file: ExportedFile) -> str:
         images = self.verified_on
-        top1 = "" if file.top1 is None else f"top1 {file.top1:.2f} % (PyTorch {self.pytorch_top1:.2f} %), "
+        top1 = "" if file.top1 is None else f"top1 {file.top1:.2f} % (PyTorch {self.pytorch_top1:.2f} %{_ends(file)}), "
         return (
             f"{file.size_mb:.2f} MB, {top1}PyTorch's answer on {file.agreement:.2f} % of {images.n} images of "
             f"{images.split or 'noise'}, largest difference {file.max_difference:.2g}, {file.latency_ms.median:.2f} ms"
@@ -173,12 +178,25 @@ class ExportRecord:
 
     def _recommendation(self) -> str:
         times = {file.format: file.latency_ms.median for file in self.exports}
+        unknown = "".join(
+            f"; {file.file} answers otherwise and its accuracy was not measured: name a split (--evaluate-split)"
+            for file in self.exports
+            if file.passed is None
+        )
         if "onnx-int8" not in times:
-            return f"recommended: {self.recommended}"
+            return f"recommended: {self.recommended or 'none'}{unknown}"
         ratio = times["onnx-int8"] / times["onnx"]
         slower = "slower than" if ratio >= 1 else "faster than"
-        lost = "".join(f"; {f.format} lost {f.drop:.2f} points of top1" for f in self.exports if not f.passed)
-        return f"recommended: {self.recommended}; int8 is {slower} float on this machine, {ratio:.2f} of its time{lost}"
+        lost = "".join(f"; {f.format} lost {f.drop:.2f} points of top1" for f in self.exports if f.passed is False)
+        of_time = f"int8 is {slower} float on this machine, {ratio:.2f} of its time"
+        return f"recommended: {self.recommended or 'none'}; {of_time}{lost}{unknown}"
+
+
+def _ends(file: ExportedFile) -> str:
+    """Return how far the drop can be from the one that was seen, as far as it was measured."""
+    if file.drop is None or file.drop_low is None or file.drop_high is None:
+        return ""
+    return f"; {file.drop:.2f} points lost, 95 % interval {file.drop_low:.2f} to {file.drop_high:.2f}"
 
 
 def onnx_environment() -> dict[str, str | int | None]:

@@ -87,7 +87,7 @@ def export_student(
             quantisation=quantisation,
             exports=verified.files,
             recommended=fastest(verified.files),
-            passed=all(file.passed for file in verified.files),
+            passed=all(file.passed is not False for file in verified.files),
             environment=onnx_environment(),
         )
         write_export_record(written, record)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation.comparison import image_interval
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for
 from timm_igkd.evaluation.metrics import classification_metrics, predict, teacher_agreement
 from timm_igkd.evaluation.onnx_latency import time_files
@@ -56,6 +57,12 @@ def verify_files(
     files = []
     for (format, path), logits, percent, timing in zip(paths.items(), found, top1[1:], timings, strict=True):
         drop = None if percent is None or top1[0] is None else top1[0] - percent
+        low = high = None
+        if drop is not None and targets is not None:
+            low, high = image_interval(*((one.argmax(1) == targets).numpy() for one in (expected, logits)))
+        agreement = teacher_agreement(logits, expected)["agreement"]
+        most = 100 - agreement if drop is None else drop  # were each other answer a wrong one
+        is_within = most <= max_drop + 1e-9  # percents are no binary fractions
         content = path.read_bytes()
         files.append(
             ExportedFile(
@@ -65,11 +72,13 @@ def verify_files(
                 size_mb=len(content) / 1e6,
                 top1=percent,
                 drop=drop,
-                agreement=teacher_agreement(logits, expected)["agreement"],
+                agreement=agreement,
                 max_difference=(logits - expected).abs().max().item(),
                 latency_ms=Timing(timing["median"], timing["p90"], int(timing["n"])),
                 runtime=f"onnxruntime {_onnxruntime_version()}, CPU, one thread",
-                passed=drop is None or drop <= max_drop + 1e-9,  # percents are no binary fractions
+                passed=True if is_within else None if drop is None else False,
+                drop_low=low,
+                drop_high=high,
             )
         )
     return Verification(images_of(dataset, len(expected)), top1[0], tuple(files))

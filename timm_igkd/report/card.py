@@ -215,6 +215,7 @@ def _metadata(
         )
         for metrics in ([run.metrics] if run.metrics else [])
         for name, top1 in (("Top-1 accuracy, %", metrics.top1), ("Top-5 accuracy, %", metrics.top5))
+        if top1 is metrics.top1 or top1 < 100  # top-5 of five classes or fewer says nothing
     ]
     datasets = [name for name in (dataset_id, maps_repo) if name]
     uses_teacher = run.is_distilled or run.uses_maps or run.config.get("student_init") == "teacher"

@@ -54,6 +54,7 @@ class ModelMetrics(Sizes):
     ece: float
     n: int
     top1_subset: float | None = None
+    top1_all_classes: float | None = None
     robustness: Robustness | None = None
     device: str | None = None
     threads: int | None = None

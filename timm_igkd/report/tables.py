@@ -46,9 +46,14 @@ def count(value: float) -> str:
 def large(value: float) -> str:
     """Return a large number in millions, thousands or as it is, to three digits."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{NARROW}{unit}"
+        if float(f"{value:.3g}") >= size:
+            return f"{three_digits(value / size)}{NARROW}{unit}"
     return count(value)
+
+
+def three_digits(value: float) -> str:
+    """Return a number to three digits, from 1,000 on a whole one."""
+    return f"{value:.3g}" if abs(float(f"{value:.3g}")) < 1000 else count(value)
 
 
 def ratio(value: float) -> str:
@@ -59,7 +64,7 @@ def ratio(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return seconds in the largest units that matter."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f}{NARROW}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -105,7 +110,8 @@ def summary_sentence(metrics: Metrics) -> str:
 
 def _points(teacher: float, student: float) -> str:
     difference = student - teacher
-    return "equal" if abs(difference) < 0.05 else f"{difference:+.1f} points".replace("-", MINUS)
+    digits = 1 if abs(difference) >= 0.05 else 2
+    return "equal" if not round(difference, 2) else f"{difference:+.{digits}f} points".replace("-", MINUS)
 
 
 def result_rows(metrics: Metrics, corruptions: bool = True) -> list[Row]:
@@ -115,10 +121,16 @@ def result_rows(metrics: Metrics, corruptions: bool = True) -> list[Row]:
     rows.append(
         Row(f"95{NARROW}% Wilson interval", interval_text(teacher) if teacher else ABSENT, interval_text(metrics), "")
     )
-    if metrics.top1_subset is not None:
+    of_all, own_of_all = getattr(teacher, "top1_all_classes", None), metrics.top1_all_classes
+    if of_all is not None or own_of_all is not None:
+        shown = [ABSENT if top1 is None else percent(top1) for top1 in (of_all, own_of_all)]
+        rows.append(Row("… asked for one of all classes that it knows", shown[0], shown[1], ""))
+    if metrics.top1_subset is not None and metrics.top1_all_classes is None:
         name = "Top-1 among the dataset's classes"
         rows.append(_compare_percent(name, getattr(teacher, "top1_subset", None), metrics.top1_subset))
-    rows.append(_compare_percent("Top-5 accuracy", getattr(teacher, "top5", None), metrics.top5))
+    top5 = getattr(teacher, "top5", None)
+    if metrics.top5 < 100 or (top5 is not None and top5 < 100):  # as it is wherever there are five classes or fewer
+        rows.append(_compare_percent("Top-5 accuracy", top5, metrics.top5))
     for name, own, other in (
         ("Cross-entropy", metrics.loss, getattr(teacher, "loss", None)),
         ("Expected calibration error (ECE)", metrics.ece, getattr(teacher, "ece", None)),
@@ -159,7 +171,7 @@ def size_rows(student: Sizes, teacher: Sizes | None = None) -> list[Row]:
     for name, key, show in (
         ("Parameters", "num_parameters", count),
         ("Multiply-accumulates per image", "macs", large),
-        ("Weights as float32", "size_mb", lambda value: f"{value:.3g}{NARROW}MB"),
+        ("Weights as float32", "size_mb", lambda value: f"{three_digits(value)}{NARROW}MB"),
     ):
         own, other = getattr(student, key), getattr(teacher, key, None)
         if own is not None:
@@ -177,11 +189,11 @@ def export_rows(metrics: Metrics | None) -> list[tuple[str, ...]]:
     return [
         (
             file.file,
-            f"{file.size_mb:.3g}{NARROW}MB",
+            f"{three_digits(file.size_mb)}{NARROW}MB",
             ABSENT if file.top1 is None else percent(file.top1, 2),
             percent(file.agreement, 2),
-            f"{file.latency_ms:.3g}{NARROW}ms",
-            "take this one" if file.recommended else "" if file.passed else "lost too much",
+            f"{three_digits(file.latency_ms)}{NARROW}ms",
+            "take this one" if file.recommended else "lost too much" if file.passed is False else "",
         )
         for file in (metrics.exports if metrics else ())
     ]

@@ -19,7 +19,8 @@ def verdict(comparison: Comparison | None) -> list[str]:
         return []
     seeds = num_seeds(comparison)
     scope = (
-        f"From {seeds} seeds, this is about the method on these images."
+        f"From {seeds} seeds, this is about the method with this teacher on these images; the intervals are not "
+        "adjusted for the number of differences."
         if seeds > 1
         else "From one seed, this is about these students; about the method --seeds 3 or more would tell."
     )
@@ -35,18 +36,24 @@ def _sentence(difference: Difference) -> str:
     names = f"{_ARMS[difference.arm]} against {_ARMS[difference.baseline]}"
     over = "test images" if difference.over == "images" else "seeds"
     if difference.low is None or difference.high is None:
-        interval = f"by the same in all {count(difference.n)} seeds, which gives no interval"
-    else:
-        ends = f"{_signed(difference.low)} to {_signed(difference.high)}"
-        interval = f"95{NARROW}% interval {ends}, paired over {count(difference.n)} {over}"
+        points = _signed(difference.points, 2)
+        return f"{names}: {points} points of top-1, the same in all {count(difference.n)} seeds, so without interval."
+    digits = _digits(difference.points, difference.low, difference.high) if difference.is_shown else 1
+    ends = f"{_signed(difference.low, digits)} to {_signed(difference.high, digits)}"
+    interval = f"95{NARROW}% interval {ends}, paired over {count(difference.n)} {over}"
     if not difference.is_shown:
-        return f"{names}: no difference shown ({_signed(difference.points)} points of top-1; {interval})."
+        return f"{names}: no difference shown ({_signed(difference.points, digits)} points of top-1; {interval})."
     better = "better" if difference.points > 0 else "worse"
-    return f"{names}: {better} by {abs(difference.points):.1f} points of top-1 ({interval})."
+    return f"{names}: {better} by {abs(difference.points):.{digits}f} points of top-1 ({interval})."
 
 
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", MINUS)
+def _digits(*points: float) -> int:
+    """Return how many digits it takes, from one on, that none of these reads as 0."""
+    return next((digits for digits in range(1, 6) if all(round(value, digits) for value in points)), 6)
+
+
+def _signed(points: float, digits: int) -> str:
+    return f"{points:+.{digits}f}".replace("-", MINUS)
 
 
 def arm_rows(comparison: Comparison | None) -> list[tuple[str, str, str, str, str]]:
