@@ -13,9 +13,10 @@ from students_parts import SIDE, TABLE, TEACHER, file, say_latency, tiny
 from timm_igkd.errors import InputError
 from timm_igkd.export import student_latency, students
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.candidates import rank
+from timm_igkd.export.candidates import Candidate, rank
 from timm_igkd.export.student_latency import cache_folder, measure_files, time_again
 from timm_igkd.export.students import MeasuredStudent, find_students, read_students
+from timm_igkd.models.loading import count_macs
 from timm_igkd.records import write_record
 
 pytest.importorskip("onnxruntime")
@@ -179,6 +180,69 @@ def test_students_are_timed_again_in_turn_but_for_cached_ones_and_the_time(monke
     asked.clear()
     assert find(Budget(1.5)).measured_teacher.fastest.latency_ms.median == 2.0
     assert asked == []
+
+
+@pytest.mark.parametrize("times_slower", [60.0, 1.5])
+def test_what_a_busy_machine_left_in_the_cache_is_measured_anew_before_nothing_fits(monkeypatch, times_slower):
+    asked = []
+
+    def measure(model, *, int8, use_cache, folder):
+        latency = 1e-6 * count_macs(model)
+        asked.append((folder.name, use_cache))
+        return (file(latency * (times_slower if use_cache else 1)),), use_cache
+
+    say_latency(monkeypatch)
+    monkeypatch.setattr(students, "measure_files", measure)
+    quiet = find(Budget(1.5), use_cache=False)
+    asked.clear()
+    record = find(Budget(1.5))
+    assert [str(student) for student in record.students] == [str(student) for student in quiet.students]
+    anew = [name for name, use_cache in asked if not use_cache]
+    assert anew
+    assert len(set(anew)) == len(anew)
+    assert ("as measured before" in record.choice()) == record.best().cached
+
+
+def test_a_cached_student_far_over_the_budget_is_left_where_others_fit(monkeypatch):
+    def measure(model, *, int8, use_cache, folder):
+        assert use_cache
+        return (file(0.5 if folder.name.startswith("test_vit") else 99.0),), True
+
+    say_latency(monkeypatch)
+    monkeypatch.setattr(students, "measure_files", measure)
+    monkeypatch.setattr(
+        students,
+        "_measure_in_turn",
+        lambda chooser, bench, most, progress: [
+            bench.measure(Candidate(name, 0, False, 0, 0)) for name in ("test_vit", "test_resnet")
+        ],
+    )
+    record = find(Budget(1.0))
+    assert [str(student) for student in record.students] == ["test_vit"]
+    assert record.choice().endswith("ms in 1 MB, as measured before")
+
+
+class Windowed(torch.nn.Module):
+    """Layers of equal names; what its windows are only its buffers tell."""
+
+    def __init__(self, window, architecture="windowed", persistent=True):
+        super().__init__()
+        self.register_buffer("index", torch.zeros(window, window), persistent=persistent)
+        self.pretrained_cfg = {"input_size": (3, SIDE, SIDE), "architecture": architecture}
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_networks_of_the_same_layers_are_told_apart(persistent):
+    keys = [
+        json.dumps(student_latency._key(model, ("onnx",)))
+        for model in (
+            Windowed(8, persistent=persistent),
+            Windowed(16, persistent=persistent),
+            Windowed(8, "other", persistent=persistent),
+        )
+    ]
+    assert len(set(keys)) == 3
+    assert keys[0] == json.dumps(student_latency._key(Windowed(8, persistent=persistent), ("onnx",)))
 
 
 @pytest.mark.parametrize("other", ["classes", "size", "int8", "onnxruntime", "cpu"])

@@ -111,13 +111,21 @@ def _keep(found: CachedFiles) -> None:
 
 def _key(model: nn.Module, formats: tuple[Format, ...]) -> dict[str, str | int]:
     return {
-        "network": hashlib.sha256(repr(model).encode()).hexdigest(),
+        "network": _network(model),
         "input_size": "x".join(map(str, get_model_input_config(model)["input_size"])),
         "formats": " ".join(formats),
         "threads": THREADS,
         "cpu": str(environment()["cpu"]),
         **{name: metadata.version(name) for name in ("onnxruntime", "torch", "timm")},
     }
+
+
+def _network(model: nn.Module) -> str:
+    """Return a hash of what a network computes: its layers alone do not tell, say, the window of a SwinV2."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]  # also those that no checkpoint holds
+    shapes = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors]
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
+    return hashlib.sha256("\n".join([repr(model), str(architecture), *shapes]).encode()).hexdigest()
 
 
 def _measure(model: nn.Module, formats: tuple[Format, ...], folder: Path) -> tuple[StudentFile, ...]:
