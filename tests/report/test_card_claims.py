@@ -125,3 +125,23 @@ def test_card_names_the_license_of_the_start_unless_one_is_given(facts):
 
 def test_command_on_the_page_keeps_its_quotes():
     assert _command({"command": ["train.py", "--name", "my run"]}) == "train.py --name 'my run'"
+
+
+def test_numbers_of_a_part_of_the_split_are_not_called_the_splits(facts):
+    n = facts.metrics.n
+    for limit, is_part in ((n, True), (n + 1, False), (None, False)):
+        card = card_of(facts, test_limit=limit)
+        assert (f"n = {n:,} images drawn from it by the seed, read once" in card) == is_part
+        (result, *_) = ModelCard(card).data.eval_results
+        assert result.dataset_name == ("noise (" + f"{n} images of the split)" if is_part else "noise")
+
+
+def test_top5_of_five_classes_or_fewer_is_not_told(facts):
+    few = replace(
+        facts.metrics, top5=100.0, teacher=facts.metrics.teacher and replace(facts.metrics.teacher, top5=100.0)
+    )
+    for metrics, is_told in ((few, False), (replace(few, top5=99.0), True)):
+        card = card_of(facts, metrics=metrics)
+        assert ("Top-5 accuracy" in card) == is_told
+        names = {result.metric_name for result in ModelCard(card).data.eval_results}
+        assert ("Top-5 accuracy, %" in names) == is_told

@@ -116,10 +116,16 @@ def test_other_unlabelled_images_are_refused_by_a_finished_student(recipe: Runne
 
 @pytest.mark.slow
 def test_student_alone_in_a_comparison_has_the_labelled_images_only(recipe: Runner, images, options, run):
-    outcome = recipe(*tiny_run(images, *options, "--compare"))
+    outcome = recipe(*tiny_run(images, *options, "--compare", "--epochs", 3))
     assert outcome.code == 0, outcome.error
     settings = json.loads((run / "arms" / "alone-0" / ".stages" / "student.json").read_text())["settings"]
     assert settings["unlabeled"] is None
+    assert len(history(run)) == 3  # of 5 steps: 12 images with labels and 8 without in batches of 4
+    assert settings["epochs"] == len(history(run / "arms" / "alone-0")) == 5  # of 3 steps
+    page = (run / "report" / "index.html").read_text()
+    assert "and number of steps (the student alone has the labelled images only, and more epochs of them)" in page
+    assert "Measured on all 8 images of split" in page
+    assert recipe(*tiny_run(images, *options, "--compare", "--epochs", 3)).code == 0  # all is complete
     assert "training_images" not in json.loads((run / "arms" / "alone-0" / "metrics.json").read_text())
 
 

@@ -112,6 +112,8 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "setup": _setup_rows(run, metrics, teacher_history, predictions),
         "results": tables.result_rows(metrics),
         "n": tables.count(metrics.n),
+        "is_part": run.is_tested_on_part,
+        "has_unlabeled": bool(config.get("unlabeled")),
         "split": tables.plain(metrics.split),
         "dataset": tables.plain(metrics.dataset),
         "seed": tables.plain(config.get("seed")),

@@ -109,6 +109,12 @@ class RunFacts:
         return self.dataset_id or public_name(self.dataset)
 
     @property
+    def is_tested_on_part(self) -> bool:
+        """Whether its numbers are of images drawn from the test split (test_limit), not of all of it."""
+        limit = self.config.get("test_limit")
+        return isinstance(limit, int) and self.metrics is not None and self.metrics.n >= limit
+
+    @property
     def is_distilled(self) -> bool:
         """Whether the student learnt from the teacher's answers or features; True where no weight is known."""
         known = [self.config.get(f"{loss}_loss_weight") for loss in ("distill", "attention")]

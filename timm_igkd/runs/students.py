@@ -1,6 +1,7 @@
 """The students of a run: the one it is for and, with compare, the arms that this one is held against."""
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.models import RunModels, Trained
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import Stage, StageMarker, Stages
+from timm_igkd.training.batch import steps_per_epoch
 from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.validation import create_validation_loader
 
@@ -135,7 +137,7 @@ class Arm:
 
         Args:
             config: of the run.
-            more_epochs: of the arm that is trained longer.
+            more_epochs: of an arm that is trained for more of them.
         """
         own: dict[str, Any] = {"seed": self.seed, "corruptions": 0, "compare": None, "seeds": 1, "maps": None}
         if self.name != "kd_overlay":
@@ -208,19 +210,29 @@ class Arms:
     def _more_epochs(self, arm: Arm) -> int | None:
         """Return the epochs that an arm has more than the run; None where they are not measured yet.
 
-        As many as the maps cost: seconds of the maps stage / mean seconds of an epoch of KD with the first seed,
-        rounded up. Of a maps stage that was killed and resumed the last part counts. Once trained, an arm keeps them.
+        Of KD for longer as many as the maps cost: seconds of the maps stage / mean seconds of an epoch of KD with the
+        first seed, rounded up. Of a maps stage that was killed and resumed the last part counts. Of the student alone,
+        which goes without the images without labels, as many as give it the others' number of steps, or it would be
+        held against students that were trained for longer. Once trained, an arm keeps them.
         """
-        if arm.name != "kd_longer":
+        is_shorter = arm.name == "alone" and self.config.unlabeled is not None
+        if arm.name != "kd_longer" and not is_shorter:
             return 0
         if (trained := Stages.finished(self._folder(arm).path, "student")) is not None:
             return int(trained.settings["epochs"]) - self.config.epochs
+        if is_shorter:
+            steps = self._steps_per_epoch(self.data.student_images) / self._steps_per_epoch(self.data.fitting)
+            return round(self.config.epochs * steps) - self.config.epochs
         kd = self._folder(Arm("kd", self.config.seed))
         maps = Stages.finished(self.folder.path, "maps")
         if maps is None or maps.wall_time_s is None or Stages.finished(kd.path, "student") is None:
             return None
         seconds = float(np.mean(read_history(kd.history("student"))["seconds"]))
         return math.ceil(maps.wall_time_s / max(seconds, 1e-3))
+
+    def _steps_per_epoch(self, images: Sized) -> int:
+        processes, most = self.accelerator.num_processes, self.config.max_steps_per_epoch
+        return steps_per_epoch(len(images), self.config.batch_size, processes, most)
 
     # ---- what came of it ----
 
