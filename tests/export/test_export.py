@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from export_parts import SIZE, digits_student, smallest
-from tiny_parts import tiny_teacher
+from tiny_parts import NUMBERS, tiny_teacher
 
 from timm_igkd import export_student, load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
@@ -17,9 +17,12 @@ from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
 from timm_igkd.export import verification
+from timm_igkd.export.budget import Budget
 from timm_igkd.export.int8 import spread_indices, weighted_layers
 from timm_igkd.export.record import read_export_record
 from timm_igkd.models.loading import weights_hash
+from timm_igkd.report.run_files import parse_metrics
+from timm_igkd.report.tables import export_rows
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
@@ -194,6 +197,24 @@ def test_a_drop_comes_with_its_interval_over_the_images(exported):
     assert int8.drop_low is not None
     assert int8.drop_low < int8.drop < int8.drop_high
     assert f"{int8.drop:.2f} points lost, 95 % interval" in record.sentences(folder)[1]
+
+
+def test_a_file_over_the_budget_is_not_recommended(exported):
+    record, folder = exported
+    size = min(file.size_mb for file in record.exports)
+    passed = [replace(file, passed=True) for file in record.exports]
+    of_int8 = Budget(max_size_mb=size * 1.01)
+    assert verification.fastest(passed, of_int8) == "onnx-int8"
+    lost = [replace(passed[0]), replace(passed[1], passed=False)]
+    assert verification.fastest(lost, of_int8) is None
+    told = replace(record, exports=tuple(lost), recommended=None, budget=of_int8)
+    assert [file["is_within_budget"] for file in told.metrics()] == [False, True]
+    float_line, int8_line, last = told.sentences(folder)
+    assert float_line.endswith(f"over the budget of {of_int8}")
+    assert "budget" not in int8_line
+    assert last.startswith("recommended: none;")
+    rows = export_rows(parse_metrics(NUMBERS | {"exports": told.metrics()}, "m"))
+    assert [row[-1] for row in rows] == ["over the budget", "lost too much"]
 
 
 @pytest.mark.parametrize(("times", "best"), [((2.0, 1.0), "onnx-int8"), ((1.0, 2.0), "onnx")])

@@ -10,6 +10,7 @@ from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.environment import environment
 from timm_igkd.errors import MissingFileError
 from timm_igkd.evaluation.onnx_file import PACKAGES, OnnxMetadata
+from timm_igkd.export.budget import Budget
 from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
 
@@ -78,6 +79,10 @@ class ExportedFile:
     drop_low: float | None = None
     drop_high: float | None = None
 
+    def is_within(self, budget: Budget | None) -> bool:
+        """Return whether it takes no more than a budget allows; true without one."""
+        return budget is None or budget.allows(self.latency_ms.median, self.size_mb)
+
 
 @dataclass(frozen=True)
 class ExportSummary:
@@ -85,7 +90,8 @@ class ExportSummary:
 
     Attributes:
         latency_ms: median.
-        recommended: the fastest of the files that passed.
+        recommended: the fastest of the files that passed and are within the budget.
+        is_within_budget: as the student was chosen for one; true without.
     """
 
     format: Format
@@ -97,6 +103,7 @@ class ExportSummary:
     runtime: str
     passed: bool | None = True
     recommended: bool = False
+    is_within_budget: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,9 +139,10 @@ class ExportRecord:
         max_drop: points of top1 that a file may lose.
         quantisation: None without an int8 file.
         exports: the files.
-        recommended: the fastest file that passed; None where none did.
+        recommended: the fastest file that passed and is within the budget; None where none is.
         passed: no file lost more than it may.
         environment: versions and hardware.
+        budget: that the student was chosen for, or None.
     """
 
     model: str
@@ -149,20 +157,24 @@ class ExportRecord:
     recommended: Format | None
     passed: bool
     environment: Mapping[str, str | int | None]
+    budget: Budget | None = None
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the entry `exports` of a run's metrics.json."""
-        names = ("format", "file", "size_mb", "top1", "agreement", "runtime", "passed")
+        left_out = {"is_within_budget"} if self.budget is None else set()
         return [
-            asdict(
-                ExportSummary(
-                    **{name: getattr(file, name) for name in names},
-                    latency_ms=file.latency_ms.median,
-                    recommended=file.format == self.recommended,
-                )
-            )
+            {name: value for name, value in asdict(self._summary(file)).items() if name not in left_out}
             for file in self.exports
         ]
+
+    def _summary(self, file: ExportedFile) -> ExportSummary:
+        names = ("format", "file", "size_mb", "top1", "agreement", "runtime", "passed")
+        return ExportSummary(
+            **{name: getattr(file, name) for name in names},
+            latency_ms=file.latency_ms.median,
+            recommended=file.format == self.recommended,
+            is_within_budget=file.is_within(self.budget),
+        )
 
     def sentences(self, folder: Path) -> list[str]:
         """Return what people are told: one line a file of the export's folder, and which one to take."""
@@ -174,6 +186,7 @@ class ExportRecord:
         return (
             f"{file.size_mb:.2f} MB, {top1}PyTorch's answer on {file.agreement:.2f} % of {images.n} images of "
             f"{images.split or 'noise'}, largest difference {file.max_difference:.2g}, {file.latency_ms.median:.2f} ms"
+            + ("" if file.is_within(self.budget) else f", over the budget of {self.budget}")
         )
 
     def _recommendation(self) -> str:

@@ -12,6 +12,7 @@ from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
+from timm_igkd.export.budget import Budget
 from timm_igkd.export.int8 import quantise_best, spread_indices
 from timm_igkd.export.record import FILES, RECORD, ExportRecord, onnx_environment, write_export_record
 from timm_igkd.export.verification import fastest, verify_files
@@ -29,6 +30,7 @@ def export_student(
     evaluation: Any = None,
     max_drop: float = 0.5,
     name: str | None = None,
+    budget: Budget | None = None,
     progress: bool = True,
 ) -> ExportRecord:
     """Write a model's ONNX file, with `int8` a quantised one too; hold both against PyTorch and time them in turn.
@@ -45,6 +47,7 @@ def export_student(
         evaluation: the same of the test split, to measure top1 of the files.
         max_drop: points of top1 that a file may lose against PyTorch.
         name: how the record calls the model; default: its architecture.
+        budget: that the model was chosen for; a file beyond it is not recommended.
         progress: show progress bars where standard error is a terminal.
 
     Returns:
@@ -86,9 +89,10 @@ def export_student(
             max_drop=max_drop,
             quantisation=quantisation,
             exports=verified.files,
-            recommended=fastest(verified.files),
+            recommended=fastest(verified.files, budget),
             passed=all(file.passed is not False for file in verified.files),
             environment=onnx_environment(),
+            budget=budget,
         )
         write_export_record(written, record)
     return record

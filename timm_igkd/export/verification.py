@@ -15,6 +15,7 @@ from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices
 from timm_igkd.evaluation.metrics import classification_metrics, predict, teacher_agreement
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.evaluation.onnx_model import load_onnx_model
+from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import ExportedFile, Format, Images, Timing, images_of
 from timm_igkd.models.arguments import model_data_config
 
@@ -103,9 +104,9 @@ def _logits(
     return logits, evaluated[0].targets(labels)
 
 
-def fastest(files: Sequence[ExportedFile]) -> Format | None:
-    """Return the format of the fastest file that passed, None where none did."""
-    passed = [file for file in files if file.passed]
+def fastest(files: Sequence[ExportedFile], budget: Budget | None = None) -> Format | None:
+    """Return the format of the fastest file that passed and is within a budget, None where none is."""
+    passed = [file for file in files if file.passed and file.is_within(budget)]
     return min(passed, key=lambda file: file.latency_ms.median).format if passed else None
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from timm_igkd.export.record import Timing
+from timm_igkd.export.record import ExportSummary, Timing
 from timm_igkd.report.run_files import Metrics, ModelMetrics, Robustness, Sizes
 
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
@@ -193,10 +193,16 @@ def export_rows(metrics: Metrics | None) -> list[tuple[str, ...]]:
             ABSENT if file.top1 is None else percent(file.top1, 2),
             percent(file.agreement, 2),
             f"{three_digits(file.latency_ms)}{NARROW}ms",
-            "take this one" if file.recommended else "lost too much" if file.passed is False else "",
+            _word(file),
         )
         for file in (metrics.exports if metrics else ())
     ]
+
+
+def _word(file: ExportSummary) -> str:
+    if file.recommended:
+        return "take this one"
+    return "lost too much" if file.passed is False else "" if file.is_within_budget else "over the budget"
 
 
 def export_note(metrics: Metrics | None) -> str:

@@ -15,6 +15,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.errors import InputError, UserError
+from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
@@ -96,6 +97,10 @@ class RunFolder:
     def history(self, name: str) -> Path:
         """Return the CSV of a training's epochs."""
         return self.path / f"{name}_history.csv"
+
+    def budget(self) -> Budget | None:
+        """Return the budget that the run's student was chosen for, None where it was not chosen for one."""
+        return read_students(self.students).budget if self.students.exists() else None
 
     def checkpoint(self, name: str) -> Path:
         """Return the file that an unfinished training goes on from."""

@@ -263,6 +263,7 @@ class Run:
             calibration=self.data.fitting,
             evaluation=self.data.test,
             name="student",
+            budget=self.folder.budget(),
         )
         self.accelerator.print(*record.sentences(self.folder.export), sep="\n")
 
