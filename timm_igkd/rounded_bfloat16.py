@@ -10,7 +10,8 @@ has the sum of its gradients rounded once more there.
 import importlib
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,18 @@ def round_where_missing() -> bool:
     if not cpu_has_bfloat16():
         compute_in_float32()
     return computes_in_float32()
+
+
+@contextmanager
+def rounded_where_missing() -> Iterator[None]:
+    """Do as `round_where_missing` for some time."""
+    was_on = computes_in_float32()
+    round_where_missing()
+    try:
+        yield
+    finally:
+        if not was_on:
+            compute_in_bfloat16()
 
 
 def compute_in_float32() -> None:

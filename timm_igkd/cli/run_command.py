@@ -26,7 +26,7 @@ from timm_igkd.overlay.controls import OverlaySource
 from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.overlay.stream import IGOverlayStream
 from timm_igkd.overlay.timm_ops import posterize_to_black
-from timm_igkd.rounded_bfloat16 import round_where_missing
+from timm_igkd.rounded_bfloat16 import rounded_where_missing
 from timm_igkd.with_plugin import run_script
 
 TRAIN_SPLITS = ("train", "training")  # timm's own synonyms
@@ -47,10 +47,9 @@ def run_command(args: argparse.Namespace) -> None:
         f"{overlay.overlay_prob:g} of the training images; tigkd in the script's --aa replaces --overlay-prob",
         file=sys.stderr,
     )
-    round_where_missing()  # of a script with --amp-dtype bfloat16
     gc.freeze()  # what is imported stays: a forked worker's collections then leave these pages shared
     try:
-        with training_datasets(wrap), posterize_to_black():
+        with training_datasets(wrap), posterize_to_black(), rounded_where_missing():  # it may have --amp-dtype bfloat16
             _run(args.script)
     finally:
         _tell_unreadable(wrapped)

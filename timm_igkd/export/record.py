@@ -163,18 +163,22 @@ class ExportRecord:
         """Return the entry `exports` of a run's metrics.json."""
         left_out = {"is_within_budget"} if self.budget is None else set()
         return [
-            {name: value for name, value in asdict(self._summary(file)).items() if name not in left_out}
-            for file in self.exports
+            {name: value for name, value in asdict(summary).items() if name not in left_out}
+            for summary in self.summaries()
         ]
 
-    def _summary(self, file: ExportedFile) -> ExportSummary:
+    def summaries(self) -> list[ExportSummary]:
+        """Return what a run's metrics.json says of each file."""
         names = ("format", "file", "size_mb", "top1", "agreement", "runtime", "passed")
-        return ExportSummary(
-            **{name: getattr(file, name) for name in names},
-            latency_ms=file.latency_ms.median,
-            recommended=file.format == self.recommended,
-            is_within_budget=file.is_within(self.budget),
-        )
+        return [
+            ExportSummary(
+                **{name: getattr(file, name) for name in names},
+                latency_ms=file.latency_ms.median,
+                recommended=file.format == self.recommended,
+                is_within_budget=file.is_within(self.budget),
+            )
+            for file in self.exports
+        ]
 
     def sentences(self, folder: Path) -> list[str]:
         """Return what people are told: one line a file of the export's folder, and which one to take."""

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -40,7 +40,7 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
     if run.metrics and not run.metrics.exports:
         return _stays(folder, "the run tells of none") if (folder / RECORD).exists() else {}
     record = read_export_record(folder)
-    if run.metrics and [asdict(told) for told in run.metrics.exports] != record.metrics():
+    if run.metrics and list(run.metrics.exports) != record.summaries():
         return _stays(folder, "the run tells of another, of the same or of other files")
     if record.weights_sha256 != weights_sha256:
         raise InputError(f"{str(folder)!r} is of other weights than the student; export it again, or delete the folder")
