@@ -1,6 +1,6 @@
 """bfloat16 on x86 processors without it: float32's arithmetic, rounded where autocast would compute in bfloat16.
 
-torch's own convolutions in bfloat16 take ten times as long there and now and then give garbage as weight gradients.
+torch's own convolutions in bfloat16 are slow there, and now and then give garbage as weight gradients.
 A bfloat16 unit multiplies exactly and adds in float32; so does this, but for the order of the sum. What goes into a
 product and what comes out of it is rounded to bfloat16, gradients too, at float32's speed and float32's memory or more.
 Two things are not the unit's: attention keeps its probabilities in float32, and a weight that is used twice in a pass

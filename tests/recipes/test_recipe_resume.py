@@ -107,13 +107,21 @@ def test_resume_goes_on_with_the_scale_of_the_fp16_gradients(
     assert scales == [8.0, 16.0, 32.0]
 
 
-def test_resume_with_other_cpu_threads_goes_on_and_says_so(
+def half_trained(
     recipe: Runner, images: Path, trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> list[object]:
+    """Stop a run after the first of its student's two epochs; return its options."""
     options = [*trained_teacher, "--epochs", 2]
     with monkeypatch.context() as patch:
         stop_after(patch, "student", 1)
         assert recipe(*tiny_run(images, *options)).code == 1
+    return options
+
+
+def test_resume_with_other_cpu_threads_goes_on_and_says_so(
+    recipe: Runner, images: Path, trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = half_trained(recipe, images, trained_teacher, monkeypatch)
     threads = torch.get_num_threads()
     monkeypatch.setattr(stages.torch, "get_num_threads", lambda: threads + 1)
     outcome = recipe(*tiny_run(images, *options, "--resume"))
@@ -124,10 +132,7 @@ def test_resume_with_other_cpu_threads_goes_on_and_says_so(
 def test_resume_on_a_processor_without_bfloat16_goes_on_and_says_so(
     recipe: Runner, images: Path, trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*trained_teacher, "--epochs", 2]
-    with monkeypatch.context() as patch:
-        stop_after(patch, "student", 1)
-        assert recipe(*tiny_run(images, *options)).code == 1
+    options = half_trained(recipe, images, trained_teacher, monkeypatch)
     rounded_bfloat16.compute_in_float32()
     try:
         outcome = recipe(*tiny_run(images, *options, "--resume"))
