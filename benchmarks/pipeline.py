@@ -1,11 +1,13 @@
 """From images to a student: this package's way against the paper's, and the study's road against its bare passes.
 
-    python benchmarks/pipeline.py                            # a quarter of an hour on two CPU cores
-    python benchmarks/pipeline.py --rounds 1 --scale 0.1     # a try of two minutes
+    python benchmarks/pipeline.py --rounds 3                 # half an hour on two CPU cores
+    python benchmarks/pipeline.py --rounds 1 --scale 0.1     # a try of three minutes
 
 Teacher and student are those of recipes/configs/study_real.yaml. Parts, each a process of its own, in an order that
 turns with every round:
     maps        `timm-igkd maps --n-steps auto --logits`, written to disk; minutes of all images from its rate
+    logits      `timm-igkd maps --method none`: what distillation without an overlay needs
+    wide        training, of the student of recipes/configs/cifar10_student_wide.yaml, without an overlay
     training    the study's trainer in the protocol `fast`, KD from stored logits and overlays of every tenth image, in
                 bfloat16 where the processor has it; `overhead`: its epoch over the same number of bare forward and
                 backward passes of that precision, one after each step: a machine's speed changes
@@ -13,8 +15,15 @@ turns with every round:
     captum      captum's call with default arguments, 50 steps, 8 images at a time, and the teacher's logits
     authors     the paper's settings: batches of 64 from a DataLoader with two workers over decoded PIL images, Adam,
                 NCHW, stored logits; 100 epochs from the rate
+    captum_mobilenetv2, authors_mobilenetv2
+                the same with the paper's own networks: mobilenetv2_cifar whole as teacher, without its last five
+                entries as student; random weights, as time alone is measured
 
-CIFAR-10 lies beside the repository. Both ways count 50,000 images; the student of the paper's way is the same network.
+CIFAR-10 lies beside the repository. All ways count 50,000 images, and none the training of its teacher:
+    ours            maps, then 10 epochs with the overlay, as the study trains
+    ours_wide       logits, then the 60 epochs of cifar10_student_wide.yaml
+    paper           the paper's way with the study's networks
+    paper_networks  the paper's way with its own
 What accuracy each reaches is not measured here. Writes benchmarks/results/pipeline_<device>.json.
 """
 
@@ -32,11 +41,26 @@ from paired import ROOT, alternating, facts, run_child, summarize
 
 sys.path.insert(0, str(ROOT / "recipes"))
 
-IMAGES, EPOCHS, AUTHORS_EPOCHS, STEPS = 50_000, 10, 100, 50
+IMAGES, STEPS = 50_000, 50
 EPOCHS_TIMED = 4
-SIZES = {"maps": 1024, "training": 30_720, "float32": 30_720, "captum": 32, "authors": 3_200}  # images a round and part
+SIZES = {  # images a round and part
+    **{"maps": 1024, "logits": 8_192, "training": 30_720, "float32": 30_720, "wide": 15_360},
+    **{"captum": 32, "authors": 3_200, "captum_mobilenetv2": 32, "authors_mobilenetv2": 3_200},
+}
+WAYS = {  # once over the images, epochs of the other
+    "ours": ("maps", 10, "training"),
+    "ours_wide": ("logits", 60, "wide"),
+    "paper": ("captum", 100, "authors"),
+    "paper_networks": ("captum_mobilenetv2", 100, "authors_mobilenetv2"),
+}
+RATIOS = {
+    "paper_over_ours": ("paper", "ours"),
+    "paper_networks_over_ours": ("paper_networks", "ours"),
+    "paper_networks_over_ours_wide": ("paper_networks", "ours_wide"),
+}
+TRAININGS = ("training", "float32")
 TEACHER = ROOT / "recipes" / "results" / "teachers" / "convnet_cifar"
-WIDTHS = (32, 112, 128)
+WIDTHS, WIDE = (32, 112, 128), (64, 112, 136)
 
 
 def read_images(job: dict[str, Any]) -> Any:
@@ -47,32 +71,51 @@ def read_images(job: dict[str, Any]) -> Any:
     return images.subset(range(job["images"]))
 
 
-def read_teacher() -> Any:
-    """Return the teacher in eval mode."""
+def read_teacher(job: dict[str, Any]) -> Any:
+    """Return a part's teacher in eval mode."""
     from timm_igkd import load_model
 
+    if job["part"] == "captum_mobilenetv2":
+        return create_model("mobilenetv2_cifar").eval()
     return load_model(f"local-dir:{TEACHER}").eval()
 
 
-def create_student() -> Any:
-    """Return the student with random weights."""
+def create_student(job: dict[str, Any]) -> Any:
+    """Return a part's student."""
+    if job["part"] == "authors_mobilenetv2":
+        return create_model("mobilenetv2_cifar", drop_blocks=5)
+    return create_model("convnet_cifar", widths=WIDE if job["part"] == "wide" else WIDTHS)
+
+
+def create_model(name: str, **arguments: Any) -> Any:
+    """Return a model with random weights."""
     import timm
     import torch
 
     import timm_igkd  # noqa: F401 - its models
 
     torch.manual_seed(0)
-    return timm.create_model("convnet_cifar", widths=WIDTHS, num_classes=10)
+    return timm.create_model(name, num_classes=10, **arguments)
+
+
+def logits(job: dict[str, Any]) -> dict[str, float]:
+    """Build a store of logits alone."""
+    return build_store(job, method="none")
 
 
 def maps(job: dict[str, Any]) -> dict[str, float]:
     """Build a store as the command does."""
+    return build_store(job, n_steps="auto")
+
+
+def build_store(job: dict[str, Any], **options: Any) -> dict[str, float]:
+    """Build a store with logits, and return its rate."""
     from timm_igkd import IGOptions, compute_maps
 
-    images, teacher = read_images(job), read_teacher()
+    images, teacher = read_images(job), read_teacher(job)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        compute_maps(teacher, images, folder, options=IGOptions(n_steps="auto"), logits=True, progress=False)
+        compute_maps(teacher, images, folder, options=IGOptions(**options), logits=True, progress=False)
         return {"images_per_s": len(images) / (time.perf_counter() - started)}
 
 
@@ -82,7 +125,7 @@ def captum(job: dict[str, Any]) -> dict[str, float]:
     from captum.attr import IntegratedGradients
     from timm.data import create_transform, resolve_model_data_config
 
-    images, teacher = read_images(job), read_teacher()
+    images, teacher = read_images(job), read_teacher(job)
     transform = create_transform(**resolve_model_data_config(teacher), is_training=False)
     attribute, started = IntegratedGradients(teacher).attribute, time.perf_counter()
     for start in range(0, len(images), 8):
@@ -122,9 +165,10 @@ def train(job: dict[str, Any], precision: str) -> dict[str, Any]:
     images, levels = (torch.randint(0, 256, (n, c, 32, 32), dtype=torch.uint8, generator=generator) for c in (3, 1))
     labels, logits = torch.randint(0, 10, (n,), generator=generator), torch.randn(n, 10, generator=generator)
     data = DeviceImages(images, labels, levels, logits).to(accelerator.device)
-    given = {"protocol": "fast", "overlay_prob": 0.1, "distill_loss_weight": 0.5, "temperature": 4.0}
+    overlay_prob = 0.0 if job["part"] == "wide" else 0.1
+    given = {"protocol": "fast", "overlay_prob": overlay_prob, "distill_loss_weight": 0.5, "temperature": 4.0}
     cell = create_cell("KD&IG", given | {"epochs": EPOCHS_TIMED + 1})
-    student = create_student()
+    student = create_student(job)
     trainer = create_trainer(cell, 0, data, student, None, accelerator)
     views = images[: cell.batch_size].to(accelerator.device).float().contiguous(memory_format=torch.channels_last)
     targets, train_step, bare_seconds = labels[: cell.batch_size].to(accelerator.device), trainer.train_step, 0.0
@@ -158,7 +202,7 @@ def authors(job: dict[str, Any]) -> dict[str, float]:
     from torch.nn.functional import cross_entropy, kl_div
     from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip, ToTensor
 
-    read, student = read_images(job), create_student()
+    read, student = read_images(job), create_student(job)
     images = [read[index] for index in range(len(read))]
     levels, logits = torch.rand(len(images), 1, 32, 32), torch.randn(len(images), 10)
     augment, to_tensor = Compose([RandomCrop(32, padding=4), RandomHorizontalFlip()]), ToTensor()
@@ -203,19 +247,17 @@ def main() -> None:
     args = parser.parse_args()
 
     def run(part: str) -> dict[str, Any]:
-        images = max(256 * EPOCHS_TIMED if part in trainings else 8, int(SIZES[part] * args.scale))
+        images = max(256 * EPOCHS_TIMED if part in (*TRAININGS, "wide") else 8, int(SIZES[part] * args.scale))
         found = run_child(Path(__file__), {"part": part, "images": images, "shared": str(args.shared)})
         if "error" in found:
             raise SystemExit(f"{part}: {found['error']}")
         return found
 
-    trainings = ("training", "float32")
-
     def overhead(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-        return {part: summarize([each[part]["overhead"] for each in rounds]) for part in trainings}
+        return {part: summarize([each[part]["overhead"] for each in rounds]) for part in TRAININGS}
 
     if args.overhead:
-        rounds = alternating(trainings, args.rounds, run, "overhead")
+        rounds = alternating(TRAININGS, args.rounds, run, "overhead")
         result = json.loads(args.out.read_text()) | {"overhead": facts() | overhead(rounds) | {"rounds": rounds}}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(overhead(rounds)))
@@ -224,31 +266,37 @@ def main() -> None:
     hours = []
     for found in rounds:
         rate = {part: found[part]["images_per_s"] for part in SIZES}
-        ours = {"maps": IMAGES / rate["maps"], "training": EPOCHS * IMAGES / rate["training"]}
-        paper = {"maps": IMAGES / rate["captum"], "training": AUTHORS_EPOCHS * IMAGES / rate["authors"]}
-        hours.append({"ours": {k: s / 3600 for k, s in ours.items()}, "paper": {k: s / 3600 for k, s in paper.items()}})
+        hours.append(
+            {
+                way: {"maps": IMAGES / rate[once] / 3600, "training": epochs * IMAGES / rate[train] / 3600}
+                for way, (once, epochs, train) in WAYS.items()
+            }
+        )
     result = facts() | {
         "images": IMAGES,
-        "epochs": {"ours": EPOCHS, "paper": AUTHORS_EPOCHS},
+        "epochs": {way: epochs for way, (_, epochs, _) in WAYS.items()},
         "measured_images": {part: int(n * args.scale) for part, n in SIZES.items()},
         "images_per_s": {p: statistics.median(found[p]["images_per_s"] for found in rounds) for p in SIZES},
         "hours": {
             way: {part: statistics.median(each[way][part] for each in hours) for part in ("maps", "training")}
-            for way in ("ours", "paper")
+            for way in WAYS
         },
-        "paper_over_ours": summarize([sum(e["paper"].values()) / sum(e["ours"].values()) for e in hours]),
+        **{
+            name: summarize([sum(each[a].values()) / sum(each[b].values()) for each in hours])
+            for name, (a, b) in RATIOS.items()
+        },
         "study_over_bare_passes": overhead(rounds),
         "rounds": rounds,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        json.dumps({key: result[key] for key in ("images_per_s", "hours", "paper_over_ours", "study_over_bare_passes")})
-    )
+    print(json.dumps({key: result[key] for key in ("images_per_s", "hours", *RATIOS, "study_over_bare_passes")}))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1].startswith("{"):
         job = json.loads(sys.argv[1])
-        print("\n" + json.dumps({f.__name__: f for f in (maps, captum, training, float32, authors)}[job["part"]](job)))
+        functions = {f.__name__: f for f in (maps, logits, captum, training, float32, authors)}
+        functions |= {"wide": training, "captum_mobilenetv2": captum, "authors_mobilenetv2": authors}
+        print("\n" + json.dumps(functions[job["part"]](job)))
     else:
         main()

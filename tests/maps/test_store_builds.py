@@ -192,13 +192,13 @@ def test_limit_beyond_the_dataset_is_the_whole(teacher, images, tmp_path):
 
 
 def test_recomputed_maps_are_the_stored_ones(built, teacher, images):
-    worst, correlation = recompute_rows(built, teacher, images, 5)
+    worst, correlation, _ = recompute_rows(built, teacher, images, 5)
     assert worst <= 1
     assert correlation > 0.9999
 
 
 def test_recompute_detects_another_teacher(built, images):
-    worst, correlation = recompute_rows(built, tiny_teacher(classes=3, size=16, seed=5), images, 5)
+    worst, correlation, _ = recompute_rows(built, tiny_teacher(classes=3, size=16, seed=5), images, 5)
     assert worst > 2
     assert correlation < 0.999
 
@@ -206,7 +206,7 @@ def test_recompute_detects_another_teacher(built, images):
 def test_recompute_detects_a_map_made_constant(copied, teacher, images):
     blank = np.zeros((16, 16), np.uint8)
     rehashed(copied, 0, blank, 0.0)
-    worst, correlation = recompute_rows(MapStore(copied), teacher, images, 1)
+    worst, correlation, _ = recompute_rows(MapStore(copied), teacher, images, 1)
     assert worst > 2
     assert correlation == 0
 

@@ -129,6 +129,7 @@ def test_cell_settings_win_over_the_protocols():
         ({"a": {"explanation_loss_weight": -1}}, "cell 'a': explanation_loss_weight must be"),
         ({"a": {"explanation_map": "saliency"}}, "cell 'a': explanation_map must be"),
         ({"a": {"map_method": "cam"}}, "cell 'a': map_method must be"),
+        ({"a": {"map_method": "none"}}, "cell 'a': map_method none makes no maps"),
         ({"a": {"map_method": "saliency", "overlay_source": "random_teacher"}}, "cell 'a': maps of a random_teacher"),
         ({"a": {"temperature": 0}}, "cell 'a': temperature must be positive"),
         ({"a": {"subset_fraction": 0}}, "cell 'a': subset_fraction must be in"),

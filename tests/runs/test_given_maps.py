@@ -40,7 +40,7 @@ def store(images, teacher_folder, tmp_path) -> Path:
 @pytest.fixture
 def build(monkeypatch):
     """Let a run that builds maps fail."""
-    monkeypatch.setattr("timm_igkd.runs.job.compute_maps", lambda *args, **kwargs: pytest.fail("maps were built"))
+    monkeypatch.setattr("timm_igkd.runs.data.compute_maps", lambda *args, **kwargs: pytest.fail("maps were built"))
 
 
 def test_given_maps_are_used_and_not_built_again(recipe: Runner, images, options, store, build, tmp_path):

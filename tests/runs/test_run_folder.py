@@ -71,7 +71,7 @@ def test_lost_provenance_of_maps_is_made_again(recipe: Runner, command, run, mon
         def stop(*args, **kwargs):
             raise KeyboardInterrupt
 
-        patched.setattr("timm_igkd.runs.job.compute_maps", stop)
+        patched.setattr("timm_igkd.runs.data.compute_maps", stop)
         assert recipe(*command).code == 130
     outcome = recipe(*command)
     assert outcome.code == 0, outcome.error

@@ -159,7 +159,6 @@ def test_teacher_cannot_be_trained_on_a_split_without_labels(recipe: Runner, tin
         (["--cutmix", 1], "Mixup and CutMix mix labels"),
         (["--loss-type", "dkd"], "dkd needs the label of every image"),
         (["--overlay-prob", 0.5], "set map_target to predicted"),
-        (["--stored-logits"], "set map_target to predicted"),
         (["--unlabeled", "absent/in/here"], "does not exist"),
         (["--unlabeled", "empty"], "holds no images"),
         (["--unlabeled", "none", "--unlabeled-split", "train"], "unlabeled_split train is of no images"),
@@ -174,6 +173,13 @@ def test_what_does_not_go_with_unlabelled_images_leaves_no_folder(
     assert outcome.code == 2
     assert message in outcome.error
     assert not (tmp_path / "runs").exists()
+
+
+def test_stored_logits_alone_need_no_label(recipe: Runner, images, options, tmp_path):
+    outcome = recipe(*tiny_run(images, *options, "--overlay-prob", 0, "--stored-logits"))
+    assert outcome.code == 0, outcome.error
+    store = MapStore(tmp_path / "runs" / "run" / "maps")
+    assert (len(store), store.provenance.options.method) == (24, "none")
 
 
 def test_maps_of_the_labelled_part_alone_are_refused(recipe: Runner, images, options, tmp_path):

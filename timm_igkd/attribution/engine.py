@@ -26,6 +26,7 @@ from timm_igkd.attribution.adaptive_path import AdaptivePaths
 from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient, exact_convolutions
 from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.grad_cam import GradCAM
+from timm_igkd.attribution.ig_options import default_steps
 from timm_igkd.attribution.lighter_model import lighter_model
 from timm_igkd.attribution.options import Attribution, IGOptions, selected_output
 
@@ -132,7 +133,7 @@ class FastEngine:
         """
         if self.options.method != "ig":
             values = self._without_path(inputs, targets)
-            steps, zeros = torch.ones(len(inputs), dtype=torch.int64), torch.zeros(len(inputs))
+            steps, zeros = torch.full((len(inputs),), default_steps(self.options.method)), torch.zeros(len(inputs))
             return Attribution(values, zeros, steps, torch.ones(len(inputs), dtype=torch.bool), logits)
         if self.options.n_steps == "auto":
             values, steps, converged = self._adaptive(inputs, baselines, targets)
@@ -148,7 +149,12 @@ class FastEngine:
         return Attribution(values, delta.float(), steps, converged, logits)
 
     def _without_path(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return gradients, or inputs times them, [B, 3, H, W]; or Grad-CAM at the inputs' size, [B, 1, H, W]."""
+        """Return gradients, or inputs times them, [B, 3, H, W]; or Grad-CAM at the inputs' size, [B, 1, H, W].
+
+        Of method "none": zeros, [B, 1, 1, 1].
+        """
+        if not self.options.has_maps:
+            return inputs.new_zeros(len(inputs), 1, 1, 1)
         if self._grad_cam is not None:
             cam, signed = self._grad_cam, self.options.signed
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from timm_igkd.errors import InputError, check_range, nearest
 
-Method = Literal["ig", "input_x_gradient", "saliency", "grad_cam"]
+Method = Literal["ig", "input_x_gradient", "saliency", "grad_cam", "none"]
 Baseline = Literal["mean", "black", "blur", "noise"]
 Target = Literal["label", "predicted"]
 Output = Literal["logit", "probability"]
@@ -18,6 +18,7 @@ METHOD_NAMES: dict[Method, str] = {
     "input_x_gradient": "input-times-gradient",
     "saliency": "saliency",
     "grad_cam": "Grad-CAM",
+    "none": "no",
 }
 """Each method in words that stand before "maps"."""
 
@@ -25,6 +26,7 @@ MOST_STEPS = 10_000
 """More would not be seen in 8 bits, and the nodes of a rule of n steps are the eigenvalues of an n x n matrix."""
 
 _OF_A_PATH = ("n_steps", "max_steps", "tolerance", "baseline")
+_OF_A_MAP = (*_OF_A_PATH, "target", "output", "reduction")
 _CHOICES = {"method": Method, "baseline": Baseline, "target": Target, "output": Output, "reduction": Reduction}
 
 
@@ -39,10 +41,11 @@ class IGOptions:
 
     Attributes:
         method: "ig": integrated gradients (the paper's). "input_x_gradient": the input times its gradient. "saliency":
-            the gradient. "grad_cam": the teacher's last feature map weighted by its gradient (grad_cam.py). The last
-            three take one gradient per image; they have no path and promise no sum.
+            the gradient. "grad_cam": the teacher's last feature map weighted by its gradient (grad_cam.py). These
+            three take one gradient per image; they have no path and promise no sum. "none": no maps, for a store of
+            the teacher's logits alone, which uses none of the options below.
         n_steps: nodes of the Gauss-Legendre rule, or "auto": placed and stopped per image by its error
-            (adaptive_path.py). Default: 50; 1 where the method has no path.
+            (adaptive_path.py). Default: 50; 1 where the method has no path, 0 where it makes no maps.
         max_steps: most nodes per image with "auto"; images that reach it are marked as not converged.
         tolerance: with "auto", the least estimated correlation of the map with its limit, in (0, 1).
         baseline: start of the path. "mean": the teacher's mean colour, 0 after normalisation (the paper's, captum's
@@ -70,7 +73,7 @@ class IGOptions:
 
     def __post_init__(self) -> None:
         per_method = {
-            "n_steps": 50 if self.method == "ig" else 1,
+            "n_steps": default_steps(self.method),
             "reduction": "positive" if self.method == "grad_cam" else "abs_sum",
         }
         for name, value in per_method.items():
@@ -81,14 +84,14 @@ class IGOptions:
             if value not in allowed:
                 raise InputError(f"{name} must be one of {list(allowed)}, got {value!r}{nearest(str(value), allowed)}")
         if self.method != "ig":
-            defaults = {field.name: field.default for field in fields(self)} | {"n_steps": 1}
-            check_used(self.method, [name for name in _OF_A_PATH if getattr(self, name) != defaults[name]])
+            defaults = {field.name: field.default for field in fields(self)} | per_method
+            check_used(self.method, [name for name in _OF_A_MAP if getattr(self, name) != defaults[name]])
         if self.method == "grad_cam" and self.reduction == "abs_sum":
             raise InputError("reduction of grad_cam must be 'positive' (as published) or 'sum' (signed), got 'abs_sum'")
         if self.n_steps != "auto":
             if not isinstance(self.n_steps, int) or isinstance(self.n_steps, bool):
                 raise InputError(f"n_steps must be a whole number or 'auto', got {self.n_steps!r}")
-            check_range("n_steps", self.n_steps, 1, MOST_STEPS)
+            check_range("n_steps", self.n_steps, min(1, default_steps(self.method)), MOST_STEPS)
         check_range("max_steps", self.max_steps, 2, MOST_STEPS)
         if not 0 < self.tolerance < 1:
             raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
@@ -101,12 +104,35 @@ class IGOptions:
     @property
     def used(self) -> dict[str, Any]:
         """The options that the method uses, by name."""
-        unused = _OF_A_PATH if self.method != "ig" else () if self.n_steps == "auto" else ("max_steps", "tolerance")
+        of_path = () if self.n_steps == "auto" else ("max_steps", "tolerance")
+        unused = {"ig": of_path, "none": _OF_A_MAP}.get(self.method, _OF_A_PATH)
         return {name: value for name, value in vars(self).items() if name not in unused}
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are maps; else a store holds logits alone."""
+        return self.method != "none"
+
+    @property
+    def content(self) -> str:
+        """What a store of them holds, in words."""
+        return f"{METHOD_NAMES[self.method]} maps" if self.has_maps else "logits"
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether an image's label decides what is computed of it."""
+        return self.has_maps and self.target == "label"
+
+
+def default_steps(method: Method) -> int:
+    """Return how many gradients a method takes of an image, where that is not asked for."""
+    return {"ig": 50, "none": 0}.get(method, 1)
 
 
 def check_used(method: Method, given: Iterable[str]) -> None:
     """Raise InputError where options were given that a method does not use."""
     for name in given:
+        if method == "none" and name in _OF_A_MAP:
+            raise InputError(f"{name} is of maps, method 'none' makes none; leave it out")
         if method != "ig" and name in _OF_A_PATH:
             raise InputError(f"{name} is of the path of method 'ig', {method!r} has none; leave it out")

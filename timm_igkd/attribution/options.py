@@ -23,7 +23,8 @@ class Attribution:
     """What an engine returns for B images.
 
     Attributes:
-        values: [B, C, H, W] float32, attribution of each normalised input value; of Grad-CAM [B, 1, H, W].
+        values: [B, C, H, W] float32, attribution of each normalised input value; of Grad-CAM [B, 1, H, W]; zeros
+            [B, 1, 1, 1] of method "none".
         convergence_delta: [B] float32, sum(values) - (f(x) - f(baseline)), captum's definition; 0 where the method
             promises no sum.
         n_steps: [B] int64, gradients spent on each image.

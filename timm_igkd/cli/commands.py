@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions, check_used
+from timm_igkd.attribution.ig_options import IGOptions, check_used
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.data.unlabeled import load_unlabeled_images
@@ -25,6 +25,8 @@ from timm_igkd.overlay.preview import overlay_samples, write_preview
 from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 from timm_igkd.runs.stages import Stages
+
+MOST_LOGIT_DIFFERENCE = 1e-3  # from logits computed again; between instruction sets 1e-5 was seen
 
 
 def model_from(args: argparse.Namespace, role: str, img_size: int | None = None) -> Any:
@@ -61,9 +63,9 @@ def refuse_unused(args: argparse.Namespace, role: str, why: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
-def dataset_from(args: argparse.Namespace, target: str = "label") -> Any:
+def dataset_from(args: argparse.Namespace, needs_labels: bool = True) -> Any:
     """Open the dataset that the options name; maps of the predicted class need no labels."""
-    if target != "predicted":
+    if needs_labels:
         return split_from(args, args.split)
     if args.label_column == "none":
         return load_unlabeled_images(args.dataset, args.split, args.image_column, args.revision)
@@ -82,7 +84,7 @@ def maps(args: argparse.Namespace) -> None:
     given = {item.name: value for item in fields(IGOptions) if (value := getattr(args, item.name)) is not None}
     check_used(args.method, given)
     options = IGOptions(**given)
-    dataset = dataset_from(args, options.target)
+    dataset = dataset_from(args, options.needs_labels)
     store = compute_maps(
         model_from(args, "teacher"),
         dataset,
@@ -94,7 +96,7 @@ def maps(args: argparse.Namespace) -> None:
         limit=args.limit,
         shard=args.shard,
         map_size=args.map_size,
-        logits=args.logits,
+        logits=args.logits or not options.has_maps,
         chunk_size=args.chunk_size,
         shard_size=args.shard_size,
         teacher_name=args.teacher,
@@ -110,7 +112,7 @@ def maps(args: argparse.Namespace) -> None:
     )
     print(
         f"{args.out}: {len(store)} "
-        + (f"maps{path}" if options.method == "ig" else f"{METHOD_NAMES[options.method]} maps")
+        + (f"maps{path}" if options.method == "ig" else options.content)
         + (f", {unconverged} images reached --max-steps" if unconverged else "")
         + (f", least correlation with eager float32 {error.correlation:.5f} (n = {error.images})" if error else "")
     )
@@ -123,7 +125,7 @@ def verify(args: argparse.Namespace) -> None:
     elif args.teacher is None:
         refuse_unused(args, "teacher", "without --teacher; name it too")
     store = MapStore(args.maps)
-    dataset = dataset_from(args, store.provenance.options.target)
+    dataset = dataset_from(args, store.provenance.options.needs_labels)
     store.verify(dataset, progress=lambda rows: progress_bar(rows, unit="img", desc="verify"))
     n, total = len(store), store.provenance.dataset.num_images
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
@@ -134,16 +136,22 @@ def verify(args: argparse.Namespace) -> None:
     teacher = model_from(args, "teacher") if args.teacher else load_model(made_by.name, role="teacher")
     check_teacher(store.provenance, teacher, args.teacher or made_by.name)
     keep_freed_memory()
-    worst, correlation = recompute_rows(store, teacher, dataset, args.recompute)
-    if worst > 2 and correlation < 0.999:
+    found = recompute_rows(store, teacher, dataset, args.recompute)
+    if found.levels > 2 and found.correlation < 0.999:
         raise InputError(
-            f"{args.recompute} maps computed again differ by up to {worst} of 255 levels (2 allowed), "
-            f"least correlation {correlation:.4f} (0.999 needed); "
+            f"{args.recompute} maps computed again differ by up to {found.levels} of 255 levels (2 allowed), "
+            f"least correlation {found.correlation:.4f} (0.999 needed); "
             "the store was made with other code or options: rebuild it"
         )
-    print(
-        f"{args.recompute} maps computed again: largest difference {worst} of 255, least correlation {correlation:.5f}"
-    )
+    if found.logits is not None and found.logits > MOST_LOGIT_DIFFERENCE:
+        raise InputError(
+            f"logits of {args.recompute} images computed again differ by up to {found.logits:.2g} of an image's "
+            f"largest ({MOST_LOGIT_DIFFERENCE:g} allowed); the store was made with other code: rebuild it"
+        )
+    levels = f"largest difference {found.levels} of 255, least correlation {found.correlation:.5f}"
+    logits = "" if found.logits is None else f"logits within {found.logits:.2g} of an image's largest"
+    told = ", ".join(part for part in (levels * store.provenance.options.has_maps, logits) if part)
+    print(f"{args.recompute} {'maps' if store.provenance.options.has_maps else 'rows'} computed again: {told}")
 
 
 def preview(args: argparse.Namespace) -> None:
@@ -151,7 +159,7 @@ def preview(args: argparse.Namespace) -> None:
     if args.count < 1:
         raise InputError(f"--count must be at least 1, got {args.count}")
     store = MapStore(args.maps)
-    dataset = dataset_from(args, store.provenance.options.target)
+    dataset = dataset_from(args, store.provenance.options.needs_labels)
     write_preview(args.out, overlay_samples(store, dataset, args.count))
     print(args.out)
 
@@ -160,7 +168,7 @@ def score(args: argparse.Namespace) -> None:
     """Measure how faithful maps are: deletion and insertion, beside random, Sobel and centre maps."""
     keep_freed_memory()
     store, teacher = MapStore(args.maps), model_from(args, "teacher")
-    dataset = dataset_from(args, store.provenance.options.target)
+    dataset = dataset_from(args, store.provenance.options.needs_labels)
     found = score_maps(store, teacher, dataset, limit=args.limit, steps=args.steps, seed=args.seed)
     write_record(args.out, found)
     if (own := store.path / SCORE).exists() and args.out.samefile(own):  # a link may spell it otherwise

@@ -41,7 +41,12 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dataset_arguments(parser)
     parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
     parser.add_argument("--limit", type=int, help="only the first images")
-    parser.add_argument("--method", choices=get_args(Method), default=default.method, help="default: ig")
+    parser.add_argument(
+        "--method",
+        choices=get_args(Method),
+        default=default.method,
+        help="default: ig; none: the teacher's logits alone, for distillation without maps",
+    )
     parser.add_argument("--engine", choices=("captum", "fast"), default="fast")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of weights and activations")
     parser.add_argument("--compile", action="store_true", help="compile the gradients, for long builds on a GPU")
@@ -53,8 +58,8 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=float, help=f"least map correlation with auto; default: {default.tolerance:g}"
     )
     path.add_argument("--baseline", choices=get_args(Baseline), help=f"its start; default: {default.baseline}")
-    parser.add_argument("--target", choices=get_args(Target), default=default.target)
-    parser.add_argument("--output", choices=get_args(Output), default=default.output)
+    parser.add_argument("--target", choices=get_args(Target), help=f"default: {default.target}")
+    parser.add_argument("--output", choices=get_args(Output), help=f"default: {default.output}")
     parser.add_argument(
         "--reduction", choices=get_args(Reduction), help=f"default: {default.reduction}; positive for grad_cam"
     )

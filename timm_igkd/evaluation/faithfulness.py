@@ -137,6 +137,7 @@ def measure_curves(
 ) -> dict[str, Curves]:
     """Return the curves of each store by its name and of each control, all of the same images; see `score_maps`."""
     for store in stores.values():
+        store.require_maps()
         check_teacher(store.provenance, teacher)
     total = min(len(dataset), *(len(store) for store in stores.values()))
     count = total if limit is None else min(limit, total)

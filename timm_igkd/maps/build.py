@@ -12,7 +12,6 @@ from torch import nn
 from timm_igkd.attribution.chunk_gradient import Arithmetic
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
-from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.attribution.options import TeacherView
@@ -26,7 +25,7 @@ from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
-from timm_igkd.maps.row_maker import RowMaker, measure_deviation
+from timm_igkd.maps.row_maker import Recomputed, RowMaker, compare_rows, measure_deviation
 from timm_igkd.maps.shard_builder import ShardBuilder
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import (
@@ -269,29 +268,17 @@ def check_view(provenance: Provenance, teacher: Any) -> None:
             )
 
 
-def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> tuple[int, float]:
-    """Compute `count` evenly spread maps again.
-
-    Returns:
-        Largest difference from the stored levels (of 255), and the least correlation of a map with its stored one.
+def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> Recomputed:
+    """Compute `count` evenly spread rows again, and return how near they are to the stored ones.
 
     Raises:
-        InputError: more maps than there are, or a teacher that sees images differently from the one that made the maps.
+        InputError: more rows than there are, or a teacher that sees images differently from the one that made the maps.
     """
     check_range("recompute", count, 1, len(store))
     teacher = teacher_copy(teacher)
     check_view(store.provenance, teacher)
-    device = PartialState(cpu=not torch.cuda.is_available()).device
-    maker = RowMaker(teacher, dataset, store.provenance, device)
-    worst, correlation = 0, 1.0
-    indices, size = _evenly_spread(len(store), count), store.provenance.batch_images
-    for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
-        for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
-            stored, found = store.levels(index).astype(int), row.map.astype(int)
-            worst = max(worst, int(np.abs(stored - found).max()))
-            pair = (torch.from_numpy(levels)[None] for levels in (stored, found))
-            correlation = min(correlation, float(map_correlation(*pair)))
-    return worst, correlation
+    maker = RowMaker(teacher, dataset, store.provenance, PartialState(cpu=not torch.cuda.is_available()).device)
+    return compare_rows(store, maker, _evenly_spread(len(store), count))
 
 
 def _list(value: Any) -> Any:

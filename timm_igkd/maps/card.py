@@ -46,14 +46,14 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Fait
         metadata=_metadata(provenance).to_yaml(),
         repo_id=repo_id,
         split=_shard_split(provenance),
-        picture=PICTURE if repo_id else None,
+        picture=PICTURE if repo_id and options.has_maps else None,
         pictured=min(n, _MOST_PICTURED),
         dataset=replace(dataset, name=public_dataset(dataset.name, dataset.revision)),
         teacher=replace(teacher, name=public_name(teacher.name)),
         coverage=f"all {total} images, in order" if n == total else f"a prefix, the first {n} of {total} images",
         num_classes=len(dataset.class_names or ()),
         steps=steps,
-        method=METHOD_NAMES[options.method],
+        content=options.content,
         levels=127 if options.signed else 255,
         citations=read_template("citations.bib").strip(),
         maps=provenance,
@@ -68,14 +68,15 @@ def _shard_split(provenance: Provenance) -> str:
 
 def _metadata(provenance: Provenance) -> DatasetCardData:
     dataset, split = provenance.dataset, _shard_split(provenance)
-    method = METHOD_NAMES[provenance.options.method]
+    content = provenance.options.content
     source = hub_dataset_id(dataset.name, dataset.revision)
+    kind = [METHOD_NAMES[provenance.options.method].lower(), "attribution"] * provenance.options.has_maps
     return DatasetCardData(
-        pretty_name=f"{method[0].upper()}{method[1:]} maps of {public_name(provenance.teacher.name)}",
+        pretty_name=f"{content[0].upper()}{content[1:]} of {public_name(provenance.teacher.name)}",
         task_categories=["image-classification"],
         size_categories=[next((name for most, name in _SIZES if provenance.n < most), "1M<n<10M")],
         source_datasets=[source] if source else None,
-        tags=[method.lower(), "attribution", "knowledge-distillation", "timm", "timm-igkd"],
+        tags=[*kind, "knowledge-distillation", "timm", "timm-igkd"],
         configs=[{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]}],
     )
 

@@ -157,8 +157,13 @@ class Manifest:
             raise InputError(
                 f"engine 'captum' is the reference of method 'ig' alone; take 'fast' for {self.options.method!r}"
             )
-        if self.options.method == "grad_cam" and self.arithmetic != Arithmetic():
-            raise InputError("grad_cam is computed in eager float32; leave dtype and compile out")
+        if self.options.method in ("grad_cam", "none") and self.arithmetic != Arithmetic():
+            what = "grad_cam is" if self.options.has_maps else "logits are"
+            raise InputError(f"{what} computed in eager float32; leave dtype and compile out")
+        if not self.options.has_maps and not self.logits:
+            raise InputError("method 'none' makes no maps, so that logits are all there is to keep; set logits to true")
+        if not self.options.has_maps and self.map_size is not None:
+            raise InputError("map_size is of maps, method 'none' makes none; leave it out")
         if self.engine == "captum" and self.options.n_steps == "auto":
             raise InputError("n_steps 'auto' needs engine 'fast'; captum takes a whole number")
         if self.engine == "captum" and self.arithmetic != Arithmetic():
@@ -176,7 +181,9 @@ class Manifest:
 
     @property
     def map_shape(self) -> tuple[int, int]:
-        """(H, W) of the stored maps; a `map_size` beyond the teacher's input changes nothing."""
+        """(H, W) of the stored maps; a `map_size` beyond the teacher's input changes nothing. (1, 1) without maps."""
+        if not self.options.has_maps:
+            return 1, 1
         height, width = self.teacher.input_size[1:]
         if self.map_size is None or (self.map_size >= height and self.map_size >= width):
             return height, width

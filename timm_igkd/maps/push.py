@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from huggingface_hub import snapshot_download
 
-from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.cache_notice import cache_use_is_told
 from timm_igkd.hub.cards import public_dataset, public_name
@@ -75,7 +74,8 @@ def push_maps(
         keys += check_shard(path, provenance, shard).column("key").to_pylist()
         files[f"data/{path.name}"] = path
     check_order(folder, provenance, keys)
-    files[PICTURE] = map_picture(folder, provenance)
+    if provenance.options.has_maps:
+        files[PICTURE] = map_picture(folder, provenance)
     return publish(
         Publication(
             repo_id=repo_id,
@@ -84,8 +84,8 @@ def push_maps(
             card=dataset_card(provenance, repo_id, score),
             marker="manifest.json",
             marker_key="shard_rows",
-            stale=lambda name: name.startswith("data/") and name.endswith(".parquet"),
-            message=f"{provenance.n} {METHOD_NAMES[provenance.options.method]} maps",
+            stale=lambda name: name == PICTURE or (name.startswith("data/") and name.endswith(".parquet")),
+            message=f"{provenance.n} {provenance.options.content}",
             private=private,
             overwrite_card=overwrite_card,
             create_pr=create_pr,

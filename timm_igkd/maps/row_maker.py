@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.maps.manifest import Deviation, Manifest
 from timm_igkd.maps.row_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
+
+if TYPE_CHECKING:
+    from timm_igkd.maps.store import MapStore
 
 _MEASURED_CHUNK = 32
 Item = tuple[Image.Image, int, Tensor]  # image, label, the teacher's view of it
@@ -102,7 +105,7 @@ class RowMaker:
             return (self.captum or self.fast).attribute(inputs, baselines, targets, logits)
 
     def _targets(self, labels: list[int], logits: Tensor, indices: range | list[int]) -> Tensor:
-        if self.options.target == "predicted":
+        if not self.options.needs_labels:
             return logits.argmax(1)
         classes = len(self.class_indices) if self.class_indices else self.num_outputs
         for label, index in zip(labels, indices, strict=True):
@@ -171,3 +174,34 @@ def measure_deviation(
         relative=float((np.linalg.norm(found - wanted, axis=(1, 2)) / norms).max()),
         correlation=float(map_correlation(torch.from_numpy(found), torch.from_numpy(wanted)).min()),
     )
+
+
+class Recomputed(NamedTuple):
+    """How near rows that were computed again are to the stored ones.
+
+    Attributes:
+        levels: largest difference of the maps, of 255 levels; 0 where the store has none.
+        correlation: the least of a map with its stored one; 1 where the store has none.
+        logits: largest difference of a logit, as a share of the image's largest; None where the store has none.
+    """
+
+    levels: int
+    correlation: float
+    logits: float | None
+
+
+def compare_rows(store: "MapStore", maker: RowMaker, indices: list[int]) -> Recomputed:
+    """Compute rows of a store again and hold them against the stored ones."""
+    levels, correlation, logits = 0, 1.0, 0.0 if store.has_logits else None
+    size = store.provenance.batch_images
+    for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
+        for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
+            if row.logits is not None and logits is not None:
+                wanted = store.logits(index)
+                logits = max(logits, float(np.abs(row.logits - wanted).max() / max(np.abs(wanted).max(), 1e-30)))
+            if store.provenance.options.has_maps:
+                stored, found = store.levels(index).astype(int), row.map.astype(int)
+                levels = max(levels, int(np.abs(stored - found).max()))
+                pair = (torch.from_numpy(each)[None] for each in (stored, found))
+                correlation = min(correlation, float(map_correlation(*pair)))
+    return Recomputed(levels, correlation, logits)

@@ -82,6 +82,13 @@ class MapStore:
         """Whether the maps have a sign (reduction "sum")."""
         return self.provenance.options.signed
 
+    def require_maps(self) -> None:
+        """Raise InputError where the store holds logits alone."""
+        if not self.provenance.options.has_maps:
+            raise InputError(
+                f"map store {str(self.path)!r} holds logits alone; build maps with: timm-igkd maps --method ig --logits"
+            )
+
     @property
     def has_logits(self) -> bool:
         """Whether the teacher's logits are stored too."""
@@ -110,7 +117,7 @@ class MapStore:
         labels = [self._cell("label", int(row)) for row in candidates]
         if label in labels:
             return int(candidates[labels.index(label)])
-        if self.provenance.options.target == "label":
+        if self.provenance.options.needs_labels:
             raise InputError(
                 f"{text(name)} has label {label}, but its map was made "
                 f"for label {labels[0]}; rebuild the maps with these labels"
@@ -156,12 +163,14 @@ class MapStore:
     def levels(self, row: int) -> np.ndarray:
         """Return a stored map as it is, [H, W] uint8 (see `row_format.quantize`).
 
-        This and all that reads a row below raises an InputError where the row is damaged.
+        This and all that reads a row below raises an InputError where the row is damaged, or holds no map.
         """
+        self.require_maps()
         return decode_png(self._read("map", row)["bytes"])
 
     def overlay_map(self, row: int) -> Image.Image:
         """Return a map in the form the overlay takes: 8-bit greyscale, a signed map rectified."""
+        self.require_maps()
         image = open_png(self._read("map", row)["bytes"])
         return rectify(image) if self.signed else image
 

@@ -3,6 +3,7 @@
 Decoded and checked once; device_views.py makes training views of it.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,16 +93,18 @@ class StoredMaps:
 
     def __init__(self, store: MapStore, dataset: Any, images: DeviceImages):
         self._pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
-        self._maps = [store.overlay_map(row) for row in range(len(store))]
         self._rows = [
             store.find(Image.fromarray(pixels), int(label), index, row_name(dataset, index))
             for index, (pixels, label) in enumerate(zip(self._pixels, images.labels, strict=True))
         ]
-        self._logits = store.has_logits
         self._store = store
 
     def __len__(self) -> int:
-        return len(self._maps)
+        return len(self._store)
+
+    @functools.cached_property
+    def _maps(self) -> list[Image.Image]:
+        return [self._store.overlay_map(row) for row in range(len(self))]
 
     def overlay_map(self, row: int) -> Image.Image:
         """Return a row's map, as `MapStore.overlay_map` does."""
@@ -109,6 +112,7 @@ class StoredMaps:
 
     def maps(self, source: OverlaySource, seed: int) -> Tensor:
         """Return what each image is overlaid with, [N, 1, H, W] uint8 (see controls.py)."""
+        self._store.require_maps()
         height, width = self._pixels.shape[1:3]
         found = np.empty((len(self._rows), height, width), dtype=np.uint8)
         for index, row in enumerate(self._rows):

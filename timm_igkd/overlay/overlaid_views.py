@@ -63,6 +63,8 @@ class OverlaidViews:
             raise InputError(
                 "overlays, stored logits and maps of views need maps, got none; build them: timm-igkd maps"
             )
+        if maps is not None and (self.overlay.overlay_prob > 0 or with_maps):
+            maps.require_maps()
         if maps is not None and with_logits:
             maps.require_logits()
         self._maps = maps
@@ -84,6 +86,8 @@ class OverlaidViews:
         applied, probability = take_overlay_out(transform)
         if probability is not None and self._maps is None:
             raise InputError("the transform's IGOverlay needs maps, got none; build them with: timm-igkd maps")
+        if probability and self._maps is not None:
+            self._maps.require_maps()
         self._transform, self._applied = transform, applied
         self.overlay_prob = self.overlay.overlay_prob if probability is None else probability
 

@@ -176,7 +176,7 @@ def _method(run: RunFacts) -> str:
 def _ig_options(run: RunFacts) -> list[tuple[str, str]]:
     """Return how the maps were made, as their provenance says it."""
     maps = run.provenance
-    if maps is None:
+    if maps is None or not maps.options.has_maps:
         return []
     rows = [(_OPTIONS.get(name, name), plain(value)) for name, value in maps.options.used.items()]
     rows += [

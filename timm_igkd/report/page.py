@@ -121,7 +121,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "teacher_trained_here": teacher_history is not None,
         "curves": learning_curves(student_history, teacher_history),
         "samples": [sample_view(sample) for sample in samples],
-        "has_maps": maps is not None,
+        "has_maps": maps is not None and maps.options.has_maps,
         "method": METHOD_NAMES[maps.options.method] if maps else "",
         "score": read_score(run_dir / "maps", maps) if maps else None,
         "confusion": confusion_view(predictions),
@@ -173,10 +173,10 @@ def _setup_rows(
         more = f" with “{config['unlabeled']}”" if config.get("unlabeled") else ""
         rows.append(("Trained on", f"split “{config['train_split']}”{more}" + (f": {what}" if what else "")))
     rows.append(("Tested on", f"{tables.count(metrics.n)} images of split “{tables.plain(metrics.split)}”"))
-    if maps is not None:
+    if maps is not None and maps.options.has_maps:
         used = {key: value for key, value in maps.options.used.items() if key != "method"}
         details = ", ".join(f"{key} {tables.plain(value)}" for key, value in used.items())
-        rows.append(("Maps", f"{tables.count(maps.n)} {METHOD_NAMES[maps.options.method]} maps: {details}"))
+        rows.append(("Maps", f"{tables.count(maps.n)} {maps.options.content}: {details}"))
     for heading, (switch, names) in _SETUP.items():
         known = [setting_phrase(name, tables.plain(config[name])) for name in names if config.get(name) is not None]
         if known:

@@ -121,6 +121,11 @@ def _check_maps(config: "RunConfig") -> None:
         raise InputError("n_steps auto needs engine fast; captum takes a whole number")
     if config.engine == "captum" and config.map_method != "ig":
         raise InputError(f"engine captum is the reference of map_method ig alone; take fast for {config.map_method}")
+    if config.map_method == "none" and config.reads_maps:
+        raise InputError(
+            "overlay and explanation loss read maps, map_method none makes none; take another, or set overlay_prob and "
+            "explanation_loss_weight to 0"
+        )
     if config.maps is None:
         return
     if not config.needs_maps:
@@ -206,8 +211,8 @@ def check_unlabeled(config: "RunConfig") -> None:
         raise InputError("Mixup and CutMix mix labels, which images without any lack; set mixup and cutmix to 0")
     if config.loss_type == "dkd":
         raise InputError("loss_type dkd needs the label of every image, some have none here; use loss_type kl")
-    if config.needs_maps and config.map_target == "label":
+    if config.reads_maps and config.map_target == "label":
         raise InputError(
             "map_target label needs the label of every image, some have none here; set map_target to predicted, or "
-            "overlay_prob to 0 and stored_logits to false"
+            "overlay_prob to 0"
         )

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import TIMM_PREFIXES, Labels, load_labeled_images
 from timm_igkd.data.subsets import stratified_indices, stratified_limit
 from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
 from timm_igkd.errors import InputError
-from timm_igkd.maps.build import source_teacher
+from timm_igkd.maps.build import compute_maps, source_teacher
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.device_images import DeviceImages, load_images
 from timm_igkd.runs.checks import check_unlabeled
@@ -164,6 +165,21 @@ def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImag
     return train.subset(fitting), train.subset(held_out)
 
 
+def build_maps(config: RunConfig, teacher: nn.Module, data: RunData, out: Path) -> None:
+    """Compute the teacher's maps of the training images; its logits alone where the run reads no map."""
+    reads_maps = config.reads_maps
+    compute_maps(
+        teacher,
+        data.mapped,
+        out,
+        options=config.ig_options() if reads_maps else IGOptions(method="none"),
+        engine=config.engine if reads_maps else "fast",
+        map_size=config.map_size if reads_maps else None,
+        logits=config.stored_logits,
+        teacher_name=config.teacher,
+    )
+
+
 def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, data: RunData) -> None:
     """Raise InputError unless the store of --maps is of the teacher, the number of images and the settings of the run.
 
@@ -190,6 +206,11 @@ def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, dat
             f"maps {config.maps!r} are of {found.n} images, split {config.train_split!r}{more} {len(data.mapped)} to "
             "this run; give the store of these images, or drop --maps"
         )
+    if config.stored_logits:
+        store.require_logits()
+    if not config.reads_maps:
+        return  # logits are the same, whatever maps lie beside them
+    store.require_maps()
     wanted: dict[str, Any] = {**vars(config.ig_options()), "engine": config.engine, "map_size": config.map_size}
     flags = {name: f"map_{name}" for name in ("method", "baseline", "target", "output", "reduction")}
     there = {**vars(found.options), "engine": found.engine, "map_size": found.map_size}
@@ -200,5 +221,3 @@ def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, dat
                 f"maps {config.maps!r} were made with {flag} {there[name]}, this run asks for {value}; set {flag} to "
                 f"{'none' if there[name] is None else there[name]}, or drop --maps"
             )
-    if config.stored_logits:
-        store.require_logits()

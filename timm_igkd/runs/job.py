@@ -22,7 +22,6 @@ from timm_igkd.export.record import read_export_record
 from timm_igkd.export.student import check_exportable, export_student
 from timm_igkd.export.students import StudentsRecord
 from timm_igkd.files import exclusive, write_json
-from timm_igkd.maps.build import compute_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import needs_plugin, save_model
@@ -34,7 +33,7 @@ from timm_igkd.report.run_files import update_metrics
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
-from timm_igkd.runs.data import RunData, check_given_maps
+from timm_igkd.runs.data import RunData, build_maps, check_given_maps
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
 from timm_igkd.runs.models import RunModels, Trained, find_start
 from timm_igkd.runs.parsing import save_config
@@ -208,7 +207,7 @@ class Run:
         is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
         for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:
             steps_per_epoch(len(images), self.config.batch_size, self.accelerator.num_processes)
-        if "maps" in pending:
+        if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
                 check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
         if self.config.maps is not None:  # after the maps stage too: somebody else's store, rebuilt since it was linked
@@ -231,7 +230,7 @@ class Run:
             save_model(model, self.folder.model("teacher"), label_names=names)
 
     def maps(self) -> None:
-        """Compute the teacher's maps of the training split, or hold a given store against it and link there."""
+        """Compute the teacher's maps or logits of the training split, or hold a given store against it and link it."""
         if self.config.maps is not None:  # every row is checked; then it is neither built again nor copied
             if self.accelerator.is_main_process:
                 store = MapStore(self.config.maps)
@@ -241,16 +240,7 @@ class Run:
         if self.accelerator.is_main_process and self.folder.maps.is_symlink():
             self.folder.maps.unlink()  # to somebody's store: nothing is ever built into it
         self.accelerator.wait_for_everyone()
-        compute_maps(
-            self.models.saved("teacher"),
-            self.data.mapped,
-            self.folder.maps,
-            options=self.config.ig_options(),
-            engine=self.config.engine,
-            map_size=self.config.map_size,
-            logits=self.config.stored_logits,
-            teacher_name=self.config.teacher,
-        )
+        build_maps(self.config, self.models.saved("teacher"), self.data, self.folder.maps)
 
     def export(self) -> None:
         """Write the student's files for the edge, calibrated on training images and verified on the test split."""

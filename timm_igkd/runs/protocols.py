@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from timm_igkd.attribution.ig_options import default_steps
 from timm_igkd.errors import check_choice
 
 Protocol = Literal["demo", "modern", "paper", "fast"]
@@ -138,7 +139,7 @@ def resolve_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     if wanted["student"] is None and wanted["student_init"] == "pretrained":
         found["student_init"] = "teacher"  # the weights that the kept layers of a truncated teacher have
     if wanted["map_method"] != "ig" and "n_steps" in found:
-        found["n_steps"] = 1  # the single gradient of a method without a path
+        found["n_steps"] = default_steps(wanted["map_method"])
     if wanted["map_method"] == "grad_cam" and wanted["map_reduction"] == "abs_sum":
         found["map_reduction"] = "positive"  # Grad-CAM as published
     dataset = Path(settings["dataset"])

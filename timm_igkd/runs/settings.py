@@ -143,7 +143,7 @@ class RunConfig:
     explanation_map: ExplanationMap = _setting(
         "how the student explains the label, with explanation_loss_weight", "input_x_gradient", _STUDENT
     )
-    stored_logits: bool = _preset("distil from logits stored with the maps instead of a live teacher", _MAPS)
+    stored_logits: bool = _preset("distil from stored logits, with the maps or alone, not from a live teacher", _MAPS)
 
     epochs: int = _preset("of the student", _STUDENT)
     batch_size: int = _preset("per process", _TRAINING)
