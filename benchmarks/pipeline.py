@@ -7,23 +7,27 @@ Teacher and student are those of recipes/configs/study_real.yaml. Parts, each a 
 turns with every round:
     maps        `timm-igkd maps --n-steps auto --logits`, written to disk; minutes of all images from its rate
     logits      `timm-igkd maps --method none`: what distillation without an overlay needs
-    wide        training, of the student of recipes/configs/cifar10_student_wide.yaml, without an overlay
     training    the study's trainer in the protocol `fast`, KD from stored logits and overlays of every tenth image, in
                 bfloat16 where the processor has it; `overhead`: its epoch over the same number of bare forward and
                 backward passes of that precision, one after each step: a machine's speed changes
-    float32     the same in float32
+    float32     the same in float32, where `training` is not
+    wide        as `training`, of the student of recipes/configs/cifar10_student_wide.yaml and without an overlay
     captum      captum's call with default arguments, 50 steps, 8 images at a time, and the teacher's logits
     authors     the paper's settings: batches of 64 from a DataLoader with two workers over decoded PIL images, Adam,
                 NCHW, stored logits; 100 epochs from the rate
     captum_mobilenetv2, authors_mobilenetv2
                 the same with the paper's own networks: mobilenetv2_cifar whole as teacher, without its last five
                 entries as student; random weights, as time alone is measured
+    logits_mobilenetv2
+                that teacher's logits alone, 64 images at a time
 
-CIFAR-10 lies beside the repository. All ways count 50,000 images, and none the training of its teacher:
-    ours            maps, then 10 epochs with the overlay, as the study trains
-    ours_wide       logits, then the 60 epochs of cifar10_student_wide.yaml
-    paper           the paper's way with the study's networks
-    paper_networks  the paper's way with its own
+CIFAR-10 lies beside the repository. All ways count 50,000 images; none counts the training of its teacher, evaluation,
+or what reads store and images before the first epoch:
+    ours               maps, then 10 epochs with the overlay, as the study trains
+    ours_wide          logits, then the 60 epochs of cifar10_student_wide.yaml: distillation alone
+    paper              the paper's way with the study's networks
+    paper_networks     the paper's way with its own
+    paper_networks_kd  its distillation alone: logits, then its epochs
 What accuracy each reaches is not measured here. Writes benchmarks/results/pipeline_<device>.json.
 """
 
@@ -44,19 +48,22 @@ sys.path.insert(0, str(ROOT / "recipes"))
 IMAGES, STEPS = 50_000, 50
 EPOCHS_TIMED = 4
 SIZES = {  # images a round and part
-    **{"maps": 1024, "logits": 8_192, "training": 30_720, "float32": 30_720, "wide": 15_360},
-    **{"captum": 32, "authors": 3_200, "captum_mobilenetv2": 32, "authors_mobilenetv2": 3_200},
+    **{"maps": 1024, "logits": 8_192, "training": 20_480, "float32": 20_480, "wide": 10_240},
+    **{"captum": 32, "authors": 3_200},
+    **{"captum_mobilenetv2": 32, "logits_mobilenetv2": 1_024, "authors_mobilenetv2": 1_280},
 }
-WAYS = {  # once over the images, epochs of the other
-    "ours": ("maps", 10, "training"),
-    "ours_wide": ("logits", 60, "wide"),
-    "paper": ("captum", 100, "authors"),
-    "paper_networks": ("captum_mobilenetv2", 100, "authors_mobilenetv2"),
+WAYS = {  # what is computed once of the images, and by which part; then epochs, and by which
+    "ours": (("maps", "maps"), (10, "training")),
+    "ours_wide": (("logits", "logits"), (60, "wide")),
+    "paper": (("maps", "captum"), (100, "authors")),
+    "paper_networks": (("maps", "captum_mobilenetv2"), (100, "authors_mobilenetv2")),
+    "paper_networks_kd": (("logits", "logits_mobilenetv2"), (100, "authors_mobilenetv2")),
 }
 RATIOS = {
-    "paper_over_ours": ("paper", "ours"),
-    "paper_networks_over_ours": ("paper_networks", "ours"),
-    "paper_networks_over_ours_wide": ("paper_networks", "ours_wide"),
+    "paper_over_ours": ("paper", "ours"),  # the same networks
+    "paper_networks_over_ours": ("paper_networks", "ours"),  # each its own networks
+    "paper_networks_kd_over_ours_wide": ("paper_networks_kd", "ours_wide"),  # distillation alone
+    "paper_networks_over_ours_wide": ("paper_networks", "ours_wide"),  # the paper's method against distillation alone
 }
 TRAININGS = ("training", "float32")
 TEACHER = ROOT / "recipes" / "results" / "teachers" / "convnet_cifar"
@@ -75,7 +82,7 @@ def read_teacher(job: dict[str, Any]) -> Any:
     """Return a part's teacher in eval mode."""
     from timm_igkd import load_model
 
-    if job["part"] == "captum_mobilenetv2":
+    if job["part"] in ("captum_mobilenetv2", "logits_mobilenetv2"):
         return create_model("mobilenetv2_cifar").eval()
     return load_model(f"local-dir:{TEACHER}").eval()
 
@@ -119,7 +126,7 @@ def build_store(job: dict[str, Any], **options: Any) -> dict[str, float]:
         return {"images_per_s": len(images) / (time.perf_counter() - started)}
 
 
-def captum(job: dict[str, Any]) -> dict[str, float]:
+def captum(job: dict[str, Any], with_maps: bool = True) -> dict[str, float]:
     """Attribute as captum's documentation does, and take the logits."""
     import torch
     from captum.attr import IntegratedGradients
@@ -127,14 +134,22 @@ def captum(job: dict[str, Any]) -> dict[str, float]:
 
     images, teacher = read_images(job), read_teacher(job)
     transform = create_transform(**resolve_model_data_config(teacher), is_training=False)
-    attribute, started = IntegratedGradients(teacher).attribute, time.perf_counter()
-    for start in range(0, len(images), 8):
-        items = [images[index] for index in range(start, min(start + 8, len(images)))]
+    attribute, batch_size = IntegratedGradients(teacher).attribute, 8 if with_maps else 64
+    for start in range(-batch_size, len(images), batch_size):
+        if start == 0:  # after a batch to warm up
+            started = time.perf_counter()
+        items = [images[index] for index in range(max(0, start), min(max(0, start) + batch_size, len(images)))]
         batch = torch.stack([transform(image) for image, _ in items])
-        attribute(batch, target=torch.tensor([label for _, label in items]), n_steps=STEPS).abs().sum(1)
+        if with_maps:
+            attribute(batch, target=torch.tensor([label for _, label in items]), n_steps=STEPS).abs().sum(1)
         with torch.inference_mode():
             teacher(batch)
     return {"images_per_s": len(images) / (time.perf_counter() - started)}
+
+
+def plain_logits(job: dict[str, Any]) -> dict[str, float]:
+    """Take the teacher's logits by a plain loop."""
+    return captum(job, with_maps=False)
 
 
 def training(job: dict[str, Any]) -> dict[str, Any]:
@@ -246,40 +261,50 @@ def main() -> None:
     parser.add_argument("--overhead", action="store_true", help="only a study's epoch over its bare passes, again")
     args = parser.parse_args()
 
+    def images(part: str) -> int:
+        least = 256 * EPOCHS_TIMED if part in (*TRAININGS, "wide") else 64
+        return max(min(least, SIZES[part]), int(SIZES[part] * args.scale))
+
     def run(part: str) -> dict[str, Any]:
-        images = max(256 * EPOCHS_TIMED if part in (*TRAININGS, "wide") else 8, int(SIZES[part] * args.scale))
-        found = run_child(Path(__file__), {"part": part, "images": images, "shared": str(args.shared)})
+        found = run_child(Path(__file__), {"part": part, "images": images(part), "shared": str(args.shared)})
         if "error" in found:
             raise SystemExit(f"{part}: {found['error']}")
         return found
 
-    def overhead(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-        return {part: summarize([each[part]["overhead"] for each in rounds]) for part in TRAININGS}
+    from timm_igkd.rounded_bfloat16 import cpu_has_bfloat16
 
+    # without it `training` is in float32 already
+    trainings = TRAININGS if cpu_has_bfloat16() else TRAININGS[:1]
+    parts = [part for part in SIZES if part not in TRAININGS or part in trainings]
+
+    def overhead(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+        return {part: summarize([each[part]["overhead"] for each in rounds]) for part in trainings}
+
+    before = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.overhead:
-        rounds = alternating(TRAININGS, args.rounds, run, "overhead")
-        result = json.loads(args.out.read_text()) | {"overhead": facts() | overhead(rounds) | {"rounds": rounds}}
+        rounds = alternating(trainings, args.rounds, run, "overhead")
+        result = before | {"overhead": facts() | overhead(rounds) | {"rounds": rounds}}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(overhead(rounds)))
         return
-    rounds = alternating(tuple(SIZES), args.rounds, run, "pipeline")
+    rounds = alternating(parts, args.rounds, run, "pipeline")
     hours = []
     for found in rounds:
-        rate = {part: found[part]["images_per_s"] for part in SIZES}
+        rate = {part: found[part]["images_per_s"] for part in parts}
         hours.append(
             {
-                way: {"maps": IMAGES / rate[once] / 3600, "training": epochs * IMAGES / rate[train] / 3600}
-                for way, (once, epochs, train) in WAYS.items()
+                way: {what: IMAGES / rate[once] / 3600, "training": epochs * IMAGES / rate[train] / 3600}
+                for way, ((what, once), (epochs, train)) in WAYS.items()
             }
         )
     result = facts() | {
         "images": IMAGES,
-        "epochs": {way: epochs for way, (_, epochs, _) in WAYS.items()},
-        "measured_images": {part: int(n * args.scale) for part, n in SIZES.items()},
-        "images_per_s": {p: statistics.median(found[p]["images_per_s"] for found in rounds) for p in SIZES},
+        "precision": rounds[0]["training"]["precision"],
+        "epochs": {way: epochs for way, (_, (epochs, _)) in WAYS.items()},
+        "measured_images": {part: images(part) for part in parts},
+        "images_per_s": {p: statistics.median(found[p]["images_per_s"] for found in rounds) for p in parts},
         "hours": {
-            way: {part: statistics.median(each[way][part] for each in hours) for part in ("maps", "training")}
-            for way in WAYS
+            way: {part: statistics.median(each[way][part] for each in hours) for part in hours[0][way]} for way in WAYS
         },
         **{
             name: summarize([sum(each[a].values()) / sum(each[b].values()) for each in hours])
@@ -288,6 +313,7 @@ def main() -> None:
         "study_over_bare_passes": overhead(rounds),
         "rounds": rounds,
     }
+    result |= {"overhead": before["overhead"]} if "overhead" in before else {}  # measured by itself
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: result[key] for key in ("images_per_s", "hours", *RATIOS, "study_over_bare_passes")}))
 
@@ -297,6 +323,7 @@ if __name__ == "__main__":
         job = json.loads(sys.argv[1])
         functions = {f.__name__: f for f in (maps, logits, captum, training, float32, authors)}
         functions |= {"wide": training, "captum_mobilenetv2": captum, "authors_mobilenetv2": authors}
+        functions |= {"logits_mobilenetv2": plain_logits}
         print("\n" + json.dumps(functions[job["part"]](job)))
     else:
         main()

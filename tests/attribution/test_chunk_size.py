@@ -28,3 +28,9 @@ def test_nets_without_them_may_have_smaller_chunks():
     assert activation_chunk(model, (3, 224, 224), CPU) == 8
     pointwise = nn.Sequential(*model, nn.Conv2d(8, 8, 1))
     assert activation_chunk(pointwise, (3, 224, 224), CPU) == 16
+
+
+def test_images_of_one_pair_each_leave_a_chunk_for_every_thread():
+    model = timm.create_model("test_resnet").eval()
+    assert activation_chunk(model, (3, 32, 32), CPU) == 128
+    assert activation_chunk(model, (3, 32, 32), CPU, has_paths=False) == 16

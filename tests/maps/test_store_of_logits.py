@@ -3,6 +3,7 @@
 import pytest
 import torch
 from command_lines import Runner, two_splits
+from hub_parts import code_blocks
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd import IGOverlay, IGOverlayDataset, MapStore, load_labeled_images, load_model, score_maps
@@ -90,7 +91,7 @@ def test_labels_decide_nothing(tmp_path):
     ],
 )
 def test_where_maps_are_wanted_the_remedy_is_told(use, store):
-    with pytest.raises(InputError, match="holds logits alone; build maps with: timm-igkd maps"):
+    with pytest.raises(InputError, match="holds logits alone; build maps into another folder"):
         use(store)
 
 
@@ -138,8 +139,40 @@ def test_card_tells_of_no_map(repo_id, store):
     assert "# Logits of" in card
     assert "pretty_name: Logits of" in card
     assert "maps.logits(0)" in card
+    assert ('row["logits"]' in card) == (repo_id is not None)
     for absent in ("attribution", "maps.png", "| Steps |", "| Target", "| Constant maps |", "float_map", 'row["map"]'):
         assert absent not in card
+
+
+@pytest.mark.parametrize("options", [LOGITS, IGOptions(n_steps=1)], ids=["logits", "maps"])
+@pytest.mark.parametrize("repo_id", [None, "user/maps"])
+def test_code_on_a_card_can_be_copied(options, repo_id, tmp_path):
+    store = compute_maps(tiny_teacher(), IMAGES, tmp_path / "s", options=options, logits=True, progress=False)
+    blocks = code_blocks(dataset_card(store.provenance, repo_id))
+    assert len(blocks) == (1 if repo_id is None else 2)
+    for block in blocks:
+        compile(block, "card", "exec")
+
+
+def test_images_without_a_row_get_the_fitting_remedy(store):
+    with pytest.raises(
+        InputError, match=r"it has no row: .*build logits of this data with: timm-igkd maps --method none"
+    ):
+        store.find(noise_image(99), 0, None, "it")
+    partly = build_prefix(store)
+    with pytest.raises(InputError, match="rebuild it without --limit: timm-igkd maps --method none --split"):
+        partly.find(noise_image(4), 0, None, "it")
+
+
+def build_prefix(store: MapStore) -> MapStore:
+    return build(store.path.parent / "prefix", limit=2)
+
+
+def test_script_of_timm_is_not_begun_with_logits_alone(command: Runner, store, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("print('begun')")
+    found = command("run", "--maps", store.path, "--overlay-prob", 0, "--", script)
+    assert (found.code, "holds logits alone" in found.error, "begun" in found.output) == (2, True, False)
 
 
 def test_command_builds_verifies_and_recomputes(command: Runner, tiny_images, teacher_folder, tmp_path):

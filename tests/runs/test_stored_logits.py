@@ -1,6 +1,7 @@
 """--stored-logits: a run that reads no map computes none; what it stores are the teacher's answers alone."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,26 @@ def test_store_of_logits_is_taken_where_no_map_is_read_and_refused_where_one_is(
     outcome = recipe(*flags, "--maps", tmp_path / "logits")
     assert outcome.code == 0, outcome.error
     outcome = recipe(*flags, "--maps", tmp_path / "logits", "--overlay-prob", 0.5, "--name", "overlaid")
-    assert (outcome.code, "holds logits alone; build maps" in outcome.error) == (2, True)
+    assert (outcome.code, "holds logits alone; build maps into" in outcome.error) == (2, True)
     assert not (tmp_path / "runs" / "overlaid").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_overlay_asked_for_later_is_refused_before_anything_is_written(finished, recipe: Runner, flags, tmp_path):
+    assert recipe(*flags).code == 0
+    run = tmp_path / "runs" / "run"
+    (run / ".stages" / "student.json").unlink()
+    if not finished:
+        (run / "maps" / "provenance.json").unlink()
+    before = (run / "config.yaml").read_bytes()
+    outcome = recipe(*flags, "--overlay-prob", 0.5)
+    assert outcome.code == 2
+    assert "holds logits alone: it was begun by a run without overlay" in outcome.error
+    assert (run / "config.yaml").read_bytes() == before
+    shutil.rmtree(run / "maps")
+    outcome = recipe(*flags, "--overlay-prob", 0.5)
+    assert outcome.code == 0, outcome.error
+    assert MapStore(run / "maps").provenance.options.method == "ig"
 
 
 def test_map_method_none_makes_no_overlay():

@@ -45,17 +45,21 @@ def _power_of_two(value: float) -> int:
     return 1 << max(0, int(value).bit_length() - 1)
 
 
-def activation_chunk(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> int:
+def activation_chunk(
+    model: nn.Module, input_shape: tuple[int, ...], device: torch.device, has_paths: bool = True
+) -> int:
     """Return a chunk size, a power of two, from the measured size of the model's activations and its kinds of layers.
 
-    It is not a timing, so that two builds of one store on the CPU use the same chunks and give the same bytes.
+    It is not a timing, so that two builds of one store on the CPU use the same chunks and give the same bytes. Images
+    that have one pair each (`has_paths` false) fill few chunks, of which every CPU thread is to get one.
     """
     per_image = activation_bytes(model, input_shape)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         return min(4096, _power_of_two(_CUDA_SHARE * memory / per_image))
     smallest = _CPU_SMALLEST_POINTWISE if _has_pointwise(model) else _CPU_SMALLEST
-    return min(_CPU_LARGEST, max(smallest, _power_of_two(_CPU_ACTIVATIONS / per_image)))
+    largest = _CPU_LARGEST if has_paths else _CPU_SMALLEST_POINTWISE
+    return min(largest, max(smallest, _power_of_two(_CPU_ACTIVATIONS / per_image)))
 
 
 def images_per_batch(input_shape: tuple[int, ...], device: torch.device) -> int:

@@ -80,7 +80,9 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, required: bool = True
     group.add_argument("--revision", help="branch, tag or commit of a Hub dataset")
     group.add_argument("--data-dir", type=name_argument, help="root of a timm dataset (torch/…, hfds/…, folder/)")
     group.add_argument("--image-column")
-    group.add_argument("--label-column", help="none: images without labels, for maps of --target predicted")
+    group.add_argument(
+        "--label-column", help="none: images without labels, for maps of --target predicted, or --method none"
+    )
 
 
 def name_argument(text: str) -> str:

@@ -36,6 +36,7 @@ def run_command(args: argparse.Namespace) -> None:
     """Run an unmodified timm training script with its training images overlaid."""
     overlay = IGOverlay(args.overlay_prob, args.overlay_weight, args.overlay_max_power)
     maps = MapStore(args.maps)
+    maps.require_maps()
     wrapped: list[IGOverlayDataset | IGOverlayStream] = []
 
     def wrap(dataset: Any, seed: int) -> Any:

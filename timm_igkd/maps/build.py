@@ -81,7 +81,8 @@ def compute_maps(
         shard: (i, n): only every n-th shard, from the i-th; merge by copying the shards of all machines into one
             folder and calling once more without it.
         map_size: side of the stored maps in pixels; default: the teacher's input size.
-        logits: store the teacher's logits of each clean image, in the dataset's classes.
+        logits: store the teacher's logits of each clean image, in the dataset's classes; with method "none" of the
+            options they are all that is computed and kept.
         chunk_size: (image, step) pairs per pass; default: from the size of the teacher's activations.
         shard_size: rows per shard; default: at most 256 shards of at least 64 rows.
         teacher_name: for the provenance; default: the architecture.
@@ -98,11 +99,12 @@ def compute_maps(
     given, teacher, out = teacher, teacher_copy(teacher), Path(out)
     state = PartialState(cpu=not torch.cuda.is_available())
     source, shape = _source_dataset(dataset, limit), TeacherView(teacher).shape
+    options = options or IGOptions()
     n = min(limit or source.num_images, source.num_images)
     wanted = Manifest(
         dataset=source,
         teacher=source_teacher(teacher, dataset, teacher_name, given),
-        options=options or IGOptions(),
+        options=options,
         engine=engine,
         dtype=dtype,
         compiled=compile,
@@ -111,7 +113,7 @@ def compute_maps(
         logits=logits,
         shard_rows=shard_size or default_shard_rows(n),
         versions=package_versions(),
-        chunk_size=chunk_size or activation_chunk(teacher, shape, state.device),
+        chunk_size=chunk_size or activation_chunk(teacher, shape, state.device, options.method == "ig"),
         batch_images=images_per_batch(shape, state.device),
     )
     check_method(teacher, wanted.options, shape)

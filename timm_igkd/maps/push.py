@@ -84,7 +84,7 @@ def push_maps(
             card=dataset_card(provenance, repo_id, score),
             marker="manifest.json",
             marker_key="shard_rows",
-            stale=lambda name: name == PICTURE or (name.startswith("data/") and name.endswith(".parquet")),
+            stale=lambda name: name in (PICTURE, SCORE) or (name.startswith("data/") and name.endswith(".parquet")),
             message=f"{provenance.n} {provenance.options.content}",
             private=private,
             overwrite_card=overwrite_card,

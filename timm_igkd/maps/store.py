@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class MapStore:
-    """A finished store of attribution maps.
+    """A finished store of attribution maps, of the teacher's logits, or of both.
 
     Args:
         path: folder written by `timm-igkd maps` / `compute_maps`, or "user/name" of a store on the Hub, which is
@@ -86,7 +86,8 @@ class MapStore:
         """Raise InputError where the store holds logits alone."""
         if not self.provenance.options.has_maps:
             raise InputError(
-                f"map store {str(self.path)!r} holds logits alone; build maps with: timm-igkd maps --method ig --logits"
+                f"map store {str(self.path)!r} holds logits alone; build maps into another folder: timm-igkd maps "
+                "--method ig --logits"
             )
 
     @property
@@ -139,17 +140,18 @@ class MapStore:
         return self._table.column(column)[row].as_py()
 
     def _missing(self, name: str) -> str:
-        source = self.provenance.dataset
+        source, has_maps = self.provenance.dataset, self.provenance.options.has_maps
+        what, method = ("map", "") if has_maps else ("row", " --method none")
         n, total = self.provenance.n, source.num_images
         if n < total:
             return (
-                f"{name} has no map: the store covers the first {n} of {total} images of split {source.split!r}; "
-                f"rebuild it without --limit: timm-igkd maps --split {source.split}"
+                f"{name} has no {what}: the store covers the first {n} of {total} images of split {source.split!r}; "
+                f"rebuild it without --limit: timm-igkd maps{method} --split {source.split}"
             )
         return (
-            f"{name} has no map: its pixels are in none of the {n} rows, which were made from {source.name!r} split "
+            f"{name} has no {what}: its pixels are in none of the {n} rows, which were made from {source.name!r} split "
             f"{source.split!r} (pixels decoded by Pillow {self.provenance.versions.get('pillow')}); "
-            "build maps of this data with: timm-igkd maps"
+            f"build {'maps' if has_maps else 'logits'} of this data with: timm-igkd maps{method}"
         )
 
     def _read(self, column: str, row: int) -> Any:

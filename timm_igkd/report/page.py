@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.files import write_atomic
+from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
@@ -210,6 +211,16 @@ def _command(environment: Mapping[str, Any]) -> str:
     return str(command) if command else "accelerate launch recipes/train_igkd.py --config config.yaml"
 
 
+def _stored_facts(provenance: Provenance) -> dict[str, Any]:
+    """Return what a store says of itself; where it has no maps, without what only maps have."""
+    found = asdict(provenance)
+    if provenance.options.has_maps:
+        return found
+    return {name: value for name, value in found.items() if name not in ("map_size", "statistics")} | {
+        "options": provenance.options.used
+    }
+
+
 def _provenance_groups(run: RunFacts, metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     times = metrics.wall_time_s
     walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items() if seconds is not None]
@@ -219,10 +230,11 @@ def _provenance_groups(run: RunFacts, metrics: Metrics) -> list[tuple[str, list[
     packages = [
         (name.removeprefix("packages.").removeprefix("versions."), value) for name, value in tables.flat_rows(software)
     ]
+    stored = "Stored logits" if run.provenance is not None and not run.provenance.options.has_maps else "Maps"
     groups = [
         ("Wall time", walls),
         ("Software and hardware", packages),
         ("Settings", tables.flat_rows(run.config)),
-        ("Maps", tables.flat_rows({} if run.provenance is None else asdict(run.provenance))),
+        (stored, tables.flat_rows({} if run.provenance is None else _stored_facts(run.provenance))),
     ]
     return [(heading, rows) for heading, rows in groups if rows]

@@ -33,7 +33,7 @@ _SETTINGS: dict[str, str | tuple[str, str] | None] = {
     "attention_loss_weight": ("Weight of attention transfer", "weight {}"),
     "explanation_loss_weight": ("Weight of the explanation loss", "weight {}"),
     "explanation_map": ("Map of the student in the explanation loss", "the student’s map {}"),
-    "stored_logits": "Logits stored with the maps",
+    "stored_logits": "Stored logits of the teacher",
     "train_limit": (
         "Training images, drawn by the seed with every class in its share",
         "{} training images, drawn by the seed with every class in its share",

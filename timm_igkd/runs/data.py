@@ -14,6 +14,7 @@ from timm_igkd.data.subsets import stratified_indices, stratified_limit
 from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps, source_teacher
+from timm_igkd.maps.manifest import read_manifest
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.device_images import DeviceImages, load_images
 from timm_igkd.runs.checks import check_unlabeled
@@ -166,7 +167,12 @@ def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImag
 
 
 def build_maps(config: RunConfig, teacher: nn.Module, data: RunData, out: Path) -> None:
-    """Compute the teacher's maps of the training images; its logits alone where the run reads no map."""
+    """Compute the teacher's maps of the training images; its logits alone where the run reads no map.
+
+    Raises:
+        InputError: the folder was begun for a run that reads no map, see `check_own_maps`.
+    """
+    check_own_maps(config, out)
     reads_maps = config.reads_maps
     compute_maps(
         teacher,
@@ -178,6 +184,16 @@ def build_maps(config: RunConfig, teacher: nn.Module, data: RunData, out: Path) 
         logits=config.stored_logits,
         teacher_name=config.teacher,
     )
+
+
+def check_own_maps(config: RunConfig, out: Path) -> None:
+    """Raise InputError where a run reads maps, and its folder holds a store without any, finished or begun."""
+    is_own = config.maps is None and not out.is_symlink() and (out / "manifest.json").exists()
+    if config.reads_maps and is_own and not read_manifest(out).options.has_maps:
+        raise InputError(
+            f"{str(out)!r} holds logits alone: it was begun by a run without overlay and explanation loss; delete it, "
+            "or choose another --name"
+        )
 
 
 def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, data: RunData) -> None:

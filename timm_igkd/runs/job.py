@@ -33,7 +33,7 @@ from timm_igkd.report.run_files import update_metrics
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import choose_batches
-from timm_igkd.runs.data import RunData, build_maps, check_given_maps
+from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own_maps
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
 from timm_igkd.runs.models import RunModels, Trained, find_start
 from timm_igkd.runs.parsing import save_config
@@ -210,6 +210,7 @@ class Run:
         if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
                 check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
+        check_own_maps(self.config, self.folder.maps)
         if self.config.maps is not None:  # after the maps stage too: somebody else's store, rebuilt since it was linked
             store = MapStore(self.config.maps if "maps" in pending else self.folder.maps)
             given = teacher if "teacher" in pending else self.models.saved("teacher")

@@ -120,7 +120,7 @@ class RunConfig:
         "a finished store of this teacher and split, or user/name; none: build one", None, _MAPS
     )
     engine: Literal["captum", "fast"] = _setting("attribution engine", "fast", _MAPS)
-    map_method: Method = _setting("attribution method of the maps; only ig has steps and a baseline", "ig", _MAPS)
+    map_method: Method = _setting("attribution method of the maps, where any are read; only ig has a path", "ig", _MAPS)
     n_steps: int | Literal["auto"] = _preset("integration steps", _MAPS)
     max_steps: int = _setting("most steps per image with auto", IGOptions().max_steps, _MAPS)
     tolerance: float = _setting("least map correlation with auto", 0.99, _MAPS)
@@ -278,7 +278,7 @@ class RunConfig:
 
     @property
     def needs_maps(self) -> bool:
-        """Whether the student trains with maps, or with the logits stored beside them."""
+        """Whether the run has a store: of maps, of logits for the student to train with, or of both."""
         return self.reads_maps or self.stored_logits
 
     @property
