@@ -186,6 +186,19 @@ def test_card_names_the_method_of_its_maps(plugin_run):
     assert "convergence delta" not in card
 
 
+def test_card_of_a_student_of_stored_logits_speaks_of_no_map(plugin_run):
+    facts = read_run(plugin_run)
+    logits = replace(facts.provenance, options=IGOptions(method="none"), logits=True, map_size=None)
+    config = facts.config | {"overlay_prob": 0.0, "explanation_loss_weight": 0.0, "stored_logits": True}
+    run = replace(facts, config=config, provenance=logits)
+    card = model_card(plain_student(), "user/x", run, maps_repo="user/logits")
+    assert "learnt from stored logits, which are on the Hub: [user/logits](https" in card
+    assert "| Stored logits of the teacher | yes |" in card
+    assert "Attribution maps" not in card
+    assert "stored logits, which" not in model_card(plain_student(), "user/x", run)
+    assert "stored logits, which" not in model_card(plain_student(), "user/x", RunFacts(), maps_repo="user/maps")
+
+
 def test_every_table_of_both_cards_is_whole(plugin_run, store):
     """Rows have their header's number of cells, and no header is empty all over."""
     full = replace(read_run(plugin_run), metrics=metrics_of(plugin_run, robustness=ROBUSTNESS))

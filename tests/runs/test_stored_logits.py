@@ -34,6 +34,9 @@ def test_run_without_overlay_stores_logits_alone(road, recipe: Runner, flags, tm
     page = (run / "report" / "index.html").read_text()
     assert "This run used no maps." in page
     assert not re.search(r"16 \S+ maps", page)
+    assert "Stored logits" in page
+    assert "map_baseline" in page  # a setting, which changed nothing
+    assert "options.baseline" not in page
     outcome = recipe(*flags, "--batches", road)
     assert "maps: complete, skipped" in outcome.output
 

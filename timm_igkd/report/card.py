@@ -94,6 +94,7 @@ def model_card(
         settings=_settings(run),
         is_distilled=run.is_distilled,
         ig_options=_ig_options(run),
+        stored_logits_alone=run.provenance is not None and not run.provenance.options.has_maps,
         method=_method(run),
         overlaid=(run.config.get("overlay_prob") or 0) > 0,
         overlay_prob=plain(run.config.get("overlay_prob")),
