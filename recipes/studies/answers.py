@@ -75,11 +75,13 @@ def robustness(results: StudyResults) -> str:
             gains["blank ones" if is_blank else "none"] = contrast
     if len(gains) < 2:
         return ""
-    is_shown = all(found.is_significant and found.comparison.difference > 0 for found in gains.values())
-    small = [found.equivalence.bound for found in gains.values() if found.equivalence and found.is_equivalent]
-    how = "shown" if is_shown else "not shown"
-    if is_shown and len(small) == len(gains):
-        how += f", by less than {_points(small[0])}"
+    lacking = [name for name, c in gains.items() if not (c.is_significant and c.comparison.difference > 0)]
+    small = {name: c.equivalence.bound for name, c in gains.items() if c.equivalence and c.is_equivalent}
+    how = "not shown" if lacking else "shown"
+    if limited := [name for name in small if not lacking or name in lacking]:  # the smaller gain is the robustness
+        over = "" if len(limited) == len(gains) else f" over {limited[0]}"
+        bound = _points(small[limited[0]])
+        how += f", a gain of {bound} is ruled out{over}" if lacking else f", by less than {bound}{over}"
     parts = [f"over {name} {signed(gains[name].comparison.difference)}" for name in sorted(gains, reverse=True)]
     return f"robustness, a gain over no overlays and over blank ones both, is {how} ({', '.join(parts)} points)"
 

@@ -114,5 +114,5 @@ def _place(found: Comparison, theirs: float) -> str:
     """Say where the paper's difference lies, as the end of a clause; empty without an interval."""
     if math.isnan(found.low):
         return ""
-    where = "lies inside" if found.low <= theirs <= found.high else "lies outside"
+    where = "lies below" if theirs < found.low else "lies above" if theirs > found.high else "lies inside"
     return f"; the paper's {signed(theirs)} {where} our interval"

@@ -40,7 +40,7 @@ def opening(studies: Sequence[StudyResults]) -> str:
     sentences = [
         sentence
         for results in primary
-        for sentence in (_effect(results), _alignment(results), beside_unlike_paper(results))
+        for sentence in (_effect(results), _alignment(results), beside_unlike_paper(results), _amendment(results))
     ]
     return " ".join([*(sentence for sentence in sentences if sentence), counted])
 
@@ -64,6 +64,12 @@ def _alignment(results: StudyResults) -> str:
     )
     about = "Aligned maps against the same maps of other images, likewise"
     return f"{about}: {'; '.join(parts)}." if parts else ""
+
+
+def _amendment(results: StudyResults) -> str:
+    if not results.config.amended:
+        return ""
+    return "The plan was amended after its first run: how, and what other sets of seeds give, stands in its section."
 
 
 def _parts(results: StudyResults, is_meant: Callable[[Cell, Cell], bool], named_alone: bool = False) -> list[str]:

@@ -164,7 +164,8 @@ def contrast_note(results: StudyResults) -> str:
         f"contrast{'s' if family != 1 else ''} named in advance, for each outcome by itself"
     )
     outcomes = len(results.config.outcomes)
-    first += f": 5{NARROW}% each, up to {5 * outcomes}{NARROW}% over all {outcomes}." if outcomes > 1 else "."
+    several = f": 5{NARROW}% of false differences each, up to {5 * outcomes}{NARROW}% over all {outcomes}."
+    first += several if outcomes > 1 else "."
     if subsets:
         return f"{first} Subsets overlap: tests, effect sizes and bootstraps of independent runs do not apply."
     return (
@@ -181,7 +182,8 @@ def _tost_note(results: StudyResults) -> str:
         return ""
     return (
         "TOST: two one-sided tests of equivalence within the smallest difference of interest, with Holm's p over the "
-        f"contrasts and the 90{NARROW}% interval, not adjusted. "
+        f"contrasts, an adjustment of its own beside that of the differences; and the 90{NARROW}% interval, not "
+        "adjusted. "
     )
 
 

@@ -92,7 +92,7 @@ def test_report_opens_with_effect_alignment_and_paper(primary):
     assert "+0.03 to +0.77, 10 runs each) for overlays beside KD, and −0.05 for the same arms in its table" in third
     ours = primary.compare(ALIGNED, "KD", "top1")
     interval = f"{signed(ours.low)} to {signed(ours.high)}, not adjusted; n = 12"
-    assert f"here {signed(ours.difference)} (95\u202f% interval {interval}); the paper's +0.40 lies outside" in third
+    assert f"here {signed(ours.difference)} (95\u202f% interval {interval}); the paper's +0.40 lies below" in third
     assert text.endswith("60 of 60 planned runs in 1 study.")
 
 
@@ -163,6 +163,33 @@ def test_robustness_asks_for_a_gain_over_none_and_over_blank(tmp_path, gains, sh
     clause = f"robustness, a gain over no overlays and over blank ones both, is {shown} (over none"
     assert said(results)["Does it help robustness to corruption?"].startswith(f"For this teacher, {clause}")
     assert clause in opening([results])
+
+
+@pytest.mark.parametrize(
+    ("gains", "clause"),
+    [
+        (
+            {ALIGNED: 2.5, "KD&IG blank": 2.2},
+            "is shown, by less than the 1 point that matters over blank ones (over none",
+        ),
+        ({ALIGNED: 0.6}, "is shown, by less than the 1 point that matters (over none"),
+        (
+            {ALIGNED: 2.0, "KD&IG blank": 2.0},
+            "is not shown, a gain of the 1 point that matters is ruled out over blank ones (over none",
+        ),
+        ({ALIGNED: 2.5, "KD&IG blank": -2.5}, "is shown (over none"),
+    ],
+)
+def test_robustness_is_limited_by_the_smaller_gain(tmp_path, gains, clause):
+    config = primary_study(tmp_path, smallest_effect={"corruption_top1": 1.0})
+    add_rows(config, {}, gains, seed_sd=0.05)
+    assert f"both, {clause}" in opening([StudyResults.read(config)])
+
+
+def test_opening_says_that_the_plan_was_amended(tmp_path):
+    config = primary_study(tmp_path, amended="other machine.")
+    add_rows(config, {ALIGNED: 2.0})
+    assert "The plan was amended after its first run" in opening([StudyResults.read(config)])
 
 
 def test_failed_runs_leave_too_few_seeds_for_a_claim(tmp_path):

@@ -15,14 +15,14 @@ from timm_igkd.models.mobilenetv2_cifar import mobilenetv2_cifar
 def test_paper_difference_is_placed_in_our_interval(primary):
     text = said(primary)["What of the paper holds?"]
     found = primary.compare(ALIGNED, "KD", "top1")
-    place = "inside" if found.low <= 0.4 <= found.high else "outside"
+    place = "below" if found.low > 0.4 else "above" if found.high < 0.4 else "inside"
     assert f"Ours, KD&IG aligned − KD: {signed(found.difference)} points" in text
     assert f"; the paper's +0.40 lies {place} our interval" in text
 
 
 @pytest.mark.parametrize(
     ("gain", "words"),
-    [(0.4, "lies inside our interval, which excludes 0"), (-0.5, "lies outside our interval, which excludes 0")],
+    [(0.4, "lies inside our interval, which excludes 0"), (-0.5, "lies above our interval, which excludes 0")],
 )
 def test_paper_difference_and_zero_are_placed_apart(tmp_path, gain, words):
     config = primary_study(tmp_path)
