@@ -127,7 +127,7 @@ class Cell:
         if self.attention_loss_weight > 0 and self.logits != "live":
             raise InputError("attention transfer needs the teacher in the loop; set logits: live")
         if self.map_method == "none":
-            raise InputError("map_method none makes no maps, which other cells may want of the store; leave it out")
+            raise InputError("map_method none makes no maps; name the method of the maps, or leave it out")
         if self.map_method != "ig" and self.overlay_source == "random_teacher":
             raise InputError(
                 f"maps of a random_teacher are ig alone, got map_method {self.map_method}; drop one of them"

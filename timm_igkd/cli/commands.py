@@ -148,10 +148,12 @@ def verify(args: argparse.Namespace) -> None:
             f"logits of {args.recompute} images computed again differ by up to {found.logits:.2g} of an image's "
             f"largest ({MOST_LOGIT_DIFFERENCE:g} allowed); the store was made with other code: rebuild it"
         )
-    levels = f"largest difference {found.levels} of 255, least correlation {found.correlation:.5f}"
-    logits = "" if found.logits is None else f"logits within {found.logits:.2g} of an image's largest"
-    told = ", ".join(part for part in (levels * store.provenance.options.has_maps, logits) if part)
-    print(f"{args.recompute} {'maps' if store.provenance.options.has_maps else 'rows'} computed again: {told}")
+    has_maps, told = store.provenance.options.has_maps, []
+    if has_maps:
+        told.append(f"largest difference {found.levels} of 255, least correlation {found.correlation:.5f}")
+    if found.logits is not None:
+        told.append(f"logits within {found.logits:.2g} of an image's largest")
+    print(f"{args.recompute} {'maps' if has_maps else 'rows'} computed again: {', '.join(told)}")
 
 
 def preview(args: argparse.Namespace) -> None:
