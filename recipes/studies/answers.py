@@ -6,7 +6,7 @@ from studies.beside_paper import beside_paper
 from studies.cells import has_aligned_overlay, is_aligned_against_control, is_overlay_against_none
 from studies.cost import cost_against_teacher
 from studies.results import LEAST_SEEDS, Contrast, StudyResults
-from studies.tables import Answer, has_subsets, probability, signed, span
+from studies.tables import Answer, has_subsets, probability, signed, span, unit_of
 from timm_igkd.report.tables import NARROW
 
 QUESTIONS = {
@@ -163,18 +163,14 @@ def finding(contrast: Contrast) -> str:
     if contrast.is_significant:
         word = "higher" if contrast.comparison.difference > 0 else "lower"
         return f"{word}, by less than {_points(bound)}" if contrast.is_equivalent else word
-    within = f"equivalent within ±{bound:g} {_unit(bound)}"
+    within = f"equivalent within ±{bound:g} {unit_of(bound)}"
     if contrast.is_equivalent:
         return within
     return f"not shown to differ{f', nor to be {within}' if contrast.equivalence else ''}"
 
 
 def _points(bound: float) -> str:
-    return f"the {bound:g} {_unit(bound)} that matter{'s' if bound == 1 else ''}"
-
-
-def _unit(bound: float) -> str:
-    return "point" if bound == 1 else "points"
+    return f"the {bound:g} {unit_of(bound)} that matter{'s' if bound == 1 else ''}"
 
 
 def measured(contrast: Contrast, unit: str = "") -> str:

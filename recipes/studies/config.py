@@ -67,6 +67,7 @@ class StudyConfig:
 
     first_seed: int = _setting("number of the first seed", 0)
     seeds: int = _setting("runs of every cell", 3)
+    planned_seeds: int | None = _setting("seeds before an extension by a rule of the plan; default: seeds", None)
     base: dict[str, Any] = _setting("settings of all cells", {})
     cells: dict[str, Any] = _setting("name: settings", {})
     contrasts: tuple[Any, ...] = _setting("pairs [a, b] of cells, named in advance", ())
@@ -104,6 +105,8 @@ class StudyConfig:
         object.__setattr__(self, "work_dir", self.work_dir or f"runs/study_{self.name}")
         for name in ("seeds", "parallel"):
             check_range(name, getattr(self, name), 1)
+        if self.planned_seeds is not None:
+            check_range("planned_seeds", self.planned_seeds, 1)
         for name in ("first_seed", "corruption_images", "ig_images"):
             check_range(name, getattr(self, name), 0)
         check_range("failed_below", self.failed_below, 0, 100)
@@ -175,6 +178,11 @@ class StudyConfig:
     @property
     def seed_range(self) -> range:
         return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def extended_from(self) -> int | None:
+        """Seeds that the study had before it was extended; None where it was not."""
+        return self.planned_seeds if (self.planned_seeds or self.seeds) < self.seeds else None
 
     def is_over(self, started: str) -> bool:
         """Return whether a run that began then, in ISO format and UTC, came after the study's last day."""

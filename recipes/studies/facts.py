@@ -21,7 +21,7 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
             f"{len(rows)} of {results.num_planned} planned: {len(config.cells)} cells × {len(config.seed_range)} seeds",
         ),
         ("Not run" if config.ended else "Not run yet", _missing(results)),
-        ("Seeds that are not whole", f"{results.num_partial} runs, which do not count" if results.num_partial else ""),
+        ("Seeds that are not whole", _partial(results.num_partial)),
         ("Failed", _failed(results)),
         (
             "Rows left out",
@@ -31,7 +31,7 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
         ),
         ("Hardware", _distinct(row["hardware"] for row in rows)),
         ("Versions", "; ".join(_versions(text) for text in sorted({row["versions"] for row in rows}))),
-        ("Commits", _distinct(row["commit"] for row in rows)),
+        ("Commits", _commits(results)),
         ("Training", _training(results)),
         ("Remark", config.remark if rows else ""),
         ("Rows", f"{config.output_dir}/results.csv" if rows else ""),
@@ -41,6 +41,16 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
 
 def _distinct(texts: Iterable[str]) -> str:
     return ", ".join(sorted({text for text in texts if text}))
+
+
+def _partial(number: int) -> str:
+    return f"{number} run{'' if number == 1 else 's'} of them, in no mean and no contrast" if number else ""
+
+
+def _commits(results: StudyResults) -> str:
+    """Return the commits that the runs are of; one with "+" had changes that were not committed."""
+    commits = _distinct(row["commit"] for row in results.rows)
+    return f"{commits} (+: with changes not in the commit)" if "+" in commits else commits
 
 
 def _versions(text: str) -> str:

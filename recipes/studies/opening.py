@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from studies.answers import ADVANTAGE, failures, finding, robustness, why_nothing_is_claimed
 from studies.beside_paper import beside_unlike_paper
 from studies.cells import Cell, is_aligned_against_control, is_overlay_against_none
+from studies.config import StudyConfig
 from studies.results import LEAST_SEEDS, Contrast, StudyResults
 from studies.rows import key_of
 from studies.tables import probability, signed, span
@@ -17,7 +18,7 @@ def opening(studies: Sequence[StudyResults]) -> str:
     """Return the report's first sentences.
 
     With a complete primary study three of them answer: does the overlay help accuracy, robustness and transfer; does
-    alignment matter; what of the paper holds. Without one nothing is claimed.
+    alignment matter; what of the paper holds. Without one nothing is claimed. Paragraphs are apart by an empty line.
     """
     done = {key_of(dict(row)) for results in studies for row in results.rows}  # studies share runs: each once
     planned = {
@@ -42,7 +43,7 @@ def opening(studies: Sequence[StudyResults]) -> str:
         for results in primary
         for sentence in (_effect(results), _alignment(results), beside_unlike_paper(results), _amendment(results))
     ]
-    return " ".join([*(sentence for sentence in sentences if sentence), counted])
+    return "\n\n".join([*(sentence for sentence in sentences if sentence), counted])
 
 
 def _effect(results: StudyResults) -> str:
@@ -67,9 +68,22 @@ def _alignment(results: StudyResults) -> str:
 
 
 def _amendment(results: StudyResults) -> str:
-    if not results.config.amended:
+    sentences = [extension(results.config)]
+    if results.config.amended:
+        sentences.append(
+            "The plan was amended after its first run: how, and what other sets of seeds give, stands in its section."
+        )
+    return " ".join(filter(None, sentences))
+
+
+def extension(config: StudyConfig) -> str:
+    """Return in a sentence that a study got more seeds than it began with; empty where it did not."""
+    if not config.extended_from:
         return ""
-    return "The plan was amended after its first run: how, and what other sets of seeds give, stands in its section."
+    return (
+        f"Its {config.extended_from} seeds became {config.seeds} by the rule of the plan, "
+        "without a look at a difference."
+    )
 
 
 def _parts(results: StudyResults, is_meant: Callable[[Cell, Cell], bool], named_alone: bool = False) -> list[str]:

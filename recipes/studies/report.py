@@ -17,7 +17,7 @@ from studies.config import StudyConfig
 from studies.facts import facts
 from studies.figures import FIGURES
 from studies.glance import glance
-from studies.opening import opening
+from studies.opening import extension, opening
 from studies.paper_table import paper_table
 from studies.results import LEAST_SEEDS, StudyResults
 from studies.sensitivity import sensitivity_table
@@ -112,7 +112,7 @@ def _purpose(results: StudyResults) -> str:
     text = PURPOSES[results.config.purpose]
     if results.config.purpose == "primary" and results.rows and results.missing and results.config.ended:
         text += f" Ended before its plan: {results.config.ended}."
-    return f"{text} Amended since: {results.config.amended}" if results.config.amended else text
+    return " ".join(filter(None, [text, extension(results.config)]))
 
 
 def _waits(results: StudyResults) -> str:
@@ -142,6 +142,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "title": config.title or config.name,
         "in_appendix": config.appendix,
         "purpose": _purpose(results),
+        "amended": f"Amended since: {config.amended}" if config.amended else "",
         "question": config.question,
         "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
         "waits": _waits(results),

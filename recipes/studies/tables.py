@@ -62,6 +62,11 @@ def span(low: float, high: float, digits: int = 2, sign: bool = False) -> str:
     return f"{show(low, digits)} to {show(high, digits)}"
 
 
+def unit_of(points: float) -> str:
+    """Return the unit of a number of percentage points."""
+    return "point" if points == 1 else "points"
+
+
 def probability(p: float) -> str:
     """Return a p value to three decimals."""
     return DASH if math.isnan(p) else "<0.001" if p < 0.0005 else f"{p:.3f}"
@@ -131,9 +136,9 @@ def contrast_table(results: StudyResults, column: str) -> Table | None:
         columns = ["Common seeds", "Difference, points", "Paired p", "Holm p", "Welch p", "Effect size d_z"]
         columns += ["Over seeds and test images"] if with_images else []
         bound = results.config.smallest_effect.get(column)
-        columns += [] if bound is None else [f"TOST p, ±{bound:g} points"]
+        columns += [] if bound is None else [f"TOST p, ±{bound:g} {unit_of(bound)}"]
         if wanted := results.effect_of_interest(column):
-            columns += [f"Power at {wanted:g} points"]
+            columns += [f"Power at {wanted:g} {unit_of(wanted)}"]
         rows = []
         for contrast in contrasts:
             interval = results.bootstrap(contrast.a, contrast.b) if with_images else None

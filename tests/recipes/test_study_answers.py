@@ -1,5 +1,6 @@
 """What a study says in words: no more than the plan allows."""
 
+import html
 import re
 
 import pytest
@@ -80,7 +81,7 @@ def test_neither_difference_nor_equivalence_is_said_as_such(tmp_path):
 
 def test_report_opens_with_effect_alignment_and_paper(primary):
     text = opening([primary])
-    first, second, third = text.split(". ")[:3]
+    first, second, third = text.split("\n\n")[:3]
     assert first.startswith(
         "Overlays of aligned maps against none, for this teacher and on these test images (points, "
     )
@@ -117,7 +118,7 @@ def test_study_that_ended_early_claims_from_whole_seeds_alone(tmp_path):
     assert "clean accuracy: higher" in said(results)["Does the overlay help clean accuracy?"]
     assert "the study ended before its plan was complete" in opening([results])
     told = dict(facts(results))
-    assert told["Seeds that are not whole"] == "4 runs, which do not count"
+    assert told["Seeds that are not whole"] == "4 runs of them, in no mean and no contrast"
     assert told["Not run"] == "5 runs: seed 11 of KD, KD&IG aligned, KD&IG shuffled, KD&IG permuted, KD&IG blank"
     assert "Rows left out" not in told
 
@@ -190,6 +191,25 @@ def test_opening_says_that_the_plan_was_amended(tmp_path):
     config = primary_study(tmp_path, amended="other machine.")
     add_rows(config, {ALIGNED: 2.0})
     assert "The plan was amended after its first run" in opening([StudyResults.read(config)])
+
+
+@pytest.mark.parametrize(("planned", "is_told"), [(None, False), (12, False), (24, False), (6, True)])
+def test_report_says_that_a_study_was_extended(tmp_path, planned, is_told):
+    config = primary_study(tmp_path, planned_seeds=planned)
+    add_rows(config, {ALIGNED: 2.0})
+    for text in (opening([StudyResults.read(config)]), *report(tmp_path, config)):
+        assert ("Its 6 seeds became 12 by the rule of the plan" in text) == is_told
+
+
+def test_opening_is_one_paragraph_an_answer(tmp_path):
+    config = primary_study(tmp_path, amended="other machine.")
+    add_rows(config, {ALIGNED: 2.0})
+    paragraphs = opening([StudyResults.read(config)]).split("\n\n")
+    begin = ["Overlays of aligned maps", "Aligned maps against", "The plan was amended", "60 of 60 planned runs"]
+    assert [any(text.startswith(words) for text in paragraphs) for words in begin] == [True] * 4
+    _, page = report(tmp_path, config)
+    for paragraph in paragraphs:
+        assert f'<p class="lead">{paragraph}</p>' in html.unescape(page)
 
 
 def test_failed_runs_leave_too_few_seeds_for_a_claim(tmp_path):

@@ -25,6 +25,7 @@ from study_parts import (
 
 import study
 from studies.config import load_study
+from studies.facts import facts
 from studies.figures import FIGURES, corruptions, quantiles
 from studies.report import write_report
 from studies.results import StudyResults
@@ -132,6 +133,15 @@ def test_missing_runs_and_provenance_are_listed(helpful, pages):
             assert fact in text
 
 
+@pytest.mark.parametrize(
+    ("commit", "told"), [("abc1234", "abc1234"), ("abc1234+", "abc1234+ (+: with changes not in the commit)")]
+)
+def test_changes_that_were_not_committed_are_explained(tmp_path, commit, told):
+    results = helpful_study(tmp_path)
+    edit_rows(tmp_path, lambda row: row.update(commit=commit))
+    assert dict(facts(StudyResults.read(results.config)))["Commits"] == told
+
+
 def test_maps_of_several_processors_are_counted(tmp_path):
     results = helpful_study(tmp_path / "primary")
     edit_rows(tmp_path / "primary", lambda row: row.update(maps_hash="m1" if int(row["seed"]) < 9 else "m2"))
@@ -144,7 +154,7 @@ def test_an_amended_plan_says_so_before_and_after_it_is_complete(tmp_path):
     for skip in ([("KD", 6)], []):
         add_rows(config, skip=skip)
         markdown = report(tmp_path, config)[0]
-        assert "before its first run. Amended since: on a day, for a reason." in markdown
+        assert "before its first run.**\n\nAmended since: on a day, for a reason." in markdown
 
 
 def test_contrasts_are_shown_in_other_sets_of_seeds(tmp_path):
