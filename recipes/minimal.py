@@ -3,7 +3,8 @@
     accelerate launch recipes/minimal.py                             # two CPU cores, about a minute
     accelerate launch recipes/minimal.py --teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128    # seconds
 
-Nothing is resumed, compared or checked here; recipes/train_igkd.py does that, with any data set and any timm models.
+The digits need the extra `demo`. Nothing is resumed, compared or checked here; recipes/train_igkd.py does that, with
+any data set and any timm models.
 """
 
 import argparse
@@ -43,7 +44,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=15, help="of the student")
     parser.add_argument("--n-steps", type=int, default=50, help="of the integration")
-    parser.add_argument("--overlay-prob", type=float, default=0.1, help="share of images overlaid; the paper's")
+    parser.add_argument(
+        "--overlay-prob", type=float, default=0.1, help="share of images overlaid, the paper's; 0: none"
+    )
     return parser.parse_args(argv)
 
 
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     images = load_labeled_images("digits", "train")
     images = images.subset(range(min(arguments.limit or len(images), len(images))))
 
-    # 1. A teacher. A real one comes trained: timm.create_model("resnet50", pretrained=True).
+    # 1. A teacher. A real one knows the classes: timm.create_model("local-dir:runs/NAME/teacher", pretrained=True).
     cfg = {"input_size": (3, SIZE, SIZE), "crop_pct": 1.0}
     teacher = timm.create_model("test_resnet", num_classes=images.num_classes, pretrained_cfg_overlay=cfg)
     plain = IGOverlayDataset(images, None)  # no maps, no overlay: only the transform
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     student = truncate(teacher, 2)  # or any timm model
     overlaid.transform = create_transform(student)
 
-    # 4. It learns from labels and from the teacher's answers.
+    # 4. It learns from labels and the teacher's answers, by the paper's settings; on CIFAR-10 0.9 and 4 scored higher.
     task = IGDistillationTask(student, teacher, distill_loss_weight=0.01, temperature=2.5)
     fit(task, overlaid, arguments.epochs, accelerator)
 

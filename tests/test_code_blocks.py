@@ -20,7 +20,7 @@ from hub_server import HubServer, running_hub
 from timm.data import ImageNetInfo
 from tiny_parts import ImageList, noise_image, png, tiny_teacher, write_tar
 
-from timm_igkd import IGOptions, compute_maps, load_labeled_images, load_model, save_model
+from timm_igkd import IGOptions, compute_maps, export_student, load_labeled_images, load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -44,9 +44,12 @@ CLASSES = ("tabby cat", "dog", "zebra")
 N = 8  # images of each split, in as many of ImageNet's classes
 TRAIN_COMMAND = "timm-igkd distill"
 SHRUNK = " --epochs 1 --teacher_epochs 1 --max_steps_per_epoch 1 --batch_size 4"
+FINISHED = "timm-igkd distill --dataset path/to/images --teacher resnet10t --teacher-init random"
+FINISHED += " --student test_resnet --student-init random"  # of runs/images, for blocks that go on from it
 SHRUNK += " --train_limit 24 --test_limit 4 --img_size 64"
 CHECKS = {  # of what a python block leaves, by a word in it
-    "local-dir:": "assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, model.num_classes)",
+    "onnxruntime": "assert about['class_names'][int(logits[0].argmax())] == 'dog'",
+    'create_model("local-dir:': "assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, model.num_classes)",
     "IGOverlayDataset": "assert student.conv1.weight.grad.abs().sum() > 0 and teacher.conv1.weight.grad is None",
 }
 
@@ -117,6 +120,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 noise_image(100 * label + index, 40, 40).save(path)
     write_models(root)
+    export_student(load_model(f"local-dir:{root / 'student'}"), root / "exported", progress=False)
     images = load_labeled_images(str(root / "path" / "to" / "images"), "train")
     teacher = load_model(f"local-dir:{root / 'teacher'}")
     compute_maps(teacher, images, root / "path" / "of" / "maps", options=IGOptions(n_steps=2), progress=False)
@@ -131,6 +135,7 @@ def workspace(tmp_path: Path, maps: Path, class_folders: Path) -> Path:
     shutil.copy(ROOT / "tests" / "cli" / "timm_scripts" / "train.py", tmp_path)
     shutil.copytree(maps, tmp_path / "maps")
     make_run(tmp_path / "runs" / "demo", plain_student(), maps)
+    noise_image(1, 60, 40).save(tmp_path / "photo.jpg")
     images = stand_in_images()
     members = [(png(image), str(label)) for image, label in zip(images.images, images.labels, strict=True)]
     for name, part in (("train-0", members[:4]), ("train-1", members[4:]), ("validation-0", members[:4])):
@@ -177,6 +182,8 @@ def test_block_runs_as_written(block: tuple[str, str, str], hub: HubServer, work
     if "local-dir:runs/images" in text:
         write_models(workspace / "runs" / "images")
     if language == "python":
+        if "edge/model.onnx" in text:
+            (workspace / "exported").rename(workspace / "edge")
         (check,) = [code for word, code in CHECKS.items() if word in text]
         run([sys.executable, "-c", f"{text}\nimport torch\n{check}\n"], hub, workspace)
         return
@@ -184,6 +191,8 @@ def test_block_runs_as_written(block: tuple[str, str, str], hub: HubServer, work
         shutil.rmtree(workspace / "maps")
     if TRAIN_COMMAND in text:
         shutil.rmtree(workspace / "runs")
+        if "--config runs/images" in text:
+            run(["bash", "-c", FINISHED + SHRUNK], hub, workspace)
         text = text.rstrip() + SHRUNK
     run(["bash", "-euo", "pipefail", "-c", text], hub, workspace)
     for command, left in LEFT.items():
@@ -194,7 +203,7 @@ def test_block_runs_as_written(block: tuple[str, str, str], hub: HubServer, work
 LEFT: dict[str, Any] = {  # what a command leaves: a file, or a file in a repository of the Hub
     f"{TRAIN_COMMAND} --dataset": "runs/images/report/index.html",
     "--compare --export onnx-int8": "runs/images/export/model_int8.onnx",
-    f"{TRAIN_COMMAND} --export": "runs/demo/export/model_int8.onnx",
+    f"{TRAIN_COMMAND} --config runs/images": "runs/images/export/model_int8.onnx",
     "timm-igkd export": "edge/model_int8.onnx",
     "timm-igkd students": "edge/students.svg",
     "timm-igkd evaluate": "m.json",

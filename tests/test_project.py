@@ -38,9 +38,18 @@ def wheel(tmp_path_factory):
 
 
 def test_version_is_written_once(project):
-    assert project["project"]["dynamic"] == ["version"]
+    assert project["project"]["dynamic"] == ["readme", "version"]
     assert project["tool"]["hatch"]["version"]["path"] == "timm_igkd/version.py"
     assert timm_igkd.__version__ == __version__
+
+
+def test_page_of_the_package_leads_to_the_repository(wheel):
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    page = wheel.read(name).decode().partition("\n\n")[2]
+    targets = re.findall(r"\]\(([^)]+)\)", page)
+    assert f"{REPOSITORY}/raw/main/recipes/results/overlay.png" in targets
+    assert f"{REPOSITORY}/blob/main/docs/index.md" in targets
+    assert all(target.startswith(("https://", "#")) for target in targets)
 
 
 def test_nothing_is_pinned(project):

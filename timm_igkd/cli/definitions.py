@@ -73,7 +73,7 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store")
+    parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store, or user/name")
     arguments.add_dataset_arguments(parser)
     arguments.add_model_arguments(parser, "teacher", required=False)
     parser.add_argument("--recompute", type=int, metavar="N", help="compute N maps again with --teacher and compare")
@@ -95,7 +95,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _preview_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store")
+    parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store, or user/name")
     arguments.add_dataset_arguments(parser)
     parser.add_argument("--out", required=True, type=arguments.file_argument, help="PNG file")
     parser.add_argument("--count", type=int, default=16, help="images shown, evenly spread")
@@ -201,11 +201,26 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlay-prob",
         type=float,
         default=IGOverlay.overlay_prob,
-        help="share of the training images; a script's --aa rand-…-tigkd replaces it",
+        help=f"share of the training images, default: {IGOverlay.overlay_prob:g}; --aa rand-…-tigkd replaces it",
     )
-    parser.add_argument("--overlay-weight", type=float, default=IGOverlay.overlay_weight)
-    parser.add_argument("--overlay-max-power", type=float, default=IGOverlay.max_power)
-    parser.add_argument("--overlay-source", choices=get_args(OverlaySource), default="aligned")
+    parser.add_argument(
+        "--overlay-weight",
+        type=float,
+        default=IGOverlay.overlay_weight,
+        help=f"share of the map in the blend, default: {IGOverlay.overlay_weight:g}",
+    )
+    parser.add_argument(
+        "--overlay-max-power",
+        type=float,
+        default=IGOverlay.max_power,
+        help=f"the map's exponent is drawn from 1 to this, default: {IGOverlay.max_power:g}",
+    )
+    parser.add_argument(
+        "--overlay-source",
+        choices=get_args(OverlaySource),
+        default="aligned",
+        help="whose map an image gets, default: aligned; the others are controls",
+    )
     parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT …", help="script and its arguments")
 
 

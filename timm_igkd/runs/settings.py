@@ -57,12 +57,12 @@ class RunConfig:
     resume: bool = _setting("go on from the last finished epoch of a killed stage", False, _NONE)
     seed: int = _setting("initialisation, order, crops, overlays and Mixup all derive from it", 0, _TEACHER)
 
-    dataset: str = _setting("Hub id, folder of parquet or of class folders, or digits", "digits", _NONE)
+    dataset: str = _setting("Hub id, folder of parquet, class folders or webdataset tars, or digits", "digits", _NONE)
     revision: str | None = _setting("branch, tag or commit of a Hub dataset", None, _TEACHER)
     image_column: str | None = _setting("default: the first image column", None, _TEACHER)
     label_column: str | None = _setting("default: the first class label column", None, _TEACHER)
     train_split: str = _setting("split to train on", "train", _TEACHER)
-    validation_split: str | None = _preset("split to choose by; none: cut validation_fraction from train", _TEACHER)
+    validation_split: str | None = _preset("split to watch the epochs by; none: cut from train", _TEACHER)
     validation_fraction: float = _preset("share cut from train where there is no validation split; 0: none", _TEACHER)
     test_split: str = _setting("split that is read once, at the end", "test", _EVALUATE)
     train_limit: int | None = _setting(
