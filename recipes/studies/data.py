@@ -20,7 +20,7 @@ from studies.map_means import maps_means
 from timm_igkd import MapStore, compute_maps, load_labeled_images
 from timm_igkd.data.items import read_item
 from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.data.subsets import stratified_indices
+from timm_igkd.data.labels import stratified_indices
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.corruptions import corrupt

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from timm_igkd.data.subsets import stratified_indices
+from timm_igkd.data.labels import stratified_indices
 from timm_igkd.errors import InputError
 
 

@@ -13,7 +13,7 @@ from fixture_parts import ImageFactory
 from recipe_parts import history, snapshot
 
 from timm_igkd import evaluate, load_labeled_images
-from timm_igkd.data.subsets import stratified_limit
+from timm_igkd.data.labels import stratified_limit
 from timm_igkd.errors import InputError
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from tiny_parts import NUMBERS, provenance_of, tiny_score
 
-from timm_igkd.data.pictures import heat_image
+from timm_igkd.data.images import heat_image
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record

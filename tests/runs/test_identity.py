@@ -12,7 +12,7 @@ import safetensors.torch
 from command_lines import Runner, tiny_run, two_splits
 
 from timm_igkd import distill, load_labeled_images
-from timm_igkd.data.subsets import stratified_limit
+from timm_igkd.data.labels import stratified_limit
 from timm_igkd.files import exclusive
 from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.job import Run

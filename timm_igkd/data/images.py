@@ -1,11 +1,12 @@
-"""One image file: its pixels as timm decodes them, and the key that binds a map to them."""
+"""Images: a file's pixels as timm decodes them, the key that binds a map to them, and parts of pictures of both."""
 
 import io
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import xxhash
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.errors import InputError
 
@@ -15,7 +16,10 @@ Name = str | Callable[[], str]
 _DEEP_MODES = ("I", "F")  # PIL squeezes 16-bit greyscale and float pixels into 8 bits by clipping them
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 
-
+SMALLEST_SIDE = 96
+LARGEST_SIDE = 224
+# Dark to bright, so that the picture still reads in grey: equal steps of the map are equal steps of lightness.
+_HEAT_STOPS = ((0, 0, 4), (51, 16, 104), (122, 28, 109), (188, 55, 84), (237, 105, 37), (252, 180, 24), (252, 255, 164))
 DEEP_PIXELS = (
     "{} has {} pixels (16 bits or more), expected 8-bit pixels; "
     "PIL's conversion would clip them: rescale the file to 8 bits"
@@ -49,6 +53,17 @@ def to_rgb(image: Image.Image, name: Name) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _loses_bits(image: Image.Image) -> bool:
+    """Return whether Pillow would read 8 of the 16 bits of each of a file's colours, as of a TIFF's or a PPM's."""
+    for codec, _, _, arguments in getattr(image, "tile", ()):
+        found = arguments if isinstance(arguments, tuple) else (arguments,)
+        if any(isinstance(each, str) and ";16" in each for each in found):
+            return not image.mode.startswith(_DEEP_MODES)
+        if codec.startswith("ppm") and any(isinstance(each, int) and each > 255 for each in found):
+            return True
+    return False
+
+
 def _check_size(image: Image.Image, name: Name) -> None:
     """Refuse an image that Pillow would only warn of, before its pixels are decoded."""
     limit = Image.MAX_IMAGE_PIXELS
@@ -71,7 +86,7 @@ def decode_image(data: bytes, name: Name) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by the same limit
             image = Image.open(io.BytesIO(data))
         _check_size(image, name)
-        if data.startswith(_PNG_HEADER) and data[24:25] == b"\x10":  # bit depth in IHDR; PIL drops half of RGB's bits
+        if (data.startswith(_PNG_HEADER) and data[24:25] == b"\x10") or _loses_bits(image):  # bit depth in IHDR
             raise InputError(DEEP_PIXELS.format(text(name), "16-bit"))
         image.load()
         return to_rgb(image, name)
@@ -79,3 +94,37 @@ def decode_image(data: bytes, name: Name) -> Image.Image:
         raise
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error and more on corrupt files
         raise InputError(f"{text(name)} cannot be decoded as an image ({error}); repair or remove the file") from error
+
+
+def heat_image(map_image: Image.Image) -> Image.Image:
+    """Colour a greyscale map from black through purple and orange to pale yellow."""
+    positions = np.linspace(0, 255, len(_HEAT_STOPS))
+    channels = [np.interp(np.arange(256), positions, stops) for stops in zip(*_HEAT_STOPS, strict=True)]
+    table = np.stack(channels, axis=1).round().astype(np.uint8)
+    return Image.fromarray(table[np.asarray(map_image.convert("L"))])
+
+
+def fit_image(image: Image.Image) -> Image.Image:
+    """Scale a small image up by whole pixels and a large one down, so that its longer side suits a page."""
+    longer = max(image.size)
+    if longer < SMALLEST_SIDE:
+        factor = -(-SMALLEST_SIDE // longer)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if longer > LARGEST_SIDE:
+        width, height = (max(1, round(side * LARGEST_SIDE / longer)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    return image
+
+
+def shorten(
+    label: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
+    """Cut a label to one line of `width` pixels."""
+    label = " ".join(label.split())
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        label = label.encode("ascii", "replace").decode()
+    if draw.textlength(label, font) <= width:
+        return label
+    while label and draw.textlength(label + "...", font) > width:
+        label = label[:-1]
+    return label + "..."

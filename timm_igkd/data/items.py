@@ -81,6 +81,7 @@ def unwrapped(dataset: Any, index: int) -> tuple[Any, int]:
         if isinstance(dataset, torch.utils.data.Subset):
             dataset, index = dataset.dataset, int(dataset.indices[index])
         else:
+            index += len(dataset) if index < 0 else 0
             part = int(np.searchsorted(dataset.cumulative_sizes, index, side="right"))
             start = dataset.cumulative_sizes[part - 1] if part else 0
             dataset, index = dataset.datasets[part], index - start
@@ -120,8 +121,9 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     dataset = first_part(dataset)
     if isinstance(dataset, LabeledImages):
         return dataset.class_names
-    if getattr(dataset, "classes", None):
-        return tuple(str(name) for name in dataset.classes)
+    classes = getattr(dataset, "classes", None)
+    if classes is not None and len(classes):  # an array of numpy's has no truth
+        return tuple(str(name) for name in classes)
     labels = _reader_labels(dataset)
     return tuple(sorted(labels, key=lambda name: labels[name])) if _are_counted(labels) else None
 

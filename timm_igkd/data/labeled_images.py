@@ -103,6 +103,10 @@ class LabeledImages(torch.utils.data.Dataset):
     def _ordered(self, label: int, name: str) -> int:
         """Return a label in the order of `class_names`."""
         if self._label_table is None:
+            if self.class_names and label >= len(self.class_names):
+                raise InputError(
+                    f"{name} has label {label}, expected 0 to {len(self.class_names) - 1}; correct the row"
+                )
             return label
         if not 0 <= label < len(self._label_table):
             raise InputError(f"{name} has label {label}, expected 0 to {len(self._label_table) - 1}; correct the row")

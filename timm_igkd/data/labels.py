@@ -1,4 +1,4 @@
-"""Labels: whole numbers that count classes from 0, and the order of the classes they count."""
+"""Labels: whole numbers that count classes from 0, the order of the classes, and shares that keep every class's."""
 
 import math
 import re
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from timm.data import ImageNetInfo
 from timm.utils.misc import natural_key
+from torch import Tensor
 
 from timm_igkd.data.images import Name, text
 from timm_igkd.errors import InputError, InputTypeError, nearest
+from timm_igkd.random_streams import generator
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -82,3 +85,39 @@ def readable_names(names: Sequence[str]) -> list[str]:
     known = {name for name in names if _WORDNET_ID.fullmatch(name)} & set(info.label_names())
     words = [info.label_name_to_description(name).split(",")[0] if name in known else name for name in names]
     return [f"{word} ({name})" if words.count(word) > 1 else word for word, name in zip(words, names, strict=True)]
+
+
+def stratified_indices(
+    labels: Tensor | np.ndarray | Sequence[int], fraction: float, seed: int, purpose: str = "subset"
+) -> Tensor:
+    """Return the sorted indices of a random share of every class, [n] int64.
+
+    Args:
+        labels: [N] int64.
+        fraction: in (0, 1]; 1 returns all.
+        seed: of the choice.
+        purpose: names the stream of random numbers, so that two choices of one run are independent.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {fraction:g}")
+    table, kept = np.asarray(labels), []
+    for label in np.unique(table):
+        rows = np.flatnonzero(table == label)
+        kept.append(generator(seed, purpose, int(label)).permutation(rows)[: round(fraction * len(rows))])
+    return torch.from_numpy(np.sort(np.concatenate(kept)))
+
+
+def stratified_limit(labels: np.ndarray, count: int, seed: int, purpose: str = "limit") -> np.ndarray:
+    """Return the sorted indices of `count` random images that keep the share of every class, [count] int64.
+
+    Args:
+        labels: [N] int64.
+        count: of images to keep; at N and above all are.
+        seed: of the choice.
+        purpose: names the stream of random numbers.
+    """
+    place = np.empty(len(labels))  # where an image stands within its class, from 0 to 1
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        place[generator(seed, purpose, int(label)).permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.sort(np.lexsort((np.arange(len(labels)), place))[:count])

@@ -7,9 +7,11 @@ import numpy as np
 import torch.utils.data
 import xxhash
 
-from timm_igkd.data.folders import TABLES, SplitFolder, check_folder, image_files, load_image_folder
+from timm_igkd.data.class_folders import SplitFolder, load_image_folder
+from timm_igkd.data.folders import TABLES, check_folder, image_files, walk
 from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.data.loading import TIMM_PREFIXES, load_labeled_images
+from timm_igkd.data.loading import load_labeled_images
+from timm_igkd.data.named_datasets import TIMM_PREFIXES
 from timm_igkd.errors import InputError
 
 
@@ -33,6 +35,8 @@ def load_unlabeled_images(
         raise InputError(f"unlabeled must be a folder of images or of parquet, or a Hub id, got timm's {dataset}")
     folder = os.path.expanduser(dataset)
     if os.path.isdir(folder) and not _holds_tables(folder):
+        if image_column is not None:
+            raise InputError(f"image_column {image_column} has no effect on a folder of images; leave it out")
         part = os.path.join(folder, split or "train")
         is_whole = split is None or (split == "train" and not os.path.isdir(part))
         found = os.path.abspath(check_folder(folder if is_whole else part))
@@ -43,7 +47,7 @@ def load_unlabeled_images(
 
 
 def _holds_tables(folder: str) -> bool:
-    return any(name.endswith(TABLES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    return any(name.endswith(TABLES) for _, _, names in walk(folder) for name in names)
 
 
 class MixedImages(torch.utils.data.ConcatDataset):

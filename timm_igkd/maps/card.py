@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
-from timm_igkd.data.pictures import fit_image, heat_image, shorten
+from timm_igkd.data.images import fit_image, heat_image, shorten
 from timm_igkd.files import write_atomic
 from timm_igkd.hub.cards import hub_dataset_id, public_dataset, public_name, read_template, render_card
 from timm_igkd.maps.manifest import Provenance

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from timm_igkd.data.images import fit_image, heat_image, shorten
 from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.data.labels import UNLABELED, readable_names
-from timm_igkd.data.pictures import fit_image, heat_image, shorten
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
 from timm_igkd.maps.store import MapStore

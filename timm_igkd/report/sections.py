@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from timm_igkd.data.images import fit_image
 from timm_igkd.data.items import read_item
-from timm_igkd.data.pictures import fit_image
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.overlay.preview import Sample, sample_panels

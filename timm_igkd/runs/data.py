@@ -9,8 +9,9 @@ from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.data.loading import TIMM_PREFIXES, Labels, load_labeled_images
-from timm_igkd.data.subsets import stratified_indices, stratified_limit
+from timm_igkd.data.labels import stratified_indices, stratified_limit
+from timm_igkd.data.loading import Labels, load_labeled_images
+from timm_igkd.data.named_datasets import TIMM_PREFIXES
 from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps, source_teacher
