@@ -5,6 +5,8 @@ import torch
 from test_attribution import attribute, images_in
 from tiny_parts import tiny_teacher
 
+from timm_igkd.attribution.engine import FastEngine
+from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView
 
 
@@ -27,3 +29,17 @@ def test_images_of_other_classes_begin_with_gradients_of_their_own():
         at = slice(index, index + 1)
         alone = attribute("fast", model, inputs[at], baselines, targets[at], n_steps="auto")
         torch.testing.assert_close(together.values[at], alone.values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["black", "blur", "noise"])
+def test_batches_of_one_image_begin_with_gradients_of_their_own(kind):
+    """Of noise and blur each image has its own baseline, and no gradient there is another's of its class."""
+    model = tiny_teacher(classes=4)
+    inputs, targets = images_in(model, 2), torch.tensor([3, 3])
+    engine = FastEngine(model, IGOptions(n_steps="auto", baseline=kind), 16, tuple(inputs.shape[1:]))
+    for index in range(2):
+        at = slice(index, index + 1)
+        baseline = TeacherView(model).baseline(inputs[at], kind, [index])
+        found = engine.attribute(inputs[at], baseline, targets[at], model(inputs[at]).detach())
+        alone = attribute("fast", model, inputs[at], baseline, targets[at], n_steps="auto", baseline=kind)
+        assert torch.equal(found.values, alone.values)

@@ -1,5 +1,6 @@
 """The dataset wrapper finds rows by content and keeps the contract of timm's data sets."""
 
+import copy
 import multiprocessing
 import pickle
 
@@ -12,9 +13,10 @@ from overlay_parts import ALWAYS, EXACT, NEVER, N, error_of_worker, images_of, p
 from PIL import Image
 from timm.data import create_transform
 from timm.data.loader import fast_collate
-from tiny_parts import ImageList, noise_image, ramp, write_store
+from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 from torch.utils.data import DataLoader, Subset
 
+from timm_igkd import IGOptions, compute_maps
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.overlay.blend import IGOverlay
@@ -186,8 +188,39 @@ def test_fast_collate_takes_a_seedless_dataset(noisy):
 def test_pickled_dataset_gives_the_same_items(noisy):
     dataset = wrap(noisy, IGOverlay(overlay_prob=0.5), pipeline("RandAugment"), teacher_view="clean")
     dataset[0]
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert all(torch.equal(copy[index][0][view], dataset[index][0][view]) for index in range(N) for view in (0, 1))
+    again = pickle.loads(pickle.dumps(dataset))
+    assert all(torch.equal(again[index][0][view], dataset[index][0][view]) for index in range(N) for view in (0, 1))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda dataset: pickle.loads(pickle.dumps(dataset))])
+def test_workers_of_a_copied_dataset_see_the_epoch(noisy, again):
+    dataset = again(wrap(noisy, IGOverlay(overlay_prob=0.5), pipeline("RandAugment"), seed=3))
+    context = multiprocessing.get_context("fork")
+    loader = DataLoader(dataset, batch_size=N, num_workers=1, multiprocessing_context=context, persistent_workers=True)
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        assert torch.equal(next(iter(loader))[0], images_of(dataset))
+
+
+def test_forked_workers_toss_coins_of_their_own_after_an_item_was_read(noisy):
+    dataset = wrap(noisy, IGOverlay(overlay_prob=0.5), torchvision.transforms.ToTensor(), seed=None)
+    torch.manual_seed(0)
+    dataset[0]
+    context = multiprocessing.get_context("fork")
+    loader = DataLoader(dataset, batch_size=N, num_workers=1, multiprocessing_context=context)
+    epochs = [next(iter(loader))[0] for _ in range(4)]
+    assert not all(torch.equal(epochs[0], other) for other in epochs[1:])
+
+
+def test_stored_logits_in_another_order_of_the_classes_are_refused(tmp_path):
+    classes = ("1", "10", "2")
+    images = ImageList([noise_image(seed, 24, 24) for seed in range(3)], [0, 1, 2])
+    images.classes = classes
+    store = compute_maps(tiny_teacher(classes=3), images, tmp_path, options=IGOptions(method="none"), logits=True)
+    assert len(IGOverlayDataset(images, store, NEVER, with_logits=True)[0]) == 3
+    images.classes = np.array(["1", "2", "10"])
+    with pytest.raises(InputError, match=r"class 1 of .* is '2', of the logits in .* '10'; store the logits of this"):
+        IGOverlayDataset(images, store, NEVER, with_logits=True)
 
 
 def test_pickled_store_does_not_hold_the_maps(noisy):

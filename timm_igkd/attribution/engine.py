@@ -185,7 +185,9 @@ class FastEngine:
     def _adaptive(self, inputs: Tensor, baselines: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return attributions, gradients spent, and which images converged; see adaptive_path.py."""
         start = None
-        if len(baselines) == 1:  # then every image of a class begins with the same gradient: computed once, not counted
+        # From one baseline for all every image of a class begins with the same gradient: computed once, not counted. A
+        # batch of one image has one baseline too, of noise or blur its own.
+        if len(baselines) == 1 and self.options.baseline in ("mean", "black"):
             start = torch.stack([self._start_gradient(baselines, target) for target in targets.tolist()])
         paths = AdaptivePaths(inputs - baselines, self.options, start)
         while len((wanted := paths.wanted())[0]):

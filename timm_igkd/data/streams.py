@@ -38,6 +38,10 @@ class StreamReader:
         # One byte per hash of a name, shared with workers: setting one twice, or at once, counts a member once.
         self._unreadable = torch.zeros(_SLOTS, dtype=torch.bool).share_memory_()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._unreadable.share_memory_()  # a copy's is in nobody's memory but its own
+
     @property
     def num_unreadable(self) -> int:
         """How many members of tars this process and its workers could not read, each counted once."""

@@ -50,7 +50,7 @@ class MapStore:
     """
 
     def __init__(self, path: str | Path, revision: str | None = None):
-        path = os.path.expanduser(path)
+        path = path.expanduser() if isinstance(path, Path) else os.path.expanduser(path)
         repository = repository_of(path, revision)
         self.path = Path(path) if repository is None else fetch_maps(*repository)
         self.provenance: Provenance = require_complete(self.path)

@@ -4,6 +4,7 @@ The map is blended into the untransformed image, which then goes through any tra
 and flip with no special case.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from timm.data import create_loader
 
-from timm_igkd.data.items import dataset_name, first_part
+from timm_igkd.data.items import class_names, dataset_name, first_part
 from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.maps.store import MapStore
@@ -34,6 +35,17 @@ class TwoViews(tuple):
         raise InputTypeError(
             "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); "
             "use timm_igkd.distillation.mixup.TwoViewMixup after a plain collate, or teacher_view='same'"
+        )
+
+
+def _refuse_other_order(dataset: Any, maps: MapStore) -> None:
+    """Raise InputError where stored logits count the classes in another order than a data set's labels."""
+    counted, wanted = maps.provenance.dataset.class_names, class_names(dataset)
+    if counted and wanted and counted != wanted and set(counted) == set(wanted):
+        first = next(label for label, name in enumerate(wanted) if counted[label] != name)
+        raise InputError(
+            f"class {first} of {dataset_name(dataset)!r} is {wanted[first]!r}, of the logits in {str(maps.path)!r} "
+            f"{counted[first]!r}; store the logits of this data set: timm-igkd maps --method none"
         )
 
 
@@ -67,12 +79,13 @@ class OverlaidViews:
             maps.require_maps()
         if maps is not None and with_logits:
             maps.require_logits()
+            _refuse_other_order(dataset, maps)
         self._maps = maps
         self.teacher_view, self.overlay_source = teacher_view, overlay_source
         self.seed, self.with_logits, self.with_maps = seed, with_logits, with_maps
         self.transform = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._coins: np.random.Generator | None = None
+        self._coins: tuple[tuple[int, int], np.random.Generator] | None = None  # with process and seed they are of
 
     @property
     def transform(self) -> Callable[[Image.Image], Any] | None:
@@ -105,12 +118,17 @@ class OverlaidViews:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_coins": None}  # each worker seeds its own
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a copy's is in nobody's memory but its own
+
     def draw(self, *indices: int) -> tuple[bool, float]:
         """Toss the coin of the image with these indices: (overlaid or not, the map's exponent)."""
         if self.seed is None:
-            if self._coins is None:
-                self._coins = np.random.default_rng(torch.initial_seed() & (1 << 63) - 1)
-            coin, strength = self._coins.random(2)
+            made_of = os.getpid(), torch.initial_seed()  # a worker that was forked has its parent's
+            if self._coins is None or self._coins[0] != made_of:
+                self._coins = made_of, np.random.default_rng(made_of[1] & (1 << 63) - 1)
+            coin, strength = self._coins[1].random(2)
         else:
             coin, strength = uniforms(self.seed, "overlay", int(self._epoch), *indices)
         return coin < self.overlay_prob, self.overlay.power(strength)
