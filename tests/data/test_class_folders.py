@@ -1,11 +1,14 @@
 """Class folders: each split is its own folder, whatever its classes are called; what does not fit is named."""
 
+import os
+
 import numpy as np
 import pytest
 import timm.data
 from PIL import Image
 
 from timm_igkd import load_labeled_images
+from timm_igkd.data.labels import class_order
 from timm_igkd.data.unlabeled import load_unlabeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.runs.data import RunData
@@ -156,3 +159,90 @@ def test_images_without_labels_are_those_of_the_split_alone(tmp_path):
 def test_a_missing_split_names_those_that_are_there_and_the_flags(tmp_path):
     with pytest.raises(InputError, match=r"\['train', 'validation'\]; name one by --split, .* and --test-split"):
         load_labeled_images(two_splits(tmp_path, "a", "b", splits=("train", "val")), "test")
+
+
+@pytest.mark.parametrize(
+    "splits", [("Training", "Testing"), ("TRAIN", "TEST"), ("train", "Test"), ("Train", "evaluation")]
+)
+def test_splits_are_found_in_upper_and_lower_case(splits, tmp_path):
+    """`datasets` knows them in lower case alone, and would read all images as training split."""
+    folder = two_splits(tmp_path, "a", "b", splits=splits)
+    for split, place in zip(("train", "test"), splits, strict=True):
+        images = load_labeled_images(folder, split)
+        assert [os.path.relpath(row["path"], folder).split(os.sep)[0] for row in images.rows["image"]] == [place] * 4
+
+
+def test_folders_that_nobody_called_splits_are_not_read_as_one(tmp_path):
+    folder = two_splits(tmp_path, "a", "b", splits=("fold1", "fold2"))
+    with pytest.raises(InputError, match="below 'fold1' and 'fold2', and would all be of split 'train'; name one"):
+        load_labeled_images(folder, "train")
+    assert len(load_labeled_images(folder, "fold1")) == 4
+
+
+@pytest.mark.parametrize("names", [("boot", "training_pants", "training_shoe"), ("a", "__c"), ("a", "b-test", "c d")])
+def test_class_folders_alone_are_all_read(names, tmp_path):
+    folder = write(tmp_path, *(f"{name}/{i}.png" for name in names for i in range(2)))
+    images = load_labeled_images(folder, "train")
+    assert images.class_names == tuple(class_order(names))
+    assert len(images) == 2 * len(names)
+    assert len(load_labeled_images(folder, "train[:1]")) == 1
+    with pytest.raises(InputError, match="has class folders alone, which are split 'train'; name one by --split"):
+        load_labeled_images(folder, "test")
+
+
+def test_class_folders_that_are_links_are_read(tmp_path):
+    folder = write(tmp_path / "images", "a/1.png", "b/1.png")
+    write(tmp_path, "elsewhere/1.png")
+    (tmp_path / "images" / "c").symlink_to(tmp_path / "elsewhere")
+    assert load_labeled_images(folder, "train").class_names == ("a", "b", "c")
+
+
+def test_an_image_that_datasets_gives_to_no_split_is_named(tmp_path):
+    folder = two_splits(tmp_path, "a", "b", splits=("train_images", "test_images"))
+    write(tmp_path, "more/a/1.png")
+    with pytest.raises(InputError, match=r"'more/a/1.png' of dataset .* would be left out: .* put all images"):
+        load_labeled_images(folder, "train")
+
+
+@pytest.mark.parametrize("split", ["", ".", "..", "train/", "./train", "train+", "[:2]"])
+def test_a_split_without_a_name_is_refused(split, tmp_path):
+    with pytest.raises(InputError, match="is no name of a split, expected one such as train"):
+        load_labeled_images(two_splits(tmp_path, "a", "b"), split)
+
+
+@pytest.mark.parametrize("loops", [{"a/up": ".."}, {"a/up": "..", "b/up": ".."}, {"a/self": "."}])
+def test_a_link_to_a_folder_that_holds_it_is_refused(loops, tmp_path):
+    folder = two_splits(tmp_path, "a", "b")
+    for name, target in loops.items():
+        (tmp_path / "train" / name).symlink_to(target)
+    with pytest.raises(InputError, match="is a link to a folder that holds it; remove the link"):
+        load_labeled_images(folder, "train")
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    folder = two_splits(tmp_path, "a", "b")
+    os.rename(tmp_path / "train/a/train0.png", os.path.join(os.fsencode(tmp_path), b"train/a/caf\xe9.png"))
+    with pytest.raises(InputError, match="has a name that is not UTF-8; rename it"):
+        load_labeled_images(folder, "train")
+
+
+@pytest.mark.parametrize("name", ["images.zip", "rows.parquet"])
+def test_a_table_among_class_folders_is_refused(name, tmp_path):
+    folder = two_splits(tmp_path, "a", "b")
+    (tmp_path / "train" / name).write_bytes(b"none")
+    with pytest.raises(InputError, match=r"lies among the class folders of .*; move it elsewhere"):
+        load_labeled_images(folder, "train")
+
+
+def test_images_of_every_kind_that_pillow_opens_are_read(tmp_path):
+    folder = two_splits(tmp_path, "a", "b")
+    Image.new("RGB", (4, 4)).save(tmp_path / "train/a/x.avif")
+    assert len(load_labeled_images(folder, "train")) == 5
+
+
+def test_a_folder_called_as_the_digits_is_not_passed_over(tmp_path, monkeypatch):
+    two_splits(tmp_path / "digits", "a", "b")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"a folder of that name here; give the folder as \./digits"):
+        load_labeled_images("digits", "train")
+    assert len(load_labeled_images("./digits", "train")) == 4

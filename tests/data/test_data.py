@@ -215,3 +215,35 @@ def test_deleted_file_is_named(tiny_images):
         file.unlink()
     with pytest.raises(InputError, match=r"image 0 \(.*png\) of .* cannot be read \(No such file"):
         found[0]
+
+
+def write_parquet(path, names):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    images = [noise_image(seed, 8, 8) for seed in range(4)]
+    datasets.Dataset.from_dict({"image": images, "label": [0, 0, 1, 1]}, features=features).to_parquet(path)
+
+
+@pytest.mark.parametrize("was_read_before", [False, True])
+@pytest.mark.parametrize("split", ["test", "test[:3]", "test[50%:]"])
+def test_a_split_has_the_class_names_of_its_own_files(split, was_read_before, tmp_path):
+    """`datasets` gives all splits those of the first, and keeps them in its cache."""
+    write_parquet(tmp_path / "train.parquet", ["cat", "dog"])
+    write_parquet(tmp_path / "test.parquet", ["dog", "cat"])
+    if was_read_before:
+        datasets.load_dataset(str(tmp_path))
+    assert load_labeled_images(str(tmp_path), split).class_names == ("dog", "cat")
+    with pytest.raises(InputError, match="have other columns or classes, or these in another order; name one of them"):
+        load_labeled_images(str(tmp_path), "train+test")
+
+
+def test_splits_of_equal_classes_can_be_added(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", ["cat", "dog"])
+    assert load_labeled_images(str(tmp_path), "train[:1]+test").labels.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_files_of_splits_in_upper_case_are_not_read_as_one(tmp_path):
+    for split in ("Train", "Test"):
+        write_parquet(tmp_path / f"{split}.parquet", ["cat", "dog"])
+    with pytest.raises(InputError, match=r"'Test.parquet' of dataset .* would be part of split 'train': .*; rename it"):
+        load_labeled_images(str(tmp_path), "train")

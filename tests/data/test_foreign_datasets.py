@@ -1,6 +1,7 @@
 """Data sets of timm, torchvision and others: the same items, and no image in an unreadable one's place."""
 
 import datasets
+import numpy as np
 import pytest
 import timm.data
 import torch
@@ -127,3 +128,31 @@ def test_data_dir_of_a_dataset_that_has_none_is_refused(tiny_images, tmp_path):
 def test_name_that_is_no_folder_and_no_id_of_the_hub_is_refused_without_asking_it(name):
     with pytest.raises(InputError, match="is neither a folder that is there nor an id of the Hub"):
         load_labeled_images(name, "train")
+
+
+@pytest.mark.parametrize("split", ["tset", "train[:3]", "holdout"])
+@pytest.mark.parametrize("name", ["folder/", "torch/image_folder"])
+def test_a_split_that_timm_would_read_as_another_is_refused(name, split, tiny_images):
+    with pytest.raises(InputError, match=r"has no split .*, its folders are .'train'.; name one"):
+        load_labeled_images(name, split, data_dir=str(tiny_images(kind="folder")))
+
+
+@pytest.mark.parametrize("split", ["trian", "train[:4]"])
+def test_a_split_that_timm_would_read_as_the_test_split_is_refused(split, tmp_path):
+    with pytest.raises(InputError, match=r"'torch/cifar10' has no split .*, timm knows"):
+        load_labeled_images("torch/cifar10", split, data_dir=str(tmp_path))
+
+
+def test_timm_dataset_knows_its_split(tiny_images):
+    assert load_labeled_images("folder/", "train", data_dir=str(tiny_images(kind="folder"))).split == "train"
+
+
+def test_classes_can_be_an_array():
+    images = ImageList([noise_image(0, 8, 8)], [0])
+    images.classes = np.array(["a", "b"])
+    assert class_names(images) == ("a", "b")
+
+
+def test_concatenated_datasets_are_read_from_their_end_too():
+    parts = [ImageList([noise_image(seed, 8, 8)], [seed]) for seed in (0, 1)]
+    assert read_item(torch.utils.data.ConcatDataset(parts), -1)[1] == 1

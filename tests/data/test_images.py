@@ -203,3 +203,18 @@ def test_links_below_the_folder_are_followed(tmp_path):
         (folder / name).mkdir(parents=True)
         (folder / name / "0.png").symlink_to(tmp_path / "elsewhere.png")
     assert load_labeled_images(str(tmp_path / "images"), "train")[0][0].size == noise_image(0).size
+
+
+@pytest.mark.parametrize("kind", ["ppm", "tiff"])
+def test_colours_of_16_bits_are_refused_in_every_format(kind):
+    pixels = np.arange(2 * 2 * 3, dtype=">u2").reshape(2, 2, 3) * 4000
+    if kind == "ppm":
+        data = b"P6 2 2 65535\n" + pixels.tobytes()
+    else:
+        tags = [(256, 2), (257, 2), (258, 16), (259, 1), (262, 2), (273, 8), (277, 3), (278, 2), (279, 24)]
+        entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags)
+        data = (
+            b"MM\x00\x2a" + struct.pack(">I", 32) + pixels.tobytes() + struct.pack(">H", len(tags)) + entries + bytes(4)
+        )
+    with pytest.raises(InputError, match="expected 8-bit pixels"):
+        decode_image(data, "image 0")

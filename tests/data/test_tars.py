@@ -84,3 +84,19 @@ def test_a_cut_tar_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"cannot be read \(.*\); a file is corrupt"):
         load_labeled_images(str(tmp_path), "train")
+
+
+def test_class_names_may_begin_with_a_byte_order_mark_and_are_utf8(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    folder = str(tars(tmp_path, ["0", "1", "1", "0"]))
+    assert load_labeled_images(folder, "train").class_names == ("cat", "dog")
+    (tmp_path / "classes.txt").write_bytes("chat\nchat sauvage é\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"classes.txt' is not UTF-8 .*; save it as UTF-8"):
+        load_labeled_images(folder, "train")
+
+
+def test_an_image_whose_label_is_beyond_classes_txt_is_refused(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    images = load_labeled_images(str(tars(tmp_path, ["0", "1", "2", "0"])), "train")
+    with pytest.raises(InputError, match="has label 2, expected 0 to 1; correct the row"):
+        images.read(2)

@@ -16,6 +16,7 @@ from timm_igkd.data.folders import (
 )
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
+from timm_igkd.data.rows import OTHER_SPLIT
 from timm_igkd.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -52,14 +53,16 @@ def split_folder(path: str, split: str) -> SplitFolder | None:
             part: train[:500].
 
     Raises:
-        InputError: a folder that cannot be read; a table or an archive among class folders.
+        InputError: no such split; a folder that cannot be read; a table or an archive among class folders.
     """
     if is_saved_to_disk(path) or not METADATA.isdisjoint(os.listdir(path)):
         return None
     name = split if os.path.isdir(os.path.join(path, split)) or "+" in split else split.partition("[")[0]
     found = _named_folder(path, name)
-    if found is None and (name != "train" or not _holds_classes_alone(path)):
+    if found is None and ("+" in name or not _holds_classes_alone(path)):
         return None
+    if found is None and name != "train":
+        raise InputError(f"dataset {path!r} has class folders alone, which are split 'train'{OTHER_SPLIT}")
     folder = found or path
     files, tables = [], []
     for root, _, names in walk(folder):

@@ -26,7 +26,7 @@ _CLS = (
     "the tars of {!r} have {} as a class, expected its number, which is what timm reads from .cls; write the classes' "
     "numbers, counted from 0, and their names into classes.txt beside the tars, one a line"
 )
-_OTHER_SPLIT = "; name one by --split, in a run by --train-split, --validation-split and --test-split"
+OTHER_SPLIT = "; name one by --split, in a run by --train-split, --validation-split and --test-split"
 # What Arrow and datasets raise on altered parquet or archives, beside ValueError.
 _DAMAGE = (OSError, NotImplementedError, AttributeError, IndexError, KeyError, TypeError, zipfile.BadZipFile)
 
@@ -77,7 +77,7 @@ def load_rows(
             raise InputError(NO_ROWS.format(split, dataset)) from error
         if "invalid literal for int()" in str(error):
             raise InputError(_CLS.format(dataset, str(error).partition(": b")[2])) from error
-        why = first_line(error).rstrip(".") + (_OTHER_SPLIT if "nknown split" in str(error) else "")
+        why = first_line(error).rstrip(".") + (OTHER_SPLIT if "nknown split" in str(error) else "")
         raise InputError(f"split {split!r} of dataset {dataset!r}: {why}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
@@ -200,9 +200,10 @@ def _refuse_files_left_out(dataset: str, path: str, data_files: Mapping[str, Seq
     for file in image_files(path):
         name = os.path.relpath(file, path)
         if os.path.realpath(file) not in found and not any(part.startswith(".") for part in name.split(os.sep)):
+            splits = ", ".join(repr(str(split)) for split in data_files)
             raise InputError(
-                f"{name!r} of dataset {dataset!r} would be left out: `datasets` finds splits by words in the paths "
-                f"({', '.join(map(repr, data_files))}) and gives it to none; put all images into split/class/image.png"
+                f"{name!r} of dataset {dataset!r} would be left out: `datasets` finds splits by words in the paths, "
+                f"{splits} here, and gives it to none; put all images into split/class/image.png"
             )
 
 
