@@ -180,6 +180,13 @@ def test_temporary_file_goes_when_its_process_is_dead_and_not_before(tmp_path):
     assert not temporaries(tmp_path)
 
 
+@pytest.mark.parametrize("name", [".draft.tmp", ".a.b.tmp", ".file.0123ABCD.tmp", ".0123abcd.tmp"])
+def test_temporary_file_of_somebody_else_stays(name, tmp_path):
+    (tmp_path / name).write_bytes(b"mine")
+    remove_abandoned(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
 def test_two_writers_of_one_file_in_one_process_do_not_meet(tmp_path):
     with atomic_file(tmp_path / "file") as first, atomic_file(tmp_path / "file") as second:
         first.write(b"first")

@@ -107,9 +107,14 @@ def _link(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_locked_temporary` names them
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files below a folder that killed processes left; one whose process may live stays."""
     for path in folder.glob("**/.*.tmp"):
+        if not _TEMPORARY.fullmatch(path.name):
+            continue  # somebody else's
         with contextlib.suppress(OSError), open(path, "r+b") as file:  # renamed by now, or not ours to open
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process holds it
             path.unlink()

@@ -89,7 +89,7 @@ def test_resume_rebuilds_a_damaged_shard_and_names_it(copied, teacher, images, b
 
 def test_what_a_kill_leaves_is_no_shard_and_goes_away(copied, teacher, images, built):
     shard = shards_of(copied)[2]
-    shard.rename(shard.with_name(f".{shard.name}.123.tmp"))
+    shard.rename(shard.with_name(f".{shard.name}.0123abcd.tmp"))
     (copied / "provenance.json").unlink()
     build(teacher, images, copied, logits=True)
     assert files_of(copied) == files_of(built.path)
@@ -157,6 +157,16 @@ def test_folder_with_other_files_is_no_store(teacher, images, tmp_path):
     (tmp_path / "data" / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds data but no manifest.json, so it is no store"):
         build(teacher, images, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes/draft.txt"])
+def test_a_folder_of_somebody_else_is_left_as_it_is(name, teacher, images, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=r"holds '(README.md|notes)' but no manifest.json, so it is no store"):
+        build(teacher, images, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [name.rpartition("/")[2]]
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_file_in_the_stores_place_is_an_error(teacher, images, tmp_path):

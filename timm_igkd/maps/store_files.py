@@ -59,10 +59,13 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
-    has_data = (out / "data").exists() and any((out / "data").iterdir())  # asked first: another build may just begin
+    # Asked first: another build may just begin.
+    has_data = (out / "data").exists() and any((out / "data").iterdir())
+    others = sorted(path.name for path in out.glob("[!.]*") if path.name != "data")
     if not (out / "manifest.json").exists():
-        if has_data:
-            raise InputError(f"{str(out)!r} holds data but no manifest.json, so it is no store; choose another --out")
+        if has_data or others:
+            what = "data" if has_data else repr(others[0])
+            raise InputError(f"{str(out)!r} holds {what} but no manifest.json, so it is no store; choose another --out")
         with contextlib.suppress(FileExistsError):  # of another build that was first
             write_record(out / "manifest.json", wanted, replace=False)
     found = read_manifest(out)
