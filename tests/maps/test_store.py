@@ -1,5 +1,7 @@
 """Map stores: what is written comes back, belongs to its images, and is what the format says."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,8 +14,9 @@ from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 
 from timm_igkd.attribution.options import IGOptions, TeacherView
 from timm_igkd.data.images import content_key
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.maps.row_format import MapRow, decode_png, encode_png, quantize, rectify, row_hash, to_table
+from timm_igkd.maps.store import MapStore
 
 # ---- the format
 
@@ -255,3 +258,8 @@ def test_label_the_teacher_does_not_know_is_named(teacher, tmp_path):
 def test_unknown_label_is_no_matter_for_the_predicted_class(teacher, tmp_path):
     dataset = ImageList([noise_image(0), noise_image(1)], [0, -1])
     assert len(build(teacher, dataset, tmp_path, options=IGOptions(n_steps=2, target="predicted"))) == 2
+
+
+def test_a_path_is_never_a_repository_of_the_hub():
+    with pytest.raises(MissingFileError, match="maps/run1"):
+        MapStore(Path("maps/run1"))
