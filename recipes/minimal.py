@@ -3,8 +3,7 @@
     accelerate launch recipes/minimal.py                             # two CPU cores, about a minute
     accelerate launch recipes/minimal.py --teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128    # seconds
 
-The digits need the extra `demo`. Nothing is resumed, compared or checked here; recipes/train_igkd.py does that, with
-any data set and any timm models.
+The digits need the extra `demo`. Resume, comparison and checks, with any images and timm models: recipes/train_igkd.py.
 """
 
 import argparse
