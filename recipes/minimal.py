@@ -43,9 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=15, help="of the student")
     parser.add_argument("--n-steps", type=int, default=50, help="of the integration")
-    parser.add_argument(
-        "--overlay-prob", type=float, default=0.1, help="share of images overlaid, the paper's; 0: none"
-    )
+    parser.add_argument("--overlay-prob", type=float, default=0.1, help="share of images overlaid; the paper's")
     return parser.parse_args(argv)
 
 
