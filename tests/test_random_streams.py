@@ -1,6 +1,7 @@
 """Every draw has an owner: streams repeat by seed and differ by everything else."""
 
 import itertools
+import multiprocessing
 import random
 
 import numpy as np
@@ -117,3 +118,21 @@ def test_a_key_and_its_occurrence_in_an_epoch_are_indices():
     assert [indices.of(key, 0) for key in keys] == [(*found[:2], 1) for found in first]
     assert [indices.of(key, 1) for key in keys] == first
     assert all(isinstance(derive_seed(0, "x", *found), int) for found in first)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python from 3.12 on
+def test_a_forked_process_counts_the_images_of_its_own_streams():
+    indices, key = StreamIndices(), "0" * 32
+    first = indices.of(key, 0)
+    with multiprocessing.get_context("fork").Pool(1, initializer=_take, initargs=(indices,)) as pool:
+        assert pool.apply(_next, (key,)) == first
+    assert indices.of(key, 0) == (*first[:2], 1)
+
+
+def _take(indices: StreamIndices) -> None:
+    global _TAKEN
+    _TAKEN = indices
+
+
+def _next(key: str) -> tuple[int, int, int]:
+    return _TAKEN.of(key, 0)

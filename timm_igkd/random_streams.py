@@ -4,6 +4,7 @@ Two runs with one seed share initialisation, order and crops whatever else they 
 nor the position in a batch changes a draw. An image of a stream has no index: `StreamIndices` gives it some.
 """
 
+import os
 import random
 import struct
 from collections import Counter
@@ -43,11 +44,12 @@ def uniforms(seed: int, purpose: str, *indices: int) -> tuple[float, float]:
 class StreamIndices:
     """The indices by which an image of a stream owns its draws: its content key, and how often it came before.
 
-    Counted in this process and within an epoch: timm repeats images to fill batches, and gives each worker its own.
+    Counted in this process and within an epoch: timm repeats images to fill batches, and gives each worker its own. A
+    worker that is forked begins to count anew, as one that is spawned does.
     """
 
     def __init__(self) -> None:
-        self._epoch = -1
+        self._counted = -1, -1  # process and epoch
         self._seen: Counter[int] = Counter()
 
     def of(self, key: str, epoch: int) -> tuple[int, int, int]:
@@ -57,8 +59,8 @@ class StreamIndices:
             key: 32 hex digits, see `content_key`.
             epoch: another than at the last call starts the count again.
         """
-        if epoch != self._epoch:
-            self._epoch, self._seen = epoch, Counter()
+        if self._counted != (counted := (os.getpid(), epoch)):
+            self._counted, self._seen = counted, Counter()
         first, second = struct.unpack("<2q", bytes.fromhex(key))
         self._seen[first] += 1
         return first, second, self._seen[first] - 1

@@ -159,14 +159,28 @@ def test_folder_with_other_files_is_no_store(teacher, images, tmp_path):
         build(teacher, images, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["README.md", "notes/draft.txt"])
+@pytest.mark.parametrize("name", ["README.md", "notes/draft.txt", ".images/cat.png"])
 def test_a_folder_of_somebody_else_is_left_as_it_is(name, teacher, images, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match=r"holds '(README.md|notes)' but no manifest.json, so it is no store"):
+    with pytest.raises(InputError, match=r"holds '(README.md|notes|.images)' but no manifest.json, so it is no store"):
         build(teacher, images, tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [name.rpartition("/")[2]]
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_card_that_was_edited_stays_and_is_said_to(copied, teacher, images, capsys):
+    card = copied / "README.md"
+    ours = card.read_text()
+    card.write_text(ours.replace("# ", "# My own: ", 1))
+    edited = card.read_text()
+    assert edited != ours
+    build(teacher, images, copied, logits=True)
+    assert card.read_text() == edited
+    assert "README.md was edited by hand and stays; delete it for a new card" in capsys.readouterr().out
+    card.unlink()
+    build(teacher, images, copied, logits=True)
+    assert card.read_text() == ours
 
 
 def test_file_in_the_stores_place_is_an_error(teacher, images, tmp_path):

@@ -174,6 +174,15 @@ def test_finished_store_says_of_which_images_it_is_in_its_manifest_alone(tiny_im
     ]
 
 
+def test_what_somebody_put_beside_the_statements_of_a_build_stays(tiny_images, tmp_path):
+    images = load_labeled_images(str(tiny_images(n=12)), "train")
+    build(images, tmp_path / "maps", shard=(0, 3), shard_size=4)
+    mine = tmp_path / "maps" / ".images" / "cat.png"
+    mine.write_bytes(b"mine")
+    build(images, tmp_path / "maps", shard_size=4)
+    assert [path.name for path in mine.parent.iterdir()] == ["cat.png"]
+
+
 def test_refused_build_leaves_the_shards_of_a_finished_store(tiny_images, tmp_path):
     images = load_labeled_images(str(tiny_images("folder", n=12)), "train")
     build(images, tmp_path / "maps", shard_size=4, logits=True)

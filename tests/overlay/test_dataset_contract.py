@@ -21,6 +21,7 @@ from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.dataset import IGOverlayDataset
+from timm_igkd.overlay.device_images import StoredMaps, load_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python from 3.12 on
 
@@ -212,15 +213,28 @@ def test_forked_workers_toss_coins_of_their_own_after_an_item_was_read(noisy):
     assert not all(torch.equal(epochs[0], other) for other in epochs[1:])
 
 
-def test_stored_logits_in_another_order_of_the_classes_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1", "2", "10"], "class '2' is label 1 of .* and column 2 of the logits in .*; store the logits of this"),
+        (["2", "10"], "class '2' is label 0 of .* and column 2 of the logits"),
+        (["0", "1", "10", "2"], "class '1' is label 1 of .* and column 0 of the logits"),
+    ],
+)
+def test_stored_logits_in_another_order_of_the_classes_are_refused(names, message, tmp_path):
     classes = ("1", "10", "2")
     images = ImageList([noise_image(seed, 24, 24) for seed in range(3)], [0, 1, 2])
     images.classes = classes
     store = compute_maps(tiny_teacher(classes=3), images, tmp_path, options=IGOptions(method="none"), logits=True)
     assert len(IGOverlayDataset(images, store, NEVER, with_logits=True)[0]) == 3
-    images.classes = np.array(["1", "2", "10"])
-    with pytest.raises(InputError, match=r"class 1 of .* is '2', of the logits in .* '10'; store the logits of this"):
+    images.classes = ("one", "ten", "two")  # the same classes by other names, for all that can be known
+    assert len(IGOverlayDataset(images, store, NEVER, with_logits=True)[0]) == 3
+    images.classes = np.array(names)
+    with pytest.raises(InputError, match=message):
         IGOverlayDataset(images, store, NEVER, with_logits=True)
+    stored = StoredMaps(store, images, load_images(images))
+    with pytest.raises(InputError, match=message):
+        stored.logits()
 
 
 def test_pickled_store_does_not_hold_the_maps(noisy):

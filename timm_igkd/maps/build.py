@@ -139,7 +139,7 @@ def compute_maps(
         if manifest != found:
             write_record(out / "manifest.json", manifest)
         finish_store(out, manifest)
-        builder.statements.remove()
+        builder.statements.remove(shard_paths(out, manifest))
     state.wait_for_everyone()
     return MapStore(out)
 

@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.data.images import fit_image, heat_image, shorten
 from timm_igkd.files import write_atomic
-from timm_igkd.hub.cards import hub_dataset_id, public_dataset, public_name, read_template, render_card
+from timm_igkd.hub.cards import hub_dataset_id, is_untouched, public_dataset, public_name, read_template, render_card
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import decode_png, rectify
 from timm_igkd.maps.scores import Faithfulness, read_score
@@ -24,8 +25,12 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 def write_store_card(out: Path, provenance: Provenance) -> None:
-    """Write README.md beside the shards."""
-    write_atomic(out / "README.md", dataset_card(provenance, score=read_score(out, provenance)).encode())
+    """Write README.md beside the shards; one that was edited by hand since stays, and that is said."""
+    path = out / "README.md"
+    if path.exists() and not is_untouched(path.read_text(encoding="utf-8", errors="replace")):
+        tqdm.write(f"{path} was edited by hand and stays; delete it for a new card")
+        return
+    write_atomic(path, dataset_card(provenance, score=read_score(out, provenance)).encode())
 
 
 def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Faithfulness | None = None) -> str:

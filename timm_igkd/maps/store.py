@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from timm_igkd.data.images import Name, content_key, text
-from timm_igkd.data.items import read_item, row_name
+from timm_igkd.data.items import class_names, dataset_name, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
@@ -181,12 +181,25 @@ class MapStore:
         levels, scale = self.levels(row).astype(np.float32), self._read("scale", row)
         return (levels - 128) * (scale / 127) if self.signed else levels * (scale / 255)
 
-    def require_logits(self) -> None:
-        """Raise InputError unless the store holds the teacher's logits."""
+    def require_logits(self, dataset: Any = None) -> None:
+        """Raise InputError unless the store holds the teacher's logits, with its columns in a data set's class order.
+
+        Where both name their classes, each class has one number in both; names of one side alone may be other
+        spellings. See `class_names` for what a data set tells.
+        """
         if not self.has_logits:
             raise InputError(
                 f"map store {str(self.path)!r} has no logits; rebuild it with --logits, or use a live teacher"
             )
+        if dataset is None:
+            return
+        columns = {name: number for number, name in enumerate(self.provenance.dataset.class_names or ())}
+        for label, name in enumerate(class_names(dataset) or ()):
+            if columns.get(name, label) != label:
+                raise InputError(
+                    f"class {name!r} is label {label} of {dataset_name(dataset)!r} and column {columns[name]} of the "
+                    f"logits in {str(self.path)!r}; store the logits of this data set: timm-igkd maps --method none"
+                )
 
     def logits(self, row: int) -> np.ndarray:
         """Return the teacher's stored logits for the clean image, [classes] float32."""

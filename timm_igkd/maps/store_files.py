@@ -4,11 +4,11 @@ out/manifest.json                       every setting that changes a number; all
 out/data/<split>-00000-of-00004.parquet a shard; exists only when complete
 out/provenance.json                     written last: the store is complete
 out/README.md                           dataset card
+out/.images/                            while it is built: of which images each shard is
 """
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manif
 from timm_igkd.maps.row_format import check_columns, read_row
 from timm_igkd.records import write_record
 
+STATEMENTS = ".images"
 _SHARD_NAME = re.compile(r"-(\d+)-of-\d+\.parquet\Z")
 
 
@@ -61,7 +62,7 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
         raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
     # Asked first: another build may just begin.
     has_data = (out / "data").exists() and any((out / "data").iterdir())
-    others = sorted(path.name for path in out.glob("[!.]*") if path.name != "data")
+    others = sorted(path.name for path in [*out.glob("[!.]*"), *out.glob(STATEMENTS)] if path.name != "data")
     if not (out / "manifest.json").exists():
         if has_data or others:
             what = "data" if has_data else repr(others[0])
@@ -127,7 +128,7 @@ class Statements:
     """
 
     def __init__(self, out: Path):
-        self.folder = out / ".images"
+        self.folder = out / STATEMENTS
 
     def hold(self, shard: Path, file_hash: str, images: str) -> bool:
         """Return whether a shard of these bytes is of the data set of this content hash, as who built it read it."""
@@ -141,9 +142,12 @@ class Statements:
             self.folder.mkdir(exist_ok=True)
             write_atomic(self._path(shard), f"{file_hash} {images}".encode())
 
-    def remove(self) -> None:
-        """Take all of them away."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, shards: Iterable[Path]) -> None:
+        """Take away those of these shards; what else is in their folder stays."""
+        for shard in shards:
+            self._path(shard).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or something of somebody else is in it
+            self.folder.rmdir()
 
     def _path(self, shard: Path) -> Path:
         return self.folder / shard.stem

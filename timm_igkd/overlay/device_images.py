@@ -97,7 +97,7 @@ class StoredMaps:
             store.find(Image.fromarray(pixels), int(label), index, row_name(dataset, index))
             for index, (pixels, label) in enumerate(zip(self._pixels, images.labels, strict=True))
         ]
-        self._store = store
+        self._store, self._dataset = store, dataset
 
     def __len__(self) -> int:
         return len(self._store)
@@ -123,7 +123,8 @@ class StoredMaps:
         return torch.from_numpy(found)[:, None]
 
     def logits(self) -> Tensor:
-        """Return the teacher's logits of each clean image, [N, classes] float32."""
+        """Return the teacher's logits of each clean image, [N, classes] float32; see `MapStore.require_logits`."""
+        self._store.require_logits(self._dataset)
         return torch.from_numpy(np.stack([self._store.logits(row) for row in self._rows]))
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from timm.data import create_loader
 
-from timm_igkd.data.items import class_names, dataset_name, first_part
+from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.maps.store import MapStore
@@ -35,17 +35,6 @@ class TwoViews(tuple):
         raise InputTypeError(
             "FastCollateMixup cannot mix a dataset with two views (teacher_view='clean'); "
             "use timm_igkd.distillation.mixup.TwoViewMixup after a plain collate, or teacher_view='same'"
-        )
-
-
-def _refuse_other_order(dataset: Any, maps: MapStore) -> None:
-    """Raise InputError where stored logits count the classes in another order than a data set's labels."""
-    counted, wanted = maps.provenance.dataset.class_names, class_names(dataset)
-    if counted and wanted and counted != wanted and set(counted) == set(wanted):
-        first = next(label for label, name in enumerate(wanted) if counted[label] != name)
-        raise InputError(
-            f"class {first} of {dataset_name(dataset)!r} is {wanted[first]!r}, of the logits in {str(maps.path)!r} "
-            f"{counted[first]!r}; store the logits of this data set: timm-igkd maps --method none"
         )
 
 
@@ -78,8 +67,7 @@ class OverlaidViews:
         if maps is not None and (self.overlay.overlay_prob > 0 or with_maps):
             maps.require_maps()
         if maps is not None and with_logits:
-            maps.require_logits()
-            _refuse_other_order(dataset, maps)
+            maps.require_logits(dataset)
         self._maps = maps
         self.teacher_view, self.overlay_source = teacher_view, overlay_source
         self.seed, self.with_logits, self.with_maps = seed, with_logits, with_maps

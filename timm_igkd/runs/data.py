@@ -224,7 +224,7 @@ def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, dat
             "this run; give the store of these images, or drop --maps"
         )
     if config.stored_logits:
-        store.require_logits()
+        store.require_logits(data.train)
     if not config.reads_maps:
         return  # logits are the same, whatever maps lie beside them
     store.require_maps()
