@@ -3,6 +3,7 @@
 python -m timm_igkd.with_plugin validate.py --model local-dir:student --pretrained …
 """
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -29,6 +30,7 @@ def run_script(arguments: Sequence[str]) -> None:
     sys.path.insert(0, os.getcwd() if module else os.path.dirname(os.path.abspath(target)))
     try:
         if module:
+            _check_module(target)
             runpy.run_module(target, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(target, run_name="__main__")
@@ -43,6 +45,28 @@ def check_script(arguments: Sequence[str]) -> None:
         raise InputError("expected a script to run and its arguments, got none; end the command with: -- train.py …")
     if not module and not os.path.isfile(arguments[0]):
         raise MissingFileError(f"script {arguments[0]!r} does not exist; give the path of a Python script after --")
+
+
+def _check_module(name: str) -> None:
+    """Raise MissingFileError unless a module is there and can be run; its packages are imported for it, as runpy does.
+
+    What its packages raise themselves is theirs.
+    """
+    remedy = "give the name of one, or the path of a script in place of -m"
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        part = ".".join(parts[:depth])
+        try:
+            found = importlib.util.find_spec(part)
+        except ValueError:  # __main__ and other names that are no module's
+            found = None
+        if found is None:
+            raise MissingFileError(f"module {name!r} does not exist, there is no {part!r}; {remedy}")
+        is_package = found.submodule_search_locations is not None
+        if depth < len(parts) and not is_package:
+            raise MissingFileError(f"module {name!r} does not exist, {part!r} is no package; {remedy}")
+    if is_package and importlib.util.find_spec(f"{name}.__main__") is None:
+        raise MissingFileError(f"package {name!r} cannot be run, it has no module __main__; {remedy}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,7 +65,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "missing split": (good, ["--split", "validation"], "'validation'.*train"),
     "missing image column": (good, ["--image-column", "imag"], "did you mean 'image'"),
     "missing label column": (good, ["--label-column", "labels"], "did you mean 'label'"),
-    "column of another kind": (good, ["--image-column", "label"], "expected Image"),
+    "column of another kind": (good, ["--image-column", "label"], "expected one image per row as Image"),
     "corrupt image": (corrupt_image, [], r"image 2 \(third.png\).*cannot be decoded"),
     "corrupt parquet": (corrupt_parquet, [], "corrupt"),
     "16-bit image": (deep_image, [], "image 1 of.*16 bits"),

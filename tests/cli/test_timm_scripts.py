@@ -126,7 +126,16 @@ def test_a_fresh_process_needs_the_plugin_and_has_it(images, tmp_path):
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [([], "expected a script to run"), (["-m"], "expected a script to run"), (["no.py"], "'no.py' does not exist")],
+    [
+        ([], "expected a script to run"),
+        (["-m"], "expected a script to run"),
+        (["no.py"], "'no.py' does not exist"),
+        (["-m", "no.module"], "module 'no.module' does not exist, there is no 'no'"),
+        (["-m", "timm.no"], "module 'timm.no' does not exist, there is no 'timm.no'"),
+        (["-m", "timm.models.vgg.no"], "'timm.models.vgg' is no package"),
+        (["-m", "timm"], "package 'timm' cannot be run, it has no module __main__"),
+        (["-m", "."], "module '.' does not exist"),
+    ],
 )
 def test_no_script_is_one_line(capsys, argv, message):
     assert with_plugin.main(argv) == 2

@@ -48,6 +48,13 @@ def test_folder_without_labels_gets_maps_that_verify(layout, maps, command: Runn
     assert command("preview", *data, "--out", tmp_path / "grid.png").code == 0
 
 
+def test_data_dir_beside_images_without_labels_is_refused(maps, tmp_path):
+    images = save_images(tmp_path / "images", "b", "a")
+    outcome = maps(images, "--target", "predicted", "--label-column", "none", "--data-dir", tmp_path)
+    assert outcome.code == 2
+    assert f"--data-dir {tmp_path} has no effect beside --label-column none" in outcome.error
+
+
 def test_data_set_that_lost_images_is_previewed_and_fails_to_verify(maps, command: Runner, tmp_path):
     images = save_images(tmp_path / "images", ".")
     assert maps(images, "--target", "predicted").code == 0

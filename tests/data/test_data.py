@@ -4,6 +4,8 @@ import io
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_parts import keys
 from PIL import Image
@@ -127,13 +129,47 @@ def test_columns_can_be_named(tmp_path):
     assert (found.class_names, found.num_classes) == (None, 4)
 
 
+@pytest.mark.parametrize("kind", ["struct", "binary", "large_binary"])
+def test_images_that_are_columns_of_bytes_are_read(kind, tmp_path):
+    cells = [png(noise_image(seed)) for seed in range(3)]
+    values = {
+        "struct": pa.array([{"bytes": cell, "path": None} for cell in cells]),
+        "binary": pa.array(cells, pa.binary()),
+        "large_binary": pa.array(cells, pa.large_binary()),
+    }
+    table = pa.table({"id": [b"x"] * 3, "img": values[kind], "label": [0, 1, 0]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    options = {"label_column": "label"} | ({} if kind == "struct" else {"image_column": "img"})
+    found = load_labeled_images(str(tmp_path), "train", **options)
+    assert keys(found) == [content_key(noise_image(seed)) for seed in range(3)]
+    assert len(found.content_hash()) == 32
+    if kind == "binary":
+        with pytest.raises(
+            InputError, match=r"no Image column among .*; name one of \['id', 'img'\] with --image-column"
+        ):
+            load_labeled_images(str(tmp_path), "train", label_column="label")
+        others = load_labeled_images(str(tmp_path), "train", image_column="id", label_column="label")
+        with pytest.raises(InputError, match=r"image 0 of .* cannot be decoded"):
+            others[0]
+
+
+def test_paths_are_no_images_and_the_remedy_says_what_would_be(tmp_path):
+    pq.write_table(pa.table({"image": ["a.png"], "label": [0]}), tmp_path / "train.parquet")
+    with pytest.raises(
+        InputError, match=r"give it one image per row as .*cast_column .*, and name it with --image-column"
+    ):
+        load_labeled_images(str(tmp_path), "train", label_column="label")
+
+
 def test_unknown_column_offers_the_nearest(tiny_images):
     with pytest.raises(InputError, match=r"no column 'imag' \(did you mean 'image'\?\); its columns are"):
         load_labeled_images(str(tiny_images()), "train", image_column="imag")
 
 
 def test_column_of_the_wrong_type_names_its_flag(tiny_images):
-    with pytest.raises(InputError, match=r"column 'label'.*expected Image; name another with --image-column"):
+    with pytest.raises(
+        InputError, match=r"column 'label'.*expected one image per row .*; name another with --image-column"
+    ):
         load_labeled_images(str(tiny_images()), "train", image_column="label")
     with pytest.raises(
         InputError, match=r"column 'image'.*expected one class per image .*; name another with --label-column"

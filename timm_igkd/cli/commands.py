@@ -68,6 +68,8 @@ def dataset_from(args: argparse.Namespace, needs_labels: bool = True) -> Any:
     if needs_labels:
         return split_from(args, args.split)
     if args.label_column == "none":
+        if args.data_dir is not None:
+            raise InputError(f"--data-dir {args.data_dir} has no effect beside --label-column none; leave it out")
         return load_unlabeled_images(args.dataset, args.split, args.image_column, args.revision)
     columns = args.image_column, args.label_column, args.revision, args.data_dir
     return load_labeled_images(args.dataset, args.split, *columns, labels="optional")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 _LABEL_COLUMN = "one class per image as ClassLabel or whole number (datasets' class_encode_column makes one of texts)"
+_IMAGE_COLUMN = "one image per row as Image or as the bytes of its file (datasets' cast_column makes an Image of paths)"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 _LONGEST_HUB_ID = 96
 Labels = Literal["required", "optional", "ignored"]
@@ -44,7 +45,8 @@ def load_labeled_images(
             a timm dataset name (`torch/cifar10`, `folder/`) with `data_dir` as its root. Class folders are the split's
             own, counted in timm's order: naturally, 2 before 10.
         split: name of the split.
-        image_column: needed where the first column of type Image is not the one wanted; refused where there are none.
+        image_column: needed where the first column of type Image is not the one wanted, or where images are columns of
+            encoded bytes; refused where there are no columns.
         label_column: as `image_column`, of type ClassLabel or whole numbers.
         revision: branch, tag or commit of a Hub dataset; refused for anything else.
         data_dir: root folder of a timm dataset; of `hfds/`: the cache; refused for anything else.
@@ -148,25 +150,40 @@ def _find_column(rows: "datasets.Dataset", dataset: str, name: str | None, featu
     import datasets
 
     columns = list(rows.features)
+    others = _encoded(rows) if feature is datasets.Image else _numbers(rows)
     if name is None:
         found = [column for column, kind in rows.features.items() if isinstance(kind, feature)]
+        found = found or [column for column in others if isinstance(rows.features[column], dict)]
         if not found:
-            raise InputError(_no_column(rows, dataset, feature, flag))
+            raise InputError(_no_column(rows, dataset, feature, others, flag))
         return found[0]
     if name not in columns:
         raise InputError(f"{dataset!r} has no column {name!r}{nearest(name, columns)}; its columns are {columns}")
     kind = rows.features[name]
-    is_integer = isinstance(kind, datasets.Value) and "int" in kind.dtype
-    if not isinstance(kind, feature) and not (feature is datasets.ClassLabel and is_integer):
-        wanted = "Image" if feature is datasets.Image else _LABEL_COLUMN
+    if not isinstance(kind, feature) and name not in others:
+        wanted = _IMAGE_COLUMN if feature is datasets.Image else _LABEL_COLUMN
         raise InputError(f"column {name!r} of {dataset!r} is {kind}, expected {wanted}; name another with {flag}")
     return name
 
 
 def _numbers(rows: "datasets.Dataset") -> list[str]:
+    """Return the columns of whole numbers."""
     import datasets
 
     return [c for c, kind in rows.features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]
+
+
+def _encoded(rows: "datasets.Dataset") -> list[str]:
+    """Return the columns of bytes, plain or as `datasets` keeps an Image: {"bytes": …, "path": …}."""
+    import datasets
+
+    def are_bytes(kind: Any) -> bool:
+        return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
+
+    def is_kept_image(kind: Any) -> bool:
+        return isinstance(kind, dict) and set(kind) == {"bytes", "path"} and are_bytes(kind["bytes"])
+
+    return [column for column, kind in rows.features.items() if are_bytes(kind) or is_kept_image(kind)]
 
 
 def _may_be_labels(rows: "datasets.Dataset") -> bool:
@@ -175,20 +192,16 @@ def _may_be_labels(rows: "datasets.Dataset") -> bool:
     return bool(_numbers(rows)) or any(isinstance(kind, datasets.ClassLabel) for kind in rows.features.values())
 
 
-def _no_column(rows: "datasets.Dataset", dataset: str, feature: type, flag: str) -> str:
-    """Return what to do where no column of a kind is found."""
+def _no_column(rows: "datasets.Dataset", dataset: str, feature: type, others: list[str], flag: str) -> str:
+    """Return what to do where no column of a kind is found; `others` can be taken for it when they are named."""
     import datasets
 
     columns = list(rows.features)
-    if feature is datasets.ClassLabel:
-        if columns == ["image"] and rows.builder_name == "imagefolder":
-            return (
-                f"the images of {dataset!r} have no labels, expected a folder for each of two classes or more; put "
-                "them into split/class/image.png"
-            )
-        numbers = _numbers(rows)
-        remedy = (
-            f"name one of {numbers} with {flag}" if numbers else f"give it {_LABEL_COLUMN}, and name it with {flag}"
+    if feature is datasets.ClassLabel and columns == ["image"] and rows.builder_name == "imagefolder":
+        return (
+            f"the images of {dataset!r} have no labels, expected a folder for each of two classes or more; put "
+            "them into split/class/image.png"
         )
-        return f"{dataset!r} has no ClassLabel column among {columns}; {remedy}"
-    return f"{dataset!r} has no {feature.__name__} column among {columns}; name one with {flag}"
+    wanted = _IMAGE_COLUMN if feature is datasets.Image else _LABEL_COLUMN
+    remedy = f"name one of {others} with {flag}" if others else f"give it {wanted}, and name it with {flag}"
+    return f"{dataset!r} has no {feature.__name__} column among {columns}; {remedy}"
