@@ -1,6 +1,5 @@
 """Files of the Hub that come from the cache because the Hub refused or did not answer: said, never silent."""
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
-from huggingface_hub.utils import _http as hub_http
-from huggingface_hub.utils import set_client_factory
+
+from timm_igkd.hub.client import quiet, watched_requests
 
 _ABSENT_FILE = "EntryNotFound"  # an answer to a question whether a file is there, not a refusal
 _NO_ANSWER = "no answer"
@@ -22,7 +21,6 @@ def cache_use_is_told(what: str) -> Iterator[None]:
     Args:
         what: how the line calls what is read.
     """
-    previous = getattr(hub_http, "_GLOBAL_CLIENT_FACTORY", hub_http.default_client_factory)
     answers: dict[tuple[str, str], str | None] = {}  # the last one counts: the client asks again after some failures
     host = urlsplit(constants.ENDPOINT).hostname  # storage and the viewer of data sets, which may fail, are elsewhere
 
@@ -36,24 +34,8 @@ def cache_use_is_told(what: str) -> Iterator[None]:
     def answered(response: Any) -> None:
         note(response.request, _failure(response))
 
-    def recording() -> Any:
-        client = previous()
-        hooks = client.event_hooks
-        added = {"request": asked, "response": answered}
-        client.event_hooks = hooks | {kind: [*hooks.get(kind, ()), hook] for kind, hook in added.items()}
-        return client
-
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]  # each would say it in its own way
-    levels = [logger.level for logger in loggers]
-    set_client_factory(recording)
-    try:
-        for logger in loggers:
-            logger.setLevel(max(logger.level, logging.ERROR))
+    with watched_requests(asked, answered), quiet("huggingface_hub", "datasets"):  # each would say it in its own way
         yield
-    finally:
-        set_client_factory(previous)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     failure = next((failure for failure in answers.values() if failure), None)
     if failure is not None:
         print(f"warning: {what} was asked for at the Hub, {failure}; the copy in the cache is used", file=sys.stderr)

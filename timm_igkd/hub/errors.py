@@ -61,6 +61,8 @@ def is_passing(error: BaseException) -> bool:
             return _status(cause) in _PASSING_STATUS
         if isinstance(cause, UserError | hub_errors.OfflineModeIsEnabled):
             return False
+        if isinstance(cause, RuntimeError) and "client has been closed" in str(cause):
+            return True  # by the Hub's client in another thread, where that failed to connect
         # A server in trouble answers with a page where the client expects JSON.
         if _is_transport(cause) or isinstance(cause, json.JSONDecodeError | ConnectionError | TimeoutError):
             return True

@@ -1,9 +1,7 @@
 """Publishing to the Hugging Face Hub: one atomic commit per push, safe to run again after any failure."""
 
 import json
-import logging
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,17 +11,11 @@ from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, Discussion, HfApi
-from huggingface_hub.utils import _http as hub_http
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    set_client_factory,
-)
 
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.hub.cards import is_untouched
+from timm_igkd.hub.client import quiet, watched_requests
 from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
 from timm_igkd.version import __version__
 
@@ -119,33 +111,15 @@ def require_login(repo_id: str) -> None:
 
 @contextmanager
 def hub_session(timeout_s: float) -> Iterator[None]:
-    """Give the Hub's client a time-out, which most of its requests lack, and keep it quiet: we retry and report."""
-    previous = getattr(hub_http, "_GLOBAL_CLIENT_FACTORY", hub_http.default_client_factory)
+    """Give our requests to the Hub a time-out, which most lack, and keep its client quiet: we retry and report."""
 
     def limit(request: Any) -> None:  # uploads take the client's time-out, questions say None themselves
         given = request.extensions.get("timeout", {})
         limits = {kind: timeout_s if given.get(kind) is None else given[kind] for kind in _TIMEOUT_KINDS}
         request.extensions = {**request.extensions, "timeout": limits}
 
-    def with_timeout() -> Any:
-        client = previous()
-        hooks = client.event_hooks
-        client.event_hooks = {**hooks, "request": [*hooks["request"], limit]}
-        return client
-
-    logger = logging.getLogger("huggingface_hub")
-    level, hide_bars = logger.level, not sys.stderr.isatty() and not are_progress_bars_disabled()
-    set_client_factory(with_timeout)
-    logger.setLevel(logging.ERROR)
-    if hide_bars:
-        disable_progress_bars()
-    try:
+    with watched_requests(limit), quiet("huggingface_hub", bars=False):
         yield
-    finally:
-        set_client_factory(previous)
-        logger.setLevel(level)
-        if hide_bars:
-            enable_progress_bars()
 
 
 def publish(publication: Publication) -> Pushed:
