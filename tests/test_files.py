@@ -231,12 +231,13 @@ def folder_of(path: Path, **files: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("before", [None, {}, {"a": "old", "b": "old", "mark": "old", "own": "kept"}])
+@pytest.mark.parametrize("before", [None, {}, {"a": "old", "b": "old", "mark": "old", "own": "kept", "c": "kept"}])
 def test_folder_is_replaced_by_what_was_written_beside_it(before, tmp_path):
     if before is not None:
         folder_of(tmp_path / "out", **before)
-    move_into_place(folder_of(tmp_path / "new", a="new", mark="new"), tmp_path / "out", ("a", "b", "mark"))
-    kept = {"own": "kept"} if before else {}
+    written = folder_of(tmp_path / "new", a="new", mark="new")
+    move_into_place(written, tmp_path / "out", "mark", stale=("b", "a", "mark"))
+    kept = {"own": "kept", "c": "kept"} if before else {}
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a": "new", "mark": "new"} | kept
 
 
@@ -248,7 +249,7 @@ def test_folder_on_another_disk_is_replaced_through_a_link(before, tmp_path, mon
         folder_of(disk / "real", a="old", mark="old", own="kept")
     (tmp_path / "out").symlink_to(disk / "real")
     across_disks_fail(disk, monkeypatch)
-    with folder_written_apart(tmp_path / "out", ("a", "mark")) as written:
+    with folder_written_apart(tmp_path / "out", "mark") as written:
         folder_of(written, a="new", mark="new")
     kept = {"own": "kept"} if before else {}
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a": "new", "mark": "new"} | kept
@@ -258,7 +259,7 @@ def test_folder_on_another_disk_is_replaced_through_a_link(before, tmp_path, mon
 def test_folder_that_is_a_mount_is_written_within(tmp_path, monkeypatch):
     mount = folder_of(tmp_path / "mount", a="old", mark="old")
     across_disks_fail(mount, monkeypatch)
-    with folder_written_apart(mount, ("a", "mark")) as written:
+    with folder_written_apart(mount, "mark") as written:
         folder_of(written, a="new", mark="new")
     assert {path.name: path.read_text() for path in mount.iterdir()} == {"a": "new", "mark": "new"}
 
@@ -280,8 +281,8 @@ def across_disks_fail(disk, monkeypatch):
 
 @pytest.mark.parametrize("step", range(5))
 def test_folder_that_was_half_replaced_lacks_its_last_file(step, tmp_path, monkeypatch):
-    folder = folder_of(tmp_path / "out", a="old", b="old", mark="old")
-    written, steps = folder_of(tmp_path / "new", a="new", b="new", mark="new"), []
+    folder = folder_of(tmp_path / "out", a="old", b="old", c="old", d="old", mark="old")
+    written, steps = folder_of(tmp_path / "new", a="new", b="new", c="new", mark="new"), []
 
     def killed(real):
         def call(*args, **options):
@@ -295,8 +296,9 @@ def test_folder_that_was_half_replaced_lacks_its_last_file(step, tmp_path, monke
     monkeypatch.setattr("os.unlink", killed(os.unlink))
     monkeypatch.setattr("os.replace", killed(os.replace))
     with pytest.raises(KeyboardInterrupt):
-        move_into_place(written, folder, ("a", "b", "mark"))
+        move_into_place(written, folder, "mark", stale=("d",))
     assert not (folder / "mark").exists()
+    assert all((folder / name).exists() for name in "abc")  # old or new, never neither
 
 
 @pytest.mark.parametrize(

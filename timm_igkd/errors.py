@@ -7,6 +7,8 @@ import difflib
 import re
 from collections.abc import Collection, Iterable
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
+
 
 class UserError(Exception):
     """An error whose message is all the user needs; commands print it as one line and exit with `exit_code`."""
@@ -60,7 +62,7 @@ def check_count(name: str, count: int, low: int = 1, most: int = 2**31 - 1) -> N
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an error's message, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
     return lines[0][:limit] if lines else type(error).__name__
 
 

@@ -10,7 +10,7 @@ import re
 import secrets
 import tempfile
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -127,7 +127,7 @@ def write_atomic(path: Path, data: bytes, replace: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def folder_written_apart(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+def folder_written_apart(folder: Path, last: str, stale: Collection[str] = ()) -> Iterator[Path]:
     """Yield a folder to write into, on the disk of `folder` even through a link; at the end see `move_into_place`."""
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -136,25 +136,28 @@ def folder_written_apart(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         written = Path(temporary) / folder.name
         written.mkdir()
         yield written
-        move_into_place(written, folder, names)
+        move_into_place(written, folder, last, stale)
 
 
-def move_into_place(written: Path, folder: Path, names: Sequence[str]) -> None:
+def move_into_place(written: Path, folder: Path, last: str, stale: Collection[str] = ()) -> None:
     """Make a folder of what was written beside it; killed meanwhile, it is absent or lacks its last file.
 
     Args:
-        written: folder on the same disk that holds some of `names` and nothing else.
-        folder: may be there; then these files of it are replaced, or removed where `written` has none.
-        names: the last is the file without which the folder is not complete: it goes first and comes last.
+        written: folder of files on the same disk.
+        folder: may be there; files of it that were written anew are replaced, others stay.
+        last: the file without which the folder is not complete: it goes first and comes last.
+        stale: files of an earlier output that go with it, unless they were written anew.
     """
     if not folder.exists():
         os.rename(written, folder)
         return
-    for name in reversed(names):
-        (folder / name).unlink(missing_ok=True)
+    names = sorted({path.name for path in written.iterdir()} - {last})
+    (folder / last).unlink(missing_ok=True)
     for name in names:
-        if (written / name).exists():
-            os.replace(written / name, folder / name)
+        os.replace(written / name, folder / name)
+    for name in sorted(set(stale) - {*names, last}):
+        (folder / name).unlink(missing_ok=True)
+    os.replace(written / last, folder / last)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+import timm
 import torch
 from command_lines import Runner
 from export_parts import SIZE, smallest, text_file, truncated, with_metadata, write_graph
@@ -18,7 +19,7 @@ from timm_igkd.evaluation import onnx_file
 from timm_igkd.evaluation import onnx_latency as latency_module
 from timm_igkd.evaluation.latency import time_in_turn
 from timm_igkd.evaluation.metrics import evaluate
-from timm_igkd.evaluation.onnx_file import OPSET, open_session, write_onnx
+from timm_igkd.evaluation.onnx_file import OPSET, describe_model, open_session, write_onnx
 from timm_igkd.evaluation.onnx_latency import onnx_latency, onnx_metrics
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 
@@ -49,6 +50,17 @@ def test_file_gives_pytorchs_logits_for_any_batch(written):
         (found,) = session.run(None, {"image": images.numpy()})
         assert found.shape == (n, 10)
         assert np.abs(found - expected).max() < 1e-5
+
+
+def test_outputs_are_called_as_the_caller_calls_them_where_the_model_does_not():
+    model = timm.create_model("test_resnet", num_classes=1000)
+    names = tuple(f"person {number:04}" for number in range(1000))
+    assert describe_model(model, names).class_names == names
+    guessed = describe_model(model).class_names
+    assert guessed is not None
+    assert guessed[:2] == ("n01440764", "n01443537")  # as timm has it
+    model.pretrained_cfg["label_names"] = [*reversed(names)]
+    assert describe_model(model, names).class_names == names[::-1]
 
 
 def test_file_names_its_opset_and_holds_preprocessing_and_class_names(written):

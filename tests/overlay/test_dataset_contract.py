@@ -216,9 +216,12 @@ def test_forked_workers_toss_coins_of_their_own_after_an_item_was_read(noisy):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1", "2", "10"], "class '2' is label 1 of .* and column 2 of the logits in .*; store the logits of this"),
-        (["2", "10"], "class '2' is label 0 of .* and column 2 of the logits"),
-        (["0", "1", "10", "2"], "class '1' is label 1 of .* and column 0 of the logits"),
+        (
+            ["1", "2", "10"],
+            "class '2' is label 1 of .* and number 2 in the logits of .*; store its own: timm-igkd",
+        ),
+        (["2", "10"], "class '2' is label 0 of .* and number 2 in the logits"),
+        (["0", "1", "10", "2"], "class '1' is label 1 of .* and number 0 in the logits"),
     ],
 )
 def test_stored_logits_in_another_order_of_the_classes_are_refused(names, message, tmp_path):

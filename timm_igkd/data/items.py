@@ -128,6 +128,26 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     return tuple(sorted(labels, key=lambda name: labels[name])) if _are_counted(labels) else None
 
 
+def check_class_numbers(dataset: Any, names: Sequence[str] | None, where: str, remedy: str) -> None:
+    """Raise InputError where a class has another label in a data set than its number elsewhere.
+
+    Names of one side alone may be other spellings.
+
+    Args:
+        dataset: whose `class_names` are looked at.
+        names: of the classes elsewhere, in their order.
+        where: how the message calls that place.
+        remedy: what to do.
+    """
+    numbers = {name: number for number, name in enumerate(names or ())}
+    for label, name in enumerate(class_names(dataset) or ()):
+        if numbers.get(name, label) != label:
+            raise InputError(
+                f"class {name!r} is label {label} of {dataset_name(dataset)!r} and number {numbers[name]} {where}; "
+                f"{remedy}"
+            )
+
+
 def class_map(dataset: Any) -> dict[str, int] | None:
     """Return the label of each class of a timm dataset whose labels are not 0, 1, 2, …, one class each; else None.
 

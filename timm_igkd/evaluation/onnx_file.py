@@ -18,7 +18,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.folder_config import check_preprocessing
 from timm_igkd.models.loading import count_macs, count_parameters
-from timm_igkd.models.output_names import output_names
+from timm_igkd.models.output_names import check_reads_colour, output_names
 from timm_igkd.records import parse_record
 
 OPSET = 18
@@ -74,11 +74,12 @@ def describe_model(model: nn.Module, class_names: Sequence[str] | None = None) -
 
     Args:
         model: names its outputs, or `class_names` does.
-        class_names: one per output.
+        class_names: one per output. Without them, ImageNet's are those of a model of as many outputs, as timm has it.
     """
     config = model_data_config(model)
-    own, _ = output_names(model)
-    names = sorted(own, key=lambda name: own[name]) if len(own) == model.num_classes else class_names
+    own, known = output_names(model)
+    inferred = sorted(own, key=lambda name: own[name]) if len(own) == model.num_classes else None
+    names = class_names if class_names is not None and not (known and inferred) else inferred
     return OnnxMetadata(
         architecture=str(cast(dict[str, Any], model.pretrained_cfg).get("architecture") or type(model).__name__),
         input_size=tuple(config["input_size"]),
@@ -102,10 +103,15 @@ def write_onnx(model: nn.Module, path: Path, class_names: Sequence[str] | None =
         class_names: of the outputs, where the model does not name them itself.
 
     Raises:
-        InputError: a package of the extra `onnx` is missing.
+        InputError: a package of the extra `onnx` is missing, or a model of other images than colour ones or of other
+            numbers than float32.
         RunError: the model cannot be exported, or the file's outputs are not PyTorch's to 1e-4 of their size.
     """
     require_onnx_packages("an ONNX file")
+    check_reads_colour(model, "model")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise InputError(f"an ONNX file is of a float32 model, {name} is {tensor.dtype}; call model.float()")
     with eval_mode(model, device="cpu"):
         metadata = describe_model(model, class_names)
         noise = torch.rand(3, *metadata.input_size, generator=torch.Generator().manual_seed(0))
@@ -131,14 +137,18 @@ def _export(model: nn.Module, images: torch.Tensor, path: Path) -> None:
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
         except Exception as error:  # each unsupported layer has an exception of its own
-            raise RunError(
-                f"the model cannot be exported to ONNX: {first_line(error)}; choose another architecture"
-            ) from error
+            why = first_line(error.__cause__ or error)
+            raise RunError(f"the model cannot be exported to ONNX: {why}; choose another architecture") from error
 
 
 @torch.inference_mode()
 def _check_output(path: Path, model: nn.Module, images: torch.Tensor) -> None:
-    session = open_session(path)
+    try:
+        session = open_session(path)
+    except Exception as error:  # onnxruntime's own, of no common kind
+        raise RunError(
+            f"onnxruntime does not run the exported file: {first_line(error)}; choose another architecture"
+        ) from error
     expected, found = model(images), torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
     difference = (found - expected).abs().max().item()
     if not difference <= 1e-4 * max(1.0, expected.abs().max().item()):

@@ -1,5 +1,6 @@
 """What an export says of itself, export.json: one reader and one writer."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.environment import environment
-from timm_igkd.errors import MissingFileError
+from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.onnx_file import PACKAGES, OnnxMetadata
 from timm_igkd.export.budget import Budget
 from timm_igkd.files import read_mapping
@@ -225,6 +226,21 @@ def onnx_environment() -> dict[str, str | int | None]:
 def write_export_record(folder: Path, record: ExportRecord) -> None:
     """Write export.json, which comes last: a folder that has one is complete."""
     write_record(folder / RECORD, record)
+
+
+def exported_before(folder: Path) -> list[str]:
+    """Return the files of an earlier export that are in a folder as it wrote them; others are somebody else's."""
+    try:
+        found = read_export_record(folder)
+    except (InputError, MissingFileError):
+        return []
+    files = {file.file: folder / file.file for file in found.exports if file.file in FILES.values()}
+    sums = {file.file: file.sha256 for file in found.exports}
+    return [
+        name
+        for name, path in files.items()
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sums[name]
+    ]
 
 
 def read_export_record(folder: str | Path) -> ExportRecord:

@@ -7,17 +7,26 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Subset
 
-from timm_igkd.data.items import class_names
+from timm_igkd.data.items import check_class_numbers, class_names
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.int8 import quantise_best, spread_indices
-from timm_igkd.export.record import FILES, RECORD, ExportRecord, onnx_environment, write_export_record
+from timm_igkd.export.record import (
+    FILES,
+    RECORD,
+    ExportRecord,
+    exported_before,
+    onnx_environment,
+    write_export_record,
+)
 from timm_igkd.export.verification import fastest, verify_files
 from timm_igkd.files import folder_written_apart, output_file
 from timm_igkd.models.loading import weights_hash
+from timm_igkd.models.output_names import output_names
 
 
 def export_student(
@@ -40,11 +49,14 @@ def export_student(
 
     Args:
         model: a timm classifier in float32; its mode and device are the same afterwards.
-        out: folder for the files and export.json, which comes last; an earlier export there is replaced.
+        out: folder for the files and export.json, which comes last; an earlier export there is replaced, and what else
+            is there stays.
         int8: also export in int8; needs `calibration`.
-        calibration: map-style dataset of (PIL RGB image, label), of the training split.
+        calibration: map-style dataset of (PIL RGB image, label), of the training split; its classes are the outputs
+            of a model that does not name them.
         calibration_images: of it, evenly spread.
-        evaluation: the same of the test split, to measure top1 of the files.
+        evaluation: the same of the test split, to measure top1 of the files; its labels may number the classes
+            otherwise where it is a `LabeledImages`.
         max_drop: points of top1 that a file may lose against PyTorch.
         name: how the record calls the model; default: its architecture.
         budget: that the model was chosen for; a file beyond it is not recommended.
@@ -64,10 +76,11 @@ def export_student(
     check_range("calibration", calibration_images, 1)
     check_range("max_drop", max_drop, 0, 100)
     folder = _output_folder(Path(out))
+    evaluation = _in_order_of(calibration, evaluation, model)
     names = _class_names(model, calibration, evaluation)
     with (
         eval_mode(model, device="cpu"),
-        folder_written_apart(folder, (*FILES.values(), RECORD)) as written,
+        folder_written_apart(folder, RECORD, exported_before(folder)) as written,
     ):
         paths = {format: written / file for format, file in FILES.items() if int8 or format == "onnx"}
         described = write_onnx(model, paths["onnx"], names)
@@ -111,6 +124,22 @@ def _output_folder(out: Path) -> Path:
     for file in (*FILES.values(), RECORD):
         output_file(out / file)
     return out
+
+
+def _in_order_of(training: Any, other: Any, model: nn.Module) -> Any:
+    """Return a data set whose labels number the classes as the training split's do; a model's own names say it too.
+
+    Raises:
+        InputError: a class that the training split lacks, or another number for one where labels cannot be counted
+            anew.
+    """
+    names = None if training is None or other is None or output_names(model)[1] else class_names(training)
+    if names is None or class_names(other) in (None, names):
+        return other
+    if isinstance(other, LabeledImages):
+        return other.in_class_order(names)
+    check_class_numbers(other, names, "of the calibration's images", "give both the same classes in one order")
+    return other
 
 
 def _class_names(model: nn.Module, *datasets: Any) -> tuple[str, ...] | None:

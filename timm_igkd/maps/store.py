@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from timm_igkd.data.images import Name, content_key, text
-from timm_igkd.data.items import class_names, dataset_name, read_item, row_name
+from timm_igkd.data.items import check_class_numbers, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
@@ -184,22 +184,15 @@ class MapStore:
     def require_logits(self, dataset: Any = None) -> None:
         """Raise InputError unless the store holds the teacher's logits, with its columns in a data set's class order.
 
-        Where both name their classes, each class has one number in both; names of one side alone may be other
-        spellings. See `class_names` for what a data set tells.
+        See `check_class_numbers`.
         """
         if not self.has_logits:
             raise InputError(
                 f"map store {str(self.path)!r} has no logits; rebuild it with --logits, or use a live teacher"
             )
-        if dataset is None:
-            return
-        columns = {name: number for number, name in enumerate(self.provenance.dataset.class_names or ())}
-        for label, name in enumerate(class_names(dataset) or ()):
-            if columns.get(name, label) != label:
-                raise InputError(
-                    f"class {name!r} is label {label} of {dataset_name(dataset)!r} and column {columns[name]} of the "
-                    f"logits in {str(self.path)!r}; store the logits of this data set: timm-igkd maps --method none"
-                )
+        if dataset is not None:
+            where, remedy = f"in the logits of {str(self.path)!r}", "store its own: timm-igkd maps --method none"
+            check_class_numbers(dataset, self.provenance.dataset.class_names, where, remedy)
 
     def logits(self, row: int) -> np.ndarray:
         """Return the teacher's stored logits for the clean image, [classes] float32."""

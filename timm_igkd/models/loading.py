@@ -249,7 +249,7 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
         described.pretrained_cfg = {k: v for k, v in described.pretrained_cfg.items() if not k.startswith("label_")}
     hook = described.register_state_dict_post_hook(_separate_tensors)
     try:
-        with folder_written_apart(folder, ("model.safetensors", "config.json")) as written:
+        with folder_written_apart(folder, "config.json") as written:
             save_for_hf(described, str(written), model_config=model_config, safe_serialization=True)
             shutil.copymode(written / "config.json", written / "model.safetensors")  # safetensors keeps others out
     except (OSError, SafetensorError) as error:
