@@ -1,5 +1,6 @@
 """What a run ran on: package versions and hardware, saved beside every result."""
 
+import hashlib
 import os
 import platform
 from importlib import metadata
@@ -54,9 +55,26 @@ def _version(package: str) -> str | None:
 
 def _cpu_model() -> str:
     """Return the processor's model name; the architecture where the system does not tell more."""
+    return _first_processor().get("model name", "") or platform.processor() or platform.machine()
+
+
+def processor() -> str:
+    """Return what tells processors apart that machines for hire call by one name: family, model, a hash of the flags.
+
+    Empty where the system does not tell them.
+    """
+    found = _first_processor()
+    if not {"cpu family", "model", "flags"} <= set(found):
+        return ""
+    flags = hashlib.sha256(" ".join(sorted(found["flags"].split())).encode()).hexdigest()[:8]
+    return f"family {found['cpu family']}, model {found['model']}, flags {flags}"
+
+
+def _first_processor() -> dict[str, str]:
+    """Return what Linux says of the first processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+        return {}
+    entries = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in entries}

@@ -245,7 +245,7 @@ def test_networks_of_the_same_layers_are_told_apart(persistent):
     assert keys[0] == json.dumps(student_latency._key(Windowed(8, persistent=persistent), ("onnx",)))
 
 
-@pytest.mark.parametrize("other", ["classes", "size", "int8", "onnxruntime", "cpu"])
+@pytest.mark.parametrize("other", ["classes", "size", "int8", "onnxruntime", "cpu", "processor"])
 def test_other_network_format_package_or_processor_is_measured_anew(other, quick, monkeypatch):
     measure_files(tiny("test_resnet"), int8=False)
     model, int8 = tiny("test_resnet", classes=11 if other == "classes" else 10), other == "int8"
@@ -255,7 +255,17 @@ def test_other_network_format_package_or_processor_is_measured_anew(other, quick
         monkeypatch.setattr(student_latency.metadata, "version", lambda name: f"0 of {name}")
     if other == "cpu":
         monkeypatch.setattr(student_latency, "environment", lambda: {"cpu": "another"})
+    if other == "processor":
+        monkeypatch.setattr(student_latency, "processor", lambda: "family 25, model 17")
     assert measure_files(model, int8=int8)[1] is False
+
+
+def test_folders_of_students_are_apart_and_short_whatever_their_names(tmp_path):
+    bench = students._Bench(tiny("test_resnet"), 10, SIDE, False, False, tmp_path)
+    names = "local-dir:/" + "x" * 400, "x/y", "x_y"
+    folders = {bench._folder(Candidate(name, drop, False, 1, 1)) for name in names for drop in (0, 1)}
+    assert len(folders) == 6
+    assert all(len(folder.name) <= 100 for folder in folders)
 
 
 def test_damaged_entry_is_measured_again(quick):

@@ -7,7 +7,7 @@ import pytest
 from command_lines import Runner
 from students_parts import SIDE, file, say_latency
 
-from timm_igkd.cli.students_command import pareto_front
+from timm_igkd.cli.students_command import pareto_front, pareto_picture
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.students import MeasuredStudent, read_students
 
@@ -68,6 +68,13 @@ def test_front_has_no_student_that_a_faster_one_outweighs():
     students = [MeasuredStudent("resnet18", 0, True, size, 1, (file(ms),), False) for size, ms in times.items()]
     front = pareto_front(SimpleNamespace(students=students, budget=Budget(5.0)))
     assert [student.num_parameters for student in front] == [4, 9]
+
+
+@pytest.mark.parametrize("name", [r"local-dir:/data/$\x$/t", "local-dir:/data/$run$/t", "a$b"])
+def test_name_with_dollars_is_drawn_as_it_is(name):
+    student = MeasuredStudent(name, 0, True, 4, 1, (file(1.0),), False)
+    drawn = pareto_picture(SimpleNamespace(students=[student], others=[], measured_teacher=None, budget=Budget(5.0)))
+    assert str(student) in drawn
 
 
 REFUSED = {

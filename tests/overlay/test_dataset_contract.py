@@ -11,7 +11,7 @@ import torch
 import torchvision
 from overlay_parts import ALWAYS, EXACT, NEVER, N, error_of_worker, images_of, pipeline, wrap
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_naflex_loader, create_transform
 from timm.data.loader import fast_collate
 from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 from torch.utils.data import DataLoader, Subset
@@ -265,3 +265,11 @@ def test_exponents_of_overlaid_images_are_spread_over_their_range(noisy):
     assert 0.08 < len(powers) / len(drawn) < 0.12
     shares, _ = np.histogram(np.log(powers) / np.log(2), bins=4, range=(0, 1))
     assert shares / len(powers) == pytest.approx([0.25] * 4, abs=0.06), shares
+
+
+@pytest.mark.parametrize("view", ["same", "clean"])
+def test_naflex_loader_that_would_leave_out_images_is_refused(noisy, view):
+    dataset = IGOverlayDataset(*noisy, IGOverlay(overlay_prob=1.0), teacher_view=view)
+    with pytest.raises(InputError, match=r"NaFlex loader leaves out every image whose item raises.*create_loader"):
+        create_naflex_loader(dataset, patch_size=8, train_seq_lens=(9,), batch_size=2, is_training=True, num_workers=0)
+    assert len(dataset) == N

@@ -134,6 +134,13 @@ def test_export_without_its_record_is_refused(run):
         exported_files(run / "export", weights_hash(plain_student()), read_run(run))
 
 
+def test_folder_called_export_that_holds_none_is_no_matter(run):
+    (run / "export").mkdir()
+    (run / "export" / "notes.txt").write_text("mine")
+    assert exported_files(run / "export", "0" * 64, read_run(run)) == {}
+    assert exported_files(run / "export", "0" * 64, RunFacts()) == {}
+
+
 def test_exported_file_that_was_changed_is_refused(run):
     add_export(run)
     (run / "export" / "model_int8.onnx").write_bytes(b"changed")

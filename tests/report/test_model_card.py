@@ -16,7 +16,7 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_mapping
 from timm_igkd.maps.card import dataset_card
-from timm_igkd.report.card import base_model, model_card
+from timm_igkd.report.card import base_models, model_card
 from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
 from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.runs.parsing import save_config
@@ -233,13 +233,32 @@ def test_hostile_names_break_neither_metadata_nor_tables(plugin_run):
 
 
 def test_base_model_is_the_pretrained_teacher_on_the_hub():
-    assert base_model({"teacher": "hf-hub:user/teacher@v1"}) == "user/teacher"
-    assert base_model({"teacher": "resnet18.a1_in1k"}) == "timm/resnet18.a1_in1k"
-    assert base_model({"teacher": "resnet18"}) == "timm/resnet18.a1_in1k"
-    assert base_model({"teacher": "resnet18", "teacher_epochs": 3}) is None
-    assert base_model({"teacher": "resnet18", "teacher_checkpoint": "x.pth"}) is None
-    assert base_model({"teacher": "local-dir:teacher"}) is None
-    assert base_model({}) is None
+    assert base_models({"teacher": "hf-hub:user/teacher@v1"}, True) == ["user/teacher"]
+    assert base_models({"teacher": "resnet18.a1_in1k"}, True) == ["timm/resnet18.a1_in1k"]
+    assert base_models({"teacher": "resnet18"}, True) == ["timm/resnet18.a1_in1k"]
+    assert base_models({"teacher": "resnet18"}, False) == []
+    assert base_models({"teacher": "resnet18", "teacher_epochs": 3}, True) == []
+    assert base_models({"teacher": "resnet18", "teacher_checkpoint": "x.pth"}, True) == []
+    assert base_models({"teacher": "local-dir:teacher"}, True) == []
+    assert base_models({}, True) == []
+
+
+def test_weights_that_the_student_started_from_are_its_first_base():
+    config = {"teacher": "resnet18", "student": "resnet10t", "student_init": "pretrained"}
+    assert base_models(config, True) == ["timm/resnet10t.c3_in1k", "timm/resnet18.a1_in1k"]
+    assert base_models(config, False) == ["timm/resnet10t.c3_in1k"]
+    assert base_models(config | {"student": "resnet18"}, True) == ["timm/resnet18.a1_in1k"]
+    for change in ({"student_init": "random"}, {"student_checkpoint": "x.pth"}):
+        assert base_models(config | change, True) == ["timm/resnet18.a1_in1k"]
+
+
+def test_paths_in_arguments_of_a_model_are_shown_by_their_last_part(plugin_run):
+    facts = read_run(plugin_run)
+    arguments = {"weights": "/home/me/secret/w.pth", "more": ["/home/me/v.pth"], "width": 3}
+    told = RunFacts(config=facts.config | {"student_args": arguments}, metrics=facts.metrics)
+    card = model_card(plain_student(), "user/x", told)
+    assert "weights=w.pth, more=v.pth, width=3" in card
+    assert "/home" not in card
 
 
 def test_runs_of_other_seeds_give_mean_spread_and_interval(plugin_run, tmp_path):
@@ -248,7 +267,15 @@ def test_runs_of_other_seeds_give_mean_spread_and_interval(plugin_run, tmp_path)
     assert "Over 3 runs" in card
     assert "81.00 % ± 1.00" in card
     assert "78.52 to 83.48 %" in card
-    assert seed_summary([80.0, 81.0, 82.0])["low"] == pytest.approx(81 - 4.303 / np.sqrt(3), abs=1e-3)
+    assert seed_summary([80.0, 81.0, 82.0])["interval"][0] == pytest.approx(81 - 4.303 / np.sqrt(3), abs=1e-3)
+
+
+def test_runs_that_all_end_alike_have_no_interval(plugin_run, tmp_path):
+    top1 = read_run(plugin_run).metrics.top1
+    others = [make_run(tmp_path / f"seed{s}", plain_student(), seed=s, top1=top1) for s in (1, 2)]
+    card = model_card(plain_student(), "user/x", read_run(plugin_run, others))
+    assert "Over 3 runs" in card
+    assert "(standard deviation, n = 3). The weights here" in " ".join(card.split())
 
 
 @pytest.mark.parametrize("n", [*range(2, 42), 60, 100, 199, 200])
@@ -256,7 +283,7 @@ def test_interval_of_a_mean_is_scipys_whatever_the_number_of_runs(n):
     top1 = np.random.default_rng(n).normal(80, 1.6, n)
     found = seed_summary(top1.tolist())
     expected = stats.t.interval(0.95, n - 1, loc=top1.mean(), scale=stats.sem(top1))
-    assert (found["low"], found["high"]) == pytest.approx(expected, rel=1e-10)
+    assert found["interval"] == pytest.approx(expected, rel=1e-10)
 
 
 def test_run_that_differs_in_more_than_its_seed_is_refused(plugin_run, tmp_path):

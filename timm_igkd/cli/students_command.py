@@ -102,7 +102,14 @@ def pareto_picture(record: "StudentsRecord") -> str:
                 axes.scatter(*zip(*points, strict=True), marker=marker, color=ROLES[role], s=26, label=label)
         axes.plot(*zip(*front, strict=True), "-", color=ROLES["student"], linewidth=1, label="no faster one has more")
         for (x, y), student in zip(front, names, strict=True):
-            axes.annotate(student, (x, y), (3, -8), textcoords="offset points", fontsize=6.5, color=ROLES["ink"])
+            axes.annotate(
+                student.replace("$", r"\$"),
+                (x, y),
+                (3, -8),
+                textcoords="offset points",
+                fontsize=6.5,
+                color=ROLES["ink"],
+            )
         if record.budget.max_latency_ms is not None:
             axes.axvline(record.budget.max_latency_ms, linestyle="--", color=ROLES["muted"], linewidth=0.9)
         axes.set(xscale="log", yscale="log", xlabel="ms of one image, one thread", ylabel="M parameters")

@@ -90,7 +90,7 @@ def image_interval(right: np.ndarray, baseline_right: np.ndarray) -> tuple[float
 
     It is the normal interval of the mean of the paired differences, with one more image lost and one more won, cut at
     100 points. Those two keep it honest where few images differ: it leaves out 0 from six that all differ one way, as
-    McNemar's exact test does (from five of less than 49 images); without them four would be enough.
+    McNemar's exact test does (below 49 images from five, below 7 from four); without them four would be enough.
 
     Args:
         right: (N,) bool, whether the first model's answers are right; N > 0.

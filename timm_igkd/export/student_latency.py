@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from timm.models import get_model_input_config
 from torch import nn
 
-from timm_igkd.environment import environment
+from timm_igkd.environment import environment, processor
 from timm_igkd.errors import RunError, UserError, first_line
 from timm_igkd.evaluation.onnx_file import OPSET, quiet_libraries, write_onnx
 from timm_igkd.evaluation.onnx_latency import time_files
@@ -115,7 +115,7 @@ def _key(model: nn.Module, formats: tuple[Format, ...]) -> dict[str, str | int]:
         "input_size": "x".join(map(str, get_model_input_config(model)["input_size"])),
         "formats": " ".join(formats),
         "threads": THREADS,
-        "cpu": str(environment()["cpu"]),
+        "cpu": f"{environment()['cpu']}, {processor()}",
         **{name: metadata.version(name) for name in ("onnxruntime", "torch", "timm")},
     }
 

@@ -1,6 +1,8 @@
 """Students that fit a budget: candidates measured one after the other with random weights, the best of them first."""
 
+import hashlib
 import math
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -262,7 +264,9 @@ class _Bench:
         return found
 
     def _folder(self, student: Candidate | MeasuredStudent) -> Path:
-        return self.folder / f"{student.name}-{student.drop}".replace("/", "_")
+        name = f"{student.name}-{student.drop}"
+        is_short = re.fullmatch(r"[\w.-]{1,100}", name)  # a path or an address is not
+        return self.folder / (name if is_short else hashlib.sha256(name.encode()).hexdigest())
 
     def _build(self, candidate: Candidate | MeasuredStudent) -> nn.Module:
         with seeded(0):

@@ -1,5 +1,6 @@
 """The dataset wrapper: any dataset of (PIL image, label), its training images overlaid with their own maps."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -8,7 +9,7 @@ import torch.utils.data
 
 from timm_igkd.data.items import class_names, dataset_name, read_items, row_name
 from timm_igkd.distillation.options import TeacherViewMode
-from timm_igkd.errors import InputTypeError
+from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource
@@ -66,6 +67,11 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         super().__init__(dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits, with_maps)
 
     def __len__(self) -> int:
+        if sys._getframe(1).f_globals.get("__name__") == "timm.data.naflex_dataset":
+            raise InputError(
+                "timm's NaFlex loader leaves out every image whose item raises, so that one without a map would be "
+                "missing without a word; train with timm.data.create_loader (no --naflex-loader)"
+            )
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:

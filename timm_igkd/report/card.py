@@ -156,8 +156,17 @@ def _settings(run: RunFacts) -> list[tuple[str, str]]:
         config = {**config, "task_loss_weight": 1 - config["distill_loss_weight"]}
     for name, value in config.items():
         if (words := setting_words(name)) and value not in (None, {}, [], ""):
-            rows.append((words, public_name(value) if isinstance(value, str) else plain(value)))
+            rows.append((words, plain(_public(value))))
     return rows
+
+
+def _public(value: Any) -> Any:
+    """Return a setting with its paths as `public_name` shows them, at every depth."""
+    if isinstance(value, Mapping):
+        return {name: _public(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(part) for part in value]
+    return public_name(value) if isinstance(value, str) else value
 
 
 def _onnx_rows(measured: Mapping[str, Timing]) -> list[Row]:
@@ -221,13 +230,14 @@ def _metadata(
     ]
     datasets = [name for name in (dataset_id, maps_repo) if name]
     uses_teacher = run.is_distilled or run.uses_maps or run.config.get("student_init") == "teacher"
+    bases = base_models(run.config, uses_teacher)
     tags = ["image-classification", "timm", "timm-igkd"]
     tags += ["knowledge-distillation"] * run.is_distilled + [_method(run).lower()] * run.uses_maps
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
         license=license,
-        base_model=base_model(run.config) if uses_teacher else None,
+        base_model=bases if len(bases) > 1 else next(iter(bases), None),
         datasets=datasets or None,
         metrics=["accuracy"] if results else None,
         tags=tags,
@@ -236,15 +246,22 @@ def _metadata(
     )
 
 
-def base_model(config: Mapping[str, Any]) -> str | None:
-    """Return the Hub id of a pretrained teacher; None where it was trained in the run or is known by no Hub id."""
-    teacher = str(config.get("teacher") or "")
-    if not teacher or config.get("teacher_epochs") or config.get("teacher_checkpoint"):
-        return None
-    if teacher.startswith("hf-hub:"):
-        return teacher.removeprefix("hf-hub:").partition("@")[0]
-    known = timm.get_pretrained_cfg(teacher) if timm.is_model(teacher) else None
+def base_models(config: Mapping[str, Any], uses_teacher: bool) -> list[str]:
+    """Return the Hub ids of the weights that a student started from and of the teacher it learnt from.
+
+    Weights that were trained in the run, or are known by no Hub id, are left out.
+    """
+    names = []
+    if config.get("student_init") == "pretrained" and not config.get("student_checkpoint"):
+        names.append(str(config.get("student") or ""))
+    if uses_teacher and not config.get("teacher_epochs") and not config.get("teacher_checkpoint"):
+        names.append(str(config.get("teacher") or ""))
+    return list(dict.fromkeys(found for name in names if (found := _hub_id(name)) is not None))
+
+
+def _hub_id(model: str) -> str | None:
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:").partition("@")[0]
+    known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     hub_id = known.hf_hub_id if known else None
-    return (
-        f"{hub_id}{teacher if '.' in teacher else f'{teacher}.{known.tag}'}" if hub_id == "timm/" and known else hub_id
-    )
+    return f"{hub_id}{model if '.' in model else f'{model}.{known.tag}'}" if hub_id == "timm/" and known else hub_id

@@ -37,8 +37,11 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
     """
     if not folder.is_dir():
         return {}
-    if run.metrics and not run.metrics.exports:
-        return _stays(folder, "the run tells of none") if (folder / RECORD).exists() else {}
+    if not (run.metrics and run.metrics.exports):
+        if not (folder / RECORD).exists():
+            return {}  # a folder of that name, of something else
+        if run.metrics:
+            return _stays(folder, "the run tells of none")
     record = read_export_record(folder)
     if run.metrics and list(run.metrics.exports) != record.summaries():
         return _stays(folder, "the run tells of another, of the same or of other files")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation.comparison import seed_interval
 from timm_igkd.files import read_mapping
 from timm_igkd.hub.cards import hub_dataset_id, public_name
-from timm_igkd.intervals import mean_interval
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.report.run_files import Metrics, read_maps, read_metrics
 
@@ -203,7 +203,11 @@ def setting_phrase(name: str, value: str) -> str:
     return found[1].format(value)
 
 
-def seed_summary(top1: Sequence[float]) -> dict[str, float]:
-    """Return n, mean, standard deviation and the 95 % t interval of the mean."""
-    found = mean_interval(top1)
-    return {"n": len(top1), "mean": found.mean, "sd": statistics.stdev(top1), "low": found.low, "high": found.high}
+def seed_summary(top1: Sequence[float]) -> dict[str, Any]:
+    """Return n, mean, standard deviation and the 95 % t interval of the mean; `interval` is None without any spread."""
+    return {
+        "n": len(top1),
+        "mean": statistics.fmean(top1),
+        "sd": statistics.stdev(top1),
+        "interval": seed_interval(top1),
+    }
