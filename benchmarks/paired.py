@@ -1,15 +1,15 @@
 """What the benchmarks share: rounds of alternating arms, paired ratios, and what a result was measured with."""
 
 import json
+import math
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,10 +32,22 @@ def alternating(arms: Sequence[str], rounds: int, measure: Callable[[str], Any],
 
 
 def summarize(ratios: Sequence[float]) -> dict[str, Any]:
-    """Return median and 95 % bootstrap interval of paired ratios."""
-    samples = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
-    return {"median": float(np.median(ratios)), "interval_95": [float(low), float(high)], "n": len(ratios)}
+    """Return median and interval of paired ratios, and with what percentage that covers the median of all rounds.
+
+    From the k-th lowest ratio to the k-th highest: of n rounds it misses the median when fewer than k of them are on
+    one side, which has the probability P(X < k) of a binomial X of n tosses, twice, whatever the ratios' distribution.
+    k is the largest that covers 95 %. Below six rounds none does, and the interval is from the lowest to the highest:
+    75 % of three, 93.75 % of five.
+    """
+    values, n = sorted(map(float, ratios)), len(ratios)
+    levels = [100 * (1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n) for k in range(1, n // 2 + 1)] or [0.0]
+    k = max((i for i, level in enumerate(levels) if level >= 95), default=0)
+    return {
+        "median": statistics.median(values),
+        "interval": [values[k], values[-1 - k]],
+        "level_percent": levels[k],
+        "n": n,
+    }
 
 
 def run_child(script: Path, job: dict[str, Any], **options: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Cases (p = 0.1, --workers 2):
 
 Each arm is a process of its own. Both arms of a round follow each other, and who begins alternates; the ratio of a
 round is images per second with the overlay over images per second without, of the median epoch after the first.
-Median and 95 % interval (bootstrap over rounds) go to the JSON file with every single number. Memory comes from
+Median and interval (see `paired.summarize`) go to the JSON file with every single number. Memory comes from
 --memory_rounds more pairs, outside the timed rounds: peak of the proportional set sizes of the process and its workers,
 median of the pairs' ratios, Linux only; it is no timing, so the machine may do other work meanwhile. A case measured
 again replaces its earlier result, with --rounds 0 its memory alone; results of another machine or other versions are
@@ -219,7 +219,7 @@ def main() -> None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(text + "\n")
     for case in report["cases"]:
-        ratio, (low, high) = case["throughput_ratio"]["median"], case["throughput_ratio"]["interval_95"]
+        ratio, (low, high) = case["throughput_ratio"]["median"], case["throughput_ratio"]["interval"]
         print(
             f"{case['case']:<12} throughput x{ratio:.3f} [{low:.3f}, {high:.3f}], memory "
             f"x{case.get('memory_ratio', 0):.3f}"

@@ -93,7 +93,7 @@ def main() -> None:
     report = {"facts": facts(), "images": args.images, "cpu_ms_ratio": ratios, "rounds": rounds}
     args.out.write_text(json.dumps(report, indent=1).replace(str(SHARED), "imagenette_small") + "\n")
     for name, ratio in ratios.items():
-        print(f"{name:<20} x{ratio['median']:.3f} {ratio['interval_95']} (n = {ratio['n']})")
+        print(f"{name:<20} x{ratio['median']:.3f} {ratio['interval']} (n = {ratio['n']})")
 
 
 if __name__ == "__main__":
