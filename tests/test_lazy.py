@@ -216,3 +216,31 @@ def test_lazy_names_import_on_first_use(package, tmp_path):
     assert sys.modules.pop("igkd_lazy.part").x == 3
     with pytest.raises(AttributeError, match="'pkg' has no attribute 'y'"):
         lazy_names("pkg", {})[0]("y")
+
+
+FRESH = """
+import importlib, os, sys
+import torch, torchvision, numpy, PIL.Image  # not timm: its import registers ours, in the middle of whoever imports it
+for name in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        importlib.import_module("timm_igkd")
+        importlib.import_module(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+
+
+@pytest.mark.slow
+def test_every_module_that_timms_import_loads_can_be_the_first(tmp_path):
+    code = "import timm_igkd, timm, sys; print(*sorted(n for n in sys.modules if n.startswith('timm_igkd.')))"
+    names = run_python(code, tmp_path).split()
+    assert {"timm_igkd.eval_mode", "timm_igkd.overlay.timm_ops", "timm_igkd.models.arguments"} <= {*names}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *names], capture_output=True, text=True, env=subprocess_environment(tmp_path)
+    )
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+
+
+def test_the_module_that_unwraps_models_can_be_the_first(tmp_path):
+    assert run_python("from timm_igkd.eval_mode import bare_model; print(bare_model(3))", tmp_path) == "3"

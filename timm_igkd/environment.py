@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 
 from timm_igkd.rounded_bfloat16 import computes_in_float32
 from timm_igkd.version import __version__
+
+LONGEST_WAIT = timedelta(days=7)
+"""How long processes wait for one that works alone: torch's own 10 minutes of GPUs are less than much data takes."""
 
 PACKAGES = (
     "torch",

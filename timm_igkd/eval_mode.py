@@ -6,11 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel, ModelEmaV2, ModelEmaV3)
 
 
 def bare_model(model: Any) -> Any:
@@ -18,10 +15,13 @@ def bare_model(model: Any) -> Any:
 
     By their types: timm's `unwrap_model` takes any attribute `module` for a wrapped model.
     """
-    from timm.task.distillation import DistillationTeacher  # here, as it takes a while
+    # here: timm's import registers architectures that need this module whole (timm_igkd/__init__.py)
+    from timm.task.distillation import DistillationTeacher
+    from timm.utils import ModelEmaV2, ModelEmaV3
 
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel, ModelEmaV2, ModelEmaV3
     while True:
-        if isinstance(model, _WRAPPERS):
+        if isinstance(model, wrappers):
             model = model.module
         elif isinstance(model, DistillationTeacher):
             model = model.model
@@ -30,6 +30,12 @@ def bare_model(model: Any) -> Any:
             model = model._modules["_orig_mod"]
         else:
             return model
+
+
+def in_precision_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return images in the floating type of a model's first floating parameter, as they are where it has none."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    return images.to(own)
 
 
 def copy_model(model: nn.Module) -> nn.Module:

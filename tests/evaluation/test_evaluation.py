@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from evaluation_parts import QUIET, ShadeReader, Shades
 
 from timm_igkd.errors import InputError, InputTypeError, RunError
 from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
-from timm_igkd.evaluation.evaluated_model import create_evaluated_model
+from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for
 from timm_igkd.evaluation.latency import time_model, time_models
 from timm_igkd.evaluation.metrics import classification_metrics, evaluate, write_metrics
 from timm_igkd.report.run_files import parse_metrics, read_predictions, write_predictions
@@ -271,3 +272,44 @@ def test_model_of_grey_images_is_refused():
     model = timm.create_model("test_resnet", in_chans=1, num_classes=2)
     with pytest.raises(InputError, match="the student must read colour images, 3 channels, got one of 1"):
         create_evaluated_model("student", model, None, [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("corruptions", [0, 2])
+def test_models_of_any_precision_are_measured_in_it(dtype, corruptions):
+    images = Shades([0, 1, 2, 3])
+    model = ShadeReader(sharpness=10)
+    options = QUIET | {"corruptions": corruptions}
+    expected = evaluate(model, images, **options)
+    found = evaluate(model.to(dtype), images, **options)
+    assert found.logits.dtype == torch.float32
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0.02, atol=0.1)
+    assert found.metrics["top1"] == expected.metrics["top1"]
+
+
+def test_a_split_without_names_may_lack_the_last_classes():
+    class Unnamed:
+        num_classes = 2
+
+        def __len__(self):
+            return 3
+
+    model = timm.create_model("test_resnet", num_classes=3)
+    assert indices_for(model, Unnamed()) is None
+    model.pretrained_cfg["label_names"] = ["a", "b", "c"]
+    with pytest.raises(InputError, match="the model has 3 classes, the dataset has 2"):
+        indices_for(model, Unnamed())
+    with pytest.raises(InputError, match="the model has 1000 classes, the dataset has 2"):
+        indices_for(timm.create_model("test_resnet", num_classes=1000), Unnamed())
+
+
+def test_a_model_without_a_classifier_is_refused():
+    model = timm.create_model("test_resnet", num_classes=0)
+    with pytest.raises(InputError, match="the model has no classifier, its outputs are features"):
+        evaluate(model, Shades([0, 1]), **QUIET)
+
+
+def test_evaluation_draws_nothing_from_the_hosts_generators():
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    evaluate(ShadeReader(sharpness=10), Shades([0, 1, 2, 3]), **QUIET | {"corruptions": 2})
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before

@@ -1,9 +1,12 @@
 """Classes of a model and of the images, brought together by name."""
 
+import json
+
 import pytest
 import timm
 from model_parts import SMALL
 
+from timm_igkd import load_model, save_model
 from timm_igkd.errors import InputError
 from timm_igkd.models.output_names import class_indices
 
@@ -47,3 +50,12 @@ def test_imagenet_classes_are_found_by_wordnet_id():
 def test_other_classes_are_an_error(labels, class_names, num_classes):
     with pytest.raises(InputError, match=f"the model has 3 classes.*the dataset has {num_classes}; use a model"):
         class_indices(with_labels(labels), class_names, num_classes)
+
+
+@pytest.mark.parametrize("names", [{"a": "cat", "1": "dog"}, {"7": "cat"}, {"-1": "cat"}, {"0": "cat", "00": "dog"}])
+def test_names_by_no_number_of_an_output_are_refused(names, tmp_path):
+    save_model(timm.create_model("test_resnet", num_classes=2), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_names": names}))
+    with pytest.raises(InputError, match=r"label_names of config\.json in .* must be by the number of an output"):
+        load_model(f"local-dir:{tmp_path / 'model'}")

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 from command_lines import Runner, tiny_run, two_splits
+from recipe_parts import snapshot
+from tiny_parts import tiny_teacher
 
+from timm_igkd import IGDistillationTask
+from timm_igkd.errors import InputError
 from timm_igkd.runs.folder import RunFolder
+from timm_igkd.runs.models import RunModels
 from timm_igkd.runs.settings import RunConfig
 
 
@@ -102,7 +107,7 @@ def test_a_page_that_is_drawn_again_leaves_what_the_student_was_trained_with(fin
 
 def test_what_a_killed_export_left_goes_away(tmp_path):
     folder = RunFolder(tmp_path)
-    for left in (tmp_path / ".export-ab12", folder.export / ".export-cd34"):
+    for left in (tmp_path / ".export-ab12_d9z", folder.export / ".export-cd34q_0a"):
         (left / "export").mkdir(parents=True)
     (folder.export / "notes.txt").write_text("mine")
     folder.remove_unfinished({"export"})
@@ -140,3 +145,53 @@ def test_a_rate_of_the_students_alone_is_none_of_the_teachers(recipe: Runner, co
     assert f"stage student of {run} was run with lr = 0.01, now it is 0.02" in outcome.error
     outcome = recipe(*command, "--teacher-lr", 0.002, "--lr", 0.01)
     assert f"stage teacher of {run} was run with teacher_lr = 0.001" in outcome.error
+
+
+@pytest.mark.parametrize("name", ["teacher/notes.txt", "student/thesis.tex", "config.yaml", "metrics.json"])
+def test_a_folder_of_somebody_else_is_refused_and_left_as_it_is(name, recipe: Runner, command, run):
+    (run / name).parent.mkdir(parents=True)
+    (run / name).write_text("mine")
+    outcome = recipe(*command)
+    assert outcome.code == 2
+    assert f"{str(run)!r} holds '{name.partition('/')[0]}' but no run; choose another --name" in outcome.error
+    assert [path for path in run.rglob("*") if path.is_file()] == [run / name]
+
+
+def test_the_images_are_no_runs_folder(recipe: Runner, command, tiny_images):
+    images = Path(command[command.index("--dataset") + 1])
+    before = snapshot(images)
+    outcome = recipe(*command, "--output-dir", images.parent, "--name", images.name)
+    assert outcome.code == 2
+    assert "but no run; choose another --name or --output-dir" in outcome.error
+    assert snapshot(images) == before
+
+
+def test_files_of_others_in_a_runs_folder_stay(recipe: Runner, command, run):
+    for name in ("teacher/notes.txt", "student/thesis.tex", "student_training/.DS_Store", ".teacher-drafts/a.txt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    (run / ".stages").mkdir()  # as a run leaves it that is killed at once
+    for _ in range(2):
+        outcome = recipe(*command)
+        assert outcome.code == 0, outcome.error
+    mine = [path for path in run.rglob("*") if path.is_file() and path.read_bytes() == b"mine"]
+    assert len(mine) == 4
+
+
+def test_batches_of_one_image_are_refused_where_a_batch_norm_sees_one_value(recipe: Runner, command, run):
+    outcome = recipe(*command, "--batch-size", 1)
+    assert outcome.code == 2
+    assert "the student cannot train on batches of one image (Expected more than 1 value per channel" in outcome.error
+    assert not run.exists()
+
+
+def test_several_processes_need_a_gradient_of_the_head():
+    student, teacher = tiny_teacher(size=16), tiny_teacher(size=16, seed=1)
+    weights = {"task_loss_weight": 0.0, "distill_loss_weight": 0.0, "attention_loss_weight": 1.0}
+    task = IGDistillationTask(student, teacher, verbose=False, **weights)
+    check = RunModels(None, None, None).check_processes
+    check(task, 1)
+    with pytest.raises(InputError, match="attention transfer alone leaves the student's head without a gradient"):
+        check(task, 2)
+    task.distill_loss_weight = 0.1
+    check(task, 2)

@@ -13,6 +13,8 @@ from huggingface_hub import constants
 from tiny_parts import tiny_teacher
 
 from timm_igkd import load_model, save_model
+from timm_igkd.report.run_files import read_metrics
+from timm_igkd.runs.models import create_student
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
 from timm_igkd.training.trainer import Trainer
@@ -300,3 +302,27 @@ def test_checkpoint_that_does_not_fit_leaves_no_folder(
     assert outcome.code == 2
     assert "num_classes=5" in outcome.error
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("init", ["random", "pretrained"])
+def test_teacher_that_is_trained_here_counts_its_outputs_as_the_images_do(init, images, recipe, tmp_path):
+    """A folder's names in another order would be kept for a head that learns the images' own."""
+    found = {}
+    for name, labels in (("named", ["class_1", "class_0"]), ("plain", None), ("others", ["a", "b"])):
+        save_model(tiny_teacher(), tmp_path / f"teacher_{name}", label_names=labels)
+        options = ["--name", name, "--teacher", f"local-dir:{tmp_path / f'teacher_{name}'}", "--teacher-init", init]
+        outcome = recipe(*tiny_run(images, *options, "--overlay-prob", 0, "--student", "test_resnet"))
+        assert outcome.code == 0, outcome.error
+        run = tmp_path / "runs" / name
+        saved = load_model(f"local-dir:{run / 'teacher'}")
+        assert saved.pretrained_cfg["label_names"] == ["class_0", "class_1"]
+        found[name] = read_metrics(run / "metrics.json")
+    if init == "random":
+        assert {m.teacher.top1 for m in found.values()} == {found["plain"].teacher.top1}
+        assert {m.top1 for m in found.values()} == {found["plain"].top1}
+
+
+def test_student_of_random_weights_forgets_the_names_of_the_folder(student_folder):
+    name = f"local-dir:{student_folder}"
+    student = create_student(name, {}, 0, lambda: None, num_classes=5, image_size=(16, 16), seed=0)
+    assert "label_names" not in student.pretrained_cfg

@@ -31,7 +31,14 @@ def steps(calls):
 
 def test_tensorboard_writes_files(recipe, tiny_images, tmp_path):
     assert recipe(*tiny_run(two_splits(tiny_images), "--trackers", "tensorboard")).code == 0
-    assert list((tmp_path / "runs" / "run").rglob("events.out.tfevents.*"))
+    assert list((tmp_path / "runs" / "run" / "trackers" / "run").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("name", ["maps", "student_training"])
+def test_tensorboard_writes_into_no_folder_of_a_stage_whatever_the_runs_name(name, recipe, tiny_images):
+    options = ["--trackers", "tensorboard", "--name", name, "--overlay-prob", 0.5]
+    outcome = recipe(*tiny_run(two_splits(tiny_images), *options))
+    assert outcome.code == 0, outcome.error
 
 
 def test_trackio_gets_every_epoch_of_teacher_and_student(recipe, tiny_images, package):

@@ -1,10 +1,15 @@
 """The accelerator of a run: bfloat16 on every processor, in float32 where it has none of its own."""
 
+from datetime import timedelta
+
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from tiny_parts import ImageList, noise_image, tiny_teacher
 
-from timm_igkd import rounded_bfloat16
+from timm_igkd import IGOptions, compute_maps, rounded_bfloat16
+from timm_igkd.training import accelerator
 from timm_igkd.training.accelerator import create_accelerator
 
 
@@ -51,3 +56,28 @@ def test_float32_runs_on_every_processor(monkeypatch, tmp_path):
 def test_torch_still_names_the_functions_that_tell():
     assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
     assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
+
+
+def test_processes_wait_for_days_for_one_that_works_alone(monkeypatch, tmp_path):
+    asked = {}
+
+    class Seen(PartialState):
+        def __init__(self, **options):
+            asked.update(options)
+            super().__init__(**options)
+
+    monkeypatch.setattr("timm_igkd.maps.build.PartialState", Seen)
+    handlers = []
+    real = accelerator.Accelerator
+    monkeypatch.setattr(
+        accelerator, "Accelerator", lambda **options: handlers.extend(options["kwargs_handlers"]) or real(**options)
+    )
+    create_accelerator((), tmp_path)
+    compute_maps(
+        tiny_teacher(),
+        ImageList([noise_image(0)], [0]),
+        tmp_path / "maps",
+        options=IGOptions(method="none"),
+        logits=True,
+    )
+    assert [handler.timeout for handler in handlers] == [asked["timeout"]] == [timedelta(days=7)]

@@ -46,3 +46,11 @@ def test_warm_up_leaves_the_last_epoch_to_the_schedule():
     found = rates("triangular", warmup_epochs=99)
     assert max(found) == pytest.approx(LR)
     assert found.index(max(found)) == 40
+
+
+def test_a_constant_rate_follows_its_warm_up():
+    found = rates("none", warmup_epochs=2)
+    warm_up = found[: 2 * UPDATES]
+    assert warm_up[0] == pytest.approx(LR / 100)
+    assert all(second > first for first, second in pairwise(warm_up))
+    assert found[2 * UPDATES :] == [LR] * (EPOCHS - 2) * UPDATES

@@ -2,11 +2,13 @@
 
 import csv
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -332,3 +334,10 @@ def test_an_epochs_last_smaller_update_counts_in_the_schedule(accelerator):
     trainer = create_trainer(accelerator, teacher=False, batch_size=4, epochs=2, grad_accum_steps=4, **settings)
     trainer.fit()
     assert [record.lr for record in trainer.history] == pytest.approx([0.75, 0.25])
+
+
+def test_a_training_leaves_the_hosts_generators_where_they_were(accelerator):
+    trainer = create_trainer(accelerator)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    trainer.fit(progress=False)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before

@@ -69,6 +69,11 @@ def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teach
     """Return the checked indices of the teacher's outputs for the student's classes."""
     classes: int | None = getattr(bare_model(student), "num_classes", None)
     teacher_classes: int | None = None if teacher is None else getattr(bare_model(teacher), "num_classes", None)
+    for role, outputs in (("student", classes), ("teacher", teacher_classes)):
+        if outputs == 0:
+            raise InputError(
+                f"the {role} has no classifier, its outputs are features; build it with num_classes above 0"
+            )
     if indices is None:
         if classes is not None and teacher_classes is not None and classes != teacher_classes:
             raise InputError(

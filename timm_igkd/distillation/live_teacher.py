@@ -10,7 +10,7 @@ from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, InputTypeError
-from timm_igkd.eval_mode import bare_model, eval_mode
+from timm_igkd.eval_mode import bare_model, eval_mode, in_precision_of
 
 
 class LiveTeacher(nn.Module):
@@ -69,7 +69,7 @@ class LiveTeacher(nn.Module):
             x = (pixels - self.mean) / self.std
         if self.input_size is not None and tuple(x.shape[-2:]) != self.input_size:
             x = F.interpolate(x, self.input_size, mode="bilinear", align_corners=False, antialias=True)
-        return x.to(next((p.dtype for p in self.model.parameters()), torch.float32))
+        return in_precision_of(self.model, x)
 
     @torch.no_grad()
     def forward(

@@ -9,10 +9,11 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names, first_part
+from timm_igkd.distillation.live_teacher import check_logits
 from timm_igkd.errors import InputError, InputTypeError, RunError
-from timm_igkd.eval_mode import bare_model
+from timm_igkd.eval_mode import bare_model, in_precision_of
 from timm_igkd.models.arguments import model_data_config
-from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices
+from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices, output_names
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class EvaluatedModel:
     class_indices: Tensor | None
     data_config: dict[str, Any]
     is_asked_among: bool = False
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits of images on its device, (B, C) in the model's precision, which the images take on."""
+        return check_logits(self.role, self.model(in_precision_of(self.model, images)))
 
     def answers(self, logits: Tensor) -> Tensor:
         """Return the logits of the classes that it is asked for."""
@@ -64,8 +69,13 @@ class EvaluatedModel:
 
 
 def indices_for(model: nn.Module, dataset: Any) -> list[int] | None:
-    """Return the model's output of each of a dataset's classes, see `models.loading.class_indices`."""
+    """Return the model's output of each of a dataset's classes, see `class_indices`.
+
+    Where neither names them, labels are outputs, of which a split may lack the last ones.
+    """
     names = class_names(dataset)
+    if names is None and not output_names(model)[0] and class_map(dataset) is None:
+        return None
     num_classes = getattr(first_part(dataset), "num_classes", None) or len(names or ()) or cast(int, model.num_classes)
     return class_indices(model, names, num_classes)
 
@@ -92,6 +102,8 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
         )
     check_reads_colour(model, role)
     names, num_classes = class_names(dataset), getattr(model, "num_classes", None)
+    if num_classes == 0:
+        raise InputError(f"the {role} has no classifier, its outputs are features; build it with num_classes above 0")
     if indices is not None and names is not None and len(indices) != len(names):
         raise InputError(
             f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"

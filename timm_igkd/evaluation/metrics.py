@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, first_part, read_item
-from timm_igkd.distillation.live_teacher import check_logits
 from timm_igkd.errors import InputError, RunError, check_count, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
@@ -156,14 +155,13 @@ def predict(
         InputError: a label outside a model's classes. RunError: non-finite logits.
     """
     transforms, positions = shared_transforms(models)
-    loader = DataLoader(_Views(dataset, transforms), batch_size, num_workers=num_workers, shuffle=False)
+    loader = DataLoader(_Views(dataset, transforms), batch_size, num_workers=num_workers, generator=torch.Generator())
     collected: list[list[Tensor]] = [[] for _ in models]
     collected_labels: list[Tensor] = []
     start = 0
     for images, labels in progress_bar(loader, desc="evaluate", unit="batch", show=progress):
         for evaluated, position, logits in zip(models, positions, collected, strict=True):
-            answers = check_logits(evaluated.role, evaluated.model(images[position].to(device)))
-            logits.append(answers.float().cpu())
+            logits.append(evaluated.logits(images[position].to(device)).float().cpu())
             evaluated.check_batch(logits[-1], labels, start)
         collected_labels.append(labels)
         start += len(labels)

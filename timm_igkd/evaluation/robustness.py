@@ -72,12 +72,13 @@ def measure_robustness(
     """
     transforms, positions = shared_transforms(models)
     views = _CorruptedViews(dataset, limit, transforms)
-    loader = DataLoader(views, max(1, batch_size // len(_SETTINGS)), num_workers=num_workers, shuffle=False)
+    at_once, own = max(1, batch_size // len(_SETTINGS)), torch.Generator()  # the host's draws go on as before
+    loader = DataLoader(views, at_once, num_workers=num_workers, generator=own)
     correct = torch.zeros((len(models), len(_SETTINGS)), dtype=torch.int64)
     for images, labels in progress_bar(loader, desc="corruptions", unit="batch", show=progress):
         for count, position, evaluated in zip(correct, positions, models, strict=True):
             batches = images[position].flatten(0, 1).split(batch_size)
-            logits = torch.cat([evaluated.model(batch.to(device)).float().cpu() for batch in batches])
+            logits = torch.cat([evaluated.logits(batch.to(device)).float().cpu() for batch in batches])
             if not logits.isfinite().all():
                 raise RunError(
                     f"the {evaluated.role} gives non-finite logits for a corrupted image; "

@@ -19,7 +19,7 @@ from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import class_map, class_names, dataset_name
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.unlabeled import MixedImages
-from timm_igkd.environment import PACKAGES, environment
+from timm_igkd.environment import LONGEST_WAIT, PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import remove_abandoned
@@ -97,7 +97,7 @@ def compute_maps(
     _check_sizes(limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
     _check_shard_argument(shard)
     given, teacher, out = teacher, teacher_copy(teacher), Path(out)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     source, shape = _source_dataset(dataset, limit), TeacherView(teacher).shape
     options = options or IGOptions()
     n = min(limit or source.num_images, source.num_images)

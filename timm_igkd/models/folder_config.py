@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
     check_model_arguments(config.get("model_args") or {}, f"model_args of {where}")
     _check_num_classes(config, where)
     check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}")
-    _check_names(config.get("label_names"), where)
+    _check_names(config.get("label_names"), where, config.get("num_classes"))
     return config
 
 
@@ -85,13 +86,20 @@ def check_preprocessing(cfg: Any, where: str) -> None:
     _check_names(cfg.get("label_names"), where)
 
 
-def _check_names(names: Any, where: str) -> None:
-    """Check the classes' names: texts, listed or by number."""
+def _check_names(names: Any, where: str, num_classes: int | None = None) -> None:
+    """Check the classes' names: texts, listed or by the number of their output."""
     if names is None:
         return
     found = list(names.values()) if isinstance(names, dict) else names
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise InputError(f"label_names of {where} must be a list of texts, got {str(names)[:80]}; correct or remove it")
+    if isinstance(names, dict):
+        outputs = {int(key) for key in names if str(key).isdecimal()}
+        if len(outputs) < len(names) or max(outputs, default=0) >= (num_classes or sys.maxsize):
+            raise InputError(
+                f"label_names of {where} must be by the number of an output, each once, from 0 on, got "
+                f"{_shown(list(names))}; correct or remove it"
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -57,8 +57,13 @@ def renew_head(model: Any, class_names: Sequence[str] | None, num_classes: int) 
     same = not names or not class_names or sorted(names, key=names.__getitem__) == list(class_names)
     if model.num_classes != num_classes or not same:
         model.reset_classifier(num_classes)
-        for name in ("label_names", "label_descriptions"):
-            model.pretrained_cfg.pop(name, None)
+        forget_names(model)
+
+
+def forget_names(model: Any) -> None:
+    """Take off a model what its outputs are called: they are about to be something else."""
+    for name in ("label_names", "label_descriptions"):
+        model.pretrained_cfg.pop(name, None)
 
 
 def check_class_map(model: nn.Module, class_map: Mapping[str, int]) -> None:

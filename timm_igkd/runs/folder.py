@@ -1,6 +1,8 @@
 """The folder of a run: where each of its files lies, and what its stages read, as hashes."""
 
+import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection
@@ -24,6 +26,7 @@ from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
+from timm_igkd.runs.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def trackers(self) -> Path:
+        """Where tensorboard's files go, in a folder by the run's name."""
+        return self.path / "trackers"
+
+    @property
     def page(self) -> Path:
         """The report."""
         return self.path / "report" / "index.html"
@@ -107,17 +115,34 @@ class RunFolder:
         return self.path / f"{name}_training" / "last.pt"
 
     def remove_unfinished(self, pending: Collection[str]) -> None:
-        """Drop what killed or lost stages left, so that nothing unfinished looks complete.
+        """Drop what killed or lost stages left, so that nothing unfinished looks complete; other files stay.
 
         A link to maps stays until others take its place: those it leads to may come back.
         """
         for name in {"teacher", "student"}.intersection(pending):
-            for path in (self.model(name), *self.path.glob(f".{name}-*")):
-                shutil.rmtree(path, ignore_errors=True)
+            for path in self.model_files(name):
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or not empty
+                self.model(name).rmdir()
+            _remove_written_apart(self.path, name)
         if "export" in pending:
-            for path in (*self.path.glob(".export-*"), *self.export.glob(".export-*")):
-                shutil.rmtree(path, ignore_errors=True)
+            for folder in (self.path, self.export):
+                _remove_written_apart(folder, "export")
         remove_abandoned(self.path)
+
+    def refuse_foreign(self) -> None:
+        """Raise InputError for a folder that holds something and no run's stages: a run would overwrite it."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{str(self.path)!r} is a file, expected a run's folder; choose another --name")
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        if (others := [name for name in names if name != ".lock"]) and STAGES not in names:
+            raise InputError(
+                f"{str(self.path)!r} holds {others[0]!r} but no run; choose another --name or --output-dir"
+            )
+
+    def claim(self) -> None:
+        """Make the folder a run's, see `refuse_foreign`."""
+        (self.path / STAGES).mkdir(parents=True, exist_ok=True)
 
     def link_maps(self, store: Path) -> None:
         """Let `maps` lead to a store elsewhere, in place of a link that is there.
@@ -130,6 +155,13 @@ class RunFolder:
         link = self.path / f".maps-{secrets.token_hex(4)}.tmp"
         link.symlink_to(store.resolve(), target_is_directory=True)
         os.replace(link, self.maps)
+
+
+def _remove_written_apart(folder: Path, name: str) -> None:
+    """Remove what a killed `files.folder_written_apart` left."""
+    for path in folder.glob(f".{name}-*"):
+        if re.fullmatch(r"[a-z0-9_]{8}", path.name.removeprefix(f".{name}-")):  # as `tempfile` ends them
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class RunInputs:

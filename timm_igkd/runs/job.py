@@ -79,7 +79,7 @@ class Run:
         if config.export:
             require_onnx_packages("export")
         self.folder = RunFolder(config.run_dir)
-        self.accelerator = create_accelerator(config.trackers, self.folder.path)
+        self.accelerator = create_accelerator(config.trackers, self.folder.trackers)
         self.config, self.notes = self._find_starts(config)  # before all images are opened
         self.data = RunData(self.config)
         self.models = RunModels(self.config, self.data, self.folder)
@@ -157,6 +157,7 @@ class Run:
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""
+        self.folder.refuse_foreign()
         pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)
@@ -170,7 +171,6 @@ class Run:
                     raise InputError(f"another process is at work on {self.folder.path}; wait, or give another --name")
                 self._begin(self._pending())  # another may have done some of it since
             if (pending or arms) and self.config.trackers:
-                # tensorboard's files go there too
                 self.accelerator.init_trackers(self.config.name, init_kwargs={"wandb": {"dir": str(self.folder.path)}})
             for part in (self.stages, self.arms, self.last):
                 part.run()
@@ -183,6 +183,7 @@ class Run:
 
     def _begin(self, pending: set[StageName]) -> None:
         """Write what the run is, and take away what a killed process left of it."""
+        self.folder.claim()
         self.folder.remove_unfinished(pending)
         save_config(self.config, self.folder.config)
         if self.choice is not None:
@@ -196,11 +197,12 @@ class Run:
         """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""
         teacher = self._teacher_architecture() if "teacher" not in pending else self.models.teacher()
         student = self.models.student(lambda: teacher)
-        self.models.task(student, teacher)
-        if "teacher" in pending and self.config.teacher_epochs > 0:
-            self.models.check_norms("teacher", teacher)
-        if "student" in pending:
-            self.models.check_norms("student", student)
+        self.models.check_processes(self.models.task(student, teacher), self.accelerator.num_processes)
+        trained: dict[Trained, nn.Module] = {"teacher": teacher} if self.config.teacher_epochs > 0 else {}
+        for name, model in (trained | {"student": student}).items():
+            if name in pending:
+                self.models.check_norms(name, model)
+                self.models.check_batch(name, model)
         if self.config.export and self.accelerator.is_main_process:
             check_exportable(student)
         self.config.augmentation().transform(model_data_config(student))

@@ -7,19 +7,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from timm.data import create_transform
+from timm.models import get_model_input_config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.eval_mode import copy_model
 from timm_igkd.export.budget import AUTO
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.checkpoint import has_weights
 from timm_igkd.models.loading import find_model, load_model, use_image_size
-from timm_igkd.models.output_names import check_reads_colour, class_indices, renew_head
+from timm_igkd.models.output_names import check_reads_colour, class_indices, forget_names, renew_head
 from timm_igkd.models.truncation import truncate
 from timm_igkd.random_streams import derive_seed, restored_state, seeded
 from timm_igkd.runs.checks import check_checkpoint
@@ -139,6 +140,7 @@ def create_student(
         options: dict[str, Any] = {"model_args": model_args, "img_size": img_size, "role": "student"}
         if start is None:
             student = load_model(name, pretrained=False, num_classes=num_classes, **options)
+            forget_names(student)
         else:
             checkpoint = start.checkpoint if start.weights else None
             student = load_model(name, pretrained=start.weights, checkpoint=checkpoint, **options)
@@ -216,6 +218,8 @@ class RunModels:
             )
             if is_trained and pretrained:
                 renew_head(model, self.data.train.class_names, self.data.num_classes)
+        if is_trained:
+            forget_names(model)  # also those of a head of the right size: it learns the data set's numbers now
         if not pretrained and config.img_size is None:
             use_image_size(model, *self.data.image_size)
         self.teacher_indices(model)
@@ -264,6 +268,28 @@ class RunModels:
                 f"less, and it could not learn; add --freeze-{name}-bn"
             )
 
+    def check_batch(self, name: Trained, model: nn.Module) -> None:
+        """Raise InputError where a batch norm would see a single value, which no statistic can be taken of."""
+        if self.config.batch_size > 1 or getattr(self.config, f"freeze_{name}_bn"):
+            return
+        image = torch.zeros(1, *get_model_input_config(model)["input_size"])
+        try:
+            with torch.no_grad(), restored_state():
+                copy_model(model).train()(image)
+        except ValueError as error:
+            raise InputError(
+                f"the {name} cannot train on batches of one image ({first_line(error)}); raise batch_size"
+            ) from error
+
+    def check_processes(self, task: IGDistillationTask, num_processes: int) -> None:
+        """Raise InputError where processes would wait for gradients of a head that has none."""
+        asks_head = task.task_loss_weight, task.distill_loss_weight, task.explanation_loss_weight
+        if num_processes > 1 and not any(asks_head):
+            raise InputError(
+                "attention transfer alone leaves the student's head without a gradient, which several processes wait "
+                "for; set task_loss_weight or distill_loss_weight above 0, or launch one process"
+            )
+
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
         """Return the task that distils the student."""
         return create_task(
@@ -283,7 +309,12 @@ class RunModels:
         return None if self.config.mixes else nn.CrossEntropyLoss(label_smoothing=self.config.smoothing)
 
     def teacher_indices(self, teacher: nn.Module) -> list[int] | None:
-        """Return the teacher's outputs for the dataset's classes, None where they are the same."""
+        """Return the teacher's outputs for the dataset's classes, None where they are the same.
+
+        They are those of a teacher that the run trains, whatever its outputs were called, or as many are of ImageNet.
+        """
+        if self.config.teacher_epochs > 0:
+            return None
         return class_indices(teacher, self.data.train.class_names, self.data.num_classes)
 
     def saved(self, name: str, pretrained: bool = True) -> nn.Module:

@@ -1,5 +1,6 @@
 """Stages that skip when complete: each leaves a marker with the settings it was run with and its wall time."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,9 @@ from timm_igkd.errors import InputError, first_line
 from timm_igkd.files import refuse_special
 from timm_igkd.records import parse_record, write_record
 from timm_igkd.runs.settings import RunConfig, StageName
+
+STAGES = ".stages"
+"""The folder of the markers, by which a run's folder is known."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ class Stages:
                 self._run(stage)
             if self.accelerator.is_main_process and stage.partial is not None and stage.partial.parent.is_dir():
                 stage.partial.unlink(missing_ok=True)
-                stage.partial.parent.rmdir()
+                with contextlib.suppress(OSError):  # somebody put something there
+                    stage.partial.parent.rmdir()
             self.accelerator.wait_for_everyone()
 
     def _run(self, stage: Stage) -> None:
@@ -246,4 +251,4 @@ class Stages:
 
 
 def _path(run_dir: Path, name: StageName) -> Path:
-    return run_dir / ".stages" / f"{name}.json"
+    return run_dir / STAGES / f"{name}.json"

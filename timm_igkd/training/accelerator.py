@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 
+from timm_igkd.environment import LONGEST_WAIT
 from timm_igkd.errors import InputError
 from timm_igkd.rounded_bfloat16 import round_where_missing
 
@@ -27,7 +29,10 @@ def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Acce
     """
     _check_trackers(trackers)
     accelerator = Accelerator(
-        log_with=list(trackers) or None, project_dir=project_dir, cpu=not torch.cuda.is_available()
+        log_with=list(trackers) or None,
+        project_dir=project_dir,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and round_where_missing():
         accelerator.print(

@@ -22,7 +22,7 @@ from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import RunError
 from timm_igkd.progress import progress_bar
-from timm_igkd.random_streams import derive_seed, seed_global
+from timm_igkd.random_streams import derive_seed, restored_state, seed_global
 from timm_igkd.training.batch import Batch, Batches
 from timm_igkd.training.checkpoint import TrainingState, refusing_damage
 from timm_igkd.training.history import TERMS, EpochRecord, write_history
@@ -122,6 +122,12 @@ class Trainer:
             DivergedError: the loss is no longer finite.
             InputError: the checkpoint is damaged, or another training's.
         """
+        device = self.accelerator.device
+        others = [device] if device.type == "cuda" else []
+        with restored_state(), torch.random.fork_rng(others, enabled=bool(others)):  # the host's draws go on as before
+            return self._fit(progress)
+
+    def _fit(self, progress: bool) -> list[EpochRecord]:
         self._load_checkpoint()
         left = range(len(self.history), self.settings.epochs)
         show = progress and self.accelerator.is_main_process
