@@ -1,25 +1,29 @@
-"""Which road a run's batches take, DataLoader workers or the device, and the batches themselves."""
+"""Which road a run's batches take, DataLoader workers or the device, the batches, and what they ask of a model."""
 
 import os
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from timm.data import create_transform
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_igkd.distillation.live_teacher import probe_image
 from timm_igkd.distillation.mixup import TwoViewMixup
 from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import InputError
-from timm_igkd.eval_mode import eval_mode
+from timm_igkd.errors import InputError, first_line
+from timm_igkd.eval_mode import copy_model, eval_mode
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.overlay.device_images import DeviceImages, SeveralSizesError, StoredMaps
+from timm_igkd.random_streams import restored_state
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig
 from timm_igkd.training.batch import Batches
@@ -28,6 +32,7 @@ from timm_igkd.training.worker_batches import WorkerBatches
 
 LARGEST_SIDE = 64
 MEMORY_SHARE = 1 / 4
+_SHOWN, _LEAST_SPREAD = 16, 0.01  # images that a model's batch norms are tried with; share of their outputs' spread
 _CHANNELS = 8  # bytes of a pixel: three of the image, one of its map, and its colour once more in one number
 
 
@@ -221,3 +226,37 @@ def _on_device(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
+
+
+# ---- what batches ask of a model ----
+
+
+def check_norms(config: RunConfig, data: RunData, name: Literal["teacher", "student"], model: nn.Module) -> None:
+    """Raise InputError where batch norms keep a model from learning of the batches of a run.
+
+    A batch norm takes no statistics of a single value. And some released weights come with statistics of their batch
+    norms that are none of a batch's, made up for by their biases: right in eval mode, but normalised by a batch nothing
+    passes the activations, so that the model sees no difference between images and no gradient comes back.
+    """
+    if getattr(config, f"freeze_{name}_bn") or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
+    transform, images = create_transform(**model_data_config(model)), data.fitting
+    shown = np.linspace(0, len(images) - 1, min(_SHOWN, len(images))).astype(int).tolist()
+    batch = torch.stack([transform(image) for image, _ in images.read_each(shown)])
+    with torch.no_grad(), restored_state():
+        if config.batch_size == 1:
+            try:
+                copy_model(model).train()(batch[:1])
+            except ValueError as error:
+                raise InputError(
+                    f"the {name} cannot train on batches of one image ({first_line(error)}); raise batch_size"
+                ) from error
+        if getattr(config, f"{name}_init") == "random":
+            return
+        spread = [float(copy_model(model).train(mode)(batch).std(0).mean()) for mode in (False, True)]
+    if spread[1] < _LEAST_SPREAD * spread[0]:
+        raise InputError(
+            f"the {name}'s weights need the statistics that its batch norms hold: normalised by a batch, as in "
+            f"training, its outputs for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times "
+            f"less, and it could not learn; add --freeze-{name}-bn"
+        )

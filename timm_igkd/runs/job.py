@@ -32,7 +32,7 @@ from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import update_metrics
 from timm_igkd.report.sections import collect_disagreements
 from timm_igkd.report.verdict import verdict
-from timm_igkd.runs.batches import choose_batches
+from timm_igkd.runs.batches import check_norms, choose_batches
 from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own_maps
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
 from timm_igkd.runs.models import RunModels, Trained, find_start
@@ -201,8 +201,7 @@ class Run:
         trained: dict[Trained, nn.Module] = {"teacher": teacher} if self.config.teacher_epochs > 0 else {}
         for name, model in (trained | {"student": student}).items():
             if name in pending:
-                self.models.check_norms(name, model)
-                self.models.check_batch(name, model)
+                check_norms(self.config, self.data, name, model)
         if self.config.export and self.accelerator.is_main_process:
             check_exportable(student)
         self.config.augmentation().transform(model_data_config(student))

@@ -4,32 +4,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from timm.data import create_transform
-from timm.models import get_model_input_config
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import InputError, RunError, first_line
-from timm_igkd.eval_mode import copy_model
+from timm_igkd.errors import InputError, RunError
 from timm_igkd.export.budget import AUTO
-from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.checkpoint import has_weights
 from timm_igkd.models.loading import find_model, load_model, use_image_size
 from timm_igkd.models.output_names import check_reads_colour, class_indices, forget_names, renew_head
 from timm_igkd.models.truncation import truncate
-from timm_igkd.random_streams import derive_seed, restored_state, seeded
+from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.runs.checks import check_checkpoint
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder
 from timm_igkd.runs.settings import RunConfig
 
 Trained = Literal["teacher", "student"]
-_SHOWN, _LEAST_SPREAD = 16, 0.01  # images that a model's batch norms are tried with; share of their outputs' spread
 
 
 @dataclass(frozen=True)
@@ -245,41 +237,6 @@ class RunModels:
             img_size=config.img_size,
             start=Start(self.data.train.class_names, config.student_checkpoint, weights) if is_pretrained else None,
         )
-
-    def check_norms(self, name: Trained, model: nn.Module) -> None:
-        """Raise InputError where a model with weights of its own sees no difference between images in training mode.
-
-        Some released weights come with statistics of their batch norms that are none of a batch's, made up for by
-        their biases: right in eval mode, but normalised by a batch nothing passes the activations, and no gradient
-        comes back.
-        """
-        is_frozen, starts_random = (getattr(self.config, n) for n in (f"freeze_{name}_bn", f"{name}_init"))
-        if is_frozen or starts_random == "random" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
-            return
-        transform, images = create_transform(**model_data_config(model)), self.data.fitting
-        shown = np.linspace(0, len(images) - 1, min(_SHOWN, len(images))).astype(int).tolist()
-        batch = torch.stack([transform(image) for image, _ in images.read_each(shown)])
-        with torch.no_grad(), restored_state():
-            spread = [float(copy_model(model).train(mode)(batch).std(0).mean()) for mode in (False, True)]
-        if spread[1] < _LEAST_SPREAD * spread[0]:
-            raise InputError(
-                f"the {name}'s weights need the statistics that its batch norms hold: normalised by a batch, as in "
-                f"training, its outputs for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times "
-                f"less, and it could not learn; add --freeze-{name}-bn"
-            )
-
-    def check_batch(self, name: Trained, model: nn.Module) -> None:
-        """Raise InputError where a batch norm would see a single value, which no statistic can be taken of."""
-        if self.config.batch_size > 1 or getattr(self.config, f"freeze_{name}_bn"):
-            return
-        image = torch.zeros(1, *get_model_input_config(model)["input_size"])
-        try:
-            with torch.no_grad(), restored_state():
-                copy_model(model).train()(image)
-        except ValueError as error:
-            raise InputError(
-                f"the {name} cannot train on batches of one image ({first_line(error)}); raise batch_size"
-            ) from error
 
     def check_processes(self, task: IGDistillationTask, num_processes: int) -> None:
         """Raise InputError where processes would wait for gradients of a head that has none."""
