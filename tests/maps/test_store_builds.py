@@ -183,6 +183,20 @@ def test_card_that_was_edited_stays_and_is_said_to(copied, teacher, images, caps
     assert card.read_text() == ours
 
 
+@pytest.mark.parametrize("labels", ["required", "ignored"])
+def test_a_store_among_the_images_is_refused_and_beside_them_is_not(labels, teacher, tiny_images, tmp_path):
+    images = tiny_images("folder", classes=3)
+    (tmp_path / "link").symlink_to(images)
+    for out in (images / "train" / "maps", tmp_path / "link" / "train" / "a" / "b"):
+        found = load_labeled_images(str(images / "train"), "train", labels=labels)
+        with pytest.raises(InputError, match=r"lies among the images of .*; choose another --out"):
+            build(teacher, found, out, options=IGOptions(target="predicted"))
+        assert not out.exists()
+    found = load_labeled_images(str(images), "train")
+    assert build(teacher, found, images / "maps") is not None
+    assert len(load_labeled_images(str(images), "train")) == len(found)
+
+
 def test_file_in_the_stores_place_is_an_error(teacher, images, tmp_path):
     (tmp_path / "maps").write_text("mine")
     with pytest.raises(InputError, match="maps' is a file, expected a folder"):

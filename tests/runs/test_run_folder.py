@@ -1,6 +1,7 @@
 """A run's folder: what it lost is made again or named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from command_lines import Runner, tiny_run, two_splits
 from recipe_parts import snapshot
 from tiny_parts import tiny_teacher
 
-from timm_igkd import IGDistillationTask
+from timm_igkd import IGDistillationTask, load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.runs.folder import RunFolder
 from timm_igkd.runs.models import RunModels
@@ -195,3 +196,19 @@ def test_several_processes_need_a_gradient_of_the_head():
         check(task, 2)
     task.distill_loss_weight = 0.1
     check(task, 2)
+
+
+def test_a_run_among_the_images_is_refused(recipe: Runner, command, tiny_images, tmp_path):
+    images = tiny_images("folder", n=8) / "train"
+    test = tiny_images("folder", n=4, split="test") / "test"
+    shutil.copytree(test, tmp_path / "all" / "test")
+    shutil.copytree(images, tmp_path / "all" / "train")
+    options = [*command, "--dataset", tmp_path / "all"]
+    outcome = recipe(*options, "--output-dir", tmp_path / "all" / "train" / "runs")
+    assert outcome.code == 2
+    assert "lies among the images of" in outcome.error
+    assert "choose another --output-dir" in outcome.error
+    assert not (tmp_path / "all" / "train" / "runs").exists()
+    outcome = recipe(*options, "--output-dir", tmp_path / "all" / "runs")
+    assert outcome.code == 0, outcome.error
+    assert len(load_labeled_images(str(tmp_path / "all"), "train")) == 8

@@ -4,7 +4,9 @@ torch's Subset and ConcatDataset are looked through; timm's ImageDataset is read
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,16 @@ def dataset_name(dataset: Any) -> str:
     reader = getattr(dataset, "reader", dataset)
     name = str(getattr(dataset, "name", None) or getattr(reader, "root", None) or type(dataset).__name__)
     return without_credentials(name)
+
+
+def refuse_among_images(dataset: Any, out: Path, remedy: str) -> None:
+    """Raise InputError for an output in a folder all of whose files are a data set's: it could not be read again."""
+    if isinstance(dataset, torch.utils.data.ConcatDataset):
+        for part in dataset.datasets:
+            refuse_among_images(part, out, remedy)
+    folder = getattr(first_part(dataset), "folder", None)
+    if folder is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
+        raise InputError(f"{str(out)!r} lies among the images of {dataset_name(dataset)!r}; {remedy}")
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

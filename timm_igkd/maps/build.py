@@ -16,7 +16,7 @@ from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.attribution.options import TeacherView
 from timm_igkd.attribution.teacher_copy import teacher_copy
-from timm_igkd.data.items import class_map, class_names, dataset_name
+from timm_igkd.data.items import class_map, class_names, dataset_name, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.unlabeled import MixedImages
 from timm_igkd.environment import LONGEST_WAIT, PACKAGES, environment
@@ -117,6 +117,7 @@ def compute_maps(
         batch_images=images_per_batch(shape, state.device),
     )
     check_method(teacher, wanted.options, shape)
+    refuse_among_images(dataset, out, "choose another --out")
     if state.is_main_process:
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()

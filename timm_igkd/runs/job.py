@@ -12,6 +12,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.attribution.grad_cam import check_method
+from timm_igkd.data.items import refuse_among_images
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
@@ -158,6 +159,8 @@ class Run:
     def main(self) -> None:
         """Check everything, then run all stages in order."""
         self.folder.refuse_foreign()
+        for images in (self.data.mapped, self.data.test):
+            refuse_among_images(images, self.folder.path, "choose another --output-dir")
         pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)
