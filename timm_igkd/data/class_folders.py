@@ -183,6 +183,4 @@ def load_image_folder(dataset: str, folder: SplitFolder, split: str) -> LabeledI
         split: what messages call this part of it; also with a part: train[:500].
     """
     rows = _part(_image_rows(folder.files), folder.path, split)
-    images = LabeledImages(rows, dataset, split, label_column=None, roots=[folder.path])
-    images.folder = folder.path
-    return images
+    return LabeledImages(rows, dataset, split, label_column=None, roots=[folder.path], folder=folder.path)

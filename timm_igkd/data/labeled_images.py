@@ -33,8 +33,6 @@ class LabeledImages(torch.utils.data.Dataset):
         class_names: one name per class, or None where the labels are plain integers.
         revision: commit of a Hub dataset.
         roots: folders that image files named in rows must lie below.
-
-    Attributes:
         folder: all of whose images these are, at whatever depth; None where rows come from elsewhere.
 
     Items are (8-bit RGB PIL image, or what `transform` makes of it; int label).
@@ -50,12 +48,13 @@ class LabeledImages(torch.utils.data.Dataset):
         class_names: tuple[str, ...] | None = None,
         revision: str | None = None,
         roots: Sequence[str] = (),
+        folder: str | None = None,
     ):
         self.rows = rows
         self.name, self.split, self.revision = without_credentials(name), split, revision
         self.image_column, self.label_column = image_column, label_column
         self.class_names, self.roots = class_names, [os.path.abspath(root) for root in roots]
-        self.folder: str | None = None
+        self.folder = folder
         self._label_table: np.ndarray | None = None
         self.transform: Callable[[Image.Image], Any] | None = None
 

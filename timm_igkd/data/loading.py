@@ -120,9 +120,8 @@ def load_labeled_images(
         roots=[path, os.path.realpath(path)]
         if is_local
         else [hub_constants.HF_HUB_CACHE, datasets.config.HF_CACHE_HOME],
+        folder=None if folder is None else folder.path,
     )
-    if own is not None and folder is not None:
-        images.folder = folder.path
     return images.in_class_order(class_order(names)) if is_by_class and names else images
 
 

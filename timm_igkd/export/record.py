@@ -234,12 +234,11 @@ def exported_before(folder: Path) -> list[str]:
         found = read_export_record(folder)
     except (InputError, MissingFileError):
         return []
-    files = {file.file: folder / file.file for file in found.exports if file.file in FILES.values()}
-    sums = {file.file: file.sha256 for file in found.exports}
     return [
-        name
-        for name, path in files.items()
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sums[name]
+        path.name
+        for file in found.exports
+        if (path := folder / FILES[file.format]).is_file()
+        and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
     ]
 
 
