@@ -91,3 +91,11 @@ def test_file_that_onnxruntime_refuses_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("timm_igkd.evaluation.onnx_file.open_session", refuse)
     with pytest.raises(RunError, match="onnxruntime does not run the exported file: no kernel"):
         export_student(smallest(), tmp_path / "out", progress=False)
+
+
+def test_an_export_among_the_images_is_refused(tiny_images):
+    images = tiny_images("folder", classes=3, n=6) / "train"
+    found = load_labeled_images(str(images), "train")
+    with pytest.raises(InputError, match=r"lies among the images of .*; give another folder"):
+        export_student(ByColour(), images / "export", calibration=found, progress=False)
+    assert not (images / "export").exists()

@@ -8,6 +8,7 @@ import torch
 
 from timm_igkd.attribution.ig_options import IGOptions, check_used
 from timm_igkd.cli.freed_memory import keep_freed_memory
+from timm_igkd.data.items import refuse_among_images
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.data.unlabeled import load_unlabeled_images
 from timm_igkd.errors import InputError
@@ -164,6 +165,7 @@ def preview(args: argparse.Namespace) -> None:
         raise InputError(f"--count must be at least 1, got {args.count}")
     store = MapStore(args.maps)
     dataset = dataset_from(args, store.provenance.options.needs_labels)
+    refuse_among_images(dataset, args.out, "choose another --out")
     write_preview(args.out, overlay_samples(store, dataset, args.count))
     print(args.out)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Subset
 
-from timm_igkd.data.items import check_class_numbers, class_names
+from timm_igkd.data.items import check_class_numbers, class_names, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import eval_mode
@@ -76,6 +76,8 @@ def export_student(
     check_range("calibration", calibration_images, 1)
     check_range("max_drop", max_drop, 0, 100)
     folder = _output_folder(Path(out))
+    for images in (calibration, evaluation):
+        refuse_among_images(images, folder, "give another folder")
     evaluation = _in_order_of(calibration, evaluation, model)
     names = _class_names(model, calibration, evaluation)
     with (
