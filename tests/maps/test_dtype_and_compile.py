@@ -137,12 +137,16 @@ def test_compiled_maps_are_the_eager_ones_to_rounding(exact, tmp_path):
 
 
 @pytest.mark.slow
-def test_missing_compiler_is_named_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+def test_missing_compiler_is_named_in_one_line(tmp_path):
+    from torch._inductor import config  # here, as it takes seconds
+
+    # torch's own patch: monkeypatch deletes what is not in the __dict__, and torch then hides the setting for good
     torch.compiler.reset()
-    with pytest.raises(RunError, match=r"--compile failed \(.*\); leave it out, or install a compiler") as caught:
+    without_compiler = config.patch({"force_disable_caches": True, "cpp.cxx": ("no-such-compiler",)})
+    named = pytest.raises(RunError, match=r"--compile failed \(.*\); leave it out, or install a compiler")
+    with without_compiler, named as caught:
         build(tmp_path / "maps", compile=True)
+    assert config.force_disable_caches is False
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "maps").exists()
 
