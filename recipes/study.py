@@ -23,12 +23,14 @@ import torch
 from tqdm.auto import tqdm
 
 from studies import require_report_packages
+from studies.begun import begin, finish
 from studies.cells import Cell
-from studies.config import StudyConfig, load_study
+from studies.config import StudyConfig
 from studies.data import StudyData
 from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
 from studies.training import create_trainer
+from studies.withheld import refuse_shared_runs, refuse_withheld_rows
 from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.environment import environment
@@ -70,7 +72,9 @@ class Study:
                 yield name, cell, seed
 
     def missing(self) -> list[tuple[str, Cell, int]]:
-        """Return the planned runs without a row."""
+        """Return the planned runs without a row; none of a study that ended, whose plan gets no more."""
+        if self.config.ended:
+            return []
         there = self.rows.run_keys()
         return [
             (name, cell, seed) for name, cell, seed in self.runs() if (self.config.run_hash(cell), seed) not in there
@@ -110,6 +114,8 @@ class Study:
         row |= {"n_train": len(data), "n_left_out": self._num_available() - len(data), "epochs": cell.epochs}
         student = self.data.create_student(cell, seed)
         checkpoint = self.marks / f"{row['config_hash']}-{seed}.pt"
+        begun = begin(checkpoint, row, self.config.same_maps)
+        row |= begun.columns
         predictions = None
         trainer = create_trainer(
             cell,
@@ -137,9 +143,9 @@ class Study:
             if cell.save:
                 save_model(trained.half(), self.rows.folder / "students" / f"{row['config_hash']}-{seed}")
         self.accelerator.free_memory()  # it keeps every optimizer, and with it every student
-        row["wall_time_s"] = round(time.perf_counter() - started, 2)
+        row["wall_time_s"] = round(begun.trained_s + time.perf_counter() - started, 2)
         self.rows.add(row, predictions, self.data.test.images.labels.cpu().numpy())
-        checkpoint.unlink(missing_ok=True)
+        finish(checkpoint)
 
     def _num_available(self) -> int:
         """Return how many images of the training split no run is evaluated on."""
@@ -221,20 +227,6 @@ def run_in_parallel(config: StudyConfig, argv: list[str], rows: StudyRows) -> No
             worker.wait()
 
 
-def refuse_withheld(folder: str, name: str) -> None:
-    """Refuse rows of another, primary study that may not be seen yet: the reports of study `name` would show them."""
-    from studies.results import StudyResults  # only here: its packages are an extra
-
-    for other in {row["study"] for row in StudyRows(folder).read()} - {name}:
-        path = Path(__file__).with_name("configs") / f"study_{other}.yaml"
-        found = StudyResults.read(load_study(path, f"--output_dir={folder}")) if path.exists() else None
-        if found is not None and found.is_withheld and not (found.config.ended and found.is_interim):
-            raise InputError(
-                f"{folder} holds runs of the primary study {other!r}, which nobody looks at before it is complete; "
-                "merge them then"
-            )
-
-
 def write_page(config: StudyConfig) -> Path:
     """Write RESULTS.md and index.html of one study beside its rows; return the page."""
     from studies.report import write_report  # only here: its packages are an extra
@@ -253,9 +245,13 @@ def main(argv: list[str] | None = None) -> int:
         config = parse_config(StudyConfig, arguments, description=__doc__)
         if config.report:
             require_report_packages()
-        study = Study(config)
+        refuse_shared_runs(config)
         for folder in config.merge:
-            refuse_withheld(folder, config.name)
+            refuse_withheld_rows(folder, config.name)
+        study = Study(config)
+        if config.ended:
+            print(f"study {config.name!r} ended ({config.ended}): no run is begun any more")
+        for folder in config.merge:
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
         if config.parallel > 1 and study.missing():
             study.check_time()

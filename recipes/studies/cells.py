@@ -182,9 +182,8 @@ def has_aligned_overlay(cell: Cell) -> bool:
 
 
 def is_overlay_against_none(a: Cell, b: Cell) -> bool:
-    """Say whether a overlays images with their own maps, b overlays none, and nothing else differs."""
-    without = replace(a, overlay_prob=0.0, overlay_source=b.overlay_source, save=b.save)
-    return has_aligned_overlay(a) and without == b
+    """Say whether a overlays images with their own maps, b overlays none, and nothing else differs in their runs."""
+    return has_aligned_overlay(a) and _used_settings(replace(a, overlay_prob=0.0)) == _used_settings(b)
 
 
 def is_aligned_against_control(a: Cell, b: Cell) -> bool:
@@ -192,8 +191,25 @@ def is_aligned_against_control(a: Cell, b: Cell) -> bool:
     return (
         has_aligned_overlay(a)
         and b.overlay_source != "aligned"
-        and replace(a, overlay_source=b.overlay_source, save=b.save) == b
+        and _used_settings(replace(a, overlay_source=b.overlay_source)) == _used_settings(b)
     )
+
+
+def _used_settings(cell: Cell) -> Cell:
+    """Return a cell with the settings at their defaults that its runs do not depend on."""
+    unused = ["protocol", "save"]  # a protocol gave what the other settings say
+    if cell.overlay_prob == 0:
+        unused += ["overlay_weight", "overlay_max_power"]
+    if not cell.needs_maps:
+        unused += ["overlay_source", "map_method"]
+    if cell.explanation_loss_weight == 0:
+        unused.append("explanation_map")
+    if cell.distill_loss_weight == 0:
+        unused += ["temperature", "loss_type"]
+        unused += ["logits"] if cell.attention_loss_weight == 0 else []
+    if not cell.model_ema:
+        unused.append("model_ema_decay")
+    return replace(cell, **{name: getattr(Cell, name) for name in unused})
 
 
 ADDED = (

@@ -37,8 +37,16 @@ def _arms(results: StudyResults) -> dict[str, list[str]]:
     for cells in groups.values():
         cells.sort(key=lambda cell: results.constant(cell, "compression"))
         label = cells[0].partition(", drop ")[0]  # a grid's name
-        named[arm_name(results.cell(cells[0])) if label in cells and len(cells) > 1 else label] = cells
+        if label in cells and len(cells) > 1:
+            label = _common_name(results.cell(cells[0]))
+        named[cells[0] if label in named else label] = cells
     return named
+
+
+def _common_name(settings: Cell) -> str:
+    """Return the paper's name of an arm, with what its overlays are where they are not the images' own maps."""
+    is_control = settings.overlay_prob > 0 and settings.overlay_source != "aligned"
+    return f"{arm_name(settings)} {settings.overlay_source}" if is_control else arm_name(settings)
 
 
 def compression(results: StudyResults, name: str) -> Figure | None:

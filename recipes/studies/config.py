@@ -11,9 +11,10 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from studies.cells import ADDED, Cell, create_cell, store_options
+from studies.outcomes import PERCENTAGES
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import TrackerName
@@ -29,6 +30,19 @@ def _setting(text: str, default: Any, in_hash: bool = False) -> Any:
 def _in_hash(text: str, default: Any) -> Any:
     """A setting that changes numbers, and with them the name of the runs."""
     return _setting(text, default, in_hash=True)
+
+
+class RunId(NamedTuple):
+    """What tells a planned run from all others, also of other studies; data and teacher by the last of their path.
+
+    Several machines have them at different places. A run computed in another precision is the same one.
+    """
+
+    run_hash: str
+    seed: int
+    dataset: str
+    teacher: str
+    teacher_checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,9 @@ class StudyConfig:
     base: dict[str, Any] = _setting("settings of all cells", {})
     cells: dict[str, Any] = _setting("name: settings", {})
     contrasts: tuple[Any, ...] = _setting("pairs [a, b] of cells, named in advance", ())
-    outcomes: tuple[str, ...] = _setting("primary first", ("top1", "corruption_top1"))
+    outcomes: tuple[str, ...] = _setting(
+        "columns in percent, of which more is better; primary first", ("top1", "corruption_top1")
+    )
     smallest_effect: dict[str, Any] = _setting(
         "outcome: points of the smallest difference of interest, bound of its equivalence tests", {}
     )
@@ -95,7 +111,7 @@ class StudyConfig:
         "torch.compile mode of the student; reduce-overhead uses CUDA graphs", "none"
     )
     trackers: tuple[TrackerName, ...] = _setting("Accelerate trackers beside the rows", ())
-    merge: tuple[str, ...] = _setting("output folders of other machines to take rows from", ())
+    merge: tuple[str, ...] = _setting("output folders of other studies or machines to take rows from", ())
     report: bool = _setting("write the report of this study at the end", True)
 
     def __post_init__(self) -> None:
@@ -110,6 +126,7 @@ class StudyConfig:
         for name in ("first_seed", "corruption_images", "ig_images"):
             check_range(name, getattr(self, name), 0)
         check_range("failed_below", self.failed_below, 0, 100)
+        self._check_outcomes()
         for outcome, points in self.smallest_effect.items():
             if outcome not in self.outcomes:
                 raise InputError(f"smallest_effect names no outcome: {outcome!r}{nearest(outcome, self.outcomes)}")
@@ -151,18 +168,42 @@ class StudyConfig:
             for values in itertools.product(*grid.values()):
                 chosen = dict(zip(grid, values, strict=True))
                 label = ", ".join([name, *(f"{key} {value}" for key, value in chosen.items())])
+                if label in cells:
+                    raise InputError(f"cell {label!r} is there twice; remove one, or a value from its grid")
                 cells[label] = create_cell(label, self.base | settings | chosen)
+        by_hash: dict[str, str] = {}
+        for name, cell in cells.items():
+            if (other := by_hash.setdefault(self.run_hash(cell), name)) != name:
+                raise InputError(
+                    f"cells {other!r} and {name!r} have the same settings, and so the same runs; remove one"
+                )
         return cells
 
+    def _check_outcomes(self) -> None:
+        if not self.outcomes:
+            raise InputError(f"study {self.name!r} has no outcomes; name at least the primary one, such as top1")
+        for outcome in self.outcomes:
+            if outcome not in PERCENTAGES:
+                raise InputError(
+                    f"outcomes are in percent, of which more is better, got {outcome!r}{nearest(outcome, PERCENTAGES)}"
+                )
+        if len(set(self.outcomes)) < len(self.outcomes):
+            raise InputError(f"outcomes are named once each, got {list(self.outcomes)}")
+
     def _checked_contrasts(self) -> tuple[tuple[str, str], ...]:
-        pairs = []
+        pairs: list[tuple[str, str]] = []
         for pair in self.contrasts:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise InputError(f"contrasts are pairs of cells such as [KD&IG, KD], got {pair!r}")
             for name in pair:
                 if str(name) not in self.cells:
                     raise InputError(f"contrast {list(pair)} names an unknown cell{nearest(str(name), self.cells)}")
-            pairs.append((str(pair[0]), str(pair[1])))
+            a, b = str(pair[0]), str(pair[1])
+            if a == b:
+                raise InputError(f"contrast {list(pair)} is of one cell with itself; name two")
+            if (a, b) in pairs or (b, a) in pairs:
+                raise InputError(f"contrast {list(pair)} is there twice; remove one: Holm's p counts them all")
+            pairs.append((a, b))
         return tuple(pairs)
 
     def _check_teacher(self) -> None:
@@ -191,6 +232,15 @@ class StudyConfig:
     def run_hash(self, cell: Cell) -> str:
         """Return the name of a cell's runs: 12 hex digits of all settings that change a number."""
         return hashlib.sha256(json.dumps(self.settings(cell), sort_keys=True).encode()).hexdigest()[:12]
+
+    def run_id(self, cell: Cell, seed: int) -> RunId:
+        """Return what tells a run from those of all other studies."""
+        names = (self.dataset, self.teacher or "", self.teacher_checkpoint or "")
+        return RunId(self.run_hash(cell), seed, *(name.rstrip("/").rpartition("/")[2] for name in names))
+
+    def run_ids(self) -> list[RunId]:
+        """Return all planned runs."""
+        return [self.run_id(cell, seed) for seed in self.seed_range for cell in self.cells.values()]
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """Return what a cell's runs depend on, paths and what only changes speed left out."""

@@ -162,10 +162,22 @@ class StudyData:
             for name in sorted(needed | {"maps" for cell in cells if cell.needs_stored_logits}):
                 self._maps(name)
             _ = self.test, self.transfer  # the teacher's logits are kept for all processes
+            for name in ("corruption_images", "ig_images"):
+                self._check_first_images(name)
             for cell in cells if self.config.latency else ():
                 self.latency_ms(cell)
             if self.config.latency and self.teacher is not None:
                 self.teacher_latency_ms()
+
+    def _check_first_images(self, name: str) -> None:
+        """Refuse first test images that lack most classes, as those of a folder do, which come class by class."""
+        labels, number = self.test.images.labels, getattr(self.config, name)
+        there, classes = len(labels[:number].unique()), len(labels.unique())
+        if number and there < min(number, classes) / 2:
+            raise InputError(
+                f"the first {number} test images ({name}) hold {there} of {classes} classes: they come class by class; "
+                f"set {name} to {len(labels)} for all, or give images in mixed order"
+            )
 
     def _maps(self, name: str) -> MapStore:
         """Return a store, built where it is missing or unfinished; checked once by each process."""

@@ -1,6 +1,7 @@
 """All studies in one table: every contrast of an aligned overlay with none, or with a control."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from studies.cells import is_aligned_against_control, is_overlay_against_none
 from studies.results import Contrast, StudyResults
@@ -10,7 +11,7 @@ from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
 
 def glance(studies: Sequence[StudyResults]) -> Table | None:
     """Return the overlay's contrasts of all studies that were run, checks of the machinery left out; None: none."""
-    first: dict[tuple[str, str], StudyResults] = {}  # by the pair of hashes: studies share runs
+    first: dict[tuple[Any, ...], StudyResults] = {}  # by the runs of both cells: studies share some
     rows = [
         (f"{_called(results)}: {contrast.name}", _entries(results, contrast))
         for results in studies
@@ -40,9 +41,11 @@ def _is_of_overlay(results: StudyResults, contrast: Contrast) -> bool:
     return is_overlay_against_none(a, b) or is_aligned_against_control(a, b)
 
 
-def _runs_of(results: StudyResults, contrast: Contrast) -> tuple[str, str]:
-    a, b = (results.config.run_hash(results.cell(name)) for name in (contrast.a, contrast.b))
-    return a, b
+def _runs_of(results: StudyResults, contrast: Contrast) -> tuple[Any, ...]:
+    """Return what tells the runs of a contrast from those of other studies' contrasts, seeds left out."""
+    config = results.config
+    a, b = (config.run_id(results.cell(name), 0) for name in (contrast.a, contrast.b))
+    return a, b, config.launch
 
 
 def _entries(results: StudyResults, contrast: Contrast) -> list[Entry]:

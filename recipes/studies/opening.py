@@ -7,7 +7,6 @@ from studies.beside_paper import beside_unlike_paper
 from studies.cells import Cell, is_aligned_against_control, is_overlay_against_none
 from studies.config import StudyConfig
 from studies.results import LEAST_SEEDS, Contrast, StudyResults
-from studies.rows import key_of
 from studies.tables import probability, signed, span
 from timm_igkd.report.tables import NARROW
 
@@ -20,13 +19,9 @@ def opening(studies: Sequence[StudyResults]) -> str:
     With a complete primary study three of them answer: does the overlay help accuracy, robustness and transfer; does
     alignment matter; what of the paper holds. Without one nothing is claimed. Paragraphs are apart by an empty line.
     """
-    done = {key_of(dict(row)) for results in studies for row in results.rows}  # studies share runs: each once
-    planned = {
-        (results.config.run_hash(cell), seed)
-        for results in studies
-        for cell in results.config.cells.values()
-        for seed in results.config.seed_range
-    }
+    # studies share runs, so that each counts once; but twice where two launch it otherwise
+    done = {(run, results.config.launch) for results in studies for run in results.run_ids()}
+    planned = {(run, results.config.launch) for results in studies for run in results.config.run_ids()}
     counted = f"{len(done)} of {len(planned)} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
     primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
     if not primary:

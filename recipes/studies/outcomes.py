@@ -30,6 +30,10 @@ OUTCOMES = {
 }
 
 
+PERCENTAGES = tuple(name for name, outcome in OUTCOMES.items() if outcome.unit == "%")
+"""What a study can name as outcomes: columns in percent, of which more is better; their differences are points."""
+
+
 def outcome_of(column: str) -> Outcome:
     """Return how a column is shown; an unknown one is shown under its own name."""
     return OUTCOMES.get(column, Outcome(column, column, column, "", 3))

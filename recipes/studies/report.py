@@ -23,6 +23,7 @@ from studies.results import LEAST_SEEDS, StudyResults
 from studies.sensitivity import sensitivity_table
 from studies.tables import cells_table, contrast_table, corruption_table, transfer_table
 from studies.trials import trials_table
+from studies.withheld import withhold_shared_runs
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
 from timm_igkd.report.figures import require_matplotlib, svg_file
@@ -70,7 +71,7 @@ def write_report(
     names = [config.name for config in configs]
     if not names or len(set(names)) < len(names):
         raise InputError(f"a report needs at least one study, each once, got {names or 'none'}")
-    studies = [StudyResults.read(config) for config in configs]
+    studies = withhold_shared_runs([StudyResults.read(config) for config in configs])
     figures = Path(figures or Path(results_md).parent / "figures")
     paths = paths or [f"recipes/configs/study_{name}.yaml" for name in names]
     sections = [_section(results, path) for results, path in zip(studies, paths, strict=True)]
@@ -124,6 +125,8 @@ def _waits(results: StudyResults) -> str:
         return f"{planned} run{'' if planned == 1 else 's'} planned."
     if not results.is_withheld:
         return ""
+    if results.withheld_by:
+        return f"It has runs of the primary study {results.withheld_by}, of which nothing is shown yet."
     if not results.is_interim:
         how = "Ended" if results.missing else "Complete"
         return f"{how}; nothing is shown before the blind look at its spread, after which its file says report: true."

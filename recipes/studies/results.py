@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from studies.cells import Cell
-from studies.config import StudyConfig
+from studies.config import RunId, StudyConfig
 from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
 from studies.rows import StudyRows
 from studies.statistics import (
@@ -72,12 +72,14 @@ class StudyResults:
         runs: cell -> seed -> row (text), planned seeds only.
         left_out: rows of other settings, or of seeds outside the plan.
         num_partial: runs of an ended study whose seed is not there in every cell; they do not count.
+        withheld_by: name of a primary study that it shares runs with and of which nothing may be seen yet; empty: none.
     """
 
     config: StudyConfig
     runs: Mapping[str, Mapping[int, Mapping[str, str]]]
     left_out: int
     num_partial: int = 0
+    withheld_by: str = ""
 
     @classmethod
     def read(cls, config: StudyConfig) -> "StudyResults":
@@ -114,6 +116,10 @@ class StudyResults:
     def missing(self) -> list[tuple[str, int]]:
         """Planned runs without a row, as (cell, seed)."""
         return [(name, seed) for name, runs in self.runs.items() for seed in self.config.seed_range if seed not in runs]
+
+    def run_ids(self) -> list[RunId]:
+        """Return the runs that are there, cell by cell."""
+        return [self.config.run_id(self.cell(name), seed) for name, runs in self.runs.items() for seed in runs]
 
     @property
     def num_planned(self) -> int:
@@ -206,8 +212,12 @@ class StudyResults:
 
     @property
     def is_withheld(self) -> bool:
-        """Whether nothing of it may be seen yet: a primary study not complete, or whose file says report: false."""
-        return self.config.purpose == "primary" and (self.is_interim or not self.config.report)
+        """Whether nothing of it may be seen yet.
+
+        Of a primary study that is not complete, or whose file says report: false; and of one that shares its runs.
+        """
+        is_closed = self.config.purpose == "primary" and (self.is_interim or not self.config.report)
+        return is_closed or bool(self.withheld_by)
 
     def spread(self, column: str) -> float:
         """Return the sd of the paired differences of one outcome, pooled over the contrasts named in advance.

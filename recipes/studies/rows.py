@@ -62,17 +62,28 @@ class StudyRows:
         """Return all rows as text, empty where a metric was not measured.
 
         Raises:
-            InputError: a file with other columns, or a run that is there twice.
+            InputError: a file with other columns, a line that is not whole, or a run that is there twice.
         """
         if not self.path.exists():
             return []
         with open(self.path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or []) and name not in _ADDED]
-        rows = [dict.fromkeys(_ADDED, "") | row for row in rows]
-        if missing:
+        named = reader.fieldnames or []
+        if missing := [name for name in COLUMNS if name not in named and name not in _ADDED]:
             raise InputError(f"{self.path} lacks column {missing[0]!r}; it is no study's results of this version")
+        if unknown := [name for name in named if name not in COLUMNS]:
+            raise InputError(
+                f"{self.path} has a column {unknown[0]!r} that this version does not know; it is of a newer one: use "
+                "that, or another output_dir"
+            )
+        for number, row in enumerate(rows, 1):
+            if None in row or None in row.values() or not row["seed"].isdecimal():
+                raise InputError(
+                    f"run {number} of {self.path} is not whole: as many values as columns, its seed a number; restore "
+                    "the file, or delete the line and repeat the run"
+                )
+        rows = [dict.fromkeys(_ADDED, "") | row for row in rows]
         for key, count in Counter(key_of(row) for row in rows).items():
             if count > 1:
                 raise InputError(f"{self.path} has run {key[0]} seed {key[1]} {count} times; remove the others")
@@ -84,7 +95,7 @@ class StudyRows:
 
     def check(self, row: dict[str, Any]) -> None:
         """Raise InputError where a run that is about to begin could not stand beside those that are there."""
-        origin = Origin.of(_as_text(row))
+        origin = Origin.of(as_text(row))
         others = {Origin.of(there) for there in self.read()}
         same_maps = decided({origin, *others}, self.same_maps)
         for other in others:
@@ -104,7 +115,7 @@ class StudyRows:
         Raises:
             InputError: the row's images, teacher, maps, device, precision or compilation are not those that are there.
         """
-        text = _as_text(row)
+        text = as_text(row)
         arrays = {} if predictions is None else {entry_of(key_of(text)): predictions, "labels": labels}
         return self._add([text], arrays) == 1
 
@@ -198,7 +209,8 @@ class StudyRows:
         write_atomic(self.path, text.getvalue().encode())
 
 
-def _as_text(row: dict[str, Any]) -> dict[str, str]:
+def as_text(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row as it is written: all columns, empty where nothing was measured."""
     unknown = row.keys() - set(COLUMNS)
     assert not unknown, unknown
     return {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}

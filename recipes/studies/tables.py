@@ -103,16 +103,23 @@ def cells_table(results: StudyResults) -> Table:
     columns = ["Runs", *(f"{item.short}{', ' + item.unit if item.unit else ''}" for item in shown)]
     columns += ["Parameters", "Compression", "MACs", "Latency, one image"]
     note = f"Means over seeds with their standard deviation and 95{NARROW}% t interval"
-    if any(results.is_resampled(name) for name in results.cells):
-        n_out, n_train = results.resample_sizes(next(name for name in results.cells if results.is_resampled(name)))
-        note += (
-            "; runs on random subsets share images, so their variance of the mean is (1/J + left out/trained on) sd² "
-            f"(Nadeau and Bengio), left out/trained on = {count(n_out)}/{count(n_train)}"
-        )
+    if sizes := {results.resample_sizes(name): None for name in results.cells if results.is_resampled(name)}:
+        note += "; runs on random subsets share images, so their variance of the mean is "
+        note += " or ".join(_resampled_variance(*of_cell) for of_cell in sizes)
     elif any(len(runs) >= 20 for runs in results.runs.values()):
         note += "; from 20 seeds also the BCa bootstrap interval"
     note += ". No interval where a cell has one run or runs that do not differ."
     return Table("Cells", columns, rows, f"{note} {exploratory_note(results)}".strip())
+
+
+def _resampled_variance(n_left_out: int, n_train: int) -> str:
+    """Return the formula of the variance of the mean that `resampling` takes for subsets of this size."""
+    if n_left_out <= n_train:
+        ratio, sizes, source = "left out/trained on", f"{count(n_left_out)}/{count(n_train)}", "(Nadeau and Bengio)"
+    else:
+        ratio, sizes = "trained on/left out", f"{count(n_train)}/{count(n_left_out)}"
+        source = "(draws of less than half hardly overlap)"
+    return f"(1/J + {ratio}) sd² {source}, {ratio} = {sizes}"
 
 
 def exploratory_note(results: StudyResults) -> str:

@@ -52,6 +52,8 @@ def test_exploratory_studies_take_over_the_rows_of_the_primary_one(name):
     assert other.run_hash(other.cells["KD"]) == primary.run_hash(primary.cells["KD"])
     if "KD&IG" in other.cells:
         assert other.run_hash(other.cells["KD&IG"]) == primary.run_hash(primary.cells["KD&IG aligned"])
+    assert other.merge == (primary.output_dir,)
+    assert set(other.run_ids()) & set(primary.run_ids())
 
 
 def test_longer_kd_of_the_study_of_cost_takes_the_time_of_the_maps():
@@ -138,6 +140,9 @@ def test_cell_settings_win_over_the_protocols():
         ({"a": "KD"}, "cell 'a' must hold settings by name, got str"),
         ({"a": [1]}, "cell 'a' must hold settings by name, got list"),
         ({"a": {"grid": 3}}, "cell 'a': grid must hold lists by name, got int"),
+        ({"a": {"grid": {"drop": [1, 1]}}}, "cell 'a, drop 1' is there twice"),
+        ({"a": {"grid": {"drop": [1, 2]}}, "a, drop 1": {"lr": 0.1}}, "cell 'a, drop 1' is there twice"),
+        ({"a": {"drop": 1}, "b": {"drop": 1, "save": True}}, "cells 'a' and 'b' have the same settings"),
     ],
 )
 def test_wrong_cells_are_named(cells, message):
@@ -153,6 +158,13 @@ def test_wrong_cells_are_named(cells, message):
         ({"contrasts": [["KD", "Sutdent"]]}, "names an unknown cell .did you mean 'Student'"),
         ({"contrasts": [["KD", {}]]}, "names an unknown cell"),
         ({"contrasts": [["KD"]]}, "contrasts are pairs of cells"),
+        ({"contrasts": [["KD", "KD"]]}, "is of one cell with itself"),
+        ({"contrasts": [["KD&IG", "KD"], ["KD", "Student"], ["KD&IG", "KD"]]}, "is there twice"),
+        ({"contrasts": [["KD&IG", "KD"], ["KD", "KD&IG"]]}, "is there twice"),
+        ({"outcomes": ["top1", "corruption_top_1"]}, "got 'corruption_top_1' .did you mean 'corruption_top1'"),
+        ({"outcomes": ["ece"]}, "outcomes are in percent, of which more is better, got 'ece'"),
+        ({"outcomes": ["top1", "top1"]}, "outcomes are named once each"),
+        ({"outcomes": []}, "has no outcomes"),
         ({"teacher": None}, "cell 'KD' needs a teacher"),
         ({"n_steps": 0}, "n_steps must be in"),
         (

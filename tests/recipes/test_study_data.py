@@ -1,5 +1,6 @@
 """What a cell trains on: its maps, its teacher's logits, the images that are left; and maps of what it learnt."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from studies.config import StudyConfig
 from studies.data import StudyData
 from studies.evaluation import map_correlation
 from timm_igkd import MapStore
+from timm_igkd.errors import InputError
 from timm_igkd.models.loading import weights_hash
 
 
@@ -35,6 +37,22 @@ def test_arms_of_one_seed_start_from_the_same_weights(settings, tmp_path):
     )
     assert first == same
     assert first != other
+
+
+@pytest.mark.parametrize("name", ["corruption_images", "ig_images"])
+def test_first_images_of_one_class_are_refused(settings, name):
+    def prepare(number: int, labels: list[int]) -> None:
+        config = StudyConfig(**settings | {"cells": {"Student": {}}, name: number})
+        data = StudyData(config, torch.device("cpu"))
+        images = replace(data.test.images, labels=torch.tensor(labels))
+        data.__dict__["test"] = replace(data.test, images=images)
+        data.prepare()
+
+    by_class = [0, 0, 1, 1, 2, 2, 3, 3]
+    with pytest.raises(InputError, match=rf"the first 3 test images \({name}\) hold 1 of 4 classes.* set {name} to 8"):
+        prepare(3, [0, 0, 0, 1, 2, 2, 3, 3])
+    for number, labels in ((0, by_class), (2, by_class[::2] * 2), (4, by_class), (8, by_class), (100, by_class)):
+        prepare(number, labels)
 
 
 def test_random_teachers_maps_are_not_the_teachers(settings):

@@ -23,8 +23,6 @@ from study_parts import (
     report,
 )
 
-import study
-from studies.config import load_study
 from studies.facts import facts
 from studies.figures import FIGURES, corruptions, quantiles
 from studies.report import write_report
@@ -39,7 +37,6 @@ from studies.tables import (
     signed,
     span,
 )
-from study import refuse_withheld
 from study_report import main
 from timm_igkd.errors import InputError
 
@@ -272,6 +269,17 @@ def test_compression_figure_shows_arms_of_several_sizes(tmp_path, helpful):
     assert draw(helpful, "x") is None
 
 
+def test_compression_figure_tells_arms_of_other_overlays_apart(tmp_path, monkeypatch):
+    shuffled = IG | {"overlay_source": "shuffled"}
+    arms = {"own": KD | IG, "foreign": KD | shuffled, "twice": KD | shuffled | {"overlay_prob": 0.2}}
+    cells = {f"{arm} {drop}": settings | {"drop": drop} for arm, settings in arms.items() for drop in (5, 9)}
+    config = primary_study(tmp_path, seeds=2, cells=cells, contrasts=(), base={}, purpose="exploratory")
+    add_rows(config, measured=False)
+    svg, _ = dict(FIGURES)["Accuracy against compression"](StudyResults.read(config), "x")
+    for name in ("KD&amp;IG", "KD&amp;IG shuffled", "twice 5"):
+        assert f">{name}<" in svg
+
+
 def test_compression_figure_pairs_arms_by_their_student(tmp_path, monkeypatch):
     students = {"deep": {"base": "test_resnet", "drop": 1}, "flat": {"base": "test_resnet", "drop": 2}}
     cells = {
@@ -310,19 +318,3 @@ def test_rows_of_the_tests_are_those_of_the_study(helpful):
         for seed in helpful.config.seed_range
         if (name, seed) != ("KD&IG blank", 11)
     }
-
-
-def test_rows_of_a_withheld_study_are_merged_into_its_own_alone(tmp_path):
-    config = load_study(RECIPES / "configs" / "study_real.yaml", f"--output_dir={tmp_path}", "--seeds=1")
-    add_rows(config)
-    with pytest.raises(InputError, match="holds runs of the primary study 'real', which nobody looks at"):
-        refuse_withheld(str(tmp_path), "real_arms")
-    refuse_withheld(str(tmp_path), "real")
-
-
-def test_rows_of_a_study_that_ended_with_too_few_seeds_are_merged(tmp_path, monkeypatch):
-    given = load_study(RECIPES / "configs" / "study_real.yaml", f"--output_dir={tmp_path}", "--seeds=1")
-    add_rows(given)
-    real = study.load_study
-    monkeypatch.setattr(study, "load_study", lambda path, *flags: real(path, *flags, "--ended=time was over"))
-    refuse_withheld(str(tmp_path), "real_arms")

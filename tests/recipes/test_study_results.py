@@ -23,6 +23,7 @@ from studies.config import load_study
 from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.glance import glance
+from studies.opening import opening
 from studies.paper_table import paper_table
 from studies.report import write_report
 from studies.results import StudyResults
@@ -159,6 +160,21 @@ def test_images_left_out_of_a_subset_are_counted_not_estimated(tmp_path):
     assert "998/4,002" in cells_table(results).note
 
 
+def test_variance_of_subsets_is_told_as_it_is_taken(tmp_path):
+    cells = {name: KD | {"subset_fraction": share} for name, share in (("tenth", 0.1), ("most", 0.8), ("rest", 0.8))}
+    cells["rest"] |= {"temperature": 4}
+    config = primary_study(tmp_path, seeds=6, cells=cells, contrasts=(), purpose="exploratory")
+    add_rows(config)
+    results = StudyResults.read(config)
+    note = cells_table(results).note
+    assert "(1/J + trained on/left out) sd² (draws of less than half hardly overlap)" in note
+    assert "trained on/left out = 5,000/45,000 or (1/J + left out/trained on) sd² (Nadeau and Bengio)" in note
+    assert note.count("sd²") == 2
+    summary = results.summary("tenth", "top1")
+    half = stats.t.ppf(0.975, 5) * summary.sd * (1 / 6 + 5_000 / 45_000) ** 0.5
+    assert summary.high - summary.mean == pytest.approx(half)
+
+
 def test_committed_subsets_of_5000_images_left_out_998(monkeypatch):
     """Their rows do not say it: class by class rounded, 80 % of 5,000 images are 4,002."""
     monkeypatch.chdir(RECIPES.parent)
@@ -261,6 +277,14 @@ def test_all_studies_overlays_stand_at_a_glance(helpful, tmp_path):
     write_report([helpful.config], tmp_path / "a.md", tmp_path / "a.html")
     for path in (tmp_path / "a.md", tmp_path / "a.html"):
         assert path.read_text().count("At a glance") >= 1
+
+
+def test_runs_of_two_teachers_are_counted_and_shown_both(helpful, tmp_path):
+    other = primary_study(tmp_path, name="second", title="Second", purpose="exploratory", teacher="local-dir:a/b")
+    add_rows(other)
+    both = [helpful, StudyResults.read(other)]
+    assert opening(both).startswith("119 of 120 planned runs in 2 studies.")
+    assert len(glance(both).rows) == 2 * len(other.contrasts)
 
 
 def test_command_of_the_report_is_that_of_the_config(tmp_path):

@@ -17,6 +17,24 @@ def test_a_damaged_csv_is_refused(tmp_path):
         StudyRows(tmp_path).read()
 
 
+def test_rows_of_a_newer_version_are_refused_before_a_run_is_lost(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(",".join([*COLUMNS, "new_metric"]) + "\n")
+    with pytest.raises(InputError, match="has a column 'new_metric' that this version does not know"):
+        StudyRows(tmp_path).check(ROW)
+
+
+@pytest.mark.parametrize("change", [lambda line: line[:-9], lambda line: line + ",1", lambda line: "x" + line])
+def test_a_line_that_is_not_whole_is_named(tmp_path, change):
+    rows = StudyRows(tmp_path)
+    rows.add({**ROW, "study": "s"}, np.arange(4), np.arange(4))
+    header, line = rows.path.read_text().splitlines()
+    seed = line.replace("abc,0,", "abc,no number,")
+    rows.path.write_text(f"{header}\n{line}\n{change(line) if change('') != 'x' else seed}\n")
+    with pytest.raises(InputError, match=r"run 2 of .*results\.csv is not whole"):
+        rows.read()
+
+
 def test_missing_rows_and_predictions_are_named(tmp_path):
     with pytest.raises(MissingFileError, match="no results to merge"):
         StudyRows(tmp_path / "here").merge(tmp_path / "there")

@@ -1,5 +1,6 @@
 """A study that is killed, stopped, shared by processes, or of whose runs one diverges."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from command_lines import RECIPES
+from command_lines import RECIPES, two_splits
 from study_parts import ARMS
 from study_runs import rows_of, study_process, without_time
 
@@ -99,6 +101,70 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_epoch(run_study, settings,
     assert epochs == [2, 3]
     assert without_time(rows_of(settings)) == without_time(rows_of(whole))
     assert not checkpoint.exists()
+
+
+@pytest.fixture
+def stopped(run_study, settings, monkeypatch):
+    """Return the settings of a study whose one run, of three epochs, was stopped after the second."""
+    settings |= {"seeds": 1, "cells": {"Student": {"epochs": 3}}}
+    with monkeypatch.context() as patched:
+        stop_after(patched, 2)
+        assert run_study(settings).code == 130
+    return settings
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with_alone(run_study, stopped, tiny_images):
+    (checkpoint,) = (Path(stopped["work_dir"]) / "runs").rglob("*.pt")
+    other = two_splits(tiny_images, seed=5, name="other")
+    outcome = run_study(stopped | {"dataset": str(other), "output_dir": f"{stopped['output_dir']}2"})
+    assert outcome.code == 2
+    assert f"{checkpoint} holds runs with other images" in outcome.error
+    begun = checkpoint.with_suffix(".json")
+    content = json.loads(begun.read_text())
+    changes = {"data_hash": "other images", "teacher_hash": "other teacher", "numerics": "computed alike"}
+    for name, told in changes.items():
+        begun.write_text(json.dumps(content | {"origin": content["origin"] | {name: "another"}}))
+        outcome = run_study(stopped)
+        assert outcome.code == 2
+        assert told in outcome.error
+        assert str(checkpoint) in outcome.error
+    for damaged in ("{", json.dumps({"origin": {}})):
+        begun.write_text(damaged)
+        outcome = run_study(stopped)
+        assert outcome.code == 2
+        assert "delete it to repeat the run from its start" in outcome.error
+    begun.unlink()
+    assert "delete it to repeat" in run_study(stopped).error
+    checkpoint.unlink()
+    assert run_study(stopped).code == 0
+    assert not list(checkpoint.parent.glob("*[!k]"))  # but for locks
+
+
+def test_a_run_of_several_sessions_says_when_it_began_of_which_commits_and_how_long_it_took(
+    run_study, stopped, monkeypatch
+):
+    (path,) = (Path(stopped["work_dir"]) / "runs").rglob("*.pt")
+    content = torch.load(path, weights_only=True)
+    for record in content["history"]:
+        record["seconds"] = 1000.0
+    torch.save(content, path)
+    begun = json.loads(path.with_suffix(".json").read_text())
+    monkeypatch.setenv("TIMM_IGKD_COMMIT", "later")
+    monkeypatch.setattr(study, "_now", lambda: "2100-01-01T00:00:00+00:00")
+    assert run_study(stopped).code == 0
+    (row,) = rows_of(stopped)
+    assert row["started"] == begun["started"] < "2100"
+    assert row["commit"] == f"{begun['commits'][0]}, later"
+    assert 2000 < float(row["wall_time_s"]) < 2600
+
+
+def test_a_study_that_ended_begins_no_run_and_takes_rows(run_study, settings, tmp_path):
+    assert run_study(settings | {"seeds": 1}).code == 0
+    for flags in ([], ["--parallel", "2"]):
+        outcome = run_study(settings | {"ended": "time was over"}, *flags)
+        assert outcome.code == 0
+        assert "study 'tiny' ended (time was over): no run is begun any more" in outcome.output
+        assert len(rows_of(settings)) == 3
 
 
 def test_a_run_that_diverges_is_a_row_and_stops_nothing(run_study, settings, tmp_path):

@@ -1,0 +1,97 @@
+"""Runs of a primary study that nobody may see yet are not seen through another study either."""
+
+import pytest
+from command_lines import RECIPES
+from study_parts import ALIGNED, add_rows, primary_study, report
+
+from studies import withheld
+from studies.config import StudyConfig, load_study
+from studies.glance import glance
+from studies.results import StudyResults
+from studies.withheld import refuse_shared_runs, refuse_withheld_rows, withhold_shared_runs
+from timm_igkd.errors import InputError
+
+REAL = RECIPES / "configs" / "study_real.yaml"
+
+
+@pytest.fixture
+def real(tmp_path, monkeypatch):
+    """Return `real(*flags)`: the published primary study with rows of one seed, as the checkout's."""
+
+    def real(*flags: str) -> StudyConfig:
+        load = load_study
+        folder = tmp_path / "study_real"
+        given = load(REAL, f"--output_dir={folder}", "--seeds=1", "--first_seed=6")
+        add_rows(given)
+        monkeypatch.setattr(
+            withheld,
+            "load_study",
+            lambda path, *more: load(path, *more, *flags) if path.name == REAL.name else load(path, *more),
+        )
+        monkeypatch.setattr(withheld, "RESULTS", tmp_path)
+        return load(REAL, f"--output_dir={folder}", *flags)
+
+    return real
+
+
+def test_rows_of_a_withheld_study_are_merged_into_its_own_alone(real):
+    folder = real().output_dir
+    with pytest.raises(InputError, match="holds runs of the primary study 'real', which nobody looks at"):
+        refuse_withheld_rows(folder, "real_arms")
+    refuse_withheld_rows(folder, "real")
+
+
+def test_rows_of_a_study_that_ended_with_too_few_seeds_are_merged(real):
+    config = real("--ended=time was over")
+    refuse_withheld_rows(config.output_dir, "real_arms")
+    refuse_shared_runs(load_study(RECIPES / "configs" / "study_real_arms.yaml"))
+
+
+@pytest.mark.parametrize("name", ["arms", "cost", "often", "explanation"])
+def test_a_study_that_would_train_runs_of_a_withheld_one_is_refused(real, name):
+    config = load_study(RECIPES / "configs" / f"study_real_{name}.yaml")
+    real()
+    with pytest.raises(InputError, match=rf"runs of 'real_{name}' are also those of the primary study 'real'"):
+        refuse_shared_runs(config)
+    elsewhere = load_study(RECIPES / "configs" / f"study_real_{name}.yaml", "--dataset=/data/cifar10/")
+    with pytest.raises(InputError, match="run it then"):
+        refuse_shared_runs(elsewhere)
+    real("--seeds=1", "--first_seed=6", "--report=true")  # complete, and to be looked at
+    refuse_shared_runs(config)
+
+
+def test_a_study_of_other_seeds_teacher_or_settings_is_not_refused(real):
+    real()
+    arms = RECIPES / "configs" / "study_real_arms.yaml"
+    for flags in (["--first_seed=50"], ["--teacher=local-dir:elsewhere/other"], ["--dataset=../data/cifar100"]):
+        refuse_shared_runs(load_study(arms, *flags))
+    refuse_shared_runs(load_study(REAL))
+
+
+def test_a_report_shows_no_run_of_a_withheld_study(tmp_path):
+    closed = primary_study(tmp_path / "rows", report=False)
+    add_rows(closed, {ALIGNED: 1.0})
+    shared = primary_study(tmp_path / "rows", name="shared", purpose="exploratory", seeds=3)
+    other = primary_study(tmp_path / "other", name="other", purpose="exploratory", seeds=3, first_seed=50)
+    add_rows(other)
+    studies = withhold_shared_runs([StudyResults.read(config) for config in (closed, shared, other)])
+    assert [results.is_withheld for results in studies] == [True, True, False]
+    assert [name for name, _ in glance(studies).rows] == [f"Primary: {a} − {b}" for a, b in other.contrasts]
+    for text in report(tmp_path, closed, shared):
+        assert "It has runs of the primary study primary, of which nothing is shown yet." in text
+        assert "Holm" not in text
+    opened = primary_study(tmp_path / "rows")
+    assert not any(results.is_withheld for results in withhold_shared_runs([StudyResults.read(opened)] * 2))
+
+
+def test_the_command_refuses_before_anything_is_trained(real, run_study, settings, tmp_path):
+    real()
+    arms = load_study(RECIPES / "configs" / "study_real_arms.yaml")
+    shared = {"train_split": arms.train_split, "n_steps": "auto", "corruption_images": 1000, "ig_images": 64}
+    cells = {"KD": {"distill_loss_weight": 0.9, "temperature": 4, "overlay_prob": 0.0}}
+    given = settings | shared | {"base": arms.base, "cells": cells, "first_seed": 6, "seeds": 1}
+    given |= {"dataset": "anywhere/cifar10", "teacher": arms.teacher}
+    outcome = run_study(given)
+    assert outcome.code == 2
+    assert "1 runs of 'tiny' are also those of the primary study 'real'" in outcome.error
+    assert not (tmp_path / "out").exists()
