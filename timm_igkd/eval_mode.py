@@ -76,6 +76,23 @@ def _take_off_autocast(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]
 
 
 @contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for a gradient, and give each its own wish back.
+
+    Torch's counter of operations hooks the gradient of inputs that ask for one, also of a view of a parameter, and
+    fails where there is none.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def eval_mode(*models: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
     """Put models into eval mode, on `device` where one is given; give all their modules their own mode and device back.
 

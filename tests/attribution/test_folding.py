@@ -8,6 +8,7 @@ from tiny_parts import tiny_teacher
 from torch import Tensor, nn
 
 from timm_igkd.attribution.lighter_model import lighter_model
+from timm_igkd.attribution.options import CaptumEngine, IGOptions
 from timm_igkd.models.loading import weights_hash
 
 
@@ -57,3 +58,32 @@ def test_folding_that_would_change_the_outputs_is_refused(kind):
     folded = lighter_model(model, inputs[:1])
     assert batch_norms(folded) == 1
     assert torch.equal(folded(inputs), model(inputs))
+
+
+class Transposed(nn.Module):
+    """A batch norm whose gradient comes transposed, as that of tokens does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).flatten(2).transpose(1, 2)).tanh().mean(1)
+
+
+def test_a_batch_norm_before_tokens_is_folded():
+    assert batch_norms(lighter_model(Transposed().eval(), torch.rand(1, 3, 8, 8))) == 0
+
+
+def test_captum_gives_the_same_for_one_pair_at_a_time_as_for_all_at_once():
+    model, inputs = Transposed().eval(), torch.rand(1, 3, 8, 8)
+    target = torch.tensor([2])
+    one, some, together = (
+        CaptumEngine(model, IGOptions(n_steps=7), chunk).attribute(inputs, torch.zeros(1, 3, 8, 8), target, target)
+        for chunk in (1, 3, None)
+    )
+    for found in (one, some):
+        torch.testing.assert_close(found.values, together.values, rtol=1e-4, atol=1e-6)

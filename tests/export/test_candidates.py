@@ -91,6 +91,13 @@ def test_teacher_that_cannot_be_cut_has_no_truncations():
     assert truncations(teacher, 7, "hrnet_w18_small", True) == []
 
 
+def test_truncations_that_would_leave_everything_are_none():
+    coat = load_model("coat_tiny", pretrained=False, img_size=64).requires_grad_(False)
+    (only,) = truncations(coat, 1000, "coat_tiny", True)
+    assert only.drop == 3
+    assert only.num_parameters < count_parameters(coat) / 4
+
+
 def test_those_with_weights_come_first():
     assert max([candidate(parameters=900, weights=False), candidate(parameters=1)], key=rank).has_weights
 

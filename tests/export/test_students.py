@@ -61,6 +61,20 @@ def test_what_cannot_be_measured_is_left_out_with_its_reason(monkeypatch):
     assert "lcnet_035" not in {s.name for s in (*record.students, *record.others)}
 
 
+def test_whatever_a_candidate_raises_it_is_left_out_alone(monkeypatch):
+    say_latency(monkeypatch)
+
+    def raise_its_own(model):
+        if model.pretrained_cfg["architecture"] == "lcnet_035":
+            raise IndexError("index 23 is out of bounds\nand more")
+        return count_macs(model)
+
+    monkeypatch.setattr(students, "count_macs", raise_its_own)
+    record = find(Budget(100.0))
+    assert dict(record.left_out) == {"lcnet_035": "index 23 is out of bounds"}
+    assert len(record.students) > 3
+
+
 def test_teacher_that_cannot_be_measured_hinders_nothing(monkeypatch):
     say_latency(monkeypatch, failing=TEACHER)
     record = find(Budget(100.0))

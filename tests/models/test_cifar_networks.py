@@ -200,3 +200,45 @@ def test_padding_shortcut_is_option_a():
     assert not found[:, 24:].any()
     with pytest.raises(InputError, match="shortcut must be one of projection, padding"):
         timm.create_model("resnet20_cifar", shortcut="conv")
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_networks_are_scripted(name):
+    model = create(name)
+    assert torch.equal(torch.jit.script(model)(images()), model(images()))
+
+
+@EACH
+def test_pool_size_is_the_side_of_the_last_features(name):
+    model = create(name)
+    assert model.pretrained_cfg["pool_size"] == tuple(model.forward_features(images()).shape[2:])
+
+
+@EACH
+def test_new_classifier_leaves_frozen_batch_norms_frozen(name):
+    model = create(name).train()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    model.reset_classifier(5)
+    assert not any(norm.training for norm in norms)
+    assert model.training
+    assert model.get_classifier().training
+    model.eval().reset_classifier(3)
+    assert not model.get_classifier().training
+
+
+@EACH
+@pytest.mark.parametrize("channels", [1, 4])
+def test_weights_for_colour_are_adapted_to_other_channels_or_refused(name, channels, tmp_path):
+    save_model(create(name), tmp_path / "colour")
+    arguments = {"pretrained": True, "in_chans": channels}
+    if name != "convnet_cifar":
+        assert create(f"local-dir:{tmp_path / 'colour'}", **arguments).in_chans == channels
+        return
+    with pytest.raises(InputError, match=rf"for 3 channels do not fit .*in_chans={channels}.* from random"):
+        create(f"local-dir:{tmp_path / 'colour'}", **arguments)
+    save_model(create(name, in_chans=channels), tmp_path / "own")
+    own = create(f"local-dir:{tmp_path / 'own'}", **arguments)
+    assert own(torch.rand(1, channels, 32, 32)).shape == (1, 10)

@@ -153,3 +153,19 @@ def test_weights_that_are_a_link_to_nowhere_are_missing(tmp_path):
 def test_input_side_that_no_image_has_is_refused(side):
     with pytest.raises(InputError, match="img_size must be"):
         load_model("test_resnet", pretrained=False, img_size=side)
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "cait_xxs24_224"])
+def test_macs_of_models_that_make_a_view_of_a_parameter_are_counted(name):
+    model = timm.create_model(name).train()
+    first = next(model.parameters()).requires_grad_(False)
+    expected = count_macs(timm.create_model(name).requires_grad_(False))
+    assert count_macs(model) == expected > 1e8
+    assert [p is first for p in model.parameters() if not p.requires_grad] == [True]
+    assert model.training
+
+
+@pytest.mark.parametrize("side", [50, 100])
+def test_a_size_that_an_architecture_cannot_read_is_one_line_whatever_it_raises(side):
+    with pytest.raises(InputError, match=rf"'mvitv2_tiny' cannot read images of {side} x {side} pixels \(.*choose"):
+        load_model("mvitv2_tiny", pretrained=False, img_size=side)

@@ -7,7 +7,7 @@ from timm.models import get_model_input_config
 
 from timm_igkd import truncate
 from timm_igkd.errors import InputError
-from timm_igkd.models.loading import save_model
+from timm_igkd.models.loading import count_parameters, save_model
 
 SMALL = ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"]
 WIDE = [
@@ -206,3 +206,20 @@ def test_unknown_base_offers_the_nearest_name():
 @pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_cifar"])
 def test_a_truncated_model_keeps_its_dropout(name):
     assert truncate(timm.create_model(name, drop_rate=0.3), 1).drop_rate == 0.3
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_vit", "deit_tiny_patch16_224", "swin_s3_tiny_224"])
+def test_dropout_of_an_architecture_that_keeps_no_attribute_of_it_is_kept(name):
+    with torch.device("meta"):
+        student = truncate(timm.create_model(name, drop_rate=0.3), 1)
+    assert student.drop_rate == 0.3
+    assert student.head.drop.p == 0.3
+
+
+def test_a_cut_that_would_leave_everything_is_refused():
+    with torch.device("meta"):
+        coat = timm.create_model("coat_tiny")
+        for drop in (1, 2):
+            with pytest.raises(InputError, match=rf"without its last {drop} feature entries keeps 100.0 %"):
+                truncate(coat, drop)
+        assert count_parameters(truncate(coat, 3)) < count_parameters(coat) / 4

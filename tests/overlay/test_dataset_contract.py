@@ -273,3 +273,19 @@ def test_naflex_loader_that_would_leave_out_images_is_refused(noisy, view):
     with pytest.raises(InputError, match=r"NaFlex loader leaves out every image whose item raises.*create_loader"):
         create_naflex_loader(dataset, patch_size=8, train_seq_lens=(9,), batch_size=2, is_training=True, num_workers=0)
     assert len(dataset) == N
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"input_img_mode": "L"}, "overlays need RGB images, .* has input_img_mode 'L'"),
+        ({"additional_features": ["size"]}, r"adds size to its items \(additional_features\)"),
+    ],
+)
+def test_items_other_than_colour_image_and_label_are_refused(tiny_images, options, told):
+    folder = str(tiny_images("folder"))
+    dataset = timm.data.create_dataset("", root=folder, split="train", **options)
+    for given in (dataset, Subset(dataset, [0])):
+        with pytest.raises(InputError, match=told):
+            IGOverlayDataset(given, None)
+    assert IGOverlayDataset(timm.data.create_dataset("", root=folder, split="train"), None)[0]

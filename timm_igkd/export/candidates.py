@@ -139,8 +139,8 @@ def truncations(teacher: nn.Module, num_classes: int, name: str, has_weights: bo
         try:
             with torch.device("meta"):
                 student = truncate(shell, drop, num_classes).eval()
-        except InputError:
-            break
+        except InputError:  # it cannot be cut, or not there
+            continue
         found.append(Candidate(name, drop, has_weights, count_parameters(student), count_macs(student)))
     return found
 

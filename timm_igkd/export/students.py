@@ -13,7 +13,7 @@ from typing import Any, cast
 from timm.models import get_model_input_config
 from torch import nn
 
-from timm_igkd.errors import InputError, UserError, message_of
+from timm_igkd.errors import InputError, UserError, first_line, message_of
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, name_in_words, rank
@@ -227,13 +227,14 @@ class _Bench:
             folder.mkdir(exist_ok=True)
             use_cache = self.use_cache if use_cache is None else use_cache
             files, cached = measure_files(model, int8=self.int8, use_cache=use_cache, folder=folder)
-        except UserError as error:
-            self.left_out[str(candidate)] = message_of(error)
+            size = count_parameters(model), count_macs(model)
+        except Exception as error:  # an architecture's own, as for a size that it cannot read
+            self.left_out[str(candidate)] = message_of(error) if isinstance(error, UserError) else first_line(error)
             return None
         finally:
             self.longest = max(self.longest, self.seconds - begun)
         known = candidate.name, candidate.drop, candidate.has_weights
-        return MeasuredStudent(*known, count_parameters(model), count_macs(model), files, cached)
+        return MeasuredStudent(*known, *size, files, cached)
 
     def measure_anew(
         self, students: Sequence[MeasuredStudent], budget: Budget, progress: bool

@@ -140,13 +140,12 @@ class CifarNetwork(SingleTrunk):
         if num_classes > 0:
             linear = nn.Linear(self.head_hidden_size, num_classes, device=reference.device, dtype=reference.dtype)
             self._init_weights(linear)
-        self.classifier[1] = linear
-        self.train(self.training)
+        self.classifier[1] = linear.train(self.training)
 
     def _intermediates(self, x: Tensor, indices: list[int], norm: bool, stop_early: bool, only: bool) -> Any:
         last, found = len(self.features) - 1, []
         for i, block in enumerate(self.features[: max(indices) + 1] if stop_early else self.features):
-            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+            x = checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
             if i in indices:
                 found.append(self.norm(x) if norm and i == last else x)
         return found if only else (self.norm(x), found)
@@ -174,7 +173,9 @@ class CifarNetwork(SingleTrunk):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the (B, C, H, W) features of the last block, behind its norm."""
-        return self.norm(checkpoint_seq(self.features, x) if self.grad_checkpointing else self.features(x))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self.norm(checkpoint_seq(self.features, x))
+        return self.norm(self.features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of features, or what the linear layer would see."""
@@ -205,11 +206,24 @@ def kept_blocks(architecture: str, drop_blocks: Any, num_blocks: int) -> int:
 
 
 def cifar_cfgs(
-    names: Sequence[str], first_conv: str, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
+    names: Sequence[str],
+    first_conv: str,
+    pool_side: int,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
 ) -> dict[str, Any]:
-    """Return timm's default configurations for networks of 32x32 images and ten classes."""
+    """Return timm's default configurations for networks of 32x32 images and ten classes.
+
+    Args:
+        names: of the architectures.
+        first_conv: name of the first convolution.
+        pool_side: side of the last features, without `drop_blocks`.
+        mean: of the normalised images.
+        std: likewise.
+    """
     settings = {
         "input_size": (3, 32, 32),
+        "pool_size": (pool_side, pool_side),
         "mean": tuple(mean),
         "std": tuple(std),
         "crop_pct": 1.0,

@@ -45,7 +45,10 @@ def whitening_filters(in_chans: int = 3) -> Tensor:
 
 
 class _Stem(FeatureBlock):
-    """Whitened 2x2 patches and their negatives, which only a bias is trained of; the side shrinks by one."""
+    """Whitened 2x2 patches and their negatives, which only a bias is trained of; the side shrinks by one.
+
+    The filters are a parameter that takes no gradient, so that they count and are saved as those of any convolution.
+    """
 
     def __init__(self, in_chans: int) -> None:
         filters = whitening_filters(in_chans)
@@ -132,7 +135,22 @@ class ConvNetCifar(CifarNetwork):
             nn.init.dirac_(module.weight[: module.in_channels])
 
 
-default_cfgs = cifar_cfgs(["convnet_cifar"], first_conv="features.0.0")
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: ConvNetCifar) -> dict[str, Any]:
+    """Return a checkpoint as it is.
+
+    Raises:
+        InputError: it is of another number of channels, which timm cannot adapt: the stem's width depends on them.
+    """
+    stem = state_dict.get("features.0.0.weight")
+    if stem is not None and stem.shape[1] != model.in_chans:
+        raise InputError(
+            f"weights of convnet_cifar for {stem.shape[1]} channels do not fit one of in_chans={model.in_chans}, whose "
+            "stem has eight filters a channel; give images of as many channels, or train it from random weights"
+        )
+    return state_dict
+
+
+default_cfgs = cifar_cfgs(["convnet_cifar"], first_conv="features.0.0", pool_side=3)
 
 
 @register_model
@@ -142,5 +160,10 @@ def convnet_cifar(pretrained: bool = False, **kwargs: Any) -> ConvNetCifar:
     kept = kept_blocks("convnet_cifar", kwargs.get("drop_blocks", 0), 1 + 2 * len(widths))
     ends = tuple(range(0, kept, 2))
     return build_model_with_cfg(
-        ConvNetCifar, "convnet_cifar", pretrained, feature_cfg={"out_indices": ends, "feature_cls": "getter"}, **kwargs
+        ConvNetCifar,
+        "convnet_cifar",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": ends, "feature_cls": "getter"},
+        **kwargs,
     )

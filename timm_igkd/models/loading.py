@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, check_count, first_line, nearest
-from timm_igkd.eval_mode import eval_mode
+from timm_igkd.eval_mode import eval_mode, frozen
 from timm_igkd.files import folder_written_apart
 from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import built_size, check_model_arguments
@@ -197,7 +197,7 @@ def _set_input_size(model: nn.Module, img_size: int, spec: str, channels: int) -
     try:
         with torch.no_grad():
             model(torch.zeros(1, *shape, dtype=next(model.parameters()).dtype))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # each architecture says it with an exception of its own
         raise InputError(
             f"model {spec!r} cannot read images of {img_size} x {img_size} pixels ({first_line(error)}); choose "
             "another --img-size"
@@ -291,6 +291,6 @@ def count_macs(model: nn.Module) -> int:
     image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=parameter.device, dtype=parameter.dtype)
     counter = FlopCounterMode(display=False)
     plain_attention = sdpa_kernel(SDPBackend.MATH)  # the one that is counted
-    with eval_mode(model), torch.no_grad(), plain_attention, counter:
+    with eval_mode(model), frozen(model), torch.no_grad(), plain_attention, counter:
         model(image)
     return counter.get_total_flops() // 2

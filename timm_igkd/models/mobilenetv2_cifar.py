@@ -95,7 +95,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return renamed
 
 
-default_cfgs = cifar_cfgs(["mobilenetv2_cifar"], "features.0.0", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+default_cfgs = cifar_cfgs(["mobilenetv2_cifar"], "features.0.0", 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @register_model

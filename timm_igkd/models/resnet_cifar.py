@@ -214,7 +214,7 @@ SHAPES = {
     "wrn_40_1_cifar": (40, 1, 16, True),
     "wrn_40_2_cifar": (40, 2, 16, True),
 }
-default_cfgs = cifar_cfgs(list(SHAPES), first_conv="features.0.0")
+default_cfgs = cifar_cfgs(list(SHAPES), first_conv="features.0.0", pool_side=8)
 
 
 def _entrypoint(name: str) -> Callable[..., ResNetCifar]:

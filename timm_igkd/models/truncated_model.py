@@ -16,6 +16,9 @@ from timm_igkd.errors import InputError, nearest
 from timm_igkd.models.arguments import check_model_arguments
 from timm_igkd.models.cifar_network import SingleTrunk
 
+_MOST_LEFT = 0.995
+"""Share of a model's parameters that its truncation may have; one that has more is not cut."""
+
 COPIED_CFG_KEYS = (
     "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "test_crop_pct",
     "crop_mode", "mean", "std", "license",
@@ -96,7 +99,14 @@ class TruncatedModel(SingleTrunk):
         check_drop(drop, len(self.feature_info) - 1, base, len(self.feature_info))
         self.base_name, self.base_args, self.drop = base, base_args, 0
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
+        whole = sum(parameter.numel() for parameter in self.base.parameters())
         self._cut([len(self.feature_info) - drop - 1], prune_norm=True)
+        left = sum(parameter.numel() for parameter in self.base.parameters())
+        if drop > 0 and left > _MOST_LEFT * whole:  # CoaT
+            raise InputError(
+                f"{base} without its last {drop} feature entries keeps {100 * left / whole:.1f} % of its parameters: "
+                "they are computed together with those before; drop more, or choose a model with a single trunk"
+            )
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate, **factory)
         self.head_hidden_size = self.head.num_features
 

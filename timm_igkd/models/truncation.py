@@ -44,7 +44,7 @@ def _construction(model: Any, drop: int, num_classes: int) -> tuple[str, dict[st
         "pretrained_cfg": dict(cfg, num_classes=num_classes),
         "num_classes": num_classes,
         "in_chans": current["input_size"][0],
-        "drop_rate": getattr(model, "drop_rate", 0.0),
+        "drop_rate": _drop_rate(model),
     }
     if isinstance(model, CifarNetwork):
         name = str(cast(Any, model).pretrained_cfg["architecture"])
@@ -61,6 +61,12 @@ def _construction(model: Any, drop: int, num_classes: int) -> tuple[str, dict[st
     arguments["pretrained_cfg"]["first_conv"] = below_base(current["first_conv"])
     base_args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in arguments}
     return "igkd_truncated", dict(arguments, base=model.pretrained_cfg["architecture"], base_args=base_args, drop=drop)
+
+
+def _drop_rate(model: Any) -> float:
+    """Return the dropout before a model's classifier, as it was built; some architectures keep no attribute of it."""
+    built_with: dict[str, Any] = getattr(model, "_model_args", {})
+    return getattr(model, "drop_rate", built_with.get("drop_rate") or 0.0)
 
 
 def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.Module:

@@ -32,7 +32,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         overlay_source: "aligned", or a control (see controls.py).
         seed: None: the transform draws from the worker's generators, as timm does, and the overlay from one of its
             own per worker. A number: every draw comes from (seed, purpose, epoch, index), whatever the number of
-            workers; call `set_epoch` before each epoch then.
+            workers; call `set_epoch` before each epoch then. Copies of an image within an epoch, as a sampler with
+            replacement or timm's RepeatAugSampler (`--aug-repeats`) gives them, are equal then: leave the seed out.
         with_logits: items go on with the teacher's stored logits of the clean image, [classes] float32.
         with_maps: items end with the map of the view, [1, H, W] uint8: the one that `overlay_source` names, whether the
             image is overlaid or not, brought through the transform with the same random numbers. The transform may then
@@ -46,7 +47,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
     Other attributes (`classes`, `reader`, `filename`, …) are the wrapped dataset's.
 
     Raises:
-        InputTypeError: a stream. InputError: a dataset with a transform, or logits or maps of items without a store.
+        InputTypeError: a stream. InputError: a dataset with a transform, of images other than RGB or with
+            `additional_features`, or logits or maps of items without a store.
     """
 
     def __init__(

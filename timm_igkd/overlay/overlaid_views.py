@@ -59,6 +59,7 @@ class OverlaidViews:
                 f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so "
                 f"set the transform on the {type(self).__name__} instead"
             )
+        _refuse_other_items(dataset)
         self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
         if maps is None and (self.overlay.overlay_prob > 0 or with_logits or with_maps):
             raise InputError(
@@ -177,6 +178,21 @@ class OverlaidViews:
         with restored_state():
             teacher = transform(clean)
         return TwoViews((transform(student), teacher))
+
+
+def _refuse_other_items(dataset: Any) -> None:
+    """Refuse a timm dataset whose items are not (RGB image, label)."""
+    part = first_part(dataset)
+    mode, more = getattr(part, "input_img_mode", "RGB"), getattr(part, "additional_features", None)
+    if mode not in ("RGB", None):
+        raise InputError(
+            f"overlays need RGB images, {dataset_name(dataset)!r} has input_img_mode {mode!r}; leave it out"
+        )
+    if more:
+        raise InputError(
+            f"{dataset_name(dataset)!r} adds {', '.join(map(str, more))} to its items (additional_features), expected "
+            "(image, label) alone; leave them out"
+        )
 
 
 def _refuse_erasing(caller: FrameType) -> None:
