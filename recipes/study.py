@@ -206,7 +206,7 @@ def run_in_parallel(config: StudyConfig, argv: list[str], rows: StudyRows) -> No
     Raises:
         RunError: one of them failed; the others are stopped, what they finished is kept.
     """
-    command = [sys.executable, __file__, *argv, "--parallel=1", "--report=false", "--merge"]
+    command = [sys.executable, __file__, *argv, "--parallel=1", "--report=false", "--merge", "--rows_of"]
     threads = max(1, (os.cpu_count() or 1) // config.parallel)
     workers = [
         subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}) for _ in range(config.parallel)
@@ -245,13 +245,13 @@ def main(argv: list[str] | None = None) -> int:
         config = parse_config(StudyConfig, arguments, description=__doc__)
         if config.report:
             require_report_packages()
-        refuse_shared_runs(config)
-        for folder in config.merge:
+        for folder in (*config.rows_of, *config.merge):
             refuse_withheld_rows(folder, config.name)
         study = Study(config)
+        refuse_shared_runs(config, study.data)
         if config.ended:
             print(f"study {config.name!r} ended ({config.ended}): no run is begun any more")
-        for folder in config.merge:
+        for folder in (*config.rows_of, *config.merge):
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
         if config.parallel > 1 and study.missing():
             study.check_time()

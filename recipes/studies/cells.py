@@ -200,6 +200,8 @@ def _used_settings(cell: Cell) -> Cell:
     unused = ["protocol", "save"]  # a protocol gave what the other settings say
     if cell.overlay_prob == 0:
         unused += ["overlay_weight", "overlay_max_power"]
+    if cell.overlay_prob == 0 or not cell.needs_live_teacher:
+        unused.append("teacher_view")
     if not cell.needs_maps:
         unused += ["overlay_source", "map_method"]
     if cell.explanation_loss_weight == 0:

@@ -33,13 +33,15 @@ def _arms(results: StudyResults) -> dict[str, list[str]]:
     for cell in results.cells:
         settings = results.cell(cell)
         groups.setdefault(repr(replace(settings, drop=0, save=False, student_args={})), []).append(cell)
-    named = {}
+    labels = []
     for cells in groups.values():
         cells.sort(key=lambda cell: results.constant(cell, "compression"))
         label = cells[0].partition(", drop ")[0]  # a grid's name
-        if label in cells and len(cells) > 1:
-            label = _common_name(results.cell(cells[0]))
-        named[cells[0] if label in named else label] = cells
+        labels.append(_common_name(results.cell(cells[0])) if label in cells and len(cells) > 1 else label)
+    named = {}
+    for label, cells in zip(labels, groups.values(), strict=True):
+        others = [other[0] for other in groups.values() if other is not cells]
+        named[cells[0] if labels.count(label) > 1 or label in others else label] = cells
     return named
 
 

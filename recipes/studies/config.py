@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from studies.cells import ADDED, Cell, create_cell, store_options
 from studies.outcomes import PERCENTAGES
@@ -30,19 +30,6 @@ def _setting(text: str, default: Any, in_hash: bool = False) -> Any:
 def _in_hash(text: str, default: Any) -> Any:
     """A setting that changes numbers, and with them the name of the runs."""
     return _setting(text, default, in_hash=True)
-
-
-class RunId(NamedTuple):
-    """What tells a planned run from all others, also of other studies; data and teacher by the last of their path.
-
-    Several machines have them at different places. A run computed in another precision is the same one.
-    """
-
-    run_hash: str
-    seed: int
-    dataset: str
-    teacher: str
-    teacher_checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -111,7 +98,8 @@ class StudyConfig:
         "torch.compile mode of the student; reduce-overhead uses CUDA graphs", "none"
     )
     trackers: tuple[TrackerName, ...] = _setting("Accelerate trackers beside the rows", ())
-    merge: tuple[str, ...] = _setting("output folders of other studies or machines to take rows from", ())
+    rows_of: tuple[str, ...] = _setting("output folders of studies whose runs are some of its own: taken over", ())
+    merge: tuple[str, ...] = _setting("output folders of other machines to take rows from", ())
     report: bool = _setting("write the report of this study at the end", True)
 
     def __post_init__(self) -> None:
@@ -232,15 +220,6 @@ class StudyConfig:
     def run_hash(self, cell: Cell) -> str:
         """Return the name of a cell's runs: 12 hex digits of all settings that change a number."""
         return hashlib.sha256(json.dumps(self.settings(cell), sort_keys=True).encode()).hexdigest()[:12]
-
-    def run_id(self, cell: Cell, seed: int) -> RunId:
-        """Return what tells a run from those of all other studies."""
-        names = (self.dataset, self.teacher or "", self.teacher_checkpoint or "")
-        return RunId(self.run_hash(cell), seed, *(name.rstrip("/").rpartition("/")[2] for name in names))
-
-    def run_ids(self) -> list[RunId]:
-        """Return all planned runs."""
-        return [self.run_id(cell, seed) for seed in self.seed_range for cell in self.cells.values()]
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """Return what a cell's runs depend on, paths and what only changes speed left out."""

@@ -158,22 +158,23 @@ class StudyData:
             self._test_split.content_hash()  # what is wrong with it is told before maps are built
         self._check_classes()
         with exclusive(self.work / "prepare.lock"):
-            needed = {cell.store for cell in cells if cell.needs_maps}
-            for name in sorted(needed | {"maps" for cell in cells if cell.needs_stored_logits}):
-                self._maps(name)
             _ = self.test, self.transfer  # the teacher's logits are kept for all processes
             for name in ("corruption_images", "ig_images"):
                 self._check_first_images(name)
+            needed = {cell.store for cell in cells if cell.needs_maps}
+            for name in sorted(needed | {"maps" for cell in cells if cell.needs_stored_logits}):
+                self._maps(name)
             for cell in cells if self.config.latency else ():
                 self.latency_ms(cell)
             if self.config.latency and self.teacher is not None:
                 self.teacher_latency_ms()
 
     def _check_first_images(self, name: str) -> None:
-        """Refuse first test images that lack most classes, as those of a folder do, which come class by class."""
+        """Refuse first test images that lack classes where these come one after the other, as those of a folder do."""
         labels, number = self.test.images.labels, getattr(self.config, name)
         there, classes = len(labels[:number].unique()), len(labels.unique())
-        if number and there < min(number, classes) / 2:
+        is_sorted = int((labels[1:] != labels[:-1]).sum()) == classes - 1
+        if is_sorted and number and there < min(number, classes):
             raise InputError(
                 f"the first {number} test images ({name}) hold {there} of {classes} classes: they come class by class; "
                 f"set {name} to {len(labels)} for all, or give images in mixed order"

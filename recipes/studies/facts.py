@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from studies.results import StudyResults
+from studies.rows import BETWEEN
 from timm_igkd.report.tables import DASH, NARROW, count, duration, plain
 
 
@@ -40,7 +41,7 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
 
 
 def _distinct(texts: Iterable[str]) -> str:
-    return ", ".join(sorted({text for text in texts if text}))
+    return ", ".join(sorted({part for text in texts for part in text.split(BETWEEN) if part}))
 
 
 def _partial(number: int) -> str:

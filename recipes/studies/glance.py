@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from studies.cells import is_aligned_against_control, is_overlay_against_none
+from studies.origins import source_of
 from studies.results import Contrast, StudyResults
 from studies.statistics import Comparison
 from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
@@ -11,7 +12,7 @@ from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
 
 def glance(studies: Sequence[StudyResults]) -> Table | None:
     """Return the overlay's contrasts of all studies that were run, checks of the machinery left out; None: none."""
-    first: dict[tuple[Any, ...], StudyResults] = {}  # by the runs of both cells: studies share some
+    first: dict[frozenset[Any], StudyResults] = {}  # by the runs of both cells: studies share some
     rows = [
         (f"{_called(results)}: {contrast.name}", _entries(results, contrast))
         for results in studies
@@ -41,11 +42,10 @@ def _is_of_overlay(results: StudyResults, contrast: Contrast) -> bool:
     return is_overlay_against_none(a, b) or is_aligned_against_control(a, b)
 
 
-def _runs_of(results: StudyResults, contrast: Contrast) -> tuple[Any, ...]:
+def _runs_of(results: StudyResults, contrast: Contrast) -> frozenset[Any]:
     """Return what tells the runs of a contrast from those of other studies' contrasts, seeds left out."""
-    config = results.config
-    a, b = (config.run_id(results.cell(name), 0) for name in (contrast.a, contrast.b))
-    return a, b, config.launch
+    both = ((part, row) for part in (contrast.a, contrast.b) for row in results.runs[part].values())
+    return frozenset((part == contrast.a, row["config_hash"], source_of(row)) for part, row in both)
 
 
 def _entries(results: StudyResults, contrast: Contrast) -> list[Entry]:

@@ -1,12 +1,15 @@
 """The report's first sentences, for a reader who does not read on: what the complete primary study shows."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from studies.answers import ADVANTAGE, failures, finding, robustness, why_nothing_is_claimed
 from studies.beside_paper import beside_unlike_paper
 from studies.cells import Cell, is_aligned_against_control, is_overlay_against_none
 from studies.config import StudyConfig
+from studies.origins import source_of
 from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.rows import key_of
 from studies.tables import probability, signed, span
 from timm_igkd.report.tables import NARROW
 
@@ -19,9 +22,9 @@ def opening(studies: Sequence[StudyResults]) -> str:
     With a complete primary study three of them answer: does the overlay help accuracy, robustness and transfer; does
     alignment matter; what of the paper holds. Without one nothing is claimed. Paragraphs are apart by an empty line.
     """
-    # studies share runs, so that each counts once; but twice where two launch it otherwise
-    done = {(run, results.config.launch) for results in studies for run in results.run_ids()}
-    planned = {(run, results.config.launch) for results in studies for run in results.config.run_ids()}
+    # studies share runs: each counts once
+    done = {(key_of(dict(row)), source_of(row)) for results in studies for row in results.rows}
+    planned = {run for results in studies for run in _planned(results.config)}
     counted = f"{len(done)} of {len(planned)} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
     primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
     if not primary:
@@ -39,6 +42,12 @@ def opening(studies: Sequence[StudyResults]) -> str:
         for sentence in (_effect(results), _alignment(results), beside_unlike_paper(results), _amendment(results))
     ]
     return "\n\n".join([*(sentence for sentence in sentences if sentence), counted])
+
+
+def _planned(config: StudyConfig) -> set[tuple[Any, ...]]:
+    """Return what tells planned runs from those of other studies, before there is a row that says more."""
+    source = config.dataset, config.teacher, config.teacher_checkpoint, config.launch
+    return {(config.run_hash(cell), seed, *source) for cell in config.cells.values() for seed in config.seed_range}
 
 
 def _effect(results: StudyResults) -> str:

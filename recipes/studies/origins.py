@@ -45,7 +45,13 @@ class Origin(NamedTuple):
         kept = {name: row[name] for name in cls._fields if name in row}
         return cls(**kept, store=store, numerics=numerics)
 
-    def check_beside(self, other: "Origin", path: Path, same_maps: Collection[str] = ()) -> None:
+    def check_beside(
+        self,
+        other: "Origin",
+        path: Path,
+        same_maps: Collection[str] = (),
+        remedy: str = "give another output_dir",
+    ) -> None:
         """Raise InputError where a run of this origin cannot stand beside one of `other`, which `path` holds.
 
         Of `same_maps`, hashes, all are taken as the same maps where means cannot show it: one of the two has none.
@@ -59,14 +65,18 @@ class Origin(NamedTuple):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine and theirs and mine != theirs:
                 raise InputError(
-                    f"{path} holds runs with other {what} ({name} {theirs}, this run's is {mine}); "
-                    "give another output_dir"
+                    f"{path} holds runs with other {what} ({name} {theirs}, this run's is {mine}); {remedy}"
                 )
         if self.numerics != other.numerics:
             raise InputError(
                 f"{path} holds runs with {other.numerics}, this run has {self.numerics}; runs that are compared must "
-                "be computed alike: start it as the others were, or give another output_dir"
+                f"be computed alike: start it as the others were, or {remedy}"
             )
+
+
+def source_of(row: Mapping[str, str]) -> tuple[str, str, str]:
+    """Return what runs of equal settings and seeds are told apart by: images, teacher, and how it was computed."""
+    return row["data_hash"], row["teacher_hash"], Origin.of(row).numerics
 
 
 def decided(origins: Collection[Origin], same_maps: Collection[str]) -> set[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from studies.cells import Cell
-from studies.config import RunId, StudyConfig
+from studies.config import StudyConfig
 from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
 from studies.rows import StudyRows
 from studies.statistics import (
@@ -116,10 +116,6 @@ class StudyResults:
     def missing(self) -> list[tuple[str, int]]:
         """Planned runs without a row, as (cell, seed)."""
         return [(name, seed) for name, runs in self.runs.items() for seed in self.config.seed_range if seed not in runs]
-
-    def run_ids(self) -> list[RunId]:
-        """Return the runs that are there, cell by cell."""
-        return [self.config.run_id(self.cell(name), seed) for name, runs in self.runs.items() for seed in runs]
 
     @property
     def num_planned(self) -> int:

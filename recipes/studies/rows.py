@@ -37,6 +37,9 @@ COLUMNS = [
     *"ig_correlation ig_correlation_n".split(),
 ]
 
+BETWEEN = "; "
+"""Stands between commits or machines of a run of several sessions."""
+
 _ADDED = ("diverged_epoch", "n_left_out", "maps_hash", "maps_means", "transfer_hash")
 """Columns that came after the first rows: files without them are read, the values are empty."""
 

@@ -75,6 +75,29 @@ def test_whatever_a_candidate_raises_it_is_left_out_alone(monkeypatch):
     assert len(record.students) > 3
 
 
+def test_what_the_machine_raises_ends_the_search(monkeypatch):
+    say_latency(monkeypatch)
+    for error in (OSError("no space left"), MemoryError()):
+
+        def fail(model, error=error):
+            raise error
+
+        monkeypatch.setattr(students, "count_macs", fail)
+        with pytest.raises(type(error)):
+            find(Budget(100.0))
+
+
+def test_where_nothing_could_be_measured_the_first_reason_is_told(monkeypatch):
+    say_latency(monkeypatch)
+
+    def fail(model):
+        raise IndexError("index 23 is out of bounds")
+
+    monkeypatch.setattr(students, "count_macs", fail)
+    with pytest.raises(InputError, match=r"none could be measured: .* \(index 23 is out of bounds\)"):
+        find(Budget(100.0)).best()
+
+
 def test_teacher_that_cannot_be_measured_hinders_nothing(monkeypatch):
     say_latency(monkeypatch, failing=TEACHER)
     record = find(Budget(100.0))

@@ -339,7 +339,11 @@ def test_aligned_maps_at_another_setting_are_no_control():
     assert is_aligned_against_control(cell, create_cell("b", KD | IG | {"overlay_source": "blank"}))
     assert not is_aligned_against_control(cell, cell)
     assert not is_overlay_against_none(cell, cell)
-    assert not is_aligned_against_control(cell, create_cell("b", KD | IG | {"overlay_source": "blank", "drop": 1}))
+    blank = KD | IG | {"overlay_source": "blank"}
+    assert not is_aligned_against_control(cell, create_cell("b", blank | {"drop": 1}))
+    assert is_aligned_against_control(cell, create_cell("b", blank | {"teacher_view": "same"}))
+    live = create_cell("a", KD | IG | {"logits": "live"})
+    assert not is_aligned_against_control(live, create_cell("b", blank | {"logits": "live", "teacher_view": "same"}))
 
 
 @pytest.mark.parametrize(
@@ -350,6 +354,8 @@ def test_aligned_maps_at_another_setting_are_no_control():
         (KD | IG | {"map_method": "grad_cam"}, KD, True),
         (KD | IG, KD | {"overlay_source": "blank", "explanation_map": "grad_cam", "save": True}, True),
         (IG | {"temperature": 4, "loss_type": "dkd", "logits": "live"}, {"model_ema_decay": 0.5}, True),
+        (KD | IG | {"teacher_view": "clean"}, KD | {"teacher_view": "same"}, True),
+        (KD | IG | {"teacher_view": "clean", "logits": "live"}, KD | {"teacher_view": "same", "logits": "live"}, True),
         (KD | IG | {"temperature": 4}, KD, False),
         (KD | IG | {"model_ema_decay": 0.5, "model_ema": True}, KD | {"model_ema": True}, False),
         (KD | IG | EXPLAINED, KD, False),

@@ -52,8 +52,8 @@ def test_exploratory_studies_take_over_the_rows_of_the_primary_one(name):
     assert other.run_hash(other.cells["KD"]) == primary.run_hash(primary.cells["KD"])
     if "KD&IG" in other.cells:
         assert other.run_hash(other.cells["KD&IG"]) == primary.run_hash(primary.cells["KD&IG aligned"])
-    assert other.merge == (primary.output_dir,)
-    assert set(other.run_ids()) & set(primary.run_ids())
+    assert other.rows_of == (primary.output_dir,)
+    assert set(other.seed_range) <= set(primary.seed_range)
 
 
 def test_longer_kd_of_the_study_of_cost_takes_the_time_of_the_maps():

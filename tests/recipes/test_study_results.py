@@ -280,8 +280,9 @@ def test_all_studies_overlays_stand_at_a_glance(helpful, tmp_path):
 
 
 def test_runs_of_two_teachers_are_counted_and_shown_both(helpful, tmp_path):
-    other = primary_study(tmp_path, name="second", title="Second", purpose="exploratory", teacher="local-dir:a/b")
+    other = primary_study(tmp_path, name="second", title="Second", purpose="exploratory", teacher="local-dir:b/teacher")
     add_rows(other)
+    edit_rows(tmp_path, lambda row: row.update(teacher_hash="t2"))
     both = [helpful, StudyResults.read(other)]
     assert opening(both).startswith("119 of 120 planned runs in 2 studies.")
     assert len(glance(both).rows) == 2 * len(other.contrasts)

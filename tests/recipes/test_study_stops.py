@@ -119,6 +119,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with_alone(run_study, stopped, tin
     outcome = run_study(stopped | {"dataset": str(other), "output_dir": f"{stopped['output_dir']}2"})
     assert outcome.code == 2
     assert f"{checkpoint} holds runs with other images" in outcome.error
+    assert "give another work_dir, or delete the file to repeat the run from its start" in outcome.error
     begun = checkpoint.with_suffix(".json")
     content = json.loads(begun.read_text())
     changes = {"data_hash": "other images", "teacher_hash": "other teacher", "numerics": "computed alike"}
@@ -128,15 +129,31 @@ def test_a_run_goes_on_with_what_it_was_begun_with_alone(run_study, stopped, tin
         assert outcome.code == 2
         assert told in outcome.error
         assert str(checkpoint) in outcome.error
-    for damaged in ("{", json.dumps({"origin": {}})):
-        begun.write_text(damaged)
-        outcome = run_study(stopped)
-        assert outcome.code == 2
-        assert "delete it to repeat the run from its start" in outcome.error
-    begun.unlink()
-    assert "delete it to repeat" in run_study(stopped).error
-    checkpoint.unlink()
-    assert run_study(stopped).code == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [None, "{", "[]", '{"origin": {}}', '{"origin": 1}', "unhashable", "another version"]
+)
+def test_a_run_begun_with_what_is_not_known_begins_again(run_study, stopped, damage, monkeypatch):
+    (checkpoint,) = (Path(stopped["work_dir"]) / "runs").rglob("*.pt")
+    begun = checkpoint.with_suffix(".json")
+    content = json.loads(begun.read_text())
+    given = {
+        "unhashable": json.dumps(content | {"origin": content["origin"] | {"data_hash": ["x"]}}),
+        "another version": json.dumps(content | {"more": 1}),
+    }
+    begun.unlink()  # an older version wrote none
+    if damage is not None:
+        begun.write_text(given.get(damage, damage))
+    epochs = []
+    train = Trainer.train_epoch
+    monkeypatch.setattr(
+        Trainer, "train_epoch", lambda self, epoch, bar: epochs.append(epoch) or train(self, epoch, bar)
+    )
+    outcome = run_study(stopped)
+    assert outcome.code == 0
+    assert "its run begins again" in outcome.output
+    assert epochs == [0, 1, 2]
     assert not list(checkpoint.parent.glob("*[!k]"))  # but for locks
 
 
@@ -151,20 +168,27 @@ def test_a_run_of_several_sessions_says_when_it_began_of_which_commits_and_how_l
     begun = json.loads(path.with_suffix(".json").read_text())
     monkeypatch.setenv("TIMM_IGKD_COMMIT", "later")
     monkeypatch.setattr(study, "_now", lambda: "2100-01-01T00:00:00+00:00")
+    monkeypatch.setattr(study, "describe_hardware", lambda device: "another machine")
     assert run_study(stopped).code == 0
     (row,) = rows_of(stopped)
     assert row["started"] == begun["started"] < "2100"
-    assert row["commit"] == f"{begun['commits'][0]}, later"
+    assert row["commit"] == f"{begun['sessions'][0]['commit']}; later"
+    assert row["hardware"] == f"{begun['sessions'][0]['hardware']}; another machine"
+    assert json.loads(row["versions"]) == json.loads(begun["sessions"][0]["versions"])
+    told = dict(facts(StudyResults.read(StudyConfig(**stopped))))
+    assert told["Commits"].startswith(", ".join(sorted([begun["sessions"][0]["commit"], "later"])))
     assert 2000 < float(row["wall_time_s"]) < 2600
 
 
 def test_a_study_that_ended_begins_no_run_and_takes_rows(run_study, settings, tmp_path):
-    assert run_study(settings | {"seeds": 1}).code == 0
-    for flags in ([], ["--parallel", "2"]):
+    assert run_study(settings | {"seeds": 1, "cells": {"KD": ARMS["KD"]}}).code == 0
+    elsewhere = settings | {"output_dir": str(tmp_path / "elsewhere"), "cells": {"Student": {}}, "seeds": 1}
+    assert run_study(elsewhere).code == 0
+    for flags, there in (([], 1), (["--parallel", "2"], 1), (["--merge", elsewhere["output_dir"]], 2)):
         outcome = run_study(settings | {"ended": "time was over"}, *flags)
         assert outcome.code == 0
         assert "study 'tiny' ended (time was over): no run is begun any more" in outcome.output
-        assert len(rows_of(settings)) == 3
+        assert len(rows_of(settings)) == there
 
 
 def test_a_run_that_diverges_is_a_row_and_stops_nothing(run_study, settings, tmp_path):

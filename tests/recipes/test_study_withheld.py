@@ -1,16 +1,22 @@
 """Runs of a primary study that nobody may see yet are not seen through another study either."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+import torch
 from command_lines import RECIPES
-from study_parts import ALIGNED, add_rows, primary_study, report
+from study_parts import ALIGNED, add_rows, edit_rows, primary_study, report
 
 from studies import withheld
 from studies.config import StudyConfig, load_study
+from studies.data import StudyData
 from studies.glance import glance
 from studies.results import StudyResults
 from studies.withheld import refuse_shared_runs, refuse_withheld_rows, withhold_shared_runs
 from timm_igkd.errors import InputError
 
+SAME = SimpleNamespace(data_hash="d1", teacher_hash="t1")  # of the rows that add_rows writes
 REAL = RECIPES / "configs" / "study_real.yaml"
 
 
@@ -18,9 +24,10 @@ REAL = RECIPES / "configs" / "study_real.yaml"
 def real(tmp_path, monkeypatch):
     """Return `real(*flags)`: the published primary study with rows of one seed, as the checkout's."""
 
+    load = load_study
+
     def real(*flags: str) -> StudyConfig:
-        load = load_study
-        folder = tmp_path / "study_real"
+        folder = tmp_path / "recipes" / "results" / "study_real"
         given = load(REAL, f"--output_dir={folder}", "--seeds=1", "--first_seed=6")
         add_rows(given)
         monkeypatch.setattr(
@@ -28,7 +35,7 @@ def real(tmp_path, monkeypatch):
             "load_study",
             lambda path, *more: load(path, *more, *flags) if path.name == REAL.name else load(path, *more),
         )
-        monkeypatch.setattr(withheld, "RESULTS", tmp_path)
+        monkeypatch.setattr(withheld, "ROOT", tmp_path)
         return load(REAL, f"--output_dir={folder}", *flags)
 
     return real
@@ -44,7 +51,7 @@ def test_rows_of_a_withheld_study_are_merged_into_its_own_alone(real):
 def test_rows_of_a_study_that_ended_with_too_few_seeds_are_merged(real):
     config = real("--ended=time was over")
     refuse_withheld_rows(config.output_dir, "real_arms")
-    refuse_shared_runs(load_study(RECIPES / "configs" / "study_real_arms.yaml"))
+    refuse_shared_runs(load_study(RECIPES / "configs" / "study_real_arms.yaml"), SAME)
 
 
 @pytest.mark.parametrize("name", ["arms", "cost", "often", "explanation"])
@@ -52,20 +59,36 @@ def test_a_study_that_would_train_runs_of_a_withheld_one_is_refused(real, name):
     config = load_study(RECIPES / "configs" / f"study_real_{name}.yaml")
     real()
     with pytest.raises(InputError, match=rf"runs of 'real_{name}' are also those of the primary study 'real'"):
-        refuse_shared_runs(config)
-    elsewhere = load_study(RECIPES / "configs" / f"study_real_{name}.yaml", "--dataset=/data/cifar10/")
+        refuse_shared_runs(config, SAME)
+    elsewhere = load_study(RECIPES / "configs" / f"study_real_{name}.yaml", "--dataset=/other", "--teacher=local-dir:x")
     with pytest.raises(InputError, match="run it then"):
-        refuse_shared_runs(elsewhere)
+        refuse_shared_runs(elsewhere, SAME)
     real("--seeds=1", "--first_seed=6", "--report=true")  # complete, and to be looked at
-    refuse_shared_runs(config)
+    refuse_shared_runs(config, SAME)
 
 
-def test_a_study_of_other_seeds_teacher_or_settings_is_not_refused(real):
+def test_a_study_of_other_seeds_teacher_or_images_is_not_refused(real):
     real()
     arms = RECIPES / "configs" / "study_real_arms.yaml"
-    for flags in (["--first_seed=50"], ["--teacher=local-dir:elsewhere/other"], ["--dataset=../data/cifar100"]):
-        refuse_shared_runs(load_study(arms, *flags))
-    refuse_shared_runs(load_study(REAL))
+    refuse_shared_runs(load_study(arms, "--first_seed=50"), SAME)
+    for other in ({"data_hash": "d2"}, {"teacher_hash": "t2"}, {"teacher_hash": None}):
+        refuse_shared_runs(load_study(arms), SimpleNamespace(**vars(SAME) | other))
+    refuse_shared_runs(load_study(REAL), SAME)
+
+
+def test_packages_that_are_needed_to_know_are_named(real, monkeypatch):
+    real()
+    monkeypatch.setattr("studies.find_spec", lambda name: None if name == "scipy" else object())
+    refuse_shared_runs(load_study(RECIPES / "configs" / "study_real_labels.yaml"), SAME)  # shares nothing
+    with pytest.raises(InputError, match="needs scipy; install it"):
+        refuse_shared_runs(load_study(RECIPES / "configs" / "study_real_arms.yaml"), SAME)
+
+
+def test_a_broken_study_that_is_no_primary_one_hinders_no_other(real, tmp_path, monkeypatch):
+    real()
+    monkeypatch.setattr(withheld, "CONFIGS", tmp_path)
+    (tmp_path / "study_draft.yaml").write_text("name: draft\ncells: {}\n")
+    refuse_shared_runs(load_study(RECIPES / "configs" / "study_check.yaml"), SAME)
 
 
 def test_a_report_shows_no_run_of_a_withheld_study(tmp_path):
@@ -85,13 +108,16 @@ def test_a_report_shows_no_run_of_a_withheld_study(tmp_path):
 
 
 def test_the_command_refuses_before_anything_is_trained(real, run_study, settings, tmp_path):
-    real()
+    config = real()
     arms = load_study(RECIPES / "configs" / "study_real_arms.yaml")
     shared = {"train_split": arms.train_split, "n_steps": "auto", "corruption_images": 1000, "ig_images": 64}
     cells = {"KD": {"distill_loss_weight": 0.9, "temperature": 4, "overlay_prob": 0.0}}
     given = settings | shared | {"base": arms.base, "cells": cells, "first_seed": 6, "seeds": 1}
-    given |= {"dataset": "anywhere/cifar10", "teacher": arms.teacher}
+    data = StudyData(StudyConfig(**given), torch.device("cpu"))
+    of_tiny = {"data_hash": data.data_hash, "teacher_hash": data.teacher_hash}
+    edit_rows(Path(config.output_dir), lambda row: row.update(of_tiny))
     outcome = run_study(given)
     assert outcome.code == 2
     assert "1 runs of 'tiny' are also those of the primary study 'real'" in outcome.error
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "results.csv").exists()
+    assert not list(tmp_path.rglob("*.pt"))

@@ -119,14 +119,14 @@ class StudentsRecord:
         """
         if self.students:
             return self.students[0]
-        tried = len(self.others) + len(self.left_out)
-        nearest = ""
+        nearest = "".join([f"; none could be measured: {name} ({why})" for name, why in self.left_out.items()][:1])
         if self.others:
             file = self.others[0].fastest
             nearest = f"; the fastest, {self.others[0]}, takes {file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
         raise InputError(
-            f"no student of {self.teacher} at {self.img_size} px fits {self.budget}: {tried} of {self.candidates} "
-            f"smaller ones were tried{nearest}; raise the budget, or choose a smaller --img-size"
+            f"no student of {self.teacher} at {self.img_size} px fits {self.budget}: "
+            f"{len(self.others) + len(self.left_out)} of {self.candidates} smaller ones were tried{nearest}; "
+            "raise the budget, or choose a smaller --img-size"
         )
 
 
@@ -228,13 +228,14 @@ class _Bench:
             use_cache = self.use_cache if use_cache is None else use_cache
             files, cached = measure_files(model, int8=self.int8, use_cache=use_cache, folder=folder)
             size = count_parameters(model), count_macs(model)
+        except (OSError, MemoryError):  # of the machine, not of the candidate
+            raise
         except Exception as error:  # an architecture's own, as for a size that it cannot read
             self.left_out[str(candidate)] = message_of(error) if isinstance(error, UserError) else first_line(error)
             return None
         finally:
             self.longest = max(self.longest, self.seconds - begun)
-        known = candidate.name, candidate.drop, candidate.has_weights
-        return MeasuredStudent(*known, *size, files, cached)
+        return MeasuredStudent(candidate.name, candidate.drop, candidate.has_weights, *size, files, cached)
 
     def measure_anew(
         self, students: Sequence[MeasuredStudent], budget: Budget, progress: bool
@@ -283,8 +284,7 @@ def _measure_in_turn(chooser: Chooser, bench: _Bench, most: int, progress: bool)
     with progress_bar(total=most, desc="students", unit="model", show=progress) as bar:
         while len(found) < most and bench.has_time and (candidate := chooser.next()) is not None:
             bar.set_postfix_str(str(candidate))
-            student = bench.measure(candidate)
-            if student is not None:
+            if (student := bench.measure(candidate)) is not None:
                 found.append(student)
                 chooser.learn(candidate, student.fastest.latency_ms.median)
                 bar.update()

@@ -197,6 +197,8 @@ def _set_input_size(model: nn.Module, img_size: int, spec: str, channels: int) -
     try:
         with torch.no_grad():
             model(torch.zeros(1, *shape, dtype=next(model.parameters()).dtype))
+    except MemoryError:
+        raise
     except Exception as error:  # each architecture says it with an exception of its own
         raise InputError(
             f"model {spec!r} cannot read images of {img_size} x {img_size} pixels ({first_line(error)}); choose "
