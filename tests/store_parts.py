@@ -41,9 +41,12 @@ def altered(folder: Path, row: int, **cells: Any) -> Path:
     return folder
 
 
-def rehashed(folder: Path, row: int, levels: np.ndarray, scale: float) -> None:
+def rehashed(folder: Path, row: int, levels: np.ndarray, scale: float, **changed: Any) -> None:
     """Give a row another map and the hash that fits it."""
     cells = pq.read_table(shards_of(folder)[row // SHARD]).to_pylist()[row % SHARD]
     numbers = {name: cells[name] for name in ("key", "label", "convergence_delta", "n_steps", "converged")}
+    numbers |= changed
     made = MapRow(map=levels, scale=scale, logits=np.asarray(cells["logits"], np.float32), **numbers)
-    altered(folder, row, map={"bytes": encode_png(levels), "path": None}, scale=scale, row_hash=row_hash(made))
+    altered(
+        folder, row, map={"bytes": encode_png(levels), "path": None}, scale=scale, row_hash=row_hash(made), **changed
+    )

@@ -37,10 +37,12 @@ NUMBERS: dict[str, Any] = {
 """What every metrics.json holds."""
 
 
-def tiny_teacher(name: str = "test_resnet", classes: int = 2, size: int = 32, seed: int = 0) -> nn.Module:
+def tiny_teacher(
+    name: str = "test_resnet", classes: int = 2, size: int = 32, seed: int = 0, **arguments: Any
+) -> nn.Module:
     """Return a timm model with random weights and, so that batch norms are not the identity, random statistics."""
     torch.manual_seed(seed)
-    arguments: dict[str, Any] = {"img_size": size} if "vit" in name else {}
+    arguments |= {"img_size": size} if "vit" in name else {}
     overlay = {"input_size": (3, size, size)}
     model = timm.create_model(name, num_classes=classes, pretrained_cfg_overlay=overlay, **arguments)
     for module in model.modules():

@@ -205,8 +205,14 @@ def test_dist_of_a_student_without_opinion_is_not_zero():
 
 @pytest.mark.parametrize("loss", [kd_dkd, kd_standardized])
 def test_losses_that_compare_classes_refuse_one(loss):
-    with pytest.raises(InputError, match="needs 2 or more, got 1"):
+    with pytest.raises(InputError, match=r"needs \d or more, got 1"):
         loss(torch.zeros(3, 1), torch.zeros(3, 1), 1.0, torch.zeros(3, dtype=torch.int64))
+
+
+def test_standardized_logits_of_two_classes_are_refused():
+    with pytest.raises(InputError, match="needs 3 or more, got 2"):
+        kd_standardized(torch.randn(3, 2), torch.randn(3, 2), 1.0)
+    assert kd_standardized(torch.randn(3, 3), torch.randn(3, 3), 1.0) > 0
 
 
 def test_dist_of_one_image_has_no_intra_term(logits):

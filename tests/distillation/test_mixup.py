@@ -1,8 +1,10 @@
 """Mixup of two views: both alike, and a draw of its own for every epoch, batch and process."""
 
+import pytest
 import torch
 
 from timm_igkd.distillation.mixup import TwoViewMixup
+from timm_igkd.errors import InputError
 
 
 def mixed(*stream: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -23,3 +25,9 @@ def test_one_stream_repeats_and_epochs_batches_processes_and_seeds_differ():
     targets = [mixed(*stream, seed=seed)[2] for stream, seed in draws]
     assert torch.equal(targets[0], mixed(1, 2, 0)[2])
     assert all(not torch.equal(targets[0], other) for other in targets[1:])
+
+
+def test_views_of_two_sizes_are_refused():
+    mixup = TwoViewMixup(0, cutmix_alpha=1.0, num_classes=3)
+    with pytest.raises(InputError, match=r"must have one size to be mixed alike, got \(8, 8\) and \(16, 16\)"):
+        mixup(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from task_parts import AT, BATCH, CLASSES, Plain, build, spied, tiny
@@ -12,6 +13,7 @@ from tiny_parts import ImageList, noise_image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.losses import attention_transfer
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError
@@ -246,3 +248,38 @@ def test_attention_refuses_models_it_cannot_read(role):
 def test_attention_without_a_live_teacher_is_refused():
     with pytest.raises(InputError, match="attention transfer needs a live teacher's features"):
         build(**AT)
+
+
+def test_a_dataset_of_one_view_is_seen_by_a_task_of_flat_ones(batch):
+    images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 0, 0, 1])
+    task = build(teacher=tiny(seed=1), teacher_view="clean", view_layout="flat").train()
+    with pytest.raises(InputError, match="got 4 images and 4 targets that are not repeated; make the loader's items"):
+        task(images, target)
+
+
+@pytest.mark.parametrize("teacher", [tiny(seed=1), None])
+def test_a_dataset_of_two_flat_views_is_seen_by_a_task_of_one(teacher):
+    images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
+    both = torch.cat([images, images])
+    both[0] += 1  # overlaid
+    task = build(teacher=teacher, distill_loss_weight=0.1 if teacher else 0.0).train()
+    with pytest.raises(InputError, match=r"each image twice.*teacher_view='clean' and view_layout='flat'"):
+        task(both, target.repeat(2))
+    for later in (both, images):  # of the first batch alone: it waits for the device
+        assert len(task(later, target.repeat(len(later) // 4))["output"]) == len(later)
+    fresh = build(teacher=teacher, distill_loss_weight=0.1 if teacher else 0.0)
+    assert len(fresh.eval()(both, target.repeat(2))["output"]) == 8
+    assert len(fresh.train()(images, target)["output"]) == 4
+
+
+def test_a_loss_that_has_nothing_to_learn_of_two_classes_is_refused():
+    two = {"num_classes": 2}
+    student, teacher = (timm.create_model("test_resnet", **two) for _ in range(2))
+    with pytest.raises(InputError, match=r"'standardized' needs 3 classes or more, got 2: .* use loss_type 'kl'"):
+        IGDistillationTask(student, teacher, loss_type="standardized", verbose=False)
+    IGDistillationTask(student, loss_type="standardized", distill_loss_weight=0, verbose=False)
+
+
+def test_decoupled_distillation_of_images_without_labels_is_refused():
+    with pytest.raises(InputError, match="loss_type 'dkd' needs the label of every image"):
+        IGDistillationTask(tiny(), tiny(seed=1), LabeledCrossEntropy(), loss_type="dkd", verbose=False)

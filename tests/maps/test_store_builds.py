@@ -1,5 +1,6 @@
 """Map stores are the same bytes however they were built, and rows are recomputed as they are."""
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -11,9 +12,12 @@ from store_parts import N, altered, build, files_of, rehashed, shards_of
 from tiny_parts import ImageList, noise_image, ramp, tiny_teacher
 
 from timm_igkd.attribution.options import IGOptions
+from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, teacher_copy
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
-from timm_igkd.maps.build import recompute_rows
+from timm_igkd.files import read_mapping, write_json
+from timm_igkd.maps.build import check_teacher, recompute_rows
+from timm_igkd.maps.manifest import read_manifest
 from timm_igkd.maps.row_format import encode_png
 from timm_igkd.maps.store import MapStore
 
@@ -139,6 +143,33 @@ def test_another_teacher_into_the_same_folder_is_refused(copied, images):
         build(tiny_teacher(classes=3, size=16, seed=1), images, copied, logits=True)
 
 
+def test_a_teacher_of_other_arguments_into_the_same_folder_is_refused(copied, teacher, images):
+    """They change no tensor, and no number that the manifest had."""
+    other = tiny_teacher(classes=3, size=16, act_layer="gelu")
+    other.load_state_dict(teacher.state_dict())
+    with pytest.raises(InputError, match=r"of the same weights answered otherwise there.* other arguments"):
+        build(other, images, copied, logits=True)
+    with pytest.raises(InputError, match="by the one given with other arguments: it answers otherwise"):
+        check_teacher(MapStore(copied).provenance, other)
+    check_teacher(MapStore(copied).provenance, teacher)
+    content = read_mapping(copied / "manifest.json")
+    content["teacher"]["answer"] = None  # as in a store from before it was written
+    write_json(copied / "manifest.json", content)
+    assert read_manifest(copied).teacher.answer is None
+
+
+def test_answers_are_alike_but_for_rounding(teacher):
+    answer = answer_to_noise(teacher_copy(teacher))
+    assert len(answer) == 3
+    assert answer == answer_to_noise(teacher_copy(tiny_teacher(classes=3, size=16)))
+    assert answers_alike(answer, tuple(logit * 1.0005 for logit in answer))
+    assert answers_alike(answer, answer_to_noise(teacher_copy(copy.deepcopy(teacher).half())))
+    assert answers_alike(None, answer)
+    assert answers_alike((0.0, 0.0), (0.0, 0.0))
+    assert not answers_alike(answer, tuple(logit * 1.01 for logit in answer))
+    assert not answers_alike(answer, answer[:2])
+
+
 def test_another_normalisation_into_the_same_folder_is_refused(copied, images):
     other = tiny_teacher(classes=3, size=16)
     other.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
@@ -230,13 +261,13 @@ def test_limit_beyond_the_dataset_is_the_whole(teacher, images, tmp_path):
 
 
 def test_recomputed_maps_are_the_stored_ones(built, teacher, images):
-    worst, correlation, _ = recompute_rows(built, teacher, images, 5)
+    worst, correlation, *_ = recompute_rows(built, teacher, images, 5)
     assert worst <= 1
     assert correlation > 0.9999
 
 
 def test_recompute_detects_another_teacher(built, images):
-    worst, correlation, _ = recompute_rows(built, tiny_teacher(classes=3, size=16, seed=5), images, 5)
+    worst, correlation, *_ = recompute_rows(built, tiny_teacher(classes=3, size=16, seed=5), images, 5)
     assert worst > 2
     assert correlation < 0.999
 
@@ -244,7 +275,7 @@ def test_recompute_detects_another_teacher(built, images):
 def test_recompute_detects_a_map_made_constant(copied, teacher, images):
     blank = np.zeros((16, 16), np.uint8)
     rehashed(copied, 0, blank, 0.0)
-    worst, correlation, _ = recompute_rows(MapStore(copied), teacher, images, 1)
+    worst, correlation, *_ = recompute_rows(MapStore(copied), teacher, images, 1)
     assert worst > 2
     assert correlation == 0
 
@@ -254,6 +285,22 @@ def test_recompute_names_another_normalisation(built, images):
     other.pretrained_cfg["std"] = (1, 1, 1)
     with pytest.raises(InputError, match=r"made with the teacher's std .*, but this teacher has \[1, 1, 1\]"):
         recompute_rows(built, other, images, 2)
+
+
+def test_recompute_holds_the_numbers_of_a_map_against_their_own(copied, teacher, images):
+    store = MapStore(copied)
+    found = recompute_rows(store, teacher, images, N)
+    assert max(found.scale, found.delta) < 0.01
+    numbers = store.numbers(0)
+    rehashed(copied, 0, store.levels(0), 10 * numbers.scale)
+    found = recompute_rows(MapStore(copied), teacher, images, N)
+    assert found.levels <= 1
+    assert found.scale == pytest.approx(0.9, abs=0.01)
+    assert found.delta < 0.01
+    rehashed(copied, 0, store.levels(0), numbers.scale, convergence_delta=123.0)
+    found = recompute_rows(MapStore(copied), teacher, images, N)
+    assert found.scale < 0.01
+    assert found.delta == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("count", [0, N + 1])

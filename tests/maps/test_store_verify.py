@@ -106,7 +106,7 @@ def test_maps_swapped_with_fitting_hashes_fail_recompute(copied, built, teacher,
         rehashed(copied, row, built.levels(other), built.rows[other]["scale"])
     store = MapStore(copied)
     store.verify(images)
-    worst, correlation, _ = recompute_rows(store, teacher, images, N)
+    worst, correlation, *_ = recompute_rows(store, teacher, images, N)
     assert worst > 2
     assert correlation < 0.999
 
@@ -196,6 +196,38 @@ def test_verify_with_another_teacher_ends_with_2(command, on_disk, tmp_path):
     found = command("verify", "--maps", on_disk["store"], *flags)
     assert found.code == 2
     assert "made by another teacher" in found.error
+
+
+def test_maps_whose_scale_was_changed_are_found_by_computing_them_again(command, on_disk):
+    command(*on_disk["build"], "--out", on_disk["store"], "--logits")
+    rehashed(on_disk["store"], 0, MapStore(on_disk["store"]).levels(0), 1000.0)
+    flags = ["--maps", on_disk["store"], *on_disk["data"], "--split", "train"]
+    assert command("verify", *flags).code == 0
+    found = command("verify", *flags, "--recompute", N)
+    assert found.code == 2
+    assert "have other numbers: scale by 1e+02 %, convergence delta by" in found.error
+
+
+def test_wrong_number_of_maps_to_compute_again_is_told_before_all_are_read(command, on_disk):
+    command(*on_disk["build"], "--out", on_disk["store"])
+    flags = ["--maps", on_disk["store"], *on_disk["data"], "--split", "train", "--recompute", N + 1]
+    found = command("verify", *flags)
+    assert found.code == 2
+    assert f"--recompute must be in [1, {N}]" in found.error
+    assert "match" not in found.output
+
+
+def test_arguments_of_the_teacher_belong_to_its_maps(command, on_disk):
+    command(*on_disk["build"], "--out", on_disk["store"])
+    other = ["--teacher-args", "act_layer=gelu"]
+    again = command(*on_disk["build"], *other, "--out", on_disk["store"])
+    assert again.code == 2
+    assert "answered otherwise there" in again.error
+    flags = ["--maps", on_disk["store"], *on_disk["data"], "--split", "train", *on_disk["teacher"], *other]
+    for job in (["verify", "--recompute", 2], ["score", "--steps", 2, "--out", on_disk["store"] / "score.json"]):
+        found = command(*job, *flags)
+        assert found.code == 2
+        assert "with other arguments: it answers otherwise; give the same --teacher-args" in found.error
 
 
 def test_limited_store_is_verified_as_a_prefix(command, on_disk):

@@ -1,5 +1,6 @@
 """The teacher's copy that is attributed: any classifier, whatever it is wrapped in, made of and computed with."""
 
+import copy
 from typing import Any
 
 import torch
@@ -48,6 +49,32 @@ def teacher_copy(teacher: Any) -> Any:
     _make_weights_plain(copied)
     _try(copied, shape)
     return copied
+
+
+@torch.no_grad()
+def answer_to_noise(teacher: Any) -> tuple[float, ...]:
+    """Return what a teacher's copy answers to a fixed image: at most 16 of its logits, in float32 on the CPU, 5 digits.
+
+    Two models of the same tensors that answer differently compute differently: their arguments are others.
+
+    Args:
+        teacher: of `teacher_copy`.
+    """
+    shape = tuple(get_model_input_config(teacher)["input_size"])
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    is_there = all(tensor.device.type == "cpu" for tensor in teacher.parameters())
+    logits = (teacher if is_there else copy.deepcopy(teacher).to("cpu"))(image)[0]
+    kept = torch.linspace(0, len(logits) - 1, min(16, len(logits))).round().long()
+    return tuple(float(f"{logit:.5g}") for logit in logits[kept].tolist())
+
+
+def answers_alike(there: tuple[float, ...] | None, here: tuple[float, ...] | None) -> bool:
+    """Say whether two answers to the fixed image are the same but for rounding, to 1e-3 of the largest; None is any."""
+    if there is None or here is None:
+        return True
+    largest = max(map(abs, (*there, *here)), default=0.0)
+    pairs = zip(there, here, strict=False)
+    return len(there) == len(here) and all(abs(a - b) <= 1e-3 * largest for a, b in pairs)
 
 
 def _make_weights_plain(model: nn.Module) -> None:

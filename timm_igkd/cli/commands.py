@@ -11,7 +11,7 @@ from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.data.items import refuse_among_images
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.data.unlabeled import load_unlabeled_images
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, check_range
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.faithfulness import score_maps
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
@@ -27,6 +27,7 @@ from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 from timm_igkd.runs.stages import Stages
 
+MOST_NUMBER_DIFFERENCE = 0.05  # of scale and convergence delta computed again, which one pixel can decide
 MOST_LOGIT_DIFFERENCE = 1e-3  # from logits computed again; between instruction sets 1e-5 was seen
 
 
@@ -128,6 +129,8 @@ def verify(args: argparse.Namespace) -> None:
     elif args.teacher is None:
         refuse_unused(args, "teacher", "without --teacher; name it too")
     store = MapStore(args.maps)
+    if args.recompute is not None:
+        check_range("--recompute", args.recompute, 1, len(store))
     dataset = dataset_from(args, store.provenance.options.needs_labels)
     store.verify(dataset, progress=lambda rows: progress_bar(rows, unit="img", desc="verify"))
     n, total = len(store), store.provenance.dataset.num_images
@@ -142,9 +145,15 @@ def verify(args: argparse.Namespace) -> None:
     found = recompute_rows(store, teacher, dataset, args.recompute)
     if found.levels > 2 and found.correlation < 0.999:
         raise InputError(
-            f"{args.recompute} maps computed again differ by up to {found.levels} of 255 levels (2 allowed), "
-            f"least correlation {found.correlation:.4f} (0.999 needed); "
-            "the store was made with other code or options: rebuild it"
+            f"{args.recompute} maps computed again differ by up to {found.levels} of 255 levels, least correlation "
+            f"{found.correlation:.4f} (2 levels or 0.999 are enough); the store was made with other code or options: "
+            "rebuild it"
+        )
+    if max(found.scale, found.delta) > MOST_NUMBER_DIFFERENCE:
+        raise InputError(
+            f"{args.recompute} maps computed again have other numbers: scale by {100 * found.scale:.2g} %, convergence "
+            f"delta by {found.delta:.2g} ({MOST_NUMBER_DIFFERENCE:g} allowed); the store was made with other code or "
+            "changed: rebuild it"
         )
     if found.logits is not None and found.logits > MOST_LOGIT_DIFFERENCE:
         raise InputError(
@@ -154,6 +163,7 @@ def verify(args: argparse.Namespace) -> None:
     has_maps, told = store.provenance.options.has_maps, []
     if has_maps:
         told.append(f"largest difference {found.levels} of 255, least correlation {found.correlation:.5f}")
+        told.append(f"scale within {100 * found.scale:.2g} %")
     if found.logits is not None:
         told.append(f"logits within {found.logits:.2g} of an image's largest")
     print(f"{args.recompute} {'maps' if has_maps else 'rows'} computed again: {', '.join(told)}")

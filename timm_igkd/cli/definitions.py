@@ -39,7 +39,7 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     default = IGOptions()
     arguments.add_model_arguments(parser, "teacher")
     arguments.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=arguments.folder_argument, help="folder of the store")
+    parser.add_argument("--out", required=True, type=arguments.new_folder_argument, help="folder of the store")
     parser.add_argument("--limit", type=int, help="only the first images")
     parser.add_argument(
         "--method",

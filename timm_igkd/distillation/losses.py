@@ -13,6 +13,18 @@ from torch import Tensor
 from timm_igkd.distillation.options import check_temperature
 from timm_igkd.errors import InputError
 
+LEAST_STANDARDIZED = 3
+"""Classes that `kd_standardized` needs."""
+
+
+def check_loss_type(loss_type: str, num_classes: int | None) -> None:
+    """Raise InputError where a distillation loss has nothing to learn of so few classes; None: not known."""
+    if loss_type == "standardized" and num_classes is not None and num_classes < LEAST_STANDARDIZED:
+        raise InputError(
+            f"loss_type 'standardized' needs {LEAST_STANDARDIZED} classes or more, got {num_classes}: standardised, "
+            "two logits are the same two numbers for every image; use loss_type 'kl'"
+        )
+
 
 def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float, target: Tensor | None = None) -> Tensor:
     """Kullback-Leibler distillation: T^2 KL(p_teacher || p_student), p = softmax(z / T), mean over the batch.
@@ -37,10 +49,11 @@ def kd_standardized(
 ) -> Tensor:
     """`kd_kl` of logits standardised per sample: z -> (z - mean(z)) / std(z), the mean and std over the classes.
 
-    The student then matches the order and the relative distances of the teacher's logits, not their size.
+    The student then matches the order and the relative distances of the teacher's logits, not their size. Of two
+    classes every pair of logits is standardised to the same two numbers, so that nothing is left to learn: refused.
 
     Args:
-        student_logits: (B, C), C >= 2.
+        student_logits: (B, C), C >= 3.
         teacher_logits: (B, C).
         temperature: T > 0, applied after standardising.
         target: not used; part of the common signature.
@@ -51,7 +64,7 @@ def kd_standardized(
     Source: Sun et al., CVPR 2024, arXiv 2403.01427; the unbiased std is that of the authors' code. Deviation: their
     1e-7 added to the std is a 1e-8 added to the variance, so that constant logits have a finite gradient.
     """
-    student, teacher = _paired(student_logits, teacher_logits, temperature, least_classes=2)
+    student, teacher = _paired(student_logits, teacher_logits, temperature, least_classes=LEAST_STANDARDIZED)
     return kd_kl(_standardize(student), _standardize(teacher), temperature)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from timm.data import Mixup
 from torch import Tensor
 
+from timm_igkd.errors import InputError
 from timm_igkd.random_streams import derive_seed, seeded
 
 
@@ -33,7 +34,15 @@ class TwoViewMixup:
 
         Returns:
             Mixed views and soft targets [B, classes].
+
+        Raises:
+            InputError: views of two sizes: a box in pixels would be another part of each.
         """
+        if teacher is not None and teacher.shape[-2:] != student.shape[-2:]:
+            raise InputError(
+                f"both views must have one size to be mixed alike, got {tuple(student.shape[-2:])} and "
+                f"{tuple(teacher.shape[-2:])}; make both of the student's, a live teacher resizes by itself"
+            )
         seed = derive_seed(self.seed, "mixup", *stream)
         mixed_teacher = None
         if teacher is not None:

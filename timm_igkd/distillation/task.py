@@ -19,18 +19,12 @@ from torch import Tensor, nn
 
 from timm_igkd.distillation.batch_checks import check_maps, check_stored_logits, resolve_class_index, select_classes
 from timm_igkd.distillation.explanation import explanation_loss
+from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.live_teacher import LiveTeacher, check_logits, check_pair, resolve_attention_index
-from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer
+from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_loss_type
 from timm_igkd.distillation.options import TeacherViewMode, check_temperature
 from timm_igkd.distillation.trained_student import TrainedStudent
-from timm_igkd.distillation.views import (
-    ONE_VIEW,
-    VIEW_LAYOUTS,
-    Views,
-    check_teacher_input,
-    split_flat,
-    unpack_pair,
-)
+from timm_igkd.distillation.views import VIEW_LAYOUTS, ViewReader, Views
 from timm_igkd.distillation.weights import check_weight, resolve_weights
 from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.eval_mode import bare_model
@@ -122,6 +116,10 @@ class IGDistillationTask(TrainingTask):
         self._kd_options = dkd_options if loss_type == "dkd" else {}
         self.criterion = resolve_classification_loss(criterion, self.device)
         distills = self.distill_loss_weight > 0
+        if distills:
+            check_loss_type(loss_type, getattr(bare_model(student), "num_classes", None))
+            if loss_type == "dkd" and isinstance(criterion, LabeledCrossEntropy):
+                raise InputError("loss_type 'dkd' needs the label of every image, some have none here; use 'kl'")
         class_index = resolve_class_index(teacher_class_indices, student, teacher) if distills else None
         self._class_index: Tensor | None
         self.register_buffer("_class_index", class_index, persistent=False)
@@ -144,6 +142,8 @@ class IGDistillationTask(TrainingTask):
         self.teacher: LiveTeacher | None = None
         if teacher is not None:
             self.teacher = LiveTeacher(teacher, student, teacher_attention_index, teacher_input_size)
+        unseen = "there is no live teacher" if teacher is None else "teacher_view is 'same'"
+        self._views = ViewReader(self.view_layout, "" if self.two_view_batches else unseen)
         self.to(self.device)
         if verbose:
             _logger.info(self.describe())
@@ -199,7 +199,7 @@ class IGDistillationTask(TrainingTask):
         Raises:
             InputError: a batch that does not hold what the options call for.
         """
-        input, target, teacher_input = self._views(input, target, teacher_input)
+        input, target, teacher_input = self._views.read(input, target, teacher_input, self.training)
         distills, transfers = self.distill_loss_weight > 0, self.attention_loss_weight > 0
         check_stored_logits(
             teacher_logits,
@@ -238,21 +238,6 @@ class IGDistillationTask(TrainingTask):
         if distills:
             losses["kd_loss"] = losses["distill_loss"]
         return {"loss": loss, "output": output, **losses}
-
-    def _views(
-        self, input: Views, target: Tensor, teacher_input: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the student's input and targets, and the teacher's input."""
-        student, teacher = unpack_pair(input, teacher_input)
-        if teacher is not None:
-            unseen = "there is no live teacher" if self.teacher is None else "teacher_view is 'same'"
-            check_teacher_input(student, teacher, "" if self.two_view_batches else unseen)
-            return student, target, teacher
-        if not (self.two_view_batches and self.training):
-            return student, target, student
-        if self.view_layout == "flat":
-            return split_flat(student, target)
-        raise InputError(ONE_VIEW)
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "IGDistillationTask":
         """Wrap the trainable module in DistributedDataParallel; the teacher stays as it is."""

@@ -1,7 +1,11 @@
-"""The two views of a batch: the student's, and the teacher's without the overlay. Nothing is guessed from targets."""
+"""The two views of a batch: the student's, and the teacher's without the overlay.
+
+What a batch holds is said by whoever builds the task, never guessed; the first batch of each form is held against it.
+"""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from timm_igkd.distillation.losses import is_soft
@@ -9,6 +13,54 @@ from timm_igkd.errors import InputError
 
 VIEW_LAYOUTS = ("pair", "flat")
 Views = Tensor | Sequence[Tensor]
+
+
+class ViewReader:
+    """Takes the student's and the teacher's input out of the batches of one task.
+
+    Args:
+        layout: of batches with two views, see `IGDistillationTask`.
+        why_unseen: why the teacher does not look at a second view; "" where it does.
+    """
+
+    def __init__(self, layout: str, why_unseen: str):
+        self.layout, self.why_unseen = layout, why_unseen
+        self._has_checked = False
+
+    def read(
+        self, input: Views, target: Tensor, teacher_input: Tensor | None, training: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the student's input and targets, and the teacher's input.
+
+        Raises:
+            InputError: a batch that does not hold the views that the task was built for.
+        """
+        student, teacher = unpack_pair(input, teacher_input)
+        if teacher is not None:
+            check_teacher_input(student, teacher, self.why_unseen)
+            return student, target, teacher
+        if not training:
+            return student, target, student
+        is_first, self._has_checked = not self._has_checked, True  # once: it waits for the device
+        if self.why_unseen:
+            if is_first:
+                _refuse_both_views(student, target)
+            return student, target, student
+        if self.layout == "flat":
+            return split_flat(student, target, is_first)
+        raise InputError(ONE_VIEW)
+
+
+def _refuse_both_views(input: Tensor, target: Tensor) -> None:
+    """Refuse a batch that holds each image twice, as timm's prefetcher flattens two views: most have no overlay."""
+    half = len(input) // 2
+    if half < 2 or 2 * half != len(input) or is_soft(target) or not torch.equal(target[:half], target[half:]):
+        return
+    if 2 * int((input[:half] == input[half:]).flatten(1).all(1).sum()) > half:
+        raise InputError(
+            "the batch holds each image twice, as timm's prefetcher lays out a dataset with teacher_view='clean'; "
+            "build the task with teacher_view='clean' and view_layout='flat', or the dataset with teacher_view='same'"
+        )
 
 
 def unpack_pair(input: Views, teacher_input: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -27,13 +79,14 @@ def unpack_pair(input: Views, teacher_input: Tensor | None) -> tuple[Tensor, Ten
     return input[0], input[1]
 
 
-def split_flat(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_flat(input: Tensor, target: Tensor, is_checked: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Return student's input, targets and teacher's input of a batch that holds both views, one after the other.
 
     Args:
         input: (2B, C, H, W): the student's views, then the teacher's, as timm's fast_collate lays out
             ((student, teacher), label) items.
         target: (2B,) class indices, repeated.
+        is_checked: see that they are repeated, for which the device is waited for.
 
     Raises:
         InputError: a batch of another form, or soft targets: Mixup behind the loader mixes an image's two views apart.
@@ -44,11 +97,13 @@ def split_flat(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             "two views of an image with others; use view_layout='pair' with "
             "timm_igkd.distillation.mixup.TwoViewMixup, or set teacher_view='same'"
         )
-    if len(input) % 2 or len(input) != len(target):
+    is_whole = len(input) % 2 == 0 and len(input) == len(target)
+    if not is_whole or (is_checked and not torch.equal(*target.chunk(2))):
+        other = " that are not repeated" if is_whole else ""
         raise InputError(
             "view_layout 'flat' needs a batch of the student's views, then the teacher's, with the targets repeated; "
-            f"got {len(input)} images and {len(target)} targets; make the loader's items ((student view, teacher "
-            "view), label), or set teacher_view='same'"
+            f"got {len(input)} images and {len(target)} targets{other}; make the loader's items ((student view, "
+            "teacher view), label), or set teacher_view='same'"
         )
     student, teacher = input.chunk(2)
     return student, target[: len(student)], teacher

@@ -15,7 +15,7 @@ from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.attribution.options import TeacherView
-from timm_igkd.attribution.teacher_copy import teacher_copy
+from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, teacher_copy
 from timm_igkd.data.items import class_map, class_names, dataset_name, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.unlabeled import MixedImages
@@ -97,6 +97,7 @@ def compute_maps(
     _check_sizes(limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
     _check_shard_argument(shard)
     given, teacher, out = teacher, teacher_copy(teacher), Path(out)
+    refuse_among_images(dataset, out, "choose another --out")
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     source, shape = _source_dataset(dataset, limit), TeacherView(teacher).shape
     options = options or IGOptions()
@@ -117,7 +118,6 @@ def compute_maps(
         batch_images=images_per_batch(shape, state.device),
     )
     check_method(teacher, wanted.options, shape)
-    refuse_among_images(dataset, out, "choose another --out")
     if state.is_main_process:
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
@@ -209,7 +209,7 @@ def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Modul
         teacher: the model, or its `teacher_copy`.
         dataset: whose maps.
         name: what the teacher was asked for by; default: its architecture.
-        given: the model that `teacher` is a copy of; its weights are hashed as they are.
+        given: the model that `teacher` is a `teacher_copy` of; its weights are hashed as they are.
     """
     config, names = teacher.pretrained_cfg, class_names(dataset)
     num_classes = len(names) if names else int(getattr(dataset, "num_classes", None) or teacher.num_classes)
@@ -224,6 +224,7 @@ def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Modul
         **_preprocessing(teacher),
         num_classes=teacher.num_classes,
         class_indices=None if indices is None else tuple(indices),
+        answer=answer_to_noise(teacher_copy(teacher) if given is None else teacher),
     )
 
 
@@ -253,11 +254,16 @@ def finish_store(out: Path, manifest: Manifest) -> None:
 
 
 def check_teacher(provenance: Provenance, teacher: Any, name: str | None = None) -> None:
-    """Raise InputError unless a teacher, called `name`, has the weights that made the maps and sees images alike."""
+    """Raise InputError unless a teacher, called `name`, has the weights that made the maps, sees and answers alike."""
+    given = "the one given" if name is None else repr(name)
     if weights_hash(bare_model(teacher)) != provenance.teacher.weights_sha256:
-        given = "the one given" if name is None else repr(name)
         raise InputError(f"the maps were made by another teacher than {given}: weights differ")
     check_view(provenance, bare_model(teacher))
+    made = provenance.teacher.answer
+    if made is not None and not answers_alike(made, answer_to_noise(teacher_copy(teacher))):
+        raise InputError(
+            f"the maps were made by {given} with other arguments: it answers otherwise; give the same --teacher-args"
+        )
 
 
 def check_view(provenance: Provenance, teacher: Any) -> None:

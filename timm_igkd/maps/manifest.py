@@ -64,6 +64,8 @@ class SourceTeacher:
         interpolation: that images were resized with, as its `pretrained_cfg` says it.
         num_classes: how many outputs it has.
         class_indices: its output for each class of the dataset; None: they are the same in the same order.
+        answer: to a fixed image, see `teacher_copy.answer_to_noise`; by it other arguments are seen, which change no
+            tensor. None in stores from before it was written.
     """
 
     name: str
@@ -75,6 +77,7 @@ class SourceTeacher:
     interpolation: str | None
     num_classes: int
     class_indices: tuple[int, ...] | None
+    answer: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_range("num_classes", self.num_classes, 1)

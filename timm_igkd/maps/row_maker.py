@@ -183,16 +183,21 @@ class Recomputed(NamedTuple):
         levels: largest difference of the maps, of 255 levels; 0 where the store has none.
         correlation: the least of a map with its stored one; 1 where the store has none.
         logits: largest difference of a logit, as a share of the image's largest; None where the store has none.
+        scale: largest difference of a map's scale, as a share of the larger; 0 where the store has no maps.
+        delta: largest difference of a convergence delta, as a share of the larger of 1 and the stored one.
     """
 
     levels: int
     correlation: float
     logits: float | None
+    scale: float
+    delta: float
 
 
 def compare_rows(store: "MapStore", maker: RowMaker, indices: list[int]) -> Recomputed:
     """Compute rows of a store again and hold them against the stored ones."""
     levels, correlation, logits = 0, 1.0, 0.0 if store.has_logits else None
+    scale, delta = 0.0, 0.0
     size = store.provenance.batch_images
     for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
         for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
@@ -204,4 +209,8 @@ def compare_rows(store: "MapStore", maker: RowMaker, indices: list[int]) -> Reco
                 levels = max(levels, int(np.abs(stored - found).max()))
                 pair = (torch.from_numpy(each)[None] for each in (stored, found))
                 correlation = min(correlation, float(map_correlation(*pair)))
-    return Recomputed(levels, correlation, logits)
+                there = store.numbers(index)
+                scale = max(scale, abs(there.scale - row.scale) / max(there.scale, row.scale, 1e-30))
+                gap = abs(there.convergence_delta - row.convergence_delta)
+                delta = max(delta, gap / max(1.0, abs(there.convergence_delta)))
+    return Recomputed(levels, correlation, logits, scale, delta)

@@ -15,7 +15,7 @@ from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
-from timm_igkd.maps.row_format import decode_png, open_png, read_row, rectify
+from timm_igkd.maps.row_format import RowNumbers, decode_png, open_png, read_row, rectify
 from timm_igkd.maps.store_files import (
     check_order,
     read_shard,
@@ -180,6 +180,10 @@ class MapStore:
         """Return a map in units of the integrated output, [H, W] float32, to 1/255 (signed: 1/127) of its scale."""
         levels, scale = self.levels(row).astype(np.float32), self._read("scale", row)
         return (levels - 128) * (scale / 127) if self.signed else levels * (scale / 255)
+
+    def numbers(self, row: int) -> RowNumbers:
+        """Return what a row says of its map in numbers."""
+        return RowNumbers(*(self._read(name, row) for name in RowNumbers._fields))
 
     def require_logits(self, dataset: Any = None) -> None:
         """Raise InputError unless the store holds the teacher's logits, with its columns in a data set's class order.

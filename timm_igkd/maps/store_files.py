@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from timm_igkd.attribution.teacher_copy import answers_alike
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import refuse_special, write_atomic
 from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manifest, read_provenance
@@ -86,14 +87,17 @@ def first_difference(found: Manifest, wanted: Manifest) -> str | None:
     """
     for setting in fields(Manifest):
         if setting.metadata.get("is_setting", True):
-            there, here = (asdict(_without_content(each))[setting.name] for each in (found, wanted))
+            there, here = (asdict(_settings_alone(each))[setting.name] for each in (found, wanted))
             if there != here:
                 return _difference(setting.name, there, here)
+    if not answers_alike(found.teacher.answer, wanted.teacher.answer):
+        return "a teacher of the same weights answered otherwise there, that is, it had other arguments"
     return None
 
 
-def _without_content(manifest: Manifest) -> Manifest:
-    return replace(manifest, dataset=replace(manifest.dataset, content_hash=None))
+def _settings_alone(manifest: Manifest) -> Manifest:
+    teacher = replace(manifest.teacher, answer=None)
+    return replace(manifest, dataset=replace(manifest.dataset, content_hash=None), teacher=teacher)
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str:

@@ -8,11 +8,13 @@ import numpy as np
 from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.attribution.teacher_copy import answers_alike
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import stratified_indices, stratified_limit
 from timm_igkd.data.loading import Labels, load_labeled_images
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
 from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
+from timm_igkd.distillation.losses import check_loss_type
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps, source_teacher
 from timm_igkd.maps.manifest import read_manifest
@@ -45,6 +47,8 @@ class RunData:
         if config.unlabeled is not None:
             self.unlabeled = load_unlabeled_images(config.unlabeled, config.unlabeled_split)
         self.num_classes = self.train.num_classes
+        if config.distill_loss_weight > 0:
+            check_loss_type(config.loss_type, self.num_classes)
         self.fitting, self.validation = cut_validation(config, self.train)
         self.test = load_other_split(config, config.test_split, self.train, config.test_limit)
 
@@ -217,6 +221,11 @@ def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, dat
                 f"maps {config.maps!r} were made with another teacher: its {name} differs{here}; give the teacher that "
                 "they were made with, or drop --maps"
             )
+    if not answers_alike(made["answer"], sees["answer"]):
+        raise InputError(
+            f"maps {config.maps!r} were made with this teacher's weights and other arguments: it answered otherwise; "
+            "give the teacher_args that they were made with, or drop --maps"
+        )
     if found.n != len(data.mapped):
         more = f" and {config.unlabeled!r} give" if config.unlabeled else " gives"
         raise InputError(
