@@ -61,7 +61,7 @@ def test_logits_are_those_beside_maps(store, tmp_path):
 
 def test_store_is_verified_computed_again_and_resumed_to_the_same_bytes(store, tmp_path):
     store.verify(IMAGES)
-    assert recompute_rows(store, tiny_teacher(), IMAGES, 5) == (0, 1.0, pytest.approx(0, abs=1e-6))
+    assert recompute_rows(store, tiny_teacher(), IMAGES, 5) == (0, 1.0, pytest.approx(0, abs=1e-6), 0.0, 0.0)
     again = build(tmp_path / "store", shard_size=2).path
     next(iter(sorted((again / "data").iterdir()))).unlink()
     (again / "provenance.json").unlink()
