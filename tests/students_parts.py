@@ -1,14 +1,17 @@
 """A table of tiny architectures, and students whose latency is said instead of measured."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import timm
 
 from timm_igkd.errors import RunError
+from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Architecture
 from timm_igkd.export.record import Timing
 from timm_igkd.export.student_latency import StudentFile
+from timm_igkd.export.students import StudentsRecord, find_students
 from timm_igkd.models.loading import count_macs, count_parameters
 
 SIDE = 32
@@ -51,3 +54,8 @@ def say_latency(
 def tiny(name: str = TEACHER, classes: int = 10) -> object:
     overlay = {"input_size": (3, SIDE, SIDE)}
     return timm.create_model(name, num_classes=classes, pretrained_cfg_overlay=overlay).eval()
+
+
+def find(budget: Budget, **options: Any) -> StudentsRecord:
+    """Return what is found for the tiny teacher."""
+    return find_students(tiny(), budget, teacher_name=TEACHER, progress=False, **options)

@@ -97,8 +97,8 @@ def _read(path: Path, checkpoint: Path) -> BegunRun | None:
             *begun.origin.values(),
             *(text for session in begun.sessions for text in session.values()),
         ]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a text is none")
+        if not begun.sessions or not all(isinstance(text, str) for text in texts):
+            raise ValueError("it has no session, or a text is none")
         Origin(**begun.origin)
         _ = begun.columns
     except (InputError, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -8,13 +8,10 @@ from statsmodels.stats.multitest import multipletests
 from study_parts import ALIGNED, IG, KD, add_rows, edit_rows, helpful_study, primary_study, report, said
 
 from studies.answers import NO_CONCLUSION, answers
-from studies.cells import create_cell, is_aligned_against_control, is_overlay_against_none
 from studies.facts import facts
 from studies.opening import opening
 from studies.results import StudyResults
 from studies.tables import signed
-
-EXPLAINED = {"explanation_loss_weight": 1}
 
 
 def test_effect_of_a_primary_study_is_claimed_with_interval_and_n_for_this_teacher(primary):
@@ -332,42 +329,6 @@ def test_robustness_below_the_points_that_matter_is_said_to_be(tmp_path):
 def test_runs_that_studies_share_are_counted_once(primary):
     again = StudyResults(primary.config, primary.runs, 0)
     assert opening([primary, again]).endswith("60 of 60 planned runs in 2 studies.")
-
-
-def test_aligned_maps_at_another_setting_are_no_control():
-    cell = create_cell("a", KD | IG)
-    assert is_aligned_against_control(cell, create_cell("b", KD | IG | {"overlay_source": "blank"}))
-    assert not is_aligned_against_control(cell, cell)
-    assert not is_overlay_against_none(cell, cell)
-    blank = KD | IG | {"overlay_source": "blank"}
-    assert not is_aligned_against_control(cell, create_cell("b", blank | {"drop": 1}))
-    assert is_aligned_against_control(cell, create_cell("b", blank | {"teacher_view": "same"}))
-    live = create_cell("a", KD | IG | {"logits": "live"})
-    assert not is_aligned_against_control(live, create_cell("b", blank | {"logits": "live", "teacher_view": "same"}))
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "alone"),
-    [
-        (KD | IG, KD, True),
-        (KD | IG | {"overlay_weight": 0.3, "overlay_max_power": 1.0}, KD, True),
-        (KD | IG | {"map_method": "grad_cam"}, KD, True),
-        (KD | IG, KD | {"overlay_source": "blank", "explanation_map": "grad_cam", "save": True}, True),
-        (IG | {"temperature": 4, "loss_type": "dkd", "logits": "live"}, {"model_ema_decay": 0.5}, True),
-        (KD | IG | {"teacher_view": "clean"}, KD | {"teacher_view": "same"}, True),
-        (KD | IG | {"teacher_view": "clean", "logits": "live"}, KD | {"teacher_view": "same", "logits": "live"}, True),
-        (KD | IG | {"temperature": 4}, KD, False),
-        (KD | IG | {"model_ema_decay": 0.5, "model_ema": True}, KD | {"model_ema": True}, False),
-        (KD | IG | EXPLAINED, KD, False),
-        (KD | IG | EXPLAINED | {"map_method": "grad_cam"}, KD | EXPLAINED, False),
-        (KD | IG | EXPLAINED, KD | EXPLAINED, True),
-        (KD | IG | {"overlay_source": "blank"}, KD, False),
-        (KD | IG, KD | {"overlay_prob": 0.2}, False),
-        (KD | IG, {}, False),
-    ],
-)
-def test_an_overlay_is_held_against_none_where_nothing_else_differs_in_the_runs(a, b, alone):
-    assert is_overlay_against_none(create_cell("a", a), create_cell("b", b)) is alone
 
 
 def test_check_draws_no_conclusion(tmp_path):

@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with_alone(run_study, stopped, tin
 
 
 @pytest.mark.parametrize(
-    "damage", [None, "{", "[]", '{"origin": {}}', '{"origin": 1}', "unhashable", "another version"]
+    "damage", [None, "{", "[]", '{"origin": {}}', '{"origin": 1}', "unhashable", "another version", "no session"]
 )
 def test_a_run_begun_with_what_is_not_known_begins_again(run_study, stopped, damage, monkeypatch):
     (checkpoint,) = (Path(stopped["work_dir"]) / "runs").rglob("*.pt")
@@ -141,6 +141,7 @@ def test_a_run_begun_with_what_is_not_known_begins_again(run_study, stopped, dam
     given = {
         "unhashable": json.dumps(content | {"origin": content["origin"] | {"data_hash": ["x"]}}),
         "another version": json.dumps(content | {"more": 1}),
+        "no session": json.dumps(content | {"sessions": []}),
     }
     begun.unlink()  # an older version wrote none
     if damage is not None:
