@@ -24,11 +24,12 @@ class PullRequest:
 
 @dataclass
 class Repo:
-    """One repository: commits of main, oldest first, and pull requests, which are numbered from 1."""
+    """One repository: commits of main, oldest first, pull requests, numbered from 1, and what its .gitignore names."""
 
     private: bool = False
     gated: bool = False
     takes_pull_requests: bool = True
+    ignored: str = ""
     commits: list[Commit] = field(default_factory=list)
     pull_requests: list[PullRequest] = field(default_factory=list)
 

@@ -139,12 +139,14 @@ class _Handler(HubRequest):
         self._send(200, {"errors": [], "warnings": []})
 
     def preupload(self, kind: str, repo: str, revision: str) -> None:
-        _, there = self._at(self._committable(kind, repo, revision), revision)
+        target = self._committable(kind, repo, revision)
+        _, there = self._at(target, revision)
         files = []
         for file in json.loads(self.body)["files"]:
             path, lfs = file["path"], file["path"].endswith(LFS_SUFFIXES)
             content = there.get(path)
-            files.append({"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False})
+            files.append({"path": path, "uploadMode": "lfs" if lfs else "regular"})
+            files[-1]["shouldIgnore"] = re.fullmatch(target.ignored, path) is not None
             files[-1]["oid"] = None if content is None else sha256(content) if lfs else git_sha1(content)
         self._send(200, {"files": files})
 

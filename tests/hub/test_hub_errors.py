@@ -1,5 +1,6 @@
 """One translator for what the Hub's client raises, whoever asked it."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -7,7 +8,8 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.hub.errors import hub_error
+from timm_igkd.hub import errors as errors_module
+from timm_igkd.hub.errors import hub_error, one_line_error, with_retries
 from timm_igkd.hub.transport import check_repo_id
 
 
@@ -41,6 +43,10 @@ def wrapped(error: BaseException) -> BaseException:
         (http_error(hub_errors.HfHubHTTPError, 403), "may not read"),
         (http_error(hub_errors.HfHubHTTPError, 403, "POST"), "may not write"),
         (http_error(hub_errors.HfHubHTTPError, 503), "in trouble"),
+        (http_error(hub_errors.HfHubHTTPError, 402), "without payment"),
+        (http_error(hub_errors.HfHubHTTPError, 409), "changed while it was pushed to; push when"),
+        (http_error(hub_errors.HfHubHTTPError, 413), "maps by --shard-size"),
+        (http_error(hub_errors.DisabledRepoError, 403), "is disabled on the Hub"),
         (hub_errors.OfflineModeIsEnabled("offline"), "offline mode"),
         (TimeoutError("slow"), "no answer about 'user/x'; run the same command again"),
         (ConnectionError("gone"), "check the network"),
@@ -53,6 +59,82 @@ def test_failure_is_one_line_without_token_or_address_also_when_wrapped(error, m
         assert message in str(found)
         assert "'user/x'" in str(found)
         assert not any(part in str(found) for part in ("secret", "https:", "\n"))
+
+
+def test_what_is_not_known_is_quoted_without_token_and_address():
+    error = RuntimeError("PUT https://storage/x?X-Amz-Signature=abc failed for hf_secretsecret")
+    assert str(one_line_error(error, "'user/x'", 5)) == "'user/x': RuntimeError: PUT (address) failed for hf_***"
+
+
+class Clock:
+    """A clock that only sleep moves on; answers come to the hooks that `with_retries` sets."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.slept, self.answer = 0.0, [], None
+        fake = SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
+        monkeypatch.setattr(errors_module, "time", fake)
+        monkeypatch.setattr(errors_module, "watched_requests", self.watched)
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def watched(self, asked, answered):
+        self.answer = answered
+        return contextlib.nullcontext()
+
+
+def failing(clock, error, seconds, *, answered=False):
+    """Return an action that takes its time, has answers meanwhile or none, and fails."""
+
+    def act():
+        clock.now += seconds
+        if answered:
+            clock.answer(None)
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds", "answered", "tries", "told"),
+    [
+        (http_error(hub_errors.HfHubHTTPError, 412), 600, True, 4, "changed while it was pushed to, 4 times;"),
+        (http_error(hub_errors.HfHubHTTPError, 503), 600, True, 4, "in trouble"),
+        (ConnectionError("cut"), 600, False, 4, "cannot be reached"),
+        (TimeoutError("slow"), 600, True, 4, "no answer about 'user/x' within 60 s, 4 times;"),
+        (TimeoutError("slow"), 301, False, 1, "no answer about 'user/x' within 60 s;"),
+        (TimeoutError("slow"), 110, False, 3, "no answer about 'user/x' within 60 s, 3 times;"),
+    ],
+)
+def test_long_work_is_tried_again_and_long_silence_is_not(monkeypatch, error, seconds, answered, tries, told):
+    clock = Clock(monkeypatch)
+    with pytest.raises(RunError, match=told):
+        with_retries(failing(clock, error, seconds, answered=answered), "'user/x'", 60)
+    assert len(clock.slept) == tries - 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "slept"),
+    [
+        (429, {"RateLimit": '"api";r=0;t=250'}, [250.0] * 3),
+        (429, {"ratelimit": '"api";r=0;t=301'}, []),
+        (429, {}, [1.0, 2.0, 4.0]),
+        (503, {"Retry-After": "30"}, [30.0] * 3),
+        (503, {"Retry-After": "2"}, [2.0, 2.0, 4.0]),
+        (503, {"Retry-After": "3600"}, []),
+    ],
+)
+def test_the_hub_is_asked_again_when_it_says_so(monkeypatch, capsys, status, headers, slept):
+    clock = Clock(monkeypatch)
+    error = http_error(hub_errors.HfHubHTTPError, status)
+    error.response.headers = headers  # type: ignore[attr-defined]
+    with pytest.raises(RunError) as raised:
+        with_retries(failing(clock, error, 1), "'user/x'", 60)
+    assert clock.slept == slept
+    assert ("asks us to wait" in capsys.readouterr().err) == any(wait > 10 for wait in slept)
+    if headers.get("ratelimit"):
+        assert "try again in 301 s" in str(raised.value)
 
 
 def test_connection_error_around_a_known_one_is_the_known_one():

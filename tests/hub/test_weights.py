@@ -91,6 +91,24 @@ def test_a_model_of_a_branch_comes_from_the_cache_with_a_word_where_the_hub_is_n
     assert load_model("hf-hub:user/model").num_classes == 2
 
 
+def test_a_newer_commit_that_breaks_off_leaves_the_cached_one_in_use(hub, tmp_path, monkeypatch):
+    repo = hub.add("user/model")
+    repo.commit(model_files(tmp_path))
+    load_model("hf-hub:user/model")
+    repo.commit(model_files(tmp_path, 1))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    fault = hub.fault("503", "GET", "/storage/", times=1000)
+    with pytest.raises(RunError):
+        load_model("hf-hub:user/model")
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        model = load_model("hf-hub:user/model")
+        assert torch.equal(model.state_dict()["fc.weight"], tiny_teacher(seed=0).state_dict()["fc.weight"])
+    fault.times = 0
+    model = load_model("hf-hub:user/model")
+    assert torch.equal(model.state_dict()["fc.weight"], tiny_teacher(seed=1).state_dict()["fc.weight"])
+
+
 def test_a_repository_that_is_gone_is_not_served_from_the_cache(hub, tmp_path):
     hub.add("user/model").commit(model_files(tmp_path))
     load_model("hf-hub:user/model")

@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard
 
 from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
 from timm_igkd.report.card import model_card
-from timm_igkd.report.licenses import license_of_start
+from timm_igkd.report.licenses import license_of_start, tell_license
 from timm_igkd.report.page import _command, _highlights
-from timm_igkd.report.run_facts import read_run
+from timm_igkd.report.run_facts import RunFacts, read_run
 from timm_igkd.report.run_files import TrainingImages
 from timm_igkd.report.tables import summary_sentence
 
@@ -106,13 +106,60 @@ CUT = {"student_init": "teacher"}
         ("cc-by-nc-4.0", CUT | {"teacher_epochs": 3, "teacher_init": "random"}, "apache-2.0"),
         ("mit", {"student_init": "pretrained", "student_checkpoint": "w.pth"}, "unknown"),
         ("mit", CUT | {"teacher_checkpoint": "w.pth"}, "unknown"),
-        ("dinov3-license", {"student_init": "pretrained"}, "other"),
+        ("dinov3-license", {"student_init": "pretrained"}, "dinov3-license"),
         (None, {"student_init": "pretrained"}, "unknown"),
         ("mit", {}, "mit"),
     ],
 )
 def test_license_is_that_of_the_weights_a_student_started_from(told, config, license):
     assert license_of_start({"license": told}, config) == license
+
+
+def test_license_is_told_in_what_is_saved_and_an_unknown_one_is_not():
+    student = plain_student()
+    shared = student.pretrained_cfg
+    for license, told in (("mit", "mit"), ("unknown", None)):
+        tell_license(student, license)
+        assert student.pretrained_cfg["license"] == told
+    assert license_of_start(student.pretrained_cfg, {}) == "unknown"
+    assert shared.get("license") != "mit"
+
+
+def test_student_of_which_nothing_is_known_is_not_called_distilled():
+    data = ModelCard(model_card(plain_student(), "user/x", RunFacts())).data
+    assert "knowledge-distillation" not in data.tags
+
+
+def test_maps_are_linked_also_where_no_more_is_known_of_them():
+    text = model_card(plain_student(), "user/x", RunFacts(), maps_repo="user/maps")
+    assert "They are on the Hub: [user/maps](https://huggingface.co/datasets/user/maps)." in text
+    assert ModelCard(text).data.datasets == ["user/maps"]
+
+
+def test_revision_is_the_commit_that_was_read_before_the_branch_that_was_asked_for(facts):
+    branch = replace(facts, config=facts.config | {"revision": "main"})
+    assert branch.revision == "main"
+    assert replace(branch, metrics=replace(facts.metrics, dataset_revision="0" * 40)).revision == "0" * 40
+
+
+def test_license_that_the_hub_does_not_list_goes_by_its_name(facts):
+    student = plain_student()
+    student.pretrained_cfg["license"] = "dinov3-license"
+    data = ModelCard(model_card(student, "user/x", RunFacts())).data
+    assert (data.license, data.license_name) == ("other", "dinov3-license")
+
+
+@pytest.mark.parametrize(
+    ("told", "config", "license"),
+    [
+        ("mit", {"teacher_epochs": 0}, "mit"),
+        ("mit", {"teacher_epochs": 0, "teacher_checkpoint": "w.pth"}, "unknown"),
+        ("mit", {"teacher_epochs": 3, "teacher_init": "pretrained"}, "mit"),
+        ("mit", {"teacher_epochs": 3, "teacher_init": "random"}, "apache-2.0"),
+    ],
+)
+def test_license_of_a_teacher_is_that_of_its_start(told, config, license):
+    assert license_of_start({"license": told}, config, "teacher") == license
 
 
 def test_card_names_the_license_of_the_start_unless_one_is_given(facts):

@@ -6,9 +6,11 @@ from hub_parts import HUB_MARKS, make_run, one_error_line, plain_student
 from huggingface_hub import constants
 from student_push_parts import REPO, published, push
 
-from timm_igkd import push_student
+from timm_igkd import push_student, save_model
 from timm_igkd.cli.main import main
 from timm_igkd.errors import MissingFileError
+from timm_igkd.models.loading import weights_hash
+from timm_igkd.report.run_files import update_metrics
 
 pytestmark = HUB_MARKS
 
@@ -65,6 +67,42 @@ def test_bad_name_is_one_line(hub, plain_run, capfd, repo):
     assert push(plain_run, repo=repo) == 2
     assert "--repo-id must be user/name" in one_error_line(capfd)
     assert hub.requests == []
+
+
+def test_metrics_of_other_weights_are_not_published(hub, tmp_path, capfd):
+    run = make_run(tmp_path / "run", plain_student())
+    update_metrics(run / "metrics.json", {"weights_sha256": weights_hash(plain_student())})
+    assert push(run) == 0
+    capfd.readouterr()
+    save_model(plain_student(seed=8), run / "student")
+    before = hub.repo(REPO).head
+    assert push(run) == 2
+    assert "is of other weights than its student/; push the folder student/" in one_error_line(capfd)
+    assert hub.repo(REPO).head == before
+
+
+def test_run_without_metrics_is_published_with_a_warning(hub, tmp_path, capfd):
+    run = make_run(tmp_path / "run", plain_student())
+    (run / "metrics.json").unlink()
+    assert push(run) == 0
+    assert "has no metrics.json: the card tells no results; finish the run first" in capfd.readouterr().err
+
+
+def test_maps_that_a_run_did_not_read_are_not_linked(hub, tmp_path, capfd):
+    run = make_run(tmp_path / "run", plain_student())
+    for change, status in (("overlay_prob: 0.0", 2), ("overlay_prob: 0.0\nstored_logits: true", 0)):
+        config = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(config.replace("overlay_prob: 0.1", change))
+        assert push(run, "--maps-repo", "user/maps") == status
+        (run / "config.yaml").write_text(config)
+        if status:
+            assert "this run read none; leave it out" in one_error_line(capfd)
+            assert hub.requests == []
+
+
+def test_bad_name_of_the_maps_is_told_by_its_option(hub, plain_run, capfd):
+    assert push(plain_run, "--maps-repo", "maps") == 2
+    assert "--maps-repo must be user/name" in one_error_line(capfd)
 
 
 def test_folder_without_a_student_is_one_line(hub, tmp_path, capfd):

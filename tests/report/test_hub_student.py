@@ -52,6 +52,17 @@ def test_model_object_and_timm_folder_are_pushed_too(hub, plain_run):
     assert b"No results came with these weights" in files[1]["README.md"]
 
 
+def test_license_of_a_model_in_memory_is_unknown_until_told(hub):
+    model = plain_student()
+    model.pretrained_cfg["license"] = "mit"  # what timm says of its own weights of this architecture
+    push_student(model, REPO)
+    assert b"license: unknown\n" in published(hub)["README.md"]
+    assert "license" not in json.loads(published(hub)["config.json"])["pretrained_cfg"]
+    assert model.pretrained_cfg["license"] == "mit"
+    push_student(model, REPO, license="cc-by-nc-4.0")
+    assert b"license: cc-by-nc-4.0\n" in published(hub)["README.md"]
+
+
 def test_pickled_weights_become_safetensors(hub, tmp_path):
     model = plain_student()
     save_model(model, tmp_path / "old")
@@ -65,7 +76,7 @@ def test_pickled_weights_become_safetensors(hub, tmp_path):
 def test_pickle_of_an_earlier_timm_push_is_removed(hub, plain_run):
     repo = hub.add(REPO)
     repo.commit({"config.json": b'{"architecture": "resnet18"}', "pytorch_model.bin": b"x", "notes.txt": b"mine"})
-    push_student(plain_run, REPO)
+    push_student(plain_run, REPO, replace=True)
     assert "pytorch_model.bin" not in published(hub)
     assert published(hub)["notes.txt"] == b"mine"
 

@@ -1,5 +1,6 @@
 """Where a run's models start: their weights are found before the first stage, and what they started from is told."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -79,18 +80,29 @@ def test_pretrained_student_starts_from_a_folder_with_a_new_head(
 
 
 def test_random_student_of_the_same_folder_takes_none_of_its_weights(
-    recipe: Runner, images, trained_teacher, student_folder, starts
+    recipe: Runner, images, trained_teacher, student_folder, starts, tmp_path
 ):
     options = ["--student", f"local-dir:{student_folder}", "--student-init", "random"]
     assert recipe(*tiny_run(images, *trained_teacher, *options)).code == 0
     assert not starts_from(starts["student"], tensors(student_folder))
+    assert license_told(tmp_path) == "apache-2.0"
 
 
-def test_pretrained_student_starts_from_a_checkpoint(recipe: Runner, images, trained_teacher, student_folder, starts):
+def license_told(folder: Path) -> str | None:
+    """Return the license that the saved student of a run tells."""
+    config = json.loads((folder / "runs" / "run" / "student" / "config.json").read_text())
+    return config["pretrained_cfg"].get("license")
+
+
+def test_pretrained_student_starts_from_a_checkpoint_of_no_license_that_is_known(
+    recipe: Runner, images, trained_teacher, student_folder, starts, tmp_path
+):
     file = student_folder / "model.safetensors"
     options = ["--student", "test_resnet", "--student-checkpoint", file, "--student-args", "num_classes=5"]
     assert recipe(*tiny_run(images, *trained_teacher, *options, "--student-init", "pretrained")).code == 0
     assert starts_from(starts["student"], tensors(student_folder))
+    assert timm.create_model("test_resnet").pretrained_cfg["license"] == "apache-2.0"
+    assert license_told(tmp_path) is None
 
 
 def test_pretrained_student_starts_from_the_cache_of_the_hub_without_a_network(

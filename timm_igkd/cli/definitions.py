@@ -156,9 +156,16 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite-card", action="store_true", help="replace a card that was edited by hand on the Hub"
     )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace what the repository holds, its card too, whatever that is"
+    )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request in place of a commit on main")
     parser.add_argument(
-        "--timeout", type=float, default=TIMEOUT_S, metavar="S", help="silence before a request is made again"
+        "--timeout",
+        type=float,
+        default=TIMEOUT_S,
+        metavar="S",
+        help="silence of the Hub before a request is made again",
     )
 
 

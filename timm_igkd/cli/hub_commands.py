@@ -15,6 +15,7 @@ def push_maps_command(args: argparse.Namespace) -> None:
         args.repo_id,
         args.private,
         overwrite_card=args.overwrite_card,
+        replace=args.replace,
         create_pr=args.create_pr,
         timeout_s=args.timeout,
     )
@@ -28,6 +29,7 @@ def push_student_command(args: argparse.Namespace) -> None:
         args.repo_id,
         private=args.private,
         overwrite_card=args.overwrite_card,
+        replace=args.replace,
         create_pr=args.create_pr,
         maps_repo=args.maps_repo,
         seed_runs=args.seed_runs,
@@ -40,5 +42,8 @@ def push_student_command(args: argparse.Namespace) -> None:
 
 def _report(pushed: Pushed, usage: str) -> None:
     if pushed.card_kept:
-        print("the card on the Hub was edited by hand and kept; --overwrite-card replaces it", file=sys.stderr)
+        outdated = ", though it tells of other splits or results than these" if pushed.card_is_outdated else ""
+        print(
+            f"the card on the Hub was edited by hand and kept{outdated}; --overwrite-card replaces it", file=sys.stderr
+        )
     print(f"{pushed}\nload it with: {usage}")

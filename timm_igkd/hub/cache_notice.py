@@ -1,12 +1,14 @@
-"""Files of the Hub that come from the cache because the Hub refused or did not answer: said, never silent."""
+"""The cache of the Hub's files: its use in place of the Hub is said, and a broken download leaves it as it was."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from timm_igkd.hub.client import quiet, watched_requests
 
@@ -39,6 +41,30 @@ def cache_use_is_told(what: str) -> Iterator[None]:
     failure = next((failure for failure in answers.values() if failure), None)
     if failure is not None:
         print(f"warning: {what} was asked for at the Hub, {failure}; the copy in the cache is used", file=sys.stderr)
+
+
+@contextmanager
+def cached_revision_is_kept(
+    repo_id: str, repo_type: Literal["model", "dataset"], revision: str | None
+) -> Iterator[None]:
+    """Leave the copy in the cache in use where the download of a newer commit fails.
+
+    The client notes which commit a branch is before it has its files; without the Hub it would then find none whole.
+
+    Args:
+        repo_id: user/name.
+        repo_type: of the repository.
+        revision: branch, tag or commit; None: main.
+    """
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type=repo_type))
+    ref = folder / "refs" / (revision or constants.DEFAULT_REVISION)
+    before = ref.read_text(encoding="utf-8") if ref.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            ref.write_text(before, encoding="utf-8")
+        raise
 
 
 def _failure(response: Any) -> str | None:

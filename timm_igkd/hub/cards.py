@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from timm_igkd.errors import MissingFileError, without_credentials
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "hub" / "templates")  # of a wheel, of a checkout
 _MARK = re.compile(r"\s*<!-- made by timm-igkd, sha256 ([0-9a-f]{16}) -->\s*\Z")
+_METADATA = re.compile(r"\s*---\n(.*?)\n---", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -67,6 +70,16 @@ def is_untouched(card: str) -> bool:
     text = card.replace("\r\n", "\n")
     found = _MARK.search(text)
     return found is not None and found[1] == _digest(text[: found.start()])
+
+
+def metadata(card: str) -> dict[str, Any]:
+    """Return the metadata of a card's first lines; empty where there is none that can be read."""
+    found = _METADATA.match(card.replace("\r\n", "\n"))
+    try:
+        read = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _digest(card: str) -> str:

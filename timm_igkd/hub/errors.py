@@ -2,20 +2,26 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_token
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from timm_igkd.errors import InputError, RunError, UserError, first_line
+from timm_igkd.hub.client import watched_requests
 
 RETRY_WAITS_S = (1.0, 2.0, 4.0)
-LONGEST_RETRY_AFTER_S = 60.0
-# 412: the branch moved while we prepared the commit; it is prepared again from what is there now.
-_PASSING_STATUS = {408, 412, 425, 429, 500, 502, 503, 504}
+LONGEST_TOLD_WAIT_S = 300.0
+"""Longest wait that the Hub tells us and we keep: the window of its own limits."""
+_SAID_FROM_S = 10.0
+# 409 and 412: the branch moved while we prepared the commit; it is prepared again from what is there now.
+_PASSING_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_ADDRESS = re.compile(r"\b\w+://[^\s'\"<>]+")
 _MISSING_FILE = "lacks a file that it should hold; push it again"
 _T = TypeVar("_T")
 
@@ -75,33 +81,52 @@ def with_retries(action: Callable[[], _T], repo: str, timeout_s: float) -> _T:
     Args:
         action: idempotent.
         repo: how errors call the repository.
-        timeout_s: the time-out of one request; none is begun again after five of them.
+        timeout_s: the time-out of one request; five of them without any answer are the end.
 
     Raises:
         RunError: the Hub cannot be reached, refuses, or has no such repository. InputError: no valid name.
     """
-    begun = time.monotonic()
-    for wait in (*RETRY_WAITS_S, None):
-        try:
-            return action()
-        except Exception as error:
-            if wait is None or not is_passing(error) or time.monotonic() - begun > 5 * timeout_s:
-                raise one_line_error(error, repo, timeout_s) from error
-            time.sleep(max(wait, _retry_after(error)))
+    answered = time.monotonic()  # the last time: uploads take as long as they take
+
+    def note_answer(response: object) -> None:
+        nonlocal answered
+        answered = time.monotonic()
+
+    with watched_requests(lambda request: None, note_answer):
+        for tries, wait in enumerate((*RETRY_WAITS_S, None), start=1):
+            try:
+                return action()
+            except Exception as error:
+                is_silent = _is_timeout(error) and time.monotonic() - answered > 5 * timeout_s
+                told = _told_wait(error) or 0.0
+                if wait is None or not is_passing(error) or is_silent or told > LONGEST_TOLD_WAIT_S:
+                    raise one_line_error(error, repo, timeout_s, tries) from error
+                if told > _SAID_FROM_S:
+                    print(f"{repo}: the Hub asks us to wait {told:.0f} s, then it goes on", file=sys.stderr)
+                time.sleep(max(wait, told))
+                answered += max(wait, told)
     raise AssertionError("unreachable")
 
 
-def _retry_after(error: BaseException) -> float:
+def _told_wait(error: BaseException) -> float | None:
+    """Return the seconds after which the Hub wants to be asked again, None where it tells none."""
     for cause in _causes(error):
-        value = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
+        headers = getattr(getattr(cause, "response", None), "headers", {})
+        value = headers.get("Retry-After", "")
         if value.isdigit():
-            return min(float(value), LONGEST_RETRY_AFTER_S)
-    return 0.0
+            return float(value)
+        if _status(cause) == 429 and (limit := parse_ratelimit_headers(headers)):
+            return float(limit.reset_in_seconds)
+    return None
 
 
-def one_line_error(error: Exception, repo: str, timeout_s: float) -> Exception:
+def _is_timeout(error: BaseException) -> bool:
+    return any(_is_transport(cause, "TimeoutException") or isinstance(cause, TimeoutError) for cause in _causes(error))
+
+
+def one_line_error(error: Exception, repo: str, timeout_s: float, tries: int | None = None) -> Exception:
     """Return the error to raise for what a request to the Hub raised; it quotes neither token nor address."""
-    found = hub_error(error, repo, timeout_s)
+    found = hub_error(error, repo, timeout_s, tries=tries)
     if found is not None:
         return found
     for cause in _causes(error):
@@ -112,11 +137,19 @@ def one_line_error(error: Exception, repo: str, timeout_s: float) -> Exception:
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
-    return RunError(f"{repo}: {redact(type(root).__name__ + ': ' + first_line(root))}")
+    return RunError(f"{repo}: {type(root).__name__}: {_quoted(first_line(root))}")
+
+
+def _quoted(text: str) -> str:
+    return _ADDRESS.sub("(address)", redact(text))
 
 
 def hub_error(
-    error: BaseException, repo: str, timeout_s: float | None = None, missing_file: str = _MISSING_FILE
+    error: BaseException,
+    repo: str,
+    timeout_s: float | None = None,
+    missing_file: str = _MISSING_FILE,
+    tries: int | None = None,
 ) -> UserError | None:
     """Return the error to raise for what the Hub's client raised, or wrapped; None for what is not the Hub's.
 
@@ -125,16 +158,18 @@ def hub_error(
         repo: how messages call the repository.
         timeout_s: the time-out of one request, where there is one of ours.
         missing_file: what to say where the repository lacks the file that was asked for.
+        tries: how often it was tried, where that is known.
     """
+    times = f", {tries} times" if tries and tries > 1 else ""
     for cause in _causes(error):
         if isinstance(cause, UserError):
             return cause
-        text = _known(cause, repo, missing_file) or _status_text(cause, repo)
+        text = _known(cause, repo, missing_file) or _status_text(cause, repo, times)
         if text:
             return InputError(text) if isinstance(cause, hub_errors.HFValidationError) else RunError(text)
     for cause in _causes(error):  # only now: a bare ConnectionError may hide which of the above it was
-        if _is_transport(cause, "TimeoutException") or isinstance(cause, TimeoutError):
-            within = f" within {timeout_s:g} s, several times" if timeout_s else ""
+        if _is_timeout(cause):
+            within = f" within {timeout_s:g} s{times}" if timeout_s else ""
             return RunError(
                 f"the Hub gave no answer about {repo}{within}; "
                 "run the same command again later: it goes on and does nothing twice"
@@ -160,6 +195,7 @@ def _known(error: BaseException, repo: str, missing_file: str) -> str | None:
             hub_errors.RepositoryNotFoundError,
             "does not exist, or is private and this login may not see it; check the name, or log in: hf auth login",
         ),
+        (hub_errors.DisabledRepoError, "is disabled on the Hub; see its page, or take another"),
         (hub_errors.RevisionNotFoundError, "has no such revision; name a branch, a tag or a commit of it"),
         (hub_errors.EntryNotFoundError, missing_file),
         (hub_errors.OfflineModeIsEnabled, "cannot be reached in offline mode; unset HF_HUB_OFFLINE"),
@@ -182,7 +218,7 @@ def _later(error: BaseException) -> Iterator[BaseException]:
     return causes
 
 
-def _status_text(error: BaseException, repo: str) -> str | None:
+def _status_text(error: BaseException, repo: str, times: str) -> str | None:
     status = _status(error)
     if not isinstance(error, hub_errors.HfHubHTTPError) or status is None:
         return None
@@ -199,16 +235,21 @@ def _status_text(error: BaseException, repo: str) -> str | None:
             f"this login may not write to {repo}; choose a name under "
             "your own user or organisation, and a token with write access"
         )
-    if status == 412:
-        return f"{repo} changed while it was pushed to, several times; push when nobody else does"
+    if status == 402:
+        return f"the Hub takes no more for {repo} without payment (status 402); see the billing page of its owner there"
+    if status in (409, 412):
+        return f"{repo} changed while it was pushed to{times}; push when nobody else does"
+    if status == 413:
+        return f"the Hub takes no file or commit of this size for {repo} (status 413); divide it, maps by --shard-size"
     if status == 429:
-        return f"the Hub limits how often it is asked about {repo}; try again in some minutes"
+        told = _told_wait(error)
+        when = f"{told:.0f} s" if told else "some minutes"
+        return f"the Hub limits how often it is asked about {repo}; try again in {when}"
     if status >= 500:
         return f"the Hub is in trouble (status {status}) when asked about {repo}; try again later"
     said = getattr(error, "server_message", None) or ""
-    return redact(
-        f"the Hub refused what it was sent for {repo} (status {status}{': ' + first_line(error) if said else ''})"
-    )
+    quoted = f": {_quoted(first_line(error))}" if said else ""
+    return f"the Hub refused what it was sent for {repo} (status {status}{quoted})"
 
 
 def _asked_to_read(error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, Discussio
 
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub import TIMEOUT_S
-from timm_igkd.hub.cards import is_untouched
+from timm_igkd.hub.cards import is_untouched, metadata
 from timm_igkd.hub.client import quiet, watched_requests
 from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
 from timm_igkd.version import __version__
@@ -23,6 +23,8 @@ _LONGEST_TIMEOUT_S = 86_400  # a day; sockets do not take any number
 _TIMEOUT_KINDS = ("connect", "read", "write", "pool")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _NEUTRAL_SUFFIXES = (".md", ".txt", ".png", ".jpg", ".gitignore", ".gitattributes")
+_DESCRIBING = ("configs", "model-index")
+"""Metadata of a card that tells of the files beside it: where a dataset's splits lie, a model's results."""
 
 
 class Pushed(str):
@@ -32,18 +34,30 @@ class Pushed(str):
         repo_id: the repository.
         commit: its hash; that of the last commit where nothing had changed.
         card_kept: the card there was edited by hand and left as it is.
+        card_is_outdated: and its metadata tells of other splits or results than those that were pushed.
         pull_request: the revision of the pull request that holds the commit, "refs/pr/1"; None for one on main.
     """
 
     repo_id: str
     commit: str
     card_kept: bool
+    card_is_outdated: bool
     pull_request: str | None
 
-    def __new__(cls, url: str, repo_id: str, commit: str, card_kept: bool, pull_request: str | None = None) -> "Pushed":
+    def __new__(
+        cls,
+        url: str,
+        repo_id: str,
+        commit: str,
+        card_kept: bool,
+        pull_request: str | None = None,
+        *,
+        card_is_outdated: bool = False,
+    ) -> "Pushed":
         """Return the address with its attributes."""
         pushed = super().__new__(cls, url)
         pushed.repo_id, pushed.commit, pushed.card_kept, pushed.pull_request = repo_id, commit, card_kept, pull_request
+        pushed.card_is_outdated = card_is_outdated
         return pushed
 
     @property
@@ -63,10 +77,13 @@ class Publication:
         card: README.md.
         marker: the JSON file by which a repository that is not empty is known as ours.
         marker_key: a key that it has.
+        held_instead: what of another kind the repository holds by that file's content, in words; None where it is an
+            earlier push of the same.
         stale: which of the paths found there an earlier push left, to be removed.
         message: of the commit.
         private: create the repository private.
         overwrite_card: replace a card that was edited by hand.
+        replace: replace what the repository holds, its card too, where that is no earlier push of the same.
         create_pr: open a pull request in place of a commit on main; the repository must be there.
         timeout_s: longest silence of the Hub before a request is given up and made again.
     """
@@ -79,8 +96,10 @@ class Publication:
     marker_key: str
     stale: Callable[[str], bool]
     message: str
+    held_instead: Callable[[Mapping[str, Any]], str | None] = lambda there: None
     private: bool = False
     overwrite_card: bool = False
+    replace: bool = False
     create_pr: bool = False
     timeout_s: float = TIMEOUT_S
 
@@ -95,10 +114,10 @@ def repo_label(repo_id: str, repo_type: str) -> str:
     return f"the Hub's {repo_type} {repo_id!r}"
 
 
-def check_repo_id(repo_id: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Raise InputError unless `repo_id` is user/name and the time-out is above 0."""
+def check_repo_id(repo_id: str, timeout_s: float = TIMEOUT_S, *, option: str = "--repo-id") -> None:
+    """Raise InputError, which names the option, unless `repo_id` is user/name and the time-out is above 0."""
     if not _REPO_ID.fullmatch(repo_id):
-        raise InputError(f"--repo-id must be user/name, letters, digits, '-', '_' and '.', got {repo_id!r}")
+        raise InputError(f"{option} must be user/name, letters, digits, '-', '_' and '.', got {repo_id!r}")
     if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
         raise InputError(f"--timeout must be above 0 and at most {_LONGEST_TIMEOUT_S} seconds, got {timeout_s:g}")
 
@@ -162,21 +181,37 @@ def _commit(api: HfApi, wanted: Publication) -> Pushed:
         def read(name: str) -> bytes:
             return Path(api.hf_hub_download(**repo, filename=name, revision=info.sha, cache_dir=folder)).read_bytes()
 
-        _check_ours(wanted, there, read)
-        kept = "README.md" in there and not wanted.overwrite_card and not is_untouched(_text(read("README.md")))
+        if not wanted.replace:
+            _check_ours(wanted, there, read)
+        card = _text(read("README.md")) if "README.md" in there else None
+    kept = card is not None and not (wanted.overwrite_card or wanted.replace) and not is_untouched(card)
     files = wanted.files if kept else {**wanted.files, "README.md": wanted.card.encode()}
-    operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
-    operations += [CommitOperationDelete(name) for name in sorted(there - set(files)) if wanted.stale(name)]
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+    target: dict[str, Any] = {"revision": revision, "create_pr": wanted.create_pr and opened is None}
+    api.preupload_lfs_files(**repo, additions=additions, **target, free_memory=False)  # it also learns what is ignored
+    if ignored := [addition.path_in_repo for addition in additions if addition._should_ignore]:
+        raise RunError(
+            f"{wanted.label} has a .gitignore by which it would not take {ignored[0]!r}; change or remove that file "
+            "there, nothing was pushed"
+        )
+    stale = [CommitOperationDelete(name) for name in sorted(there - set(files)) if wanted.stale(name)]
     commit = api.create_commit(
-        **repo,
-        operations=operations,
-        commit_message=wanted.message,
-        parent_commit=info.sha,
-        revision=revision,
-        create_pr=wanted.create_pr and opened is None,
+        **repo, operations=[*additions, *stale], commit_message=wanted.message, parent_commit=info.sha, **target
     )
     address = opened.url if opened else commit.pr_url or commit.commit_url
-    return Pushed(address, wanted.repo_id, commit.oid, kept, revision or commit.pr_revision)
+    return Pushed(
+        address,
+        wanted.repo_id,
+        commit.oid,
+        kept,
+        revision or commit.pr_revision,
+        card_is_outdated=kept and _tells_of_others(card or "", wanted.card),
+    )
+
+
+def _tells_of_others(kept: str, card: str) -> bool:
+    """Return whether a card's metadata tells of other files than that of the card which would be in its place."""
+    return any(metadata(kept).get(name) != metadata(card).get(name) for name in _DESCRIBING)
 
 
 def _opened_before(api: HfApi, wanted: Publication) -> Discussion | None:
@@ -199,14 +234,22 @@ def _text(content: bytes) -> str:
 
 
 def _check_ours(wanted: Publication, there: set[str], read: Callable[[str], bytes]) -> None:
-    """Raise unless the repository is empty but for cards and pictures, or holds an earlier push of this kind."""
+    """Raise unless the repository is empty but for texts and pictures, or holds an earlier push of the same."""
+    found: Any = None
     if wanted.marker in there:
-        content = read(wanted.marker)
         with suppress(ValueError):
-            if wanted.marker_key in json.loads(content):
-                return
-    foreign = sorted(name for name in there if not name.endswith(_NEUTRAL_SUFFIXES) and not name.startswith("LICENSE"))
-    if foreign:
+            found = json.loads(read(wanted.marker))
+    if isinstance(found, dict) and wanted.marker_key in found:
+        held = wanted.held_instead(found)
+    else:
+        foreign = sorted(name for name in there if not _is_neutral(name) or name in wanted.files)
+        held = f"something else already ({foreign[0]!r})" if foreign else None
+    if held:
         raise ForeignRepositoryError(
-            f"{wanted.label} holds something else already ({foreign[0]!r}); choose another name, or empty it first"
+            f"{wanted.label} holds {held}; choose another name, or replace it, its card too, with --replace"
         )
+
+
+def _is_neutral(name: str) -> bool:
+    """Return whether a file says nothing of what a repository holds: a text or a picture at its root."""
+    return "/" not in name and (name.endswith(_NEUTRAL_SUFFIXES) or name.startswith("LICENSE"))

@@ -13,7 +13,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
 from timm_igkd.hub import TIMEOUT_S
-from timm_igkd.hub.cache_notice import cache_use_is_told
+from timm_igkd.hub.cache_notice import cache_use_is_told, cached_revision_is_kept
 from timm_igkd.hub.errors import is_passing, with_retries
 from timm_igkd.hub.transport import hub_session
 
@@ -63,9 +63,10 @@ def fetch_folder(repo_id: str, revision: str | None = None, *, weights: bool) ->
 
     It is that of the commit which the revision is now on the Hub; the last one seen where the Hub cannot be reached.
     """
-    config = fetch_file(repo_id, CONFIG_FILES, revision, newest=True)
-    if weights:
-        fetch_file(repo_id, WEIGHT_FILES, config.parent.name)  # of the same commit
+    with cached_revision_is_kept(repo_id, "model", revision):
+        config = fetch_file(repo_id, CONFIG_FILES, revision, newest=True)
+        if weights:
+            fetch_file(repo_id, WEIGHT_FILES, config.parent.name)  # of the same commit
     return config.parent
 
 

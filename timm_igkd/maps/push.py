@@ -1,14 +1,15 @@
 """Map stores on the Hub: pushed as a dataset whose maps the viewer shows, fetched by name into the local cache."""
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import replace as replaced
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
 
 from timm_igkd.errors import InputError, MissingFileError, RunError
-from timm_igkd.hub.cache_notice import cache_use_is_told
+from timm_igkd.hub.cache_notice import cache_use_is_told, cached_revision_is_kept
 from timm_igkd.hub.cards import public_dataset, public_name
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import (
@@ -38,6 +39,7 @@ def push_maps(
     private: bool = False,
     *,
     overwrite_card: bool = False,
+    replace: bool = False,
     create_pr: bool = False,
     timeout_s: float = TIMEOUT_S,
 ) -> Pushed:
@@ -48,6 +50,7 @@ def push_maps(
         repo_id: user/name.
         private: create the dataset private.
         overwrite_card: replace a card that was edited by hand on the Hub.
+        replace: replace what the dataset holds where that is of another teacher, data set or split, or no map store.
         create_pr: open a pull request in place of a commit on main; the dataset must be there.
         timeout_s: longest silence of the Hub before a request is given up and made again.
 
@@ -57,14 +60,16 @@ def push_maps(
     Raises:
         MissingFileError: no store there.
         InputError: unfinished or corrupt store, or a bad name.
-        RunError: no login, no access, no network, or the name is taken by another dataset.
+        RunError: no login, no access, no network, or the name is taken: by another dataset, or by maps of another
+            teacher, data set or split.
     """
     folder = Path(folder)
     check_repo_id(repo_id, timeout_s)
     provenance = require_complete(folder)
     require_login(repo_id)
+    manifest = _public(read_manifest(folder))
     files: dict[str, bytes | Path] = {
-        "manifest.json": record_bytes(_public(read_manifest(folder))),
+        "manifest.json": record_bytes(manifest),
         "provenance.json": record_bytes(_public(provenance)),
     }
     score, keys = read_score(folder, provenance), list[str]()
@@ -86,19 +91,31 @@ def push_maps(
             marker_key="shard_rows",
             stale=lambda name: name in (PICTURE, SCORE) or (name.startswith("data/") and name.endswith(".parquet")),
             message=f"{provenance.n} {provenance.options.content}",
+            held_instead=lambda there: _held_instead(manifest, there),
             private=private,
             overwrite_card=overwrite_card,
+            replace=replace,
             create_pr=create_pr,
             timeout_s=timeout_s,
         )
     )
 
 
+def _held_instead(ours: Manifest, there: Mapping[str, Any]) -> str | None:
+    """Return whose maps a manifest on the Hub is of, where these are of another teacher, data set or split."""
+    held = {"data set": ("dataset", "name"), "split": ("dataset", "split"), "teacher": ("teacher", "name")}
+    for what, (part, name) in held.items():
+        mine, theirs = getattr(getattr(ours, part), name), there.get(part)
+        if isinstance(theirs, dict) and theirs.get(name) != mine:
+            return f"maps or logits of {what} {theirs.get(name)!r}, these are of {mine!r}"
+    return None
+
+
 def _public(manifest: _Kind) -> _Kind:
     """Return a manifest or provenance; of a teacher or dataset in a local folder only the folder's own name is told."""
-    dataset = replace(manifest.dataset, name=public_dataset(manifest.dataset.name, manifest.dataset.revision))
-    teacher = replace(manifest.teacher, name=public_name(manifest.teacher.name))
-    return replace(manifest, dataset=dataset, teacher=teacher)
+    dataset = replaced(manifest.dataset, name=public_dataset(manifest.dataset.name, manifest.dataset.revision))
+    teacher = replaced(manifest.teacher, name=public_name(manifest.teacher.name))
+    return replaced(manifest, dataset=dataset, teacher=teacher)
 
 
 def repository_of(path: str | Path, revision: str | None) -> tuple[str, str | None] | None:
@@ -135,7 +152,7 @@ def fetch_maps(repo_id: str, revision: str | None = None, timeout_s: float = TIM
 
     label = repo_label(repo_id, "dataset")
     try:
-        with hub_session(timeout_s), cache_use_is_told(label):
+        with cached_revision_is_kept(repo_id, "dataset", revision), hub_session(timeout_s), cache_use_is_told(label):
             folder = Path(with_retries(download, label, timeout_s))
     except RunError as error:
         raise RunError(f"{error} (there is no folder {repo_id!r} either)") from error

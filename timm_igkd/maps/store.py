@@ -209,12 +209,19 @@ class MapStore:
         private: bool = False,
         *,
         overwrite_card: bool = False,
+        replace: bool = False,
         create_pr: bool = False,
         timeout_s: float = TIMEOUT_S,
     ) -> Pushed:
         """Publish the store as a dataset of the Hub, see `push_maps`."""
         return push_maps(
-            self.path, repo_id, private, overwrite_card=overwrite_card, create_pr=create_pr, timeout_s=timeout_s
+            self.path,
+            repo_id,
+            private,
+            overwrite_card=overwrite_card,
+            replace=replace,
+            create_pr=create_pr,
+            timeout_s=timeout_s,
         )
 
     def verify(self, dataset: Any, progress: Callable = lambda rows: rows) -> None:

@@ -12,7 +12,7 @@ from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.export.record import Timing
 from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
-from timm_igkd.report.licenses import license_of_start
+from timm_igkd.report.licenses import license_metadata, license_of_start
 from timm_igkd.report.run_facts import RunFacts, seed_summary, setting_words, start_of
 from timm_igkd.report.run_files import Sizes
 from timm_igkd.report.tables import (
@@ -236,7 +236,7 @@ def _metadata(
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
-        license=license,
+        **license_metadata(license),
         base_model=bases if len(bases) > 1 else next(iter(bases), None),
         datasets=datasets or None,
         metrics=["accuracy"] if results else None,

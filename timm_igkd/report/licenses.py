@@ -1,7 +1,9 @@
 """The Hub's identifiers of licenses, as its documentation of repository cards lists them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from timm_igkd.errors import InputError, nearest
 
@@ -32,21 +34,43 @@ def check_license(name: str) -> str:
     return name
 
 
-def license_of_start(pretrained_cfg: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Return the Hub's identifier of the license that a student's weights stand under by what they started from.
+def license_of_start(
+    pretrained_cfg: Mapping[str, Any], config: Mapping[str, Any], part: Literal["teacher", "student"] = "student"
+) -> str:
+    """Return the license that a model's weights stand under by what they started from.
 
     Args:
-        pretrained_cfg: of the student; timm tells in it the license of pretrained weights.
+        pretrained_cfg: of the model; timm tells in it the license of pretrained weights.
         config: of its run; empty: nothing is known of the start, so the license that `pretrained_cfg` tells holds.
+        part: which model of the run it is.
 
     Returns:
-        apache-2.0 after a random start, "other" for what the Hub does not list, "unknown" where nothing is told.
+        apache-2.0 after a random start, "unknown" where nothing is told; see `license_metadata` for what the Hub does
+        not list.
     """
-    start, part = config.get("student_init", "random" if config else "pretrained"), "student"
+    start = config.get(f"{part}_init", "random" if config else "pretrained")
+    if part == "teacher":
+        start = "teacher"
     if start == "teacher":
         part = "teacher"
         start = config.get("teacher_init", "random") if config.get("teacher_epochs") else "pretrained"
     if start == "random":
         return OWN
     told = None if config.get(f"{part}_checkpoint") else pretrained_cfg.get("license")
-    return "unknown" if told is None else told if told in LICENSES else "other"
+    return told or "unknown"
+
+
+def license_metadata(license: str) -> dict[str, Any]:
+    """Return the metadata of a card for a license: one that the Hub does not list goes by its name."""
+    return {"license": license} if license in LICENSES else {"license": "other", "license_name": license}
+
+
+def tell_license_of_start(model: nn.Module, config: Mapping[str, Any], part: Literal["teacher", "student"]) -> None:
+    """Note in the `pretrained_cfg` of a run's model the license that it has by its start, see `license_of_start`."""
+    pretrained_cfg: Any = model.pretrained_cfg
+    tell_license(model, license_of_start(pretrained_cfg, config, part))
+
+
+def tell_license(model: nn.Module, license: str) -> None:
+    """Note in a model's `pretrained_cfg` which license its weights stand under, and so in what is saved of it."""
+    model.pretrained_cfg = {**model.pretrained_cfg, "license": None if license == "unknown" else license}  # type: ignore

@@ -1,5 +1,8 @@
 """Students on the Hub: safetensors, config.json and a card in one commit, downloaded again and compared."""
 
+import copy
+import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +19,11 @@ from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.report.card import model_card
 from timm_igkd.report.companions import EVAL_RESULT, LEFT_BEHIND, eval_result, exported_files
-from timm_igkd.report.licenses import check_license
+from timm_igkd.report.licenses import check_license, tell_license
 from timm_igkd.report.run_facts import RunFacts, read_run
+
+_SIGNATURE = "pushed_by"
+"""Key of config.json by which a repository is known as an earlier push."""
 
 
 def push_student(
@@ -26,6 +32,7 @@ def push_student(
     *,
     private: bool = False,
     overwrite_card: bool = False,
+    replace: bool = False,
     create_pr: bool = False,
     maps_repo: str | None = None,
     seed_runs: Sequence[str | Path] = (),
@@ -43,11 +50,13 @@ def push_student(
         repo_id: user/name.
         private: create the repository private.
         overwrite_card: replace a card that was edited by hand on the Hub.
+        replace: replace what the repository holds where it was not pushed from here.
         create_pr: open a pull request in place of a commit on main; the repository must be there.
-        maps_repo: user/name of the teacher's maps on the Hub, linked from the card.
+        maps_repo: user/name of the maps or logits on the Hub that it learnt from, linked from the card.
         seed_runs: run folders that differ in their seed alone; the card then tells mean, spread and interval.
         eval_task: also file the run's top-1 accuracy under this task of its data set, a benchmark on the Hub.
-        license: identifier of the Hub; None: that of the weights it started from, see `license_of_start`.
+        license: identifier of the Hub; None: that of the weights it started from, see `license_of_start`; of a model
+            in memory, whose start is not known, "unknown".
         timeout_s: longest silence of the Hub before a request is given up and made again.
 
     Returns:
@@ -55,21 +64,28 @@ def push_student(
 
     Raises:
         MissingFileError: no student there.
-        InputError: a student that timm cannot build, a bad name, an export of another student, or an `eval_task`
-            without metrics on a data set of the Hub.
-        RunError: no login, no access, no network, or the download does not match what was pushed.
+        InputError: a student that timm cannot build, a bad name, metrics or an export of another student, `maps_repo`
+            of a run that read no maps, or an `eval_task` without metrics on a data set of the Hub.
+        RunError: no login, no access, no network, a repository that holds another model, or the download does not match
+            what was pushed.
     """
     if license is not None:
         check_license(license)
-    for name in (repo_id, maps_repo):
-        if name is not None:
-            check_repo_id(name, timeout_s)
+    check_repo_id(repo_id, timeout_s)
+    if maps_repo is not None:
+        check_repo_id(maps_repo, option="--maps-repo")
     with tempfile.TemporaryDirectory() as temporary:
         folder, run = _prepare(student, Path(temporary) / "student", seed_runs)
-        files: dict[str, bytes | Path] = {name: folder / name for name in ("config.json", "model.safetensors")}
+        if maps_repo is not None and run.config and not run.reads_store:
+            raise InputError(
+                "--maps-repo links the maps or logits that a student learnt from, and this run read none; leave it out"
+            )
+        files: dict[str, bytes | Path] = {"model.safetensors": folder / "model.safetensors"}
+        files["config.json"] = _signed(folder / "config.json")
         if eval_task is not None:
             files[EVAL_RESULT] = eval_result(run, eval_task)
         model: Any = load_model(f"local-dir:{folder}", role="student")
+        _check_metrics(run, model, str(student))
         if not isinstance(student, nn.Module):
             files |= exported_files(Path(student) / "export", weights_hash(model), run)
         require_login(repo_id)
@@ -80,11 +96,12 @@ def push_student(
                 files=files,
                 card=model_card(model, repo_id, run, maps_repo=maps_repo, license=license),
                 marker="config.json",
-                marker_key="architecture",
+                marker_key=_SIGNATURE,
                 stale=lambda name: name in LEFT_BEHIND,
                 message=f"Student {model.pretrained_cfg['architecture']}",
                 private=private,
                 overwrite_card=overwrite_card,
+                replace=replace,
                 create_pr=create_pr,
                 timeout_s=timeout_s,
             )
@@ -93,10 +110,31 @@ def push_student(
     return pushed
 
 
+def _signed(config: Path) -> bytes:
+    """Return a config.json with what tells our pushes from those of others; timm reads past it."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    return (json.dumps(content | {_SIGNATURE: "timm-igkd"}, indent=2) + "\n").encode()
+
+
+def _check_metrics(run: RunFacts, model: nn.Module, name: str) -> None:
+    """Raise InputError where a run's metrics are of other weights; say it where a run has none."""
+    if run.metrics is None and run.config:
+        print(
+            f"warning: {name!r} has no metrics.json: the card tells no results; finish the run first", file=sys.stderr
+        )
+    if run.metrics and run.metrics.weights_sha256 not in (None, weights_hash(model)):
+        raise InputError(
+            f"metrics.json of {name!r} is of other weights than its student/; push the folder student/, which has no "
+            "results, or evaluate it in a run of its own"
+        )
+
+
 def _prepare(student: nn.Module | str | Path, empty: Path, seed_runs: Sequence[str | Path]) -> tuple[Path, RunFacts]:
     """Return a folder with config.json and model.safetensors, and what is known of the run."""
     if isinstance(student, nn.Module):
-        save_model(student, empty)
+        described: Any = copy.copy(student)
+        tell_license(described, "unknown")  # timm tells there that of the weights it has of this architecture
+        save_model(described, empty)
         return empty, RunFacts()
     root = Path(student)
     if not root.is_dir():

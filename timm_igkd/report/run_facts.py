@@ -93,10 +93,10 @@ class RunFacts:
 
     @property
     def revision(self) -> str | None:
-        """Revision of a data set of the Hub: as it was given, else the commit that was read."""
+        """Revision of a data set of the Hub: the commit that was read, else as it was given."""
         maps = self.provenance.dataset if self.provenance else None
         of_maps = maps.revision if maps and maps.name == self.dataset else None  # they may be of a copy
-        return self.config.get("revision") or (self.metrics and self.metrics.dataset_revision) or of_maps
+        return (self.metrics and self.metrics.dataset_revision) or of_maps or self.config.get("revision")
 
     @property
     def dataset_id(self) -> str | None:
@@ -116,14 +116,18 @@ class RunFacts:
 
     @property
     def is_distilled(self) -> bool:
-        """Whether the student learnt from the teacher's answers or features; True where no weight is known."""
-        known = [self.config.get(f"{loss}_loss_weight") for loss in ("distill", "attention")]
-        return any(weight != 0 for weight in known if weight is not None) or known == [None, None]
+        """Whether the student learnt from the teacher's answers or features; False where no weight is known."""
+        return any((self.config.get(f"{loss}_loss_weight") or 0) > 0 for loss in ("distill", "attention"))
 
     @property
     def uses_maps(self) -> bool:
         """Whether the student learnt from maps, overlaid or as targets of its own."""
         return any((self.config.get(name) or 0) > 0 for name in ("overlay_prob", "explanation_loss_weight"))
+
+    @property
+    def reads_store(self) -> bool:
+        """Whether it learnt from maps or from stored logits."""
+        return self.uses_maps or bool(self.config.get("stored_logits"))
 
 
 def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = False) -> RunFacts:

@@ -29,6 +29,7 @@ from timm_igkd.models.loading import needs_plugin, save_model
 from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.records import write_record
 from timm_igkd.report.figures import require_matplotlib
+from timm_igkd.report.licenses import tell_license_of_start
 from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import update_metrics
 from timm_igkd.report.sections import collect_disagreements
@@ -232,6 +233,7 @@ class Run:
             model = self.kept.fit(task, None, "teacher")
         if self.accelerator.is_main_process:
             names = self.data.train.class_names if self.models.teacher_indices(model) is None else None
+            tell_license_of_start(model, asdict(self.config), "teacher")
             save_model(model, self.folder.model("teacher"), label_names=names)
 
     def maps(self) -> None:

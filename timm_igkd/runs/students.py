@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sized
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from timm_igkd.evaluation.onnx_latency import onnx_metrics
 from timm_igkd.files import hash_files
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
-from timm_igkd.models.loading import needs_plugin, save_model
+from timm_igkd.models.loading import needs_plugin, save_model, weights_hash
+from timm_igkd.report.licenses import tell_license_of_start
 from timm_igkd.report.run_files import read_history, read_metrics, read_predictions, write_predictions
 from timm_igkd.runs.batches import create_batches, use_channels_last
 from timm_igkd.runs.data import RunData
@@ -61,6 +62,7 @@ class StudentRun:
         store = MapStore(self.folder.maps) if self.config.needs_maps else None
         model = self.fit(task, store, "student")
         if self.accelerator.is_main_process:
+            tell_license_of_start(model, asdict(self.config), "student")
             save_model(model, self.folder.model("student"), label_names=self.data.train.class_names)
 
     def evaluate(self) -> None:
@@ -83,6 +85,7 @@ class StudentRun:
             measure_latency=not self.label,
         )
         more = {} if self.label else {"needs_plugin": needs_plugin(student)} | onnx_metrics(student)
+        more |= {"weights_sha256": weights_hash(student)}
         if not self.label and (without := self.data.num_unlabeled):
             labeled = len(self.data.student_images) - without
             more |= {"training_images": {"labeled": labeled, "unlabeled": without}}
