@@ -34,14 +34,13 @@ from studies.withheld import refuse_shared_runs, refuse_withheld_rows
 from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import DivergedError, InputError, RunError
 from timm_igkd.evaluation.latency import describe_hardware
 from timm_igkd.files import exclusive
 from timm_igkd.models.loading import save_model
 from timm_igkd.progress import progress_bar
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.training.accelerator import create_accelerator
-from timm_igkd.training.trainer import DivergedError
 
 
 class Study:

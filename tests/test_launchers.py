@@ -1,9 +1,11 @@
 """Two machines, each with a launcher of its own under one address: as one launcher with as many processes."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,14 +54,16 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def launch(tmp_path: Path, options: list[object], *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "timm_igkd", "distill", *map(str, options)]
+def launch(
+    tmp_path: Path, options: list[object], *flags: str, program: tuple[str, ...] = ("-m", "timm_igkd", "distill")
+) -> subprocess.Popen:
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "torch.distributed.run", *flags, *program, *map(str, options)],
         env=subprocess_environment(tmp_path / "home"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -82,3 +86,41 @@ def test_two_launchers_train_the_student_of_one_launcher_with_two_processes(tiny
     files = [tmp_path / name / "run" / "student" / "model.safetensors" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert read_mapping(tmp_path / "two" / "run" / "metrics.json")["n"] == 8
+
+
+TWO_PROCESSES = ("--standalone", "--nproc-per-node=2")
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_that_was_killed_ends_with_the_weights_of_one_that_was_not(tiny_images, tmp_path):
+    options = tiny_run(two_splits(tiny_images, n=64, size=32), "--overlay-prob", 0, "--epochs", 4)
+    finish([launch(tmp_path, [*options, "--output-dir", tmp_path / "whole"], *TWO_PROCESSES)])
+    killed = [*options, "--output-dir", tmp_path / "killed"]
+    process = launch(tmp_path, killed, *TWO_PROCESSES)
+    begun = time.monotonic()
+    while not (tmp_path / "killed" / "run" / "student_training" / "last.pt").exists():
+        assert process.poll() is None, process.communicate()[0][-2000:]
+        assert time.monotonic() - begun < LIMIT_S
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=LIMIT_S)
+    alone = launch(tmp_path, [*killed, "--resume"], "--standalone", "--nproc-per-node=1")
+    output, _ = alone.communicate(timeout=LIMIT_S)
+    if (tmp_path / "killed" / "run" / "student_training" / "last.pt").exists():  # else the kill came after the last
+        assert "was begun with num_processes = 2, now it is 1; launch it as before" in output
+        finish([launch(tmp_path, [*killed, "--resume"], *TWO_PROCESSES)])
+    files = [tmp_path / name / "run" / "student" / "model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_a_program_of_two_processes_distils_twice(tiny_images, tmp_path):
+    program = tmp_path / "twice.py"
+    program.write_text(
+        "import sys\nfrom timm_igkd import RunConfig, distill\nfrom timm_igkd.runs.parsing import parse_config\n"
+        "for name in ('first', 'second'):\n"
+        "    distill(parse_config(RunConfig, [*sys.argv[1:], '--name', name], prog='twice'))\n"
+    )
+    options = tiny_run(two_splits(tiny_images, size=32), "--overlay-prob", 0, "--output-dir", tmp_path / "runs")
+    finish([launch(tmp_path, options, *TWO_PROCESSES, program=(str(program),))])
+    assert {path.parent.name for path in (tmp_path / "runs").glob("*/metrics.json")} == {"first", "second"}

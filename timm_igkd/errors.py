@@ -1,6 +1,6 @@
 """Errors that end a command with one line: what was expected, what was found, what to do.
 
-Every error takes a single string, because a DataLoader worker's exception is rebuilt from one.
+Every error that a DataLoader's worker may raise takes a single string, from which it is rebuilt.
 """
 
 import difflib
@@ -32,6 +32,18 @@ class RunError(UserError, RuntimeError):
     """Valid input, but the run could not go on: disk, network, access, non-finite numbers (exit code 1)."""
 
     exit_code = 1
+
+
+class DivergedError(RunError):
+    """The loss of a training is no longer finite, or its gradients are at no scale of fp16 (exit code 1).
+
+    Attributes:
+        epoch: the first such epoch.
+    """
+
+    def __init__(self, message: str, epoch: int):
+        super().__init__(message)
+        self.epoch = epoch
 
 
 def message_of(error: UserError) -> str:
@@ -71,6 +83,13 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
     return value
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what an address or a command may hold: user, password, query, authorization, tokens."""
+    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", without_credentials(text))
+    text = re.sub(r"(?i)(authorization\s*[:=]\s*)(?:(?:bearer|basic|token)\s+)?[^\s'\"]+", r"\1***", text)
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
 
 
 def without_credentials(text: str) -> str:

@@ -14,10 +14,10 @@ from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import reduce_channels
+from timm_igkd.errors import DivergedError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.evaluation.metrics import classification_metrics, teacher_agreement
 from timm_igkd.models.loading import count_macs, count_parameters
-from timm_igkd.training.trainer import DivergedError
 
 _SIMILARITY_STEPS = 32
 

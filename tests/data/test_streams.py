@@ -10,6 +10,7 @@ from timm.data import IterableImageDataset, create_dataset
 from tiny_parts import noise_image, png, write_tar
 from torch.utils.data import DataLoader
 
+from timm_igkd.data import streams
 from timm_igkd.data.streams import StreamReader
 from timm_igkd.errors import InputError
 
@@ -81,6 +82,17 @@ def test_a_member_is_counted_once_however_often_it_comes(tmp_path, capsys):
     assert capsys.readouterr().err.count("timm leaves it out") == 2
 
 
+def test_members_of_equal_names_in_two_folders_are_two(tmp_path, capsys):
+    for folder in ("a", "b"):
+        tars(tmp_path / folder, {1: CUT}, shards=1)
+    images = StreamReader(
+        create_dataset("wds/", root=str(tmp_path), split="{a,b}/train-0.tar|14", is_training=True), "x"
+    )
+    list(images)
+    assert images.num_unreadable == 2
+    assert capsys.readouterr().err.count("timm-igkd: 0001 in train-0.tar of 'x' cannot be read") == 2
+
+
 def test_no_more_than_ten_members_are_named(tmp_path, capsys):
     write_tar(tmp_path / "train-0.tar", [(IMAGES[0], "0")] + [CUT] * 15)
     images = reader_of(tmp_path, shards=1, count=2)
@@ -116,6 +128,28 @@ def test_a_missing_tar_is_named(tmp_path, capsys):
         "train-2.tar of 'tars' cannot be read (No such file or directory); timm leaves it out"
         in capsys.readouterr().err
     )
+
+
+def test_a_worker_without_a_tar_is_no_error_where_another_could_not_read_a_member(tmp_path):
+    write_tar(tmp_path / "train-0.tar", [CUT] + [(image, "0") for image in IMAGES])
+    stream = Read(reader_of(tmp_path, shards=1))
+    assert stream.images.first() is not None
+    assert stream.images.num_unreadable == 1
+    stream.set_loader_cfg(2)
+    assert len(list(DataLoader(stream, batch_size=1, num_workers=2, collate_fn=list))) == 4  # the share of one of two
+
+
+@pytest.mark.parametrize(
+    ("shard", "name"),
+    [
+        ("/data/my tars/train-0.tar", "train-0.tar"),
+        ("https://host/a/train-0.tar?X-Amz-Signature=abc", "train-0.tar"),
+        ("pipe:curl -s -L https://host/a/train-0.tar -H 'Authorization:Bearer hf_secretsecret'", "train-0.tar"),
+        ("pipe:cat", "a shard"),
+    ],
+)
+def test_a_tar_is_named_without_what_stands_behind_it(shard, name):
+    assert streams._tar_name(shard) == name
 
 
 @pytest.mark.parametrize("member", [(b"none", "0"), (IMAGES[0], "cat")])

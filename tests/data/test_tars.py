@@ -46,6 +46,27 @@ def test_class_names_come_from_classes_txt(tmp_path):
     assert images.labels.tolist() == [0, 2, 1, 0]
 
 
+def test_class_names_are_found_in_the_folders_of_the_splits(tmp_path):
+    for split in ("train", "test"):
+        tars(tmp_path / split, ["1"] * 4, split)
+    (tmp_path / "train" / "classes.txt").write_text("cat\ndog\n")
+    assert class_names(load_labeled_images(str(tmp_path), "test")) == ("cat", "dog")
+    (tmp_path / "test" / "classes.txt").write_text("cat\ndog\n")
+    assert class_names(load_labeled_images(str(tmp_path), "test")) == ("cat", "dog")
+    (tmp_path / "test" / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(InputError, match=r"test.classes.txt' and '.*train.classes.txt' name other classes; keep one"):
+        load_labeled_images(str(tmp_path), "test")
+
+
+def test_one_tar_without_a_split_in_its_name_beside_class_names_says_what_to_do(tmp_path):
+    tars(tmp_path, ["1"] * 4).joinpath("train-0.tar").rename(tmp_path / "0.tar")
+    for path in tmp_path.glob("train-*.tar"):
+        path.unlink()
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(InputError, match=r"is taken for texts, .* by their split, as in train-0000.tar"):
+        load_labeled_images(str(tmp_path), "train")
+
+
 @pytest.mark.parametrize("text", ["cat\n\ndog\n", "cat\ndog\ncat\n"])
 def test_class_names_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "classes.txt").write_text(text)

@@ -4,6 +4,8 @@ import pickle
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -12,6 +14,7 @@ import pytest
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
 from timm_igkd.errors import InputError
+from timm_igkd.maps import arrow_cache
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
 from timm_igkd.maps.store import MapStore
 
@@ -48,6 +51,24 @@ def test_shards_are_converted_once(store):
     changed = first.stat().st_mtime_ns
     MapStore(store.path)
     assert [path.stat().st_mtime_ns for path in cached(store)] == [changed]
+
+
+def test_processes_that_open_a_store_at_once_convert_it_once(store, monkeypatch):
+    (first,) = cached(store)
+    first.unlink()
+    converted: list[Path] = []
+    convert = arrow_cache._convert
+
+    def slowly(shards, manifest, path):
+        converted.append(path)
+        time.sleep(0.2)
+        convert(shards, manifest, path)
+
+    monkeypatch.setattr(arrow_cache, "_convert", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        files = list(pool.map(lambda _: arrow_file(shards_of(store), store.provenance), range(4)))
+    assert files == [first] * 4
+    assert converted == [first]
 
 
 def test_shard_written_again_is_converted_again(store):

@@ -95,6 +95,19 @@ def test_two_commands_at_once_end_with_0_and_the_bytes_of_one(command, tiny_imag
     assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
 
 
+def test_processes_agree_whether_a_store_is_whole_though_another_call_adds_to_it(tmp_path, monkeypatch):
+    counted: list[int] = []
+
+    def broadcast(values):
+        counted.extend(values)
+        return [0]  # what the first process found, before the last shard was there
+
+    monkeypatch.setattr("timm_igkd.maps.build.broadcast_object_list", broadcast)
+    assert build(tmp_path) is None
+    assert counted[0] > 0
+    assert not (tmp_path / "provenance.json").exists()
+
+
 def test_smaller_chunks_of_another_process_are_not_forgotten(tmp_path, monkeypatch):
     """Both run out of memory; the manifest tells of each."""
     real, other = FastEngine.attribute, Halving(row=8, chunk_size=2)
@@ -102,11 +115,12 @@ def test_smaller_chunks_of_another_process_are_not_forgotten(tmp_path, monkeypat
     def attribute(self, *args):
         found = read_manifest(tmp_path)
         if not found.out_of_memory_halvings:
-            write_record(tmp_path / "manifest.json", replace(found, out_of_memory_halvings=(other,)))
+            write_record(tmp_path / "manifest.json", replace(found, chunk_size=2, out_of_memory_halvings=(other,)))
             raise torch.cuda.OutOfMemoryError("simulated")
         return real(self, *args)
 
     monkeypatch.setattr(FastEngine, "attribute", attribute)
-    halvings = build(tmp_path).provenance.out_of_memory_halvings
-    assert len(halvings) == 2
-    assert halvings[0] == other
+    made = build(tmp_path).provenance
+    assert len(made.out_of_memory_halvings) == 2
+    assert made.out_of_memory_halvings[0] == other
+    assert made.out_of_memory_halvings[1].chunk_size > made.chunk_size == 2

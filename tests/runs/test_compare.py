@@ -106,6 +106,23 @@ def test_where_the_overlay_is_off_there_are_two_arms_and_no_maps(compared, train
     assert not (run / "maps").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("num_processes", 8), ("mixed_precision", "bf16"), ("compile", True)])
+def test_arms_are_trained_by_the_launch_of_the_student_they_are_held_against(
+    name, value, recipe: Runner, images, teacher_folder, trainings, tmp_path
+):
+    options = [*PLAIN, "--teacher", f"local-dir:{teacher_folder}", "--teacher-epochs", 0]
+    assert recipe(*tiny_run(images, *options)).code == 0
+    marker = tmp_path / "runs" / "run" / ".stages" / "student.json"
+    content = json.loads(marker.read_text())
+    content["launch"][name] = value
+    marker.write_text(json.dumps(content))
+    outcome = recipe(*tiny_run(images, *options, "--compare"))
+    assert outcome.code == 2
+    assert f"arm kd-0 of {tmp_path / 'runs' / 'run'} was trained with {name} = {value!r}, now it is" in outcome.error
+    assert "launch it as before" in outcome.error
+    assert trainings == ["student"]
+
+
 def test_student_alone_learns_from_labels_alone(compared):
     run = compared(*OVERLAY)
     header, row = (run / "arms" / "alone-0" / "student_history.csv").read_text().splitlines()

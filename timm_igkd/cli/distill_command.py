@@ -31,8 +31,11 @@ def distill_command(argv: Sequence[str], prog: str = "timm-igkd distill", descri
             check_checkpoint(config, "student")
             if config.maps is not None:
                 existing_maps(config.maps)
+        from accelerate import PartialState
+
         from timm_igkd.runs.job import distill  # torch and timm, so only once the settings are right
 
         distill(config)
+        PartialState().destroy_process_group()  # not in `distill`: a program may have more to do in its processes
 
     return run_reporting_errors(run, prog, RUN_INTERRUPTED)

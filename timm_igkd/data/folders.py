@@ -119,12 +119,19 @@ def is_within(path: str, folder: str) -> bool:
 def tar_class_names(path: str) -> tuple[str, ...] | None:
     """Return the names in classes.txt beside a folder's tars, one a line as in a class map of timm's; None without it.
 
+    Where splits have folders of their own, theirs may hold it too.
+
     Raises:
-        InputError: an empty line, or a name twice.
+        InputError: an empty line, a name twice, or files that differ.
     """
-    file = os.path.join(path, _CLASS_FILE)
-    if not os.path.isfile(file):
-        return None
+    files = [os.path.join(root, _CLASS_FILE) for root, _, names in walk(path) if _CLASS_FILE in names]
+    found = {file: _class_names(file) for file in sorted(files)}
+    if len(set(found.values())) > 1:
+        raise InputError(f"{sorted(files)[0]!r} and {sorted(files)[-1]!r} name other classes; keep one of them")
+    return next(iter(found.values()), None)
+
+
+def _class_names(file: str) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines())
     except UnicodeDecodeError as error:

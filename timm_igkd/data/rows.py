@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import errors as hub_errors
 
-from timm_igkd.data.folders import image_files, is_image, is_saved_to_disk, splits_named
+from timm_igkd.data.folders import image_files, is_image, is_saved_to_disk, splits_named, walk
 from timm_igkd.errors import InputError, RunError, UserError, first_line
 from timm_igkd.hub.cache_notice import cache_use_is_told
 from timm_igkd.hub.errors import hub_error
@@ -100,6 +100,15 @@ def _own_files(
     builder = _fresh_builder(path, revision, cache_dir)
     files = builder.config.data_files or {}
     _refuse_shared_files(dataset, files)
+    if (
+        is_local
+        and builder.name == "text"
+        and any(name.endswith(".tar") for _, _, names in walk(path) for name in names)
+    ):
+        raise InputError(
+            f"folder {dataset!r} is taken for texts, which are more than its tars; call these by their split, as in "
+            "train-0000.tar, or put them into folders train/ and test/"
+        )
     if is_local:
         _refuse_hidden_splits(dataset, path, files)
         if builder.name == "imagefolder":

@@ -19,7 +19,7 @@ from timm.data import IterableImageDataset
 
 from timm_igkd.data.images import to_rgb
 from timm_igkd.data.labels import to_label
-from timm_igkd.errors import InputError, first_line
+from timm_igkd.errors import InputError, first_line, without_secrets
 
 _SLOTS = 1 << 20
 _MOST_LINES = 10
@@ -64,12 +64,17 @@ class StreamReader:
             items.close()
 
     def _items(self, reader: Any) -> Generator[tuple[Image.Image, int], None, None]:
-        transform, count = self.dataset.target_transform, 0
+        transform, count, unreadable = self.dataset.target_transform, 0, 0
+
+        def note(member: str, place: str, reason: str) -> None:
+            nonlocal unreadable
+            unreadable += 1
+            self._note(member, place, reason)
 
         def name() -> str:
             return f"image {count} of stream {self.name!r}"
 
-        with _telling(self._note):
+        with _telling(note):
             items = iter(reader)
             item = self._next(items, name)
         while item is not None:
@@ -77,7 +82,7 @@ class StreamReader:
             yield to_rgb(image, name), to_label(label if transform is None else transform(label), name)
             count += 1
             item = self._next(items, name)
-        if not count and self.num_unreadable:
+        if not count and unreadable:  # of this pass: a worker without a shard gives none either
             raise InputError(
                 f"stream {self.name!r} gave no image, timm could read none of its members; expected an image "
                 "(.jpg, .png, .webp) and the number of its class (.cls) in each"
@@ -90,10 +95,11 @@ class StreamReader:
         except OSError as error:  # of Pillow; with a number: of the network or the disk
             if error.errno is not None:
                 raise
-            raise InputError(f"{name()} cannot be read ({first_line(error)}); repair or remove it") from error
+            why = without_secrets(first_line(error))
+            raise InputError(f"{name()} cannot be read ({why}); repair or remove it") from error
 
-    def _note(self, member: str, reason: str) -> None:
-        slot = xxhash.xxh3_64_intdigest(member.encode()) % _SLOTS
+    def _note(self, member: str, place: str, reason: str) -> None:
+        slot = xxhash.xxh3_64_intdigest(place.encode()) % _SLOTS
         if not self._unreadable[slot]:
             self._unreadable[slot] = True
             if self.num_unreadable <= _MOST_LINES:
@@ -104,8 +110,11 @@ class StreamReader:
 
 
 @contextmanager
-def _telling(note: Callable[[str, str], None]) -> Iterator[None]:
-    """Let webdataset readers of timm's that set themselves up meanwhile tell `note` what they leave out, and why."""
+def _telling(note: Callable[[str, str, str], None]) -> Iterator[None]:
+    """Let webdataset readers of timm's that set themselves up meanwhile tell `note` what they leave out, where, and why.
+
+    Where is by the whole address, which no message has: tars of several folders may have one name.
+    """
     from timm.data.readers import reader_wds  # not above: it imports webdataset where it is installed
 
     module: Any = reader_wds
@@ -115,12 +124,14 @@ def _telling(note: Callable[[str, str], None]) -> Iterator[None]:
         try:
             return decode(sample, **options)
         except Exception as error:
-            error.add_note(f"{sample['__key__']} in {os.path.basename(sample['__url__'])}")
+            error.add_note(f"{sample['__key__']} in {_tar_name(sample['__url__'])}")
+            error.add_note(f"{sample['__key__']} {sample['__url__']}")
             raise
 
     def tell_and_ignore(error: Exception) -> bool:
         goes_on = ignore(error)  # raises what timm does not ignore
-        note(getattr(error, "__notes__", [_shard(error)])[0], _reason(error))
+        shard = _shard(error)
+        note(*getattr(error, "__notes__", [_tar_name(shard) if shard else "a part", shard]), _reason(error))
         return goes_on
 
     module._decode, module.log_and_continue = named_decode, tell_and_ignore
@@ -131,13 +142,21 @@ def _telling(note: Callable[[str, str], None]) -> Iterator[None]:
 
 
 def _shard(error: Exception) -> str:
-    """Return the tar that webdataset names in an error: as its last argument, or in the text as an open file."""
+    """Return the tar that webdataset names in an error, as its last argument or in the text as an open file, or ""."""
     named = [part for part in error.args[1:] if isinstance(part, str)] or re.findall(r" name='(.*)'>$", str(error))
-    return os.path.basename(named[-1]) if named else "a part"
+    return named[-1] if named else ""
+
+
+def _tar_name(shard: str) -> str:
+    """Return the tar's own name of a path, an address or a command, which may hold a token behind it."""
+    if "://" not in shard and not shard.startswith("pipe:"):
+        return os.path.basename(shard)
+    named = re.findall(r"[^\s/?&=:'\"]+\.tar\b", shard)
+    return named[-1] if named else "a shard"
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no .{error.args[0]}"
     text = getattr(error, "strerror", None) or first_line(Exception(*error.args[:1]))
-    return re.sub(r"( @)? <_io\..*", "", text)  # an open file, by its address in memory
+    return without_secrets(re.sub(r"( @)? <_io\..*", "", text))  # an open file, by its address in memory

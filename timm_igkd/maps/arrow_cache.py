@@ -15,7 +15,7 @@ import xxhash
 from huggingface_hub import constants
 
 from timm_igkd.errors import InputError
-from timm_igkd.files import atomic_file
+from timm_igkd.files import atomic_file, exclusive
 from timm_igkd.maps.manifest import Manifest
 from timm_igkd.maps.store_files import read_shard
 
@@ -32,7 +32,9 @@ def arrow_file(shards: Sequence[Path], manifest: Manifest) -> Path:
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / "timm_igkd"
     path = cache / f"{xxhash.xxh3_128_hexdigest(repr(states).encode())}.arrow"
     if not path.exists():
-        _convert(shards, manifest, path)
+        with exclusive(path.with_suffix(".lock")):  # of the processes that open a store at once, one converts it
+            if not path.exists():
+                _convert(shards, manifest, path)
     return path
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from timm_igkd.attribution.chunk_gradient import Arithmetic
@@ -128,7 +129,8 @@ def compute_maps(
     with one_thread():  # the engine has its own threads; another number here could change last bits
         builder.build(list(mine), progress=progress and state.is_main_process)
     state.wait_for_everyone()
-    if count_shards(out, manifest) < manifest.num_shards:
+    (found_shards,) = broadcast_object_list([count_shards(out, manifest)])  # other calls add shards meanwhile
+    if found_shards < manifest.num_shards:
         return None
     others = [other for other in range(manifest.num_shards) if other % shard[1] != shard[0]]
     builder.check_images([*mine, *others[state.process_index :: state.num_processes]])

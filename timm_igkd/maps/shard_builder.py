@@ -18,6 +18,7 @@ from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.files import exclusive
 from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.row_maker import Item, RowMaker, free_memory
@@ -164,7 +165,9 @@ class ShardBuilder:
     def _set_chunk(self, chunk: int, row: int) -> None:
         """Use smaller chunks from now on, and on a resume, and record it: the last bits may differ from here."""
         self.maker.set_chunk_size(chunk)
-        halvings = (*read_manifest(self.out).out_of_memory_halvings, Halving(row, chunk))  # other processes' too
-        self.manifest = replace(self.manifest, chunk_size=chunk, out_of_memory_halvings=halvings)
-        write_record(self.out / "manifest.json", self.manifest)
+        with exclusive(self.out / ".manifest.lock"):
+            there = read_manifest(self.out)  # other processes halve it too
+            halvings, least = (*there.out_of_memory_halvings, Halving(row, chunk)), min(chunk, there.chunk_size)
+            self.manifest = replace(self.manifest, chunk_size=least, out_of_memory_halvings=halvings)
+            write_record(self.out / "manifest.json", self.manifest)
         tqdm.write(f"maps: out of GPU memory, going on with chunks of {chunk}")

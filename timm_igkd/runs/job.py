@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate.utils import broadcast_object_list
 from timm.models import get_model_input_config
 from torch import nn
 
@@ -87,7 +88,8 @@ class Run:
         self.models = RunModels(self.config, self.data, self.folder)
         self.choice = self._choose_student() if config.student == AUTO else None
         if config.batches == "auto":
-            self.config = replace(self.config, batches=self._choose_batches())
+            (chosen,) = broadcast_object_list([self._choose_batches()])  # each device has its own memory
+            self.config = replace(self.config, batches=chosen)
             self.models.config = self.config
         parts = (self.config, self.data, self.folder, self.accelerator)
         self.kept, self.arms = StudentRun(*parts), Arms(*parts)
@@ -180,7 +182,8 @@ class Run:
                 part.run()
             if self.accelerator.is_main_process:
                 self._print_usage()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _pending(self) -> set[StageName]:
         return {stage.name for part in (self.stages, self.last) for stage in part.pending()}

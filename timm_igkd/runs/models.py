@@ -240,11 +240,11 @@ class RunModels:
 
     def check_processes(self, task: IGDistillationTask, num_processes: int) -> None:
         """Raise InputError where processes would wait for gradients of a head that has none."""
-        asks_head = task.task_loss_weight, task.distill_loss_weight, task.explanation_loss_weight
-        if num_processes > 1 and not any(asks_head):
-            raise InputError(
-                "attention transfer alone leaves the student's head without a gradient, which several processes wait "
-                "for; set task_loss_weight or distill_loss_weight above 0, or launch one process"
+        if num_processes > 1 and not (task.task_loss_weight or task.distill_loss_weight):
+            raise InputError(  # an explanation loss reaches the head's weight, and not its bias
+                "attention transfer and explanation loss alone leave the student's head, or its bias, without a "
+                "gradient, which several processes wait for; set task_loss_weight or distill_loss_weight above 0, or "
+                "launch one process"
             )
 
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:

@@ -152,8 +152,11 @@ class Stages:
                         "it, choose another --name, or delete the folder"
                     )
             pending.append(stage)
-            if marker is not None and is_half_done:
-                self._check(stage, marker.launch, self.launch())
+            if marker is not None and is_half_done and (change := launch_change(marker.launch, self.launch())):
+                raise InputError(
+                    f"stage {stage.name} of {self.run_dir} was begun with {change}; launch it as before, choose "
+                    "another --name, or delete the folder"
+                )
             if is_half_done and not self.config.resume:
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was stopped half-way; "
@@ -225,8 +228,9 @@ class Stages:
         return read_marker(_path(self.run_dir, stage.name))
 
     def launch(self) -> dict[str, Any]:
-        """Return what `accelerate launch` decides."""
-        return {"num_processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
+        """Return what `accelerate launch` decides, and whether the model is compiled."""
+        found = {"num_processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
+        return found | ({"compile": True} if self.config.compile else {})
 
     def _check(self, stage: Stage, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
@@ -248,6 +252,15 @@ class Stages:
         """Return the seconds of the complete stages."""
         found = {stage.name: self.finished(self.run_dir, stage.name) for stage in self.stages}
         return {name: marker.wall_time_s for name, marker in found.items() if marker and marker.wall_time_s is not None}
+
+
+def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first thing in which two launches differ, in words; None where they are alike."""
+    for name in {**earlier, **now}:
+        before, after = (launch.get(name, "none") for launch in (earlier, now))
+        if before != after:
+            return f"{name} = {before!r}, now it is {after!r}"
+    return None
 
 
 def _path(run_dir: Path, name: StageName) -> Path:

@@ -11,6 +11,7 @@ from timm.data import create_transform
 from torch import nn
 
 from timm_igkd.distillation.task import IGDistillationTask
+from timm_igkd.errors import InputError
 from timm_igkd.evaluation.comparison import ArmName, ArmResult, Comparison, compare_arms
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_latency import onnx_metrics
@@ -25,7 +26,7 @@ from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.models import RunModels, Trained
 from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import Stage, StageMarker, Stages
+from timm_igkd.runs.stages import Stage, StageMarker, Stages, launch_change
 from timm_igkd.training.batch import steps_per_epoch
 from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.validation import create_validation_loader
@@ -120,7 +121,9 @@ class StudentRun:
             ),
         )
         trainer.fit()
-        return trainer.final_model()
+        trained = trainer.final_model()
+        self.accelerator.free_memory()  # it keeps every optimizer, and with it every model
+        return trained
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,26 @@ class Arms:
         self.others = [arm for arm in self.all if arm != self.own]
 
     def pending(self) -> set[StageName]:
-        """Return what some of the other arms are left to do, writing nothing; errors as of `Stages.pending`."""
-        return {name for arm in self.others for name in self._pending(arm)}
+        """Return what some of the other arms are left to do, writing nothing; errors as of `Stages.pending`.
+
+        Raises:
+            InputError: also where a student is left to train and another was trained by another launch: with other
+                processes, of which each adds a batch to a step, or in another precision.
+        """
+        found = {name for arm in self.others for name in self._pending(arm)}
+        if "student" in found:
+            for arm in self.all:
+                self._check_launch(arm)
+        return found
+
+    def _check_launch(self, arm: Arm) -> None:
+        trained = Stages.finished(self._folder(arm).path, "student")
+        change = trained and launch_change(trained.launch, self._stages(arm, 0).launch())
+        if change:
+            raise InputError(
+                f"arm {arm.label} of {self.folder.path} was trained with {change}; arms are compared that were trained "
+                "alike: launch it as before, or choose another --name"
+            )
 
     def _pending(self, arm: Arm) -> set[StageName]:
         more_epochs = self._more_epochs(arm)

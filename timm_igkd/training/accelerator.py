@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +14,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from timm_igkd.environment import LONGEST_WAIT
 from timm_igkd.errors import InputError
 from timm_igkd.rounded_bfloat16 import round_where_missing
+
+_FIRST_SCALES: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
 def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Accelerator:
@@ -40,6 +44,12 @@ def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Acce
             file=sys.stderr,
         )
     return accelerator
+
+
+def renew_scale(accelerator: Accelerator) -> None:
+    """Scale gradients of fp16 as at first: trainings that share an accelerator begin alike."""
+    if (scaler := accelerator.scaler) is not None:
+        scaler.load_state_dict(_FIRST_SCALES.setdefault(scaler, scaler.state_dict()))
 
 
 def _check_trackers(names: Sequence[str]) -> None:

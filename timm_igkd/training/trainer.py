@@ -20,9 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import RunError
+from timm_igkd.errors import DivergedError
 from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global
+from timm_igkd.training.accelerator import renew_scale
 from timm_igkd.training.batch import Batch, Batches
 from timm_igkd.training.checkpoint import TrainingState, refusing_damage
 from timm_igkd.training.history import TERMS, EpochRecord, write_history
@@ -32,18 +33,6 @@ from timm_igkd.training.validation import validate
 
 _LABELED = "labeled"
 _CHECK_STEPS = 200  # long epochs end early where the loss is no longer finite; each check waits for the device
-
-
-class DivergedError(RunError):
-    """The loss of a training is no longer finite.
-
-    Attributes:
-        epoch: the first such epoch.
-    """
-
-    def __init__(self, message: str, epoch: int):
-        super().__init__(message)
-        self.epoch = epoch
 
 
 class Trainer:
@@ -81,6 +70,7 @@ class Trainer:
         self.updates_per_epoch = math.ceil(self.steps / settings.grad_accum_steps)
         self._seconds = 0.0
         self._trained_epochs = 0
+        self._has_updated = False
         task.to(accelerator.device)
         optimizer = create_optimizer_v2(  # before compilation, whose wrapper would rename the parameters
             task.trainable_module,
@@ -98,6 +88,7 @@ class Trainer:
             task.setup_ema(decay=settings.model_ema_decay)
         if accelerator.num_processes > 1:  # alone the task's own autocast is all that a model needs
             task.trainable_module = accelerator.prepare_model(task.trainable_module)
+        renew_scale(accelerator)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
@@ -119,7 +110,7 @@ class Trainer:
             progress: show a bar, where stderr is a terminal.
 
         Raises:
-            DivergedError: the loss is no longer finite.
+            DivergedError: the loss is no longer finite, or not one update was made, as gradients of fp16 were not.
             InputError: the checkpoint is damaged, or another training's.
         """
         device = self.accelerator.device
@@ -196,6 +187,7 @@ class Trainer:
             value = means.pop(name)
             means |= {name: value / labeled} if labeled else {}
         self._check_finite(means["loss"], epoch)
+        self._check_updates(epoch)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         return EpochRecord(epoch, lr, **means, seconds=round(seconds, 3))
 
@@ -238,11 +230,15 @@ class Trainer:
         if self.settings.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.task.get_clip_parameters(), self.settings.clip_grad)
         self.optimizer.step()
+        self._has_updated |= not self.optimizer.step_was_skipped
         self.optimizer.zero_grad(set_to_none=True)
         self.task.update_ema()
 
     def _average_norms(self) -> None:
-        """Average the batch norms' statistics over the processes, which each gather their own."""
+        """Average the batch norms' statistics over the processes, as timm does.
+
+        DDP gives all of them the first one's before every batch, so this adds what each saw in its last batch.
+        """
         if self.accelerator.num_processes > 1:
             for module in (self.task.trainable_module, getattr(self.task, "trainable_module_ema", None)):
                 if module is not None:
@@ -253,6 +249,16 @@ class Trainer:
             message = (
                 f"the loss of {self.label} became NaN or infinite in epoch {epoch}; lower lr ({self.settings.lr:g}), "
                 "set clip_grad, or use another precision"
+            )
+            raise DivergedError(message, epoch)
+
+    def _check_updates(self, epoch: int) -> None:
+        """Raise where fp16 leaves out every update: its scale fell below 1, or training ends without any."""
+        scaler, is_last = self.accelerator.scaler, epoch == self.settings.epochs - 1
+        if scaler is not None and (scaler.get_scale() < 1 or (is_last and not self._has_updated)):
+            message = (
+                f"the gradients of {self.label} were NaN or infinite in epoch {epoch} at every scale of fp16, so its "
+                f"weights stay as they are; lower lr ({self.settings.lr:g}), or use another precision"
             )
             raise DivergedError(message, epoch)
 
