@@ -111,7 +111,7 @@ class StreamReader:
 
 @contextmanager
 def _telling(note: Callable[[str, str, str], None]) -> Iterator[None]:
-    """Let webdataset readers of timm's that set themselves up meanwhile tell `note` what they leave out, where, and why.
+    """Let webdataset readers of timm's that set themselves up meanwhile tell `note` what they leave out, where and why.
 
     Where is by the whole address, which no message has: tars of several folders may have one name.
     """
@@ -131,7 +131,8 @@ def _telling(note: Callable[[str, str, str], None]) -> Iterator[None]:
     def tell_and_ignore(error: Exception) -> bool:
         goes_on = ignore(error)  # raises what timm does not ignore
         shard = _shard(error)
-        note(*getattr(error, "__notes__", [_tar_name(shard) if shard else "a part", shard]), _reason(error))
+        member, place = getattr(error, "__notes__", [_tar_name(shard) if shard else "a part", shard])
+        note(member, place, _reason(error))
         return goes_on
 
     module._decode, module.log_and_continue = named_decode, tell_and_ignore
