@@ -1,5 +1,6 @@
 """Numbers of models whose answers are known by construction."""
 
+import copy
 import json
 import math
 import random
@@ -9,6 +10,8 @@ import pytest
 import timm
 import torch
 from evaluation_parts import QUIET, ShadeReader, Shades
+from tiny_parts import ImageList, noise_image, tiny_teacher
+from torch.utils.data import ConcatDataset
 
 from timm_igkd.errors import InputError, InputTypeError, RunError
 from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
@@ -88,6 +91,34 @@ def test_subset_accuracy_ignores_the_other_outputs():
     model = Distracted(num_classes=6, answers=[4, 2])
     metrics = evaluate(model, Shades([0, 1]), class_indices=[4, 2], **QUIET).metrics
     assert (metrics["top1"], metrics["top1_subset"]) == (0, 100)
+
+
+def test_names_of_model_and_dataset_decide_where_both_say_theirs(two_named):
+    model, images = two_named
+    images.classes = ("dog", "cat")
+    swapped = evaluate(model, images, **QUIET)
+    images.labels = [1 - label for label in images.labels]
+    images.classes = ("cat", "dog")
+    assert evaluate(model, images, **QUIET).metrics["top1"] == swapped.metrics["top1"]
+    images.classes = ("cat", "bird")
+    with pytest.raises(InputError, match="'bird' is not among them"):
+        evaluate(model, images, **QUIET)
+
+
+@pytest.fixture
+def two_named():
+    """Return a model that names its two outputs, and images of which it has some right."""
+    model = tiny_teacher(size=16)
+    model.pretrained_cfg["label_names"] = ["cat", "dog"]
+    return model, ImageList([noise_image(seed) for seed in range(7)], [0, 0, 0, 0, 0, 1, 1])
+
+
+def test_parts_that_number_other_classes_are_refused(two_named):
+    model, images = two_named
+    other = copy.copy(images)
+    images.classes, other.classes = ("cat", "dog"), ("dog", "cat")
+    with pytest.raises(InputError, match="part 1 of a ConcatDataset has classes dog, cat, part 0 has cat, dog"):
+        evaluate(model, ConcatDataset([images, other]), **QUIET)
 
 
 def test_student_and_teacher_of_other_outputs_agree_over_the_datasets_classes():

@@ -7,12 +7,14 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from export_parts import SIZE, digits_student, smallest
 from tiny_parts import NUMBERS, tiny_teacher
 
 from timm_igkd import export_student, load_labeled_images
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.errors import InputError, InputTypeError, MissingFileError
+from timm_igkd.evaluation.comparison import largest_share
 from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
@@ -148,12 +150,66 @@ def test_float_edges_are_the_first_and_the_last_layer_with_weights(exported, tmp
 
 
 def test_calibration_and_comparison_share_no_image():
-    fit, compare = spread_indices(100, 20)
+    fit, compare, verify = spread_indices(100, 20)
     assert (len(fit), len(compare), set(fit) & set(compare)) == (20, 20, set())
-    assert (min(fit), max(compare)) == (0, 97)
-    assert spread_indices(5, 256) == ([0, 2], [1, 3])
+    assert (fit, compare[:3]) == (list(range(0, 100, 5)), [1, 6, 11])
+    assert sorted([*fit, *compare, *verify]) == list(range(100))
+    assert spread_indices(5, 256) == ([0, 2], [1, 3], [4])
+    assert spread_indices(4, 256) == ([0, 2], [1, 3], [])
     with pytest.raises(InputError, match="has 1 images, expected at least two"):
         spread_indices(1, 256)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_images_whose_classes_lie_in_turn_are_chosen_of_every_class(classes):
+    labels = np.arange(5120) % classes
+    for chosen in spread_indices(5120, 256, labels):
+        assert len(np.unique(labels[chosen])) == classes
+    drawn = np.random.default_rng(0).permutation(labels)
+    assert spread_indices(5120, 256, drawn) == spread_indices(5120, 256)
+
+
+def test_int8_is_not_recommended_by_a_few_images_that_agree(exported, monkeypatch):
+    _, folder = exported
+    paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
+    monkeypatch.setattr(verification, "teacher_agreement", lambda *logits: {"agreement": 100.0})
+    for most, passed in ((4.0, None), (4.1, True)):  # 0 of 64: 4.06 %
+        files = verification.verify_files(
+            digits_student(), paths, None, None, most, with_top1=False, progress=False
+        ).files
+        assert [file.passed for file in files] == [True, passed]
+
+
+def test_calibrating_on_the_images_that_measure_accuracy_is_refused(tmp_path):
+    digits = load_labeled_images("digits", "test")
+    again = load_labeled_images("digits", "test")
+    for evaluation in (digits, again):
+        with pytest.raises(InputError, match="name the training split to calibrate with"):
+            export_student(smallest(), tmp_path / "out", int8=True, calibration=digits, evaluation=evaluation)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_without_labels_calibrate_and_verify(tmp_path):
+    digits = load_labeled_images("digits", "train").subset(range(24)).without_labels()
+    record = export_student(
+        smallest(), tmp_path / "out", int8=True, calibration=digits, calibration_images=8, progress=False
+    )
+    assert (record.verified_on.n, record.pytorch_top1) == (8, None)
+
+
+def test_a_model_without_logits_is_refused_for_what_it_is(tmp_path):
+    with pytest.raises(InputError, match="the model has no classifier, its outputs are features"):
+        export_student(timm.create_model("test_resnet", num_classes=0), tmp_path / "out", progress=False)
+
+    class Pair(type(smallest())):
+        def forward(self, images):
+            return super().forward(images), images
+
+    model = smallest()
+    model.__class__ = Pair
+    with pytest.raises(InputTypeError, match="the model must return one tensor of logits, got tuple"):
+        export_student(model, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_images_noise_is_compared_and_no_accuracy_told(tmp_path):
@@ -166,7 +222,11 @@ def test_without_images_noise_is_compared_and_no_accuracy_told(tmp_path):
 def test_without_a_test_split_images_are_compared_that_calibrated_nothing(tmp_path):
     digits = load_labeled_images("digits", "train").subset(range(10))
     record = export_student(smallest(), tmp_path / "out", calibration=digits, calibration_images=4, progress=False)
-    assert asdict(record.verified_on) == {"n": 4, "dataset": "digits", "split": "train"}
+    assert asdict(record.verified_on) == {
+        "n": 10,
+        "dataset": "digits",
+        "split": "train",
+    }  # float: nothing is calibrated
     assert record.pytorch_top1 is None
 
 
@@ -177,7 +237,7 @@ def test_a_file_that_answers_otherwise_is_not_recommended_where_accuracy_is_unkn
     timed = [{"median": t, "p90": t, "n": 5} for t in (2.0, 1.0)]
     monkeypatch.setattr(verification, "time_files", lambda paths, **options: timed[: len(paths)])
     (floats, int8) = verification.verify_files(
-        digits_student(), paths, None, 0.5, with_top1=False, progress=False
+        digits_student(), paths, None, None, 0.5, with_top1=False, progress=False
     ).files
     assert int8.agreement < 99.5
     assert (floats.passed, int8.passed, int8.drop_low) == (True, None, None)
@@ -186,8 +246,9 @@ def test_a_file_that_answers_otherwise_is_not_recommended_where_accuracy_is_unkn
     assert (
         "model_int8.onnx answers otherwise and its accuracy was not measured: name a split (--evaluate-split)" in told
     )
-    lost = 100 - int8.agreement
-    files = verification.verify_files(digits_student(), paths, None, lost, with_top1=False, progress=False).files
+    lost = largest_share(round(64 * (1 - int8.agreement / 100)), 64)
+    assert lost > 100 - int8.agreement
+    files = verification.verify_files(digits_student(), paths, None, None, lost, with_top1=False, progress=False).files
     assert [file.passed for file in files] == [True, True]
 
 
@@ -223,7 +284,7 @@ def test_the_faster_file_is_recommended(times, best, exported, tmp_path, monkeyp
     paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
     timed = [{"median": t, "p90": t, "n": 5} for t in times]
     monkeypatch.setattr(verification, "time_files", lambda paths, **options: timed[: len(paths)])
-    verified = verification.verify_files(digits_student(), paths, None, 100.0, with_top1=False, progress=False)
+    verified = verification.verify_files(digits_student(), paths, None, None, 100.0, with_top1=False, progress=False)
     assert verification.fastest(verified.files) == best
     assert verification.fastest([replace(file, passed=False) for file in verified.files]) is None
 

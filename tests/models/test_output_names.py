@@ -5,9 +5,12 @@ import json
 import pytest
 import timm
 from model_parts import SMALL
+from timm.data import ImageNetInfo
+from tiny_parts import tiny_teacher
 
 from timm_igkd import load_model, save_model
 from timm_igkd.errors import InputError
+from timm_igkd.models import output_names as output_names_module
 from timm_igkd.models.output_names import class_indices
 
 
@@ -59,3 +62,38 @@ def test_names_by_no_number_of_an_output_are_refused(names, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"label_names": names}))
     with pytest.raises(InputError, match=r"label_names of config\.json in .* must be by the number of an output"):
         load_model(f"local-dir:{tmp_path / 'model'}")
+
+
+@pytest.fixture
+def imagenet_model():
+    return tiny_teacher(classes=1000)
+
+
+INFO = ImageNetInfo("imagenet-1k")
+TEXTS = [INFO.label_name_to_description(name) for name in INFO.label_names()]
+
+
+def test_imagenets_words_in_the_order_of_the_outputs_need_no_indices(imagenet_model):
+    for names in (TEXTS, [text.split(",")[0] for text in TEXTS]):  # a few words are ambiguous
+        assert class_indices(imagenet_model, names, 1000) is None
+
+
+def test_imagenets_words_in_another_order_are_found_by_name(imagenet_model):
+    texts = [f"{text}, machine" if number == 517 else text for number, text in enumerate(TEXTS)]  # the other crane
+    with pytest.raises(InputError, match=r"'crane' is none of ImageNet's by its id or words"):
+        class_indices(imagenet_model, sorted(texts), 1000)
+    names = sorted(INFO.label_names()[number] if "crane" in text else text for number, text in enumerate(TEXTS))
+    numbers = {**{text: n for n, text in enumerate(TEXTS)}, **{name: n for n, name in enumerate(INFO.label_names())}}
+    assert class_indices(imagenet_model, names, 1000) == [numbers[name] for name in names]
+
+
+def test_one_class_that_is_not_imagenets_moves_no_other(imagenet_model):
+    with pytest.raises(InputError, match=r"'background' is none of ImageNet's by its id or words"):
+        class_indices(imagenet_model, ["background", *INFO.label_names()[:999]], 1000)
+
+
+def test_classes_of_other_names_are_taken_in_order_and_it_is_said(imagenet_model, capfd):
+    output_names_module._note_order.cache_clear()
+    for _ in range(2):
+        assert class_indices(imagenet_model, [f"class {number}" for number in range(1000)], 1000) is None
+    assert capfd.readouterr().err.count("they are taken for the model's 1000 outputs in their order") == 1

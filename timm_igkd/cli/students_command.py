@@ -1,6 +1,7 @@
 """The command `timm-igkd students`."""
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from timm_igkd.errors import check_count
@@ -52,8 +53,10 @@ def students_command(args: argparse.Namespace) -> None:
     for line in _lines(record):
         print(line)
     best = record.best()
-    named = f"--student none --student-drop {best.drop}" if best.drop else f"--student {best.name}"
-    print(f"the best by the rule: timm-igkd distill --teacher {record.teacher} {named} --img-size {record.img_size} …")
+    named = ["--student", "none", "--student-drop", best.drop] if best.drop else ["--student", best.name]
+    given = ["--teacher-args", *(f"{key}={value}" for key, value in args.teacher_args or ())]
+    words = ["--teacher", record.teacher, *(given if len(given) > 1 else []), *named, "--img-size", record.img_size]
+    print(f"the best by the rule: timm-igkd distill {shlex.join(map(str, words))} …")
 
 
 def _lines(record: "StudentsRecord") -> list[str]:

@@ -129,8 +129,45 @@ def refuse_among_images(dataset: Any, out: Path, remedy: str) -> None:
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
-    """Return the dataset's class names in label order, or None where it does not tell them."""
-    dataset = first_part(dataset)
+    """Return the dataset's class names in label order, or None where it does not tell them.
+
+    Raises:
+        InputError: parts of a ConcatDataset whose labels number other classes.
+    """
+    names = [_own_class_names(part) for part in _labeled_parts(dataset)]
+    other = next((i for i, own in enumerate(names) if own != names[0]), None)
+    if other is not None:
+        raise InputError(
+            f"part {other} of a ConcatDataset has classes {_few(names[other])}, part 0 has {_few(names[0])}; give all "
+            "the same classes in one order"
+        )
+    return names[0]
+
+
+def known_labels(dataset: Any) -> np.ndarray | None:
+    """Return all labels of a dataset, [n] int64, where they are known without reading an image; else None."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        labels = known_labels(dataset.dataset)
+        return None if labels is None else labels[np.asarray(dataset.indices, dtype=np.int64)]
+    found = dataset.labels if isinstance(dataset, LabeledImages) else getattr(dataset, "targets", None)
+    labels = None if found is None else np.asarray(found)
+    return labels if labels is not None and labels.shape == (len(dataset),) and labels.dtype.kind in "iu" else None
+
+
+def _few(names: Sequence[str] | None) -> str:
+    return "without names" if names is None else ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _labeled_parts(dataset: Any) -> list[Any]:
+    """Return the datasets within torch's Subset and ConcatDataset; without those that were added for their images."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        return _labeled_parts(dataset.dataset)
+    if isinstance(dataset, torch.utils.data.ConcatDataset) and not hasattr(dataset, "unlabeled"):
+        return [found for part in dataset.datasets for found in _labeled_parts(part)]
+    return [first_part(dataset)]
+
+
+def _own_class_names(dataset: Any) -> tuple[str, ...] | None:
     if isinstance(dataset, LabeledImages):
         return dataset.class_names
     classes = getattr(dataset, "classes", None)

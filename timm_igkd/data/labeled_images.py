@@ -55,6 +55,7 @@ class LabeledImages(torch.utils.data.Dataset):
         self.image_column, self.label_column = image_column, label_column
         self.class_names, self.roots = class_names, [os.path.abspath(root) for root in roots]
         self.folder = folder
+        self.is_part = False  # some rows of these
         self._label_table: np.ndarray | None = None
         self.transform: Callable[[Image.Image], Any] | None = None
 
@@ -180,7 +181,7 @@ class LabeledImages(torch.utils.data.Dataset):
     def subset(self, indices: Any) -> "LabeledImages":
         """Return a dataset of the given rows, in that order."""
         found = copy.copy(self)
-        found.rows, found.transform = self.rows.select(indices), None
+        found.rows, found.transform, found.is_part = self.rows.select(indices), None, True
         return found
 
     def without_labels(self, class_names: Sequence[str] | None = None) -> "LabeledImages":

@@ -1,5 +1,6 @@
 """Labels: whole numbers that count classes from 0, the order of the classes, and shares that keep every class's."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -85,6 +86,30 @@ def readable_names(names: Sequence[str]) -> list[str]:
     known = {name for name in names if _WORDNET_ID.fullmatch(name)} & set(info.label_names())
     words = [info.label_name_to_description(name).split(",")[0] if name in known else name for name in names]
     return [f"{word} ({name})" if words.count(word) > 1 else word for word, name in zip(words, names, strict=True)]
+
+
+def evenly_spread(total: int, count: int, labels: np.ndarray | None = None) -> list[int]:
+    """Return `count` of `total` rows, evenly spread; the k-th is the first of its stretch of the rows.
+
+    Where classes lie in turn that would leave some of them out: then one of each stretch is drawn (seed 0).
+
+    Args:
+        total: rows.
+        count: of them, at most all.
+        labels: [total] of the rows, where they are known.
+    """
+    starts = [k * total // count for k in range(count + 1)]
+    if labels is not None and _leaves_out_a_class(labels, starts[:-1]):
+        draws = generator(0, "evenly spread")
+        return [int(draws.integers(low, high)) for low, high in itertools.pairwise(starts)]
+    return starts[:-1]
+
+
+def _leaves_out_a_class(labels: np.ndarray, chosen: Sequence[int]) -> bool:
+    """Return whether a class of which five images or more were to be expected is not among the chosen ones."""
+    classes, counts = np.unique(labels, return_counts=True)
+    expected = counts * (len(chosen) / len(labels))
+    return bool((~np.isin(classes, labels[list(chosen)]) & (expected >= 5)).any())
 
 
 def stratified_indices(

@@ -107,6 +107,13 @@ def image_interval(right: np.ndarray, baseline_right: np.ndarray) -> tuple[float
     return 100 * max(-1.0, float(won - lost - half)), 100 * min(1.0, float(won - lost + half))
 
 
+def largest_share(found: int, n: int) -> float:
+    """Return the upper end of Wilson's one-sided 95 % interval of a share, in percent: of none of 600 it is 0.45."""
+    z, share = 1.6449, found / n
+    middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return 100 * (middle + spread) / (1 + z * z / n)
+
+
 def seed_interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % interval of a mean difference over seeds: mean -+ t(n - 1) sd / sqrt(n), the paired t interval.
 

@@ -24,7 +24,8 @@ from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView, gaussian_blur
 from timm_igkd.attribution.teacher_copy import teacher_copy
-from timm_igkd.data.items import read_item, row_name
+from timm_igkd.data.items import known_labels, read_item, row_name
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.errors import check_count, check_range
 from timm_igkd.intervals import Interval, mean_interval
 from timm_igkd.maps.build import check_teacher, package_versions
@@ -143,7 +144,8 @@ def measure_curves(
     count = total if limit is None else min(limit, total)
     check_range("images to score", count, 2)
     check_count("steps", steps, most=10_000)
-    indices = [position * total // count for position in range(count)]
+    labels = known_labels(dataset)
+    indices = evenly_spread(total, count, None if labels is None else labels[:total])
     scorer = _Scorer(stores, teacher, dataset, steps, seed)
     parts = []
     # The engine has its own threads; of the small work between its calls a busy machine makes more wait than work.

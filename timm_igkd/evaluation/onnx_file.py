@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from timm_igkd.distillation.live_teacher import check_logits
 from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.models.arguments import model_data_config
@@ -103,18 +104,22 @@ def write_onnx(model: nn.Module, path: Path, class_names: Sequence[str] | None =
         class_names: of the outputs, where the model does not name them itself.
 
     Raises:
-        InputError: a package of the extra `onnx` is missing, or a model of other images than colour ones or of other
-            numbers than float32.
+        InputError: a package of the extra `onnx` is missing, or a model of other images than colour ones, of other
+            numbers than float32, or without classifier.
         RunError: the model cannot be exported, or the file's outputs are not PyTorch's to 1e-4 of their size.
     """
     require_onnx_packages("an ONNX file")
     check_reads_colour(model, "model")
+    if getattr(model, "num_classes", None) == 0:
+        raise InputError("the model has no classifier, its outputs are features; build it with num_classes above 0")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise InputError(f"an ONNX file is of a float32 model, {name} is {tensor.dtype}; call model.float()")
     with eval_mode(model, device="cpu"):
         metadata = describe_model(model, class_names)
         noise = torch.rand(3, *metadata.input_size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            check_logits("model", model(noise[:2]))
         _export(model, noise[:2], path)
         write_metadata(path, metadata)
         _check_output(path, model, noise)  # of another batch size than it was made with

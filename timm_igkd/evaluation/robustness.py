@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
-from timm_igkd.data.items import read_item
+from timm_igkd.data.items import known_labels, read_item
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.errors import RunError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_igkd.evaluation.evaluated_model import EvaluatedModel, shared_transforms
@@ -24,14 +25,14 @@ class _CorruptedViews(Dataset[tuple[list[Tensor], int]]):
 
     def __init__(self, dataset: Any, limit: int, transforms: Sequence[Any]) -> None:
         self.dataset = dataset
-        self.limit = limit
+        self.indices = evenly_spread(len(dataset), limit, known_labels(dataset))
         self.transforms = transforms
 
     def __len__(self) -> int:
-        return self.limit
+        return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[list[Tensor], int]:
-        index = position * len(self.dataset) // self.limit
+        index = self.indices[position]
         image, label = read_item(self.dataset, index)
         pixels = F.pil_to_tensor(image)[None]
         views = [_to_pil(corrupt(pixels, kind, severity, start=index)[0]) for kind, severity in _SETTINGS]

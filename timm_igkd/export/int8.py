@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from timm_igkd.data.items import read_item
+from timm_igkd.data.items import known_labels, read_item
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for, shared_transforms
 from timm_igkd.evaluation.metrics import teacher_agreement
@@ -19,6 +21,8 @@ from timm_igkd.export.record import Quantisation, images_of
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _BATCH = 32
+MOST_VERIFIED = 1000
+"""Images that verify a file where no test split is named."""
 _WORTH = 0.9  # of the divergence: for less the last layer, in float the larger part of many a student, is not kept
 
 
@@ -95,7 +99,8 @@ def quantise_best(
         images: map-style dataset of (PIL RGB image, label).
         count: of it, to calibrate with; as many others to compare with.
     """
-    calibrating, comparing = (as_fed(model, Subset(images, chosen)) for chosen in spread_indices(len(images), count))
+    chosen = spread_indices(len(images), count, known_labels(images))[:2]
+    calibrating, comparing = (as_fed(model, Subset(images, one)) for one in chosen)
     with torch.inference_mode():
         expected = torch.cat([model(batch) for batch in comparing])
     found = {}
@@ -119,15 +124,27 @@ def as_fed(model: nn.Module, images: Any) -> list[Tensor]:
     return list(torch.stack([transform(read_item(images, i)[0]) for i in range(len(images))]).split(_BATCH))
 
 
-def spread_indices(total: int, count: int) -> tuple[list[int], list[int]]:
-    """Return the images to calibrate with and as many others to compare with, evenly spread over a split in turn.
+def spread_indices(total: int, count: int, labels: np.ndarray | None = None) -> tuple[list[int], list[int], list[int]]:
+    """Return the images to calibrate with, as many others to compare with, and others again to verify the file on.
+
+    All are evenly spread over a split, see `evenly_spread`; the last are at most a thousand, none where all are taken.
 
     Args:
         total: images of the split.
-        count: of each, at most half of the split.
+        count: of each of the first two, at most half of the split.
+        labels: [total] of the split, where they are known.
     """
     count = min(count, total // 2)
     if count < 1:
         raise InputError(f"the calibration split has {total} images, expected at least two; name another")
-    spread = [k * total // (2 * count) for k in range(2 * count)]
-    return spread[::2], spread[1::2]
+    calibrating = evenly_spread(total, count, labels)
+    others = np.delete(np.arange(total), calibrating)
+    comparing = others[evenly_spread(len(others), count, None if labels is None else labels[others])]
+    left = np.setdiff1d(others, comparing)
+    verifying = left[spread_for_verification(len(left), None if labels is None else labels[left])]
+    return calibrating, comparing.tolist(), verifying.tolist()
+
+
+def spread_for_verification(total: int, labels: np.ndarray | None) -> list[int]:
+    """Return which of some images verify a file where no test split does: a thousand at most, evenly spread."""
+    return evenly_spread(total, min(total, MOST_VERIFIED), labels) if total else []

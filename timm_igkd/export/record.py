@@ -63,7 +63,7 @@ class ExportedFile:
         latency_ms: of one image.
         runtime: that it was measured in.
         passed: no drop above `ExportRecord.max_drop`. Where accuracy was not measured: true where so few answers are
-            others that it could not be more, else None, not known.
+            others that it is hardly more (95 %, one-sided, for int8), else None, not known.
     """
 
     format: Format

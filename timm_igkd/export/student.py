@@ -4,17 +4,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.utils.data import Subset
 
-from timm_igkd.data.items import check_class_numbers, class_names, refuse_among_images
+from timm_igkd.data.items import check_class_numbers, class_names, known_labels, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.int8 import quantise_best, spread_indices
+from timm_igkd.export.int8 import quantise_best, spread_for_verification, spread_indices
 from timm_igkd.export.record import (
     FILES,
     RECORD,
@@ -44,8 +45,8 @@ def export_student(
 ) -> ExportRecord:
     """Write a model's ONNX file, with `int8` a quantised one too; hold both against PyTorch and time them in turn.
 
-    Logits and answers are compared on all of `evaluation`, else on images of `calibration` that calibrated nothing,
-    else on noise.
+    Logits and answers are compared on all of `evaluation`, else on up to a thousand images of `calibration` by which
+    nothing was made, else on noise.
 
     Args:
         model: a timm classifier in float32; its mode and device are the same afterwards.
@@ -66,8 +67,8 @@ def export_student(
         The record. A file that lost more than `max_drop` is kept, and has `passed` false.
 
     Raises:
-        InputError: a package of the extra `onnx` is missing, int8 without images, classes that are not the model's,
-            numbers out of range, an output that would replace something else than a file.
+        InputError: a package of the extra `onnx` is missing, int8 without images or with those of `evaluation`, classes
+            that are not the model's, numbers out of range, an output that would replace something else than a file.
         RunError: the model cannot be exported or quantised, or the float file's logits are not PyTorch's.
     """
     require_onnx_packages("an export")
@@ -78,6 +79,11 @@ def export_student(
     folder = _output_folder(Path(out))
     for images in (calibration, evaluation):
         refuse_among_images(images, folder, "give another folder")
+    if int8 and evaluation is not None and _are_same(calibration, evaluation):
+        raise InputError(
+            "the images to calibrate with are those to measure accuracy on, which would be too good; name the training "
+            "split to calibrate with"
+        )
     evaluation = _in_order_of(calibration, evaluation, model)
     names = _class_names(model, calibration, evaluation)
     with (
@@ -92,8 +98,11 @@ def export_student(
             quantisation = quantise_best(model, *files, described, calibration, calibration_images)
         images = evaluation
         if evaluation is None and calibration is not None:
-            images = Subset(calibration, spread_indices(len(calibration), calibration_images)[1])
-        verified = verify_files(model, paths, images, max_drop, with_top1=evaluation is not None, progress=progress)
+            images = Subset(calibration, _left_to_verify(calibration, calibration_images if int8 else 0))
+        indices = None if images is None else _indices(model, calibration, images)
+        verified = verify_files(
+            model, paths, images, indices, max_drop, with_top1=evaluation is not None, progress=progress
+        )
         record = ExportRecord(
             model=name or described.architecture,
             weights_sha256=weights_hash(model),
@@ -146,5 +155,35 @@ def _in_order_of(training: Any, other: Any, model: nn.Module) -> Any:
 
 def _class_names(model: nn.Module, *datasets: Any) -> tuple[str, ...] | None:
     """Return the names of the first dataset whose classes are the model's outputs in order; refuse other classes."""
-    found = [(class_names(dataset), indices_for(model, dataset)) for dataset in datasets if dataset is not None]
+    first = next((dataset for dataset in datasets if dataset is not None), None)
+    found = [(class_names(one), _indices(model, first, one)) for one in datasets if one is not None]
     return next((names for names, indices in found if names is not None and indices is None), None)
+
+
+def _indices(model: nn.Module, training: Any, images: Any) -> list[int] | None:
+    """Return the model's output of each class; of numbered ones the training split says how many there are.
+
+    A test split, or a part of it, may lack the last ones.
+    """
+    is_numbered = training is not None and class_names(training) is None and class_names(images) is None
+    return indices_for(model, training if is_numbered else images)
+
+
+def _left_to_verify(images: Any, calibrating: int) -> list[int]:
+    """Return which images verify a file without a test split: others than it was made by, as far as there are more."""
+    labels = known_labels(images)
+    if not calibrating:
+        return spread_for_verification(len(images), labels)
+    _, compared, left = spread_indices(len(images), calibrating, labels)
+    return left or compared
+
+
+def _are_same(images: Any, others: Any) -> bool:
+    """Return whether two datasets are the same images, as far as can be told without reading them."""
+    if images is others:
+        return True
+    both = isinstance(images, LabeledImages) and isinstance(others, LabeledImages)
+    if not both or len(images) != len(others):
+        return False
+    parts = [(one.name, one.split, one.revision) for one in (images, others)]
+    return parts[0] == parts[1] and np.array_equal(images.labels, others.labels)

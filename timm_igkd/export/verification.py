@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from timm_igkd.data.items import read_item
 from timm_igkd.errors import InputError
-from timm_igkd.evaluation.comparison import image_interval
-from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for
+from timm_igkd.evaluation.comparison import image_interval, largest_share
+from timm_igkd.evaluation.evaluated_model import create_evaluated_model
 from timm_igkd.evaluation.metrics import classification_metrics, predict, teacher_agreement
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.evaluation.onnx_model import load_onnx_model
@@ -33,7 +35,14 @@ class Verification:
 
 
 def verify_files(
-    model: nn.Module, paths: Mapping[Format, Path], dataset: Any, max_drop: float, *, with_top1: bool, progress: bool
+    model: nn.Module,
+    paths: Mapping[Format, Path],
+    dataset: Any,
+    indices: Sequence[int] | None,
+    max_drop: float,
+    *,
+    with_top1: bool,
+    progress: bool,
 ) -> Verification:
     """Compare exported files with their model, and time single images in them in turn, on one thread.
 
@@ -41,6 +50,7 @@ def verify_files(
         model: in eval mode on the CPU.
         paths: the files.
         dataset: of (PIL RGB image, label), None for noise.
+        indices: the model's output of each of its classes, None where they are these in order.
         max_drop: see `export_student`.
         with_top1: measure the accuracy on `dataset`.
         progress: show a progress bar where standard error is a terminal.
@@ -49,7 +59,8 @@ def verify_files(
         InputError: no image. RunError: logits that are not finite.
     """
     models = [model, *(load_onnx_model(path) for path in paths.values())]
-    (expected, *found), targets = _logits(models, ["model", *paths], dataset, progress)
+    images = dataset if with_top1 or dataset is None else _WithoutLabels(dataset)
+    (expected, *found), targets = _logits(models, ["model", *paths], images, indices if with_top1 else None, progress)
     top1 = [
         classification_metrics(logits, targets)["top1"] if with_top1 and targets is not None else None
         for logits in (expected, *found)
@@ -62,7 +73,10 @@ def verify_files(
         if drop is not None and targets is not None:
             low, high = image_interval(*((one.argmax(1) == targets).numpy() for one in (expected, logits)))
         agreement = teacher_agreement(logits, expected)["agreement"]
-        most = 100 - agreement if drop is None else drop  # were each other answer a wrong one
+        most = drop
+        if most is None:  # were each other answer a wrong one; the float file's outputs are PyTorch's to 1e-4
+            differing = round(len(expected) * (1 - agreement / 100))
+            most = 100 - agreement if format == "onnx" else largest_share(differing, len(expected))
         is_within = most <= max_drop + 1e-9  # percents are no binary fractions
         content = path.read_bytes()
         files.append(
@@ -85,8 +99,25 @@ def verify_files(
     return Verification(images_of(dataset, len(expected)), top1[0], tuple(files))
 
 
+class _WithoutLabels(Dataset[tuple[Any, int]]):
+    """Images that answers alone are compared on: whatever their labels are, they are not looked at."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return read_item(self.dataset, index)[0], 0
+
+
 def _logits(
-    models: Sequence[nn.Module], roles: Sequence[str], dataset: Any, progress: bool
+    models: Sequence[nn.Module],
+    roles: Sequence[str],
+    dataset: Any,
+    indices: Sequence[int] | None,
+    progress: bool,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return each model's logits, and the outputs that the labels name; of noise there are none."""
     if dataset is None:
@@ -96,7 +127,6 @@ def _logits(
             return [model(noise) for model in models], None
     if len(dataset) == 0:
         raise InputError("the split to verify an export on has no image; name another")
-    indices = indices_for(models[0], dataset)
     evaluated = [
         create_evaluated_model(role, model, indices, dataset) for role, model in zip(roles, models, strict=True)
     ]

@@ -1,5 +1,7 @@
 """What a model's outputs are called, and whether a dataset's own numbering of its classes is the model's."""
 
+import functools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -36,12 +38,66 @@ def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_class
         indices = [names[name] for name in class_names]
         return None if indices == list(range(outputs)) else indices
     if outputs == num_classes and not (known and class_names):
-        return None
+        return _by_words(model, class_names) if class_names and names else None
     missing = next((f", {name!r} is not among them" for name in class_names or () if names and name not in names), "")
-    raise InputError(
-        f"the model has {outputs} classes{missing}, the dataset has {num_classes}; "
+    raise _other_classes(f"{outputs} classes{missing}", num_classes)
+
+
+def _other_classes(found: str, num_classes: int) -> InputError:
+    return InputError(
+        f"the model has {found}, the dataset has {num_classes}; "
         "use a model of the dataset's classes, or one whose label_names contain the dataset's class names, or "
         "fine-tune it on them: timm-igkd distill --teacher-epochs N"
+    )
+
+
+def _by_words(model: nn.Module, class_names: Sequence[str]) -> list[int] | None:
+    """Return the output of an ImageNet model for each class of as many, by ImageNet's ids and words; None: in order.
+
+    Raises:
+        InputError: most classes, but not all, are ImageNet's, in another order than the outputs.
+    """
+    numbers = _numbers_of_words(infer_imagenet_subset(model))
+    found = [numbers.get(_plain(name)) for name in class_names]
+    known = [(own, number) for own, number in enumerate(found) if number is not None]
+    if not known:
+        _note_order(len(class_names))
+    if sum(own == number for own, number in known) >= 0.9 * len(known):  # words are ambiguous for a few
+        return None
+    if len(known) == len(found) and len(set(found)) == len(found):
+        return [number for _, number in known]
+    if 2 * len(known) > len(found):
+        name = class_names[found.index(None)] if None in found else class_names[0]
+        raise _other_classes(f"{len(found)} classes, {name!r} is none of ImageNet's by its id or words", len(found))
+    return None
+
+
+@functools.cache
+def _numbers_of_words(subset: str) -> dict[str, int | None]:
+    """Return the output of each WordNet id, description and word of it; None where two share it.
+
+    A whole description goes before a word of another: "cardigan" is the jacket, not the Cardigan Welsh corgi.
+    """
+    info = ImageNetInfo(subset)
+    texts = {number: (name, info.label_name_to_description(name)) for number, name in enumerate(info.label_names())}
+    whole, words = dict[str, int | None](), dict[str, int | None]()
+    for number, (name, text) in texts.items():
+        for table, entries in ((whole, (name, text)), (words, text.split(","))):
+            for entry in {_plain(entry) for entry in entries}:
+                table[entry] = None if table.get(entry, number) != number else number
+    return words | whole
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+@functools.cache
+def _note_order(count: int) -> None:
+    print(
+        f"note: none of the dataset's {count} classes has a name of ImageNet's: they are taken for the model's "
+        f"{count} outputs in their order",
+        file=sys.stderr,
     )
 
 

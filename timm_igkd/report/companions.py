@@ -101,7 +101,7 @@ def eval_result(run: RunFacts, task_id: str) -> bytes:
         raise InputError(
             f"--eval-task names a task of a data set on the Hub, and this run's is {run.public_dataset!r}; leave it out"
         )
-    if run.config.get("test_limit"):
+    if run.is_tested_on_part:
         raise InputError(
             f"--eval-task needs the whole test split, and this run read {run.metrics.n} images of it; evaluate "
             "without test_limit, or leave it out"

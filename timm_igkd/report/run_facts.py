@@ -111,8 +111,10 @@ class RunFacts:
     @property
     def is_tested_on_part(self) -> bool:
         """Whether its numbers are of images drawn from the test split (test_limit), not of all of it."""
+        if self.metrics is None or self.metrics.is_part is not None:
+            return self.metrics is not None and bool(self.metrics.is_part)
         limit = self.config.get("test_limit")
-        return isinstance(limit, int) and self.metrics is not None and self.metrics.n >= limit
+        return isinstance(limit, int) and self.metrics.n >= limit  # of a run of before that was noted
 
     @property
     def is_distilled(self) -> bool:

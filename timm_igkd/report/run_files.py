@@ -82,6 +82,7 @@ class Metrics(ModelMetrics):
     compression: float | None = None
     needs_plugin: bool = True
     weights_sha256: str | None = None
+    is_part: bool | None = None
     training_images: TrainingImages | None = None
     onnx_latency_ms: Mapping[str, Timing] = field(default_factory=dict)
     wall_time_s: Mapping[str, float | None] = field(default_factory=dict)

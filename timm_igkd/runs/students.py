@@ -86,7 +86,7 @@ class StudentRun:
             measure_latency=not self.label,
         )
         more = {} if self.label else {"needs_plugin": needs_plugin(student)} | onnx_metrics(student)
-        more |= {"weights_sha256": weights_hash(student)}
+        more |= {"weights_sha256": weights_hash(student), "is_part": test.is_part}
         if not self.label and (without := self.data.num_unlabeled):
             labeled = len(self.data.student_images) - without
             more |= {"training_images": {"labeled": labeled, "unlabeled": without}}
