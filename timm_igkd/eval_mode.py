@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -114,3 +114,24 @@ def eval_mode(*models: nn.Module, device: torch.device | str | None = None) -> I
             module.training = training
         for module, own in autocasts:
             vars(module).update(own)
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Compute float32 in float32 meanwhile, whatever the caller's autocast or cuDNN's default would make of it.
+
+    That default is TF32, whose maps are 4e-2 away. Autocast is the thread's own: the engine's workers have none.
+    """
+    with torch.autocast(device.type, enabled=False), _exact_cudnn() if device.type == "cuda" else nullcontext():
+        yield
+
+
+@contextmanager
+def _exact_cudnn() -> Iterator[None]:
+    settings: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

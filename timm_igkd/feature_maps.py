@@ -31,6 +31,7 @@ def through_head(model: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
         return features, model.forward_head(features.clone())
 
 
+@torch.enable_grad()
 def last_norm(model: Any, example: Tensor, shape: tuple[int, ...]) -> nn.Module | None:
     """Return the module whose output is weighted: of a class-token model its last `norm1`; None: its last features.
 

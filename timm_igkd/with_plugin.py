@@ -7,10 +7,11 @@ import importlib.util
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 
 from timm_igkd.cli.exit_codes import run_reporting_errors
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.errors import InputError, MissingFileError, UserError
 
 
 def run_script(arguments: Sequence[str]) -> None:
@@ -36,6 +37,22 @@ def run_script(arguments: Sequence[str]) -> None:
             runpy.run_path(target, run_name="__main__")
     finally:
         sys.argv, sys.path[:] = argv, path
+
+
+def run_foreign_script(arguments: Sequence[str]) -> None:
+    """Run a script as `run_script` does; its own errors keep their traceback, a successful SystemExit ends here."""
+    try:
+        run_script(arguments)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    except UserError:
+        raise
+    except OSError as error:  # the command would take it for a full disk of its own
+        traceback.print_exc()
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def check_script(arguments: Sequence[str]) -> None:
@@ -72,7 +89,7 @@ def _check_module(name: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script that the arguments name; 2 where there is none."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    return run_reporting_errors(lambda: run_script(arguments), "python -m timm_igkd.with_plugin")
+    return run_reporting_errors(lambda: run_foreign_script(arguments), "python -m timm_igkd.with_plugin")
 
 
 if __name__ == "__main__":

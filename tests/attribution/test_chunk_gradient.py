@@ -7,9 +7,10 @@ import pytest
 import torch
 from tiny_parts import tiny_teacher
 
-from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient, exact_convolutions
+from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions
+from timm_igkd.eval_mode import exact_arithmetic
 
 COMPILED = Arithmetic(compiled=True)
 INPUTS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -53,10 +54,10 @@ def test_convolutions_on_a_gpu_are_in_float32_and_the_setting_returns():
     """cuDNN's default is TF32; the context of a CUDA device is entered here without one."""
     settings: Any = torch.backends.cudnn.conv
     before = settings.fp32_precision
-    with exact_convolutions(torch.device("cuda")):
+    with exact_arithmetic(torch.device("cuda")):
         assert settings.fp32_precision == "ieee"
     assert settings.fp32_precision == before
-    with exact_convolutions(torch.device("cpu")):
+    with exact_arithmetic(torch.device("cpu")):
         assert settings.fp32_precision == before
 
 

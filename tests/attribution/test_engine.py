@@ -43,3 +43,35 @@ def test_batches_of_one_image_begin_with_gradients_of_their_own(kind):
         found = engine.attribute(inputs[at], baseline, targets[at], model(inputs[at]).detach())
         alone = attribute("fast", model, inputs[at], baseline, targets[at], n_steps="auto", baseline=kind)
         assert torch.equal(found.values, alone.values)
+
+
+@pytest.mark.parametrize("method", ["ig", "saliency", "grad_cam"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_callers_autocast_and_grad_mode_change_no_map(method, workers):
+    model = tiny_teacher(classes=4, size=64)
+    inputs, targets = images_in(model, 3), torch.tensor([3, 0, 1])
+    baselines = TeacherView(model).baseline(inputs, "mean", [])
+
+    def attributed():
+        steps = {"n_steps": 8} if method == "ig" else {"n_steps": 1}
+        options = IGOptions(method=method, **steps, **({"reduction": "positive"} if method == "grad_cam" else {}))
+        engine = FastEngine(model, options, 4, tuple(inputs.shape[1:]), workers=workers)
+        logits = engine.forward(inputs)
+        return engine.attribute(inputs, baselines, targets, logits).values, logits
+
+    expected = attributed()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attributed()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with torch.no_grad():
+        found = attributed()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_callers_autocast_changes_no_map_of_the_reference():
+    model = tiny_teacher(classes=4)
+    inputs, targets = images_in(model, 2), torch.tensor([3, 0])
+    baselines = TeacherView(model).baseline(inputs, "mean", [])
+    expected = attribute("captum", model, inputs, baselines, targets, n_steps=4).values
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attribute("captum", model, inputs, baselines, targets, n_steps=4).values, expected)

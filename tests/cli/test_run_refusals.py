@@ -1,8 +1,10 @@
 """`timm-igkd run` where it cannot overlay: one line of ours, and the script's own errors left alone."""
 
 import pytest
+import torch
 from run_command_parts import MODEL, TRAIN, WARNINGS, image_folder, ramp_store
 
+from timm_igkd import with_plugin
 from timm_igkd.cli import main as cli
 from timm_igkd.errors import InputError, message_of
 
@@ -61,7 +63,7 @@ def test_run_says_first_what_it_overlays(maps, tmp_path, capsys):
     assert cli.main(["run", "--maps", str(maps), "--overlay-prob", "0.25", "--", str(script)]) == 2
     first, second, _ = capsys.readouterr().err.splitlines()
     assert f"overlays aligned maps of {maps} (n = 40) on a share of 0.25 of the training images" in first
-    assert "tigkd in the script's --aa replaces --overlay-prob" in first
+    assert "tigkd in its --aa replaces --overlay-prob" in first
     assert second == "script"
 
 
@@ -77,6 +79,31 @@ def test_the_scripts_own_errors_and_exit_codes_are_its_own(folder, maps, tmp_pat
     with pytest.raises(SystemExit, match="1"):
         cli.main(["run", "--maps", str(maps), "--", str(script)])
     assert "FileNotFoundError" in capsys.readouterr().err
+
+
+def test_processes_that_the_script_spawns_are_refused(command, folder, maps, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nimport torch.multiprocessing as mp\nfrom timm.data import create_dataset\n"
+        "create_dataset('', root=sys.argv[1], split='train', is_training=True)\n"
+        "if __name__ == '__main__':\n    mp.spawn(print, nprocs=1)\n"
+    )
+    outcome = command("run", "--maps", maps, "--", script, folder)
+    assert outcome.code == 2
+    assert "start them by torchrun --no-python --nproc-per-node N timm-igkd run" in outcome.error
+    assert torch.multiprocessing.spawn.__module__ == "torch.multiprocessing.spawn"
+
+
+def test_a_script_with_the_plugin_keeps_its_own_errors_too(tmp_path, capsys):
+    script = tmp_path / "script.py"
+    script.write_text(f"open({str(tmp_path / 'none' / 'x')!r})")
+    with pytest.raises(SystemExit, match="1"):
+        with_plugin.main([str(script)])
+    assert "FileNotFoundError" in capsys.readouterr().err
+    script.write_text("raise KeyboardInterrupt")
+    with pytest.raises(SystemExit, match="130"):
+        with_plugin.main([str(script)])
+    assert "same command" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,16 @@ def test_permuted_keeps_the_histogram_and_loses_the_structure(store, dataset):
     assert abs(np.corrcoef(found.ravel(), own.ravel())[0, 1]) < 0.4
 
 
+@pytest.mark.parametrize("size", [(8, 6), (31, 17)])
+def test_permuted_keeps_the_histogram_of_the_map_at_the_images_size(store, size):
+    """A map that is permuted first and resized then is smoother and brighter than the one that it is held against."""
+    image = noise_image(0, *size)
+    found = control_map(store, 2, image, "permuted", 0)
+    own = Image.fromarray(ramp(2, 16, 12)).resize(size, Image.Resampling.BILINEAR)
+    assert found.size == size
+    assert found.histogram() == own.histogram()
+
+
 def test_noise_is_uniform_and_of_the_images_size(store, dataset):
     found = drawn(store, dataset, 2, "noise")
     assert found.shape == (12, 16)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from overlay_parts import ALWAYS, NEVER, PIPELINES, N, error_of_worker, images_of, loader_of, pipeline, wrap
-from timm.data import FastCollateMixup, create_transform
+from timm.data import AugMixDataset, FastCollateMixup, create_transform
 from tiny_parts import tiny_teacher
 
 from timm_igkd.distillation.mixup import TwoViewMixup
@@ -50,6 +50,42 @@ def test_random_erasing_erases_the_same_pixels_of_both_views(noisy):
 def test_create_loader_whose_prefetcher_erases_is_refused_for_two_views(noisy):
     with pytest.raises(InputError, match=r"erases the two views differently; use create_loader.use_prefetcher=False"):
         loader_of(wrap(noisy, ALWAYS, teacher_view="clean"), re_prob=0.5)
+
+
+SIZES = {"input_size_choices": [(24, 24), (32, 32)]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"teacher_view": "clean"}, SIZES, "scheduled input sizes put the transform outside of the dataset"),
+        ({"seed": 0}, SIZES, "scheduled input sizes put the transform outside of the dataset"),
+        ({}, SIZES | {"auto_augment": "rand-m3-n2-p0.5-tigkd"}, "where two views, a seed and tigkd do nothing"),
+        ({"seed": 0}, {"use_multi_epochs_loader": True}, "use persistent_workers=True in its place"),
+        ({"with_maps": True}, {}, "prefetcher keeps image and label alone of each item"),
+    ],
+)
+def test_loaders_with_which_something_would_be_lost_are_refused(noisy, settings, options, message):
+    with pytest.raises(InputError, match=message):
+        loader_of(wrap(noisy, ALWAYS, **settings), **options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"seed": None}, SIZES),
+        ({"seed": None}, {"use_multi_epochs_loader": True}),
+        ({"with_maps": True}, {"use_prefetcher": False}),
+        ({"with_maps": True}, {"collate_fn": list}),
+    ],
+)
+def test_loaders_with_which_nothing_is_lost_are_made(noisy, settings, options):
+    assert len(loader_of(wrap(noisy, ALWAYS, **settings), **options))
+
+
+def test_augmentation_splits_of_two_views_are_refused(noisy):
+    with pytest.raises(InputError, match="augment outside of the dataset, where there are two views; use"):
+        loader_of(AugMixDataset(wrap(noisy, ALWAYS, teacher_view="clean"), 2), num_aug_splits=2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
+from timm.data import create_dataset, create_loader, create_transform
 from tiny_parts import ImageList, noise_image, png, ramp, write_store, write_tar
 from torch.utils.data import DataLoader
 
@@ -54,6 +54,31 @@ def timm_stream(tars: Path, **options: Any) -> Any:
 
 def stream_of(tars: Path, store: MapStore | None, overlay: IGOverlay | None = EXACT, **options: Any) -> IGOverlayStream:
     return IGOverlayStream(timm_stream(tars), store, overlay, **options)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_no_pass_of_workers_repeats_another_where_nobody_tells_the_epoch(tars, store, persistent):
+    stream = stream_of(tars, store, IGOverlay(overlay_prob=0.5))
+    stream.transform = create_transform(16, is_training=True, scale=(0.2, 0.6))
+    torch.manual_seed(0)
+    loader = create_loader(
+        stream, 16, 1, is_training=True, num_workers=1, persistent_workers=persistent, use_prefetcher=False,
+        scale=(0.2, 0.6),
+    )  # fmt: skip
+    views = [image.numpy().tobytes() for _ in range(3) for image, _ in loader]
+    assert len(set(views)) == len(views) == 3 * N
+
+
+def test_an_epoch_that_is_told_is_the_same_in_workers_of_every_pass(tars, store):
+    stream = stream_of(tars, store, IGOverlay(overlay_prob=0.5))
+    loader = create_loader(
+        stream, 16, 1, is_training=True, num_workers=1, persistent_workers=False, use_prefetcher=False, scale=(0.2, 0.6)
+    )
+    passes = []
+    for _ in range(2):
+        stream.set_epoch(3)
+        passes.append({image.numpy().tobytes() for image, _ in loader})
+    assert passes[0] == passes[1]
 
 
 def seen_pixels(items: Any) -> dict[bytes, int]:

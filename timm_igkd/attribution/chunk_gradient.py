@@ -1,15 +1,14 @@
 """The gradient of one chunk of (image, step) pairs: eager float32, or in bfloat16, or compiled into CUDA graphs."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from timm_igkd.attribution.ig_options import Dtype, Output
 from timm_igkd.attribution.options import selected_output
+from timm_igkd.eval_mode import exact_arithmetic
 
 
 @dataclass(frozen=True)
@@ -23,22 +22,6 @@ class Arithmetic:
 
     dtype: Dtype = "float32"
     compiled: bool = False
-
-
-def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Let cuDNN compute float32 convolutions in float32 meanwhile; its default is TF32, whose maps are 4e-2 away."""
-    return _exact_cudnn() if device.type == "cuda" else nullcontext()
-
-
-@contextmanager
-def _exact_cudnn() -> Iterator[None]:
-    settings: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 class ChunkGradient:
@@ -97,7 +80,7 @@ class ChunkGradient:
         points = points.to(self.dtype, memory_format=torch.channels_last).requires_grad_()
         if self.arithmetic.compiled:
             torch.compiler.cudagraph_mark_step_begin()
-        with exact_convolutions(points.device):
+        with torch.enable_grad(), exact_arithmetic(points.device):
             # One scalar for the whole chunk: in eval mode an output depends on its own image alone, so the sum's
             # gradient holds each pair's own, in one backward pass.
             output = selected_output(self.model(points).float(), targets, self.output).sum()

@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_igkd.attribution.adaptive_path import AdaptivePaths
-from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient, exact_convolutions
+from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient
 from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.grad_cam import GradCAM
 from timm_igkd.attribution.ig_options import default_steps
 from timm_igkd.attribution.lighter_model import lighter_model
 from timm_igkd.attribution.options import Attribution, IGOptions, selected_output
+from timm_igkd.eval_mode import exact_arithmetic
 
 
 def gauss_legendre(n_steps: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ class FastEngine:
 
         @torch.no_grad()
         def outputs(part: slice) -> Tensor:
-            with exact_convolutions(inputs.device):
+            with exact_arithmetic(inputs.device):
                 return self.model(inputs[part].contiguous(memory_format=torch.channels_last))
 
         return torch.cat([result for _, result in self._compute_in_chunks(outputs, len(inputs))]).float()
@@ -159,7 +160,7 @@ class FastEngine:
             cam, signed = self._grad_cam, self.options.signed
 
             def coarse(part: slice) -> Tensor:
-                with exact_convolutions(inputs.device):
+                with exact_arithmetic(inputs.device):
                     return cam(inputs[part].contiguous(memory_format=torch.channels_last), targets[part])
 
             maps = torch.cat([found for _, found in self._compute_in_chunks(coarse, len(inputs))])[:, None]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from timm_igkd.errors import RunError
-from timm_igkd.eval_mode import copy_model
+from timm_igkd.eval_mode import copy_model, exact_arithmetic
 
 
 def conv_followers(model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, str]]:
@@ -187,6 +187,7 @@ def lighter_model(model: nn.Module, example: Tensor, tolerance: float = 1e-3) ->
 def outputs_and_gradient(model: nn.Module, example: Tensor) -> tuple[Tensor, Tensor]:
     """Return a model's outputs [B, N] for inputs, and the inputs' gradient of a sum that weighs them differently."""
     example = example.detach().clone().requires_grad_()
-    outputs = model(example)
+    with exact_arithmetic(example.device):
+        outputs = model(example)
     weights = torch.linspace(1, 2, outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
     return outputs.detach(), torch.autograd.grad((outputs * weights).sum(), example)[0]

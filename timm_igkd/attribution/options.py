@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from timm_igkd.attribution.ig_options import Baseline, IGOptions, Output, Reduction
 from timm_igkd.errors import InputError
+from timm_igkd.eval_mode import exact_arithmetic
 
 
 @dataclass
@@ -141,13 +142,14 @@ class CaptumEngine:
         """Attribute the target outputs of inputs [B, C, H, W] along the paths from `baselines`."""
         batch = inputs.shape[0]
         internal = None if self.chunk_size is None else max(self.chunk_size, batch)
-        values, delta = self.integrated_gradients.attribute(
-            inputs,
-            baselines=baselines.expand_as(inputs),
-            target=targets,
-            n_steps=self.options.n_steps,
-            internal_batch_size=internal,
-            return_convergence_delta=True,
-        )
+        with exact_arithmetic(inputs.device):
+            values, delta = self.integrated_gradients.attribute(
+                inputs,
+                baselines=baselines.expand_as(inputs),
+                target=targets,
+                n_steps=self.options.n_steps,
+                internal_batch_size=internal,
+                return_convergence_delta=True,
+            )
         steps = torch.full((batch,), int(self.options.n_steps))
         return Attribution(values.detach(), delta.detach(), steps, torch.ones(batch, dtype=torch.bool), logits)

@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from timm_igkd.attribution.lighter_model import outputs_and_gradient
 from timm_igkd.errors import InputError, InputTypeError, RunError, first_line
-from timm_igkd.eval_mode import bare_model, copy_model
+from timm_igkd.eval_mode import bare_model, copy_model, exact_arithmetic
 
 _NEEDED = ("input_size", "mean", "std")
 
@@ -63,7 +63,8 @@ def answer_to_noise(teacher: Any) -> tuple[float, ...]:
     shape = tuple(get_model_input_config(teacher)["input_size"])
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     is_there = all(tensor.device.type == "cpu" for tensor in teacher.parameters())
-    logits = (teacher if is_there else copy.deepcopy(teacher).to("cpu"))(image)[0]
+    with exact_arithmetic(image.device):
+        logits = (teacher if is_there else copy.deepcopy(teacher).to("cpu"))(image)[0]
     kept = torch.linspace(0, len(logits) - 1, min(16, len(logits))).round().long()
     return tuple(float(f"{logit:.5g}") for logit in logits[kept].tolist())
 
@@ -98,7 +99,7 @@ def _try(model: Any, shape: tuple[int, ...]) -> None:
     name, device = type(model).__name__, next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exact_arithmetic(device):
             found = model(images[:1])
             together = model(images)
         is_logits = isinstance(found, Tensor) and found.shape[:-1] == (1,) and found.is_floating_point()

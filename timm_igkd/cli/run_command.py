@@ -11,15 +11,15 @@ import gc
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from timm.data import IterableImageDataset, dataset_factory
 
 from timm_igkd.data.items import dataset_name, read_item, row_name
-from timm_igkd.errors import InputError, UserError
+from timm_igkd.errors import InputError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource
@@ -27,7 +27,7 @@ from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.overlay.stream import IGOverlayStream
 from timm_igkd.overlay.timm_ops import posterize_to_black
 from timm_igkd.rounded_bfloat16 import rounded_where_missing
-from timm_igkd.with_plugin import run_script
+from timm_igkd.with_plugin import run_foreign_script
 
 TRAIN_SPLITS = ("train", "training")  # timm's own synonyms
 
@@ -45,13 +45,14 @@ def run_command(args: argparse.Namespace) -> None:
 
     print(
         f"timm-igkd run: overlays {args.overlay_source} maps of {args.maps} (n = {len(maps)}) on a share of "
-        f"{overlay.overlay_prob:g} of the training images; tigkd in the script's --aa replaces --overlay-prob",
+        f"{overlay.overlay_prob:g} of the training images, of every part that the script splits off them too; tigkd in "
+        "its --aa replaces --overlay-prob",
         file=sys.stderr,
     )
     gc.freeze()  # what is imported stays: a forked worker's collections then leave these pages shared
     try:
         with training_datasets(wrap), posterize_to_black(), rounded_where_missing():  # it may have --amp-dtype bfloat16
-            _run(args.script)
+            run_foreign_script(args.script)
     finally:
         _tell_unreadable(wrapped)
     if not wrapped:
@@ -59,22 +60,6 @@ def run_command(args: argparse.Namespace) -> None:
             f"{args.script[0]!r} ended without asking timm.data.create_dataset for a training dataset, so no image was "
             "overlaid; call it with is_training=True, or use IGOverlayDataset in the script"
         )
-
-
-def _run(script: Sequence[str]) -> None:
-    """Run the script; what it raises itself keeps its traceback, a successful SystemExit ends here."""
-    try:
-        run_script(script)
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            raise
-    except UserError:
-        raise
-    except OSError as error:  # the command would take it for a full disk of its own
-        traceback.print_exc()
-        raise SystemExit(1) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def _tell_unreadable(datasets: Sequence[Any]) -> None:
@@ -137,11 +122,21 @@ def training_datasets(wrap: Callable[[Any, int], Any]) -> Iterator[None]:
     holders = [module for module in list(sys.modules.values()) if _holds(module, original)]
     for module in holders:
         module.create_dataset = create_dataset  # type: ignore[attr-defined]
+    start = torch.multiprocessing.spawn
+    torch.multiprocessing.spawn = _refuse_processes
     try:
         yield
     finally:
+        torch.multiprocessing.spawn = start
         for module in holders:
             module.create_dataset = original  # type: ignore[attr-defined]
+
+
+def _refuse_processes(*args: Any, **kwargs: Any) -> None:
+    raise InputError(
+        "the script starts processes of its own (torch.multiprocessing.spawn), whose training images would not be "
+        "overlaid; start them by torchrun --no-python --nproc-per-node N timm-igkd run …"
+    )
 
 
 def _holds(module: Any, function: Callable) -> bool:

@@ -42,7 +42,8 @@ def control_map(maps: OverlayMaps, row: int, image: Image.Image, source: Overlay
     Args:
         row: the image's own row.
         source: "aligned": its own map. "shuffled": another image's, one fixed derangement per seed (the released code's
-            behaviour). "permuted": its own with the pixels permuted (same histogram, no structure). "noise": uniform.
+            behaviour). "permuted": its own, at the image's size, with the pixels permuted (same histogram, no
+            structure). "noise": uniform.
             "blank": zeros, which only darkens. "sobel": the image's own edges.
     """
     if source == "aligned":
@@ -55,8 +56,11 @@ def control_map(maps: OverlayMaps, row: int, image: Image.Image, source: Overlay
         return sobel(image)
     draws = generator(seed, source, row)
     if source == "permuted":
-        own = np.asarray(maps.overlay_map(row))
-        return Image.fromarray(draws.permutation(own.ravel()).reshape(own.shape))
+        own = maps.overlay_map(row)
+        if own.size != image.size:  # before, as every map is: noise that is resized afterwards has another histogram
+            own = own.resize(image.size, Image.Resampling.BILINEAR)
+        levels = np.asarray(own)
+        return Image.fromarray(draws.permutation(levels.ravel()).reshape(levels.shape))
     if source == "noise":
         return Image.fromarray(draws.integers(0, 256, image.size[::-1], dtype=np.uint8))
     raise InputError(f"overlay_source must be one of {list(get_args(OverlaySource))}, got {source!r}")

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_loader
+from timm.data import AugMixDataset, create_loader
 
 from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.distillation.options import TeacherViewMode
@@ -83,8 +83,7 @@ class OverlaidViews:
 
     @transform.setter
     def transform(self, transform: Callable[[Image.Image], Any] | None) -> None:
-        if self.teacher_view == "clean":
-            _refuse_erasing(sys._getframe(1))
+        self._check_loader(sys._getframe(1))
         applied, probability = take_overlay_out(transform)
         if probability is not None and self._maps is None:
             raise InputError("the transform's IGOverlay needs maps, got none; build them with: timm-igkd maps")
@@ -92,6 +91,52 @@ class OverlaidViews:
             self._maps.require_maps()
         self._transform, self._applied = transform, applied
         self.overlay_prob = self.overlay.overlay_prob if probability is None else probability
+
+    def _check_loader(self, caller: FrameType) -> None:
+        """Refuse a `timm.data.create_loader` with which overlays, views or draws would not be what they are said to be.
+
+        It sets the transform, and asks the dataset nothing afterwards: what it was called with is all there is to see.
+        """
+        is_clean = self.teacher_view == "clean"
+        if is_clean and caller.f_code is AugMixDataset._set_transforms.__code__:
+            raise InputError(
+                "timm's augmentation splits (AugMixDataset) augment outside of the dataset, where there are two views; "
+                "use teacher_view='same', or num_aug_splits=0"
+            )
+        if caller.f_code is not create_loader.__code__:
+            return
+        asked = caller.f_locals
+        for is_so, why in (
+            (
+                is_clean
+                and asked["use_prefetcher"]
+                and asked["is_training"]
+                and not asked["no_aug"]
+                and asked["re_prob"] > 0,
+                "random erasing in timm's prefetcher erases the two views differently; use "
+                "create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'",
+            ),
+            (
+                asked.get("input_size_choices") is not None
+                and (is_clean or self.seed is not None or "igkd" in (asked["auto_augment"] or "")),
+                "timm's scheduled input sizes put the transform outside of the dataset, where two views, a seed and "
+                "tigkd do nothing; leave input_size_choices out, or these",
+            ),
+            (
+                self.seed is not None
+                and asked["use_multi_epochs_loader"]
+                and not isinstance(self, torch.utils.data.IterableDataset),
+                "timm's multi-epochs loader fetches images of the next epoch before it is told, so that draws by seed "
+                "and epoch repeat; use persistent_workers=True in its place, or leave the seed out",
+            ),
+            (
+                (self.with_logits or self.with_maps) and asked["use_prefetcher"] and asked["collate_fn"] is None,
+                "timm's prefetcher keeps image and label alone of each item, so that logits and maps were lost; use "
+                "create_loader(use_prefetcher=False)",
+            ),
+        ):
+            if is_so:
+                raise InputError(why)
 
     @property
     def maps(self) -> MapStore:
@@ -192,19 +237,4 @@ def _refuse_other_items(dataset: Any) -> None:
         raise InputError(
             f"{dataset_name(dataset)!r} adds {', '.join(map(str, more))} to its items (additional_features), expected "
             "(image, label) alone; leave them out"
-        )
-
-
-def _refuse_erasing(caller: FrameType) -> None:
-    """Refuse two views to a `timm.data.create_loader` that will erase in its prefetcher.
-
-    It sets the transform, and asks the dataset nothing afterwards: what it was called with is all there is to see.
-    """
-    if caller.f_code is not create_loader.__code__:
-        return
-    asked = caller.f_locals
-    if asked["use_prefetcher"] and asked["is_training"] and not asked["no_aug"] and asked["re_prob"] > 0:
-        raise InputError(
-            "random erasing in timm's prefetcher erases the two views differently; "
-            "use create_loader(use_prefetcher=False) with re_prob, or teacher_view='same'"
         )

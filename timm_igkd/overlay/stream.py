@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from timm.data import IterableImageDataset
 
 from timm_igkd.data.images import content_key
@@ -25,8 +26,8 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
 
     The reader shuffles, divides shards among processes and workers and repeats images as it does without overlays.
     Coin, exponent and transform of an image come from (seed, epoch, content key, occurrence): how often it has come
-    before in this epoch and process. A script that never calls `set_epoch` goes on counting, so no pass repeats another
-    while the process lives; workers that end with a pass (DataLoader's `persistent_workers=False`) need `set_epoch`.
+    before in this epoch and process. For a script that never calls `set_epoch`, a worker goes on counting and its draws
+    come from torch's seed of the pass it was started for, too, so that no pass repeats another.
 
     Args:
         dataset: timm's, from `create_dataset("wds/…" or "hfids/…")`, not iterated over yet.
@@ -53,6 +54,11 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
         self.name = dataset_name(dataset)
         self.images = StreamReader(self, self.name)
         self._indices = StreamIndices()
+        self._is_told = torch.zeros((), dtype=torch.bool).share_memory_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._is_told.share_memory_()
 
     def _name(self, index: Any) -> str:
         return f"an image of stream {self.name!r}"
@@ -61,6 +67,7 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
         """Tell the epoch to the reader and to the draws."""
         super().set_epoch(count)
         self._set_epoch(count)
+        self._is_told.fill_(True)
 
     def check_first_image(self) -> None:
         """Raise InputError unless the first image that this process can read has a map."""
@@ -70,10 +77,12 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
 
     def __iter__(self) -> Iterator[tuple]:
         epoch, images = int(self._epoch), iter(self.images)
+        worker = torch.utils.data.get_worker_info()
+        started = () if worker is None or self._is_told else (worker.seed - worker.id,)
         while read := list(itertools.islice(images, _AT_ONCE)):
             with restored_state():  # of the training loop, or of a collate function that draws
                 items = [
-                    self._item(image, label, None, *self._indices.of(content_key(image), epoch))
+                    self._item(image, label, None, *self._indices.of(content_key(image), epoch), *started)
                     for image, label in read
                 ]
             yield from items
