@@ -136,6 +136,16 @@ def test_it_is_for_processors_that_lack_bfloat16(monkeypatch, has_it):
     assert "bfloat16" not in environment()
 
 
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_for_some_time_it_is_for_processors_alone(monkeypatch, has_gpu):
+    monkeypatch.setattr(rounded_bfloat16, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    before = rounded_bfloat16.computes_in_float32()
+    with rounded_bfloat16.rounded_where_missing():
+        assert rounded_bfloat16.computes_in_float32() is not has_gpu
+    assert rounded_bfloat16.computes_in_float32() is before is False
+
+
 def test_every_overload_is_one_that_autocast_lowers():
     for product in rounded_bfloat16.PRODUCTS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{product}", "AutocastCPU"), product
