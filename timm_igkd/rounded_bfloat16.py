@@ -44,7 +44,7 @@ def round_where_missing() -> bool:
 
 @contextmanager
 def rounded_where_missing() -> Iterator[None]:
-    """Do as `round_where_missing` for some time; not where a CUDA device is there, whose compiled code it would change."""
+    """Do as `round_where_missing` for some time, unless there is a CUDA device, whose compiled code it would change."""
     was_on = computes_in_float32()
     if not torch.cuda.is_available():
         round_where_missing()
