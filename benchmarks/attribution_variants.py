@@ -21,12 +21,13 @@ import timm
 import torch
 
 from timm_igkd import load_labeled_images, load_model
-from timm_igkd.attribution.chunk_gradient import Arithmetic, exact_convolutions
+from timm_igkd.attribution.chunk_gradient import Arithmetic
 from timm_igkd.attribution.chunk_pool import ChunkPool
 from timm_igkd.attribution.chunk_size import activation_chunk, images_per_batch
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import CaptumEngine, IGOptions, TeacherView
 from timm_igkd.cli.freed_memory import keep_freed_memory
+from timm_igkd.eval_mode import exact_arithmetic
 from timm_igkd.models.output_names import class_indices
 
 SWEEP = {"cifar": (16, 32, 64), "mobilenetv2": (8, 16), "resnet50": (4, 8, 16), "vit_small": (4, 8, 16)}
@@ -108,7 +109,7 @@ class Work:
             inputs, targets = self.inputs[part], self.targets[part]
             with torch.no_grad():
                 logits = engine.forward(inputs) if isinstance(engine, FastEngine) else engine.model(inputs)
-            with exact_convolutions(self.device) if self.job.get("keep") else contextlib.nullcontext():
+            with exact_arithmetic(self.device) if self.job.get("keep") else contextlib.nullcontext():
                 result = engine.attribute(inputs, self.baselines, targets, logits)
             maps.append(result.values.abs().sum(1).cpu())
             steps.append(result.n_steps)
@@ -168,7 +169,7 @@ class Work:
 
             def step(_: Any, points: torch.Tensor = points) -> torch.Tensor:
                 leaf = points.detach().requires_grad_()
-                with exact_convolutions(self.device):
+                with exact_arithmetic(self.device):
                     return torch.autograd.grad(engine.model(leaf)[:, 0].sum(), leaf)[0]
 
             repeats = 2 * max(1, round(self.job["limit_pairs"] / batch / 2))

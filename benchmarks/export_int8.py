@@ -27,7 +27,7 @@ def per_tensor_top1(folder: Path, data: Path) -> float:
     """Return top1 of the exported file quantised with one scale per layer, on the same images."""
     source, target, record = folder / "model.onnx", folder / "per_tensor.onnx", read_export_record(folder)
     train, test = (load_labeled_images(str(data), split) for split in ("train", "test"))
-    fit, _ = spread_indices(len(train), 256)
+    fit, *_ = spread_indices(len(train), 256, train.labels)
     batches = as_fed(load_onnx_model(source), Subset(train, fit))
     quantise(source, target, batches, float_edges=record.quantisation.float_edges, per_channel=False)
     write_metadata(target, record.metadata)

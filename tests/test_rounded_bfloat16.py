@@ -1,5 +1,6 @@
 """bfloat16 in float32's arithmetic: what autocast gives is the exact product of rounded numbers, rounded."""
 
+import importlib
 import shutil
 
 import pytest
@@ -137,13 +138,16 @@ def test_it_is_for_processors_that_lack_bfloat16(monkeypatch, has_it):
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
-def test_for_some_time_it_is_for_processors_alone(monkeypatch, has_gpu):
+def test_compiled_code_of_a_gpu_stays_as_it_is(monkeypatch, has_gpu):
+    config = importlib.import_module("torch._inductor.config")
     monkeypatch.setattr(rounded_bfloat16, "cpu_has_bfloat16", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    before = rounded_bfloat16.computes_in_float32()
+    before = config.emulate_precision_casts
     with rounded_bfloat16.rounded_where_missing():
-        assert rounded_bfloat16.computes_in_float32() is not has_gpu
-    assert rounded_bfloat16.computes_in_float32() is before is False
+        assert rounded_bfloat16.computes_in_float32()
+        assert config.emulate_precision_casts is not has_gpu
+    assert config.emulate_precision_casts is before is False
+    assert not rounded_bfloat16.computes_in_float32()
 
 
 def test_every_overload_is_one_that_autocast_lowers():

@@ -44,10 +44,9 @@ def round_where_missing() -> bool:
 
 @contextmanager
 def rounded_where_missing() -> Iterator[None]:
-    """Do as `round_where_missing` for some time, unless there is a CUDA device, whose compiled code it would change."""
+    """Do as `round_where_missing` for some time."""
     was_on = computes_in_float32()
-    if not torch.cuda.is_available():
-        round_where_missing()
+    round_where_missing()
     try:
         yield
     finally:
@@ -58,11 +57,11 @@ def rounded_where_missing() -> Iterator[None]:
 def compute_in_float32() -> None:
     """Have autocast on the CPU round to its precision and compute in float32, for the rest of the process.
 
-    torch.compile keeps the roundings too, which inductor otherwise takes for superfluous.
+    torch.compile keeps the roundings too, which inductor otherwise takes for superfluous; not where a CUDA device is.
     """
     if _registered:
         return
-    _keep_roundings_in_compiled(True)
+    _keep_roundings_in_compiled(not torch.cuda.is_available())  # the setting is of a GPU's compiled code too
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*verriding")  # which is meant

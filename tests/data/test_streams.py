@@ -82,6 +82,15 @@ def test_a_member_is_counted_once_however_often_it_comes(tmp_path, capsys):
     assert capsys.readouterr().err.count("timm leaves it out") == 2
 
 
+def test_a_later_pass_that_can_read_nothing_is_an_error_too(tmp_path):
+    path = tars(tmp_path, {}, shards=1) / "train-0.tar"
+    images = reader_of(tmp_path, shards=1)
+    assert len(list(images)) == 8
+    path.unlink()
+    with pytest.raises(InputError, match="stream 'tars' gave no image"):
+        list(images)
+
+
 def test_members_of_equal_names_in_two_folders_are_two(tmp_path, capsys):
     for folder in ("a", "b"):
         tars(tmp_path / folder, {1: CUT}, shards=1)

@@ -50,6 +50,8 @@ def test_class_names_are_found_in_the_folders_of_the_splits(tmp_path):
     for split in ("train", "test"):
         tars(tmp_path / split, ["1"] * 4, split)
     (tmp_path / "train" / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "boxes" / "classes.txt").write_text("of another tool\n")
     assert class_names(load_labeled_images(str(tmp_path), "test")) == ("cat", "dog")
     (tmp_path / "test" / "classes.txt").write_text("cat\ndog\n")
     assert class_names(load_labeled_images(str(tmp_path), "test")) == ("cat", "dog")

@@ -72,8 +72,13 @@ def test_a_slow_teacher_takes_no_time_away_from_its_students(monkeypatch):
     asked = say_latency(monkeypatch)
     monkeypatch.setattr(students, "MOST_SECONDS", 10.0)
     monkeypatch.setattr(students.time, "monotonic", lambda: 100.0 * bool(asked) + 3.0 * len(asked))
+    again = []
+    monkeypatch.setattr(students, "AGAIN_S", 0.0)
+    monkeypatch.setattr(students, "REPEATS", 2)
+    monkeypatch.setattr(students, "time_again", lambda folder: again.append(folder) or (file(1.0),))
     find(Budget(100.0))
     assert len(asked) == 1 + 3
+    assert len(again) == 2 * 3 + 2
 
 
 def test_none_that_fits_is_one_line_with_the_nearest(monkeypatch):

@@ -53,6 +53,18 @@ def test_a_student_takes_the_place_of_no_other_model_unless_told_to(hub, student
     assert push("push-student", student_run, STUDENT) == 0
 
 
+@pytest.mark.parametrize("flags", [[], ["--replace"]])
+def test_an_edited_card_of_a_push_of_before_says_whose_it_is_and_stays(hub, student_run, flags):
+    push_student(student_run, STUDENT)
+    repo = hub.repo(STUDENT)
+    card = repo.files["README.md"].replace(b"## Use", b"## How to use it")
+    config = {key: value for key, value in json.loads(repo.files["config.json"]).items() if key != "pushed_by"}
+    repo.commit(repo.files | {"README.md": card, "config.json": json.dumps(config).encode()})
+    assert push("push-student", student_run, STUDENT, *flags) == 0
+    assert repo.files["README.md"] == card
+    assert b"pushed_by" in repo.files["config.json"]
+
+
 def test_texts_and_pictures_at_the_root_are_left_as_they_are(hub, student_run):
     texts = {"LICENSE": b"mine", "notes.txt": b"mine", "me.png": b"mine", "README.md": b"# Soon"}
     hub.add(STUDENT).commit(texts)

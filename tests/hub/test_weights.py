@@ -16,6 +16,7 @@ from tiny_parts import tiny_teacher
 from timm_igkd import load_model, save_model
 from timm_igkd.errors import RunError
 from timm_igkd.hub import weights
+from timm_igkd.hub.cache_notice import cached_revision_is_kept
 from timm_igkd.hub.weights import fetch_file
 from timm_igkd.models.checkpoint import start_files
 
@@ -107,6 +108,37 @@ def test_a_newer_commit_that_breaks_off_leaves_the_cached_one_in_use(hub, tmp_pa
     fault.times = 0
     model = load_model("hf-hub:user/model")
     assert torch.equal(model.state_dict()["fc.weight"], tiny_teacher(seed=1).state_dict()["fc.weight"])
+
+
+def test_the_architecture_alone_of_a_newer_commit_leaves_the_cached_one_in_use(hub, tmp_path, monkeypatch):
+    repo = hub.add("user/model")
+    repo.commit(model_files(tmp_path))
+    load_model("hf-hub:user/model")
+    repo.commit(model_files(tmp_path, 1))
+    load_model("hf-hub:user/model", pretrained=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = load_model("hf-hub:user/model")
+    assert torch.equal(model.state_dict()["fc.weight"], tiny_teacher(seed=0).state_dict()["fc.weight"])
+
+
+def test_a_cache_that_may_not_be_written_hides_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    ref = tmp_path / "models--user--model" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    ref.write_text("a" * 40)
+
+    def refuse(*arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("timm_igkd.hub.cache_notice.write_atomic", refuse)
+
+    def download():
+        with cached_revision_is_kept("user/model", "model", None):
+            ref.write_text("b" * 40)
+            raise RunError("of its own")
+
+    with pytest.raises(RunError, match="of its own"):
+        download()
 
 
 def test_a_repository_that_is_gone_is_not_served_from_the_cache(hub, tmp_path):

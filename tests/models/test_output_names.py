@@ -79,12 +79,26 @@ def test_imagenets_words_in_the_order_of_the_outputs_need_no_indices(imagenet_mo
 
 
 def test_imagenets_words_in_another_order_are_found_by_name(imagenet_model):
-    texts = [f"{text}, machine" if number == 517 else text for number, text in enumerate(TEXTS)]  # the other crane
-    with pytest.raises(InputError, match=r"'crane' is none of ImageNet's by its id or words"):
+    texts = [INFO.label_names()[number] if number == 517 else text for number, text in enumerate(TEXTS)]  # a crane
+    with pytest.raises(
+        InputError, match=r"class 'crane' is the word of two of ImageNet's classes, .* by its WordNet id"
+    ):
         class_indices(imagenet_model, sorted(texts), 1000)
     names = sorted(INFO.label_names()[number] if "crane" in text else text for number, text in enumerate(TEXTS))
     numbers = {**{text: n for n, text in enumerate(TEXTS)}, **{name: n for n, name in enumerate(INFO.label_names())}}
     assert class_indices(imagenet_model, names, 1000) == [numbers[name] for name in names]
+
+
+def test_two_names_of_one_class_of_imagenets_are_told(imagenet_model):
+    names = sorted(INFO.label_names())[::-1]
+    names[0] = INFO.label_name_to_description(names[1])
+    with pytest.raises(InputError, match=r"are one of ImageNet's, and not two"):
+        class_indices(imagenet_model, names, 1000)
+
+
+def test_words_are_found_among_the_ids_that_an_exported_file_names(imagenet_model):
+    imagenet_model.pretrained_cfg["label_names"] = INFO.label_names()
+    assert class_indices(imagenet_model, TEXTS, 1000) is None
 
 
 def test_one_class_that_is_not_imagenets_moves_no_other(imagenet_model):

@@ -124,7 +124,11 @@ def tar_class_names(path: str) -> tuple[str, ...] | None:
     Raises:
         InputError: an empty line, a name twice, or files that differ.
     """
-    files = [os.path.join(root, _CLASS_FILE) for root, _, names in walk(path) if _CLASS_FILE in names]
+    files = [
+        os.path.join(root, _CLASS_FILE)
+        for root, _, names in walk(path)
+        if _CLASS_FILE in names and (root == path or any(name.endswith(".tar") for name in names))
+    ]
     found = {file: _class_names(file) for file in sorted(files)}
     if len(set(found.values())) > 1:
         raise InputError(f"{sorted(files)[0]!r} and {sorted(files)[-1]!r} name other classes; keep one of them")

@@ -134,14 +134,14 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     Raises:
         InputError: parts of a ConcatDataset whose labels number other classes.
     """
-    names = [_own_class_names(part) for part in _labeled_parts(dataset)]
-    other = next((i for i, own in enumerate(names) if own != names[0]), None)
+    found = [names for part in _labeled_parts(dataset) if (names := _own_class_names(part)) is not None]
+    other = next((names for names in found if names != found[0]), None)
     if other is not None:
         raise InputError(
-            f"part {other} of a ConcatDataset has classes {_few(names[other])}, part 0 has {_few(names[0])}; give all "
-            "the same classes in one order"
+            f"a part of the ConcatDataset has classes {_few(found[0])}, another {_few(other)}; give all the same "
+            "classes in one order"
         )
-    return names[0]
+    return found[0] if found else None
 
 
 def known_labels(dataset: Any) -> np.ndarray | None:
@@ -154,8 +154,8 @@ def known_labels(dataset: Any) -> np.ndarray | None:
     return labels if labels is not None and labels.shape == (len(dataset),) and labels.dtype.kind in "iu" else None
 
 
-def _few(names: Sequence[str] | None) -> str:
-    return "without names" if names is None else ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _labeled_parts(dataset: Any) -> list[Any]:

@@ -35,6 +35,7 @@ class StreamReader:
 
     def __init__(self, dataset: IterableImageDataset, name: str):
         self.dataset, self.name = dataset, name
+        self._missed = 0  # by this process, however often each
         # One byte per hash of a name, shared with workers: setting one twice, or at once, counts a member once.
         self._unreadable = torch.zeros(_SLOTS, dtype=torch.bool).share_memory_()
 
@@ -64,17 +65,12 @@ class StreamReader:
             items.close()
 
     def _items(self, reader: Any) -> Generator[tuple[Image.Image, int], None, None]:
-        transform, count, unreadable = self.dataset.target_transform, 0, 0
-
-        def note(member: str, place: str, reason: str) -> None:
-            nonlocal unreadable
-            unreadable += 1
-            self._note(member, place, reason)
+        transform, count, missed = self.dataset.target_transform, 0, self._missed
 
         def name() -> str:
             return f"image {count} of stream {self.name!r}"
 
-        with _telling(note):
+        with _telling(self._note):  # in the first pass, in which timm's reader sets itself up for all
             items = iter(reader)
             item = self._next(items, name)
         while item is not None:
@@ -82,7 +78,7 @@ class StreamReader:
             yield to_rgb(image, name), to_label(label if transform is None else transform(label), name)
             count += 1
             item = self._next(items, name)
-        if not count and unreadable:  # of this pass: a worker without a shard gives none either
+        if not count and self._missed > missed:  # in this pass: a worker without a shard gives none either
             raise InputError(
                 f"stream {self.name!r} gave no image, timm could read none of its members; expected an image "
                 "(.jpg, .png, .webp) and the number of its class (.cls) in each"
@@ -99,6 +95,7 @@ class StreamReader:
             raise InputError(f"{name()} cannot be read ({why}); repair or remove it") from error
 
     def _note(self, member: str, place: str, reason: str) -> None:
+        self._missed += 1
         slot = xxhash.xxh3_64_intdigest(place.encode()) % _SLOTS
         if not self._unreadable[slot]:
             self._unreadable[slot] = True

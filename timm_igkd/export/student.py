@@ -79,11 +79,8 @@ def export_student(
     folder = _output_folder(Path(out))
     for images in (calibration, evaluation):
         refuse_among_images(images, folder, "give another folder")
-    if int8 and evaluation is not None and _are_same(calibration, evaluation):
-        raise InputError(
-            "the images to calibrate with are those to measure accuracy on, which would be too good; name the training "
-            "split to calibrate with"
-        )
+    if int8:
+        check_calibration(calibration, evaluation)
     evaluation = _in_order_of(calibration, evaluation, model)
     names = _class_names(model, calibration, evaluation)
     with (
@@ -176,6 +173,15 @@ def _left_to_verify(images: Any, calibrating: int) -> list[int]:
         return spread_for_verification(len(images), labels)
     _, compared, left = spread_indices(len(images), calibrating, labels)
     return left or compared
+
+
+def check_calibration(images: Any, evaluation: Any) -> None:
+    """Raise InputError where an int8 file would be calibrated on the images that its accuracy is measured on."""
+    if evaluation is not None and _are_same(images, evaluation):
+        raise InputError(
+            "the images to calibrate with are those to measure accuracy on, which would be too good; name the training "
+            "split to calibrate with"
+        )
 
 
 def _are_same(images: Any, others: Any) -> bool:

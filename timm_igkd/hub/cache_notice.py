@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
+from timm_igkd.files import write_atomic
 from timm_igkd.hub.client import quiet, watched_requests
 
 _ABSENT_FILE = "EntryNotFound"  # an answer to a question whether a file is there, not a refusal
@@ -45,9 +46,9 @@ def cache_use_is_told(what: str) -> Iterator[None]:
 
 @contextmanager
 def cached_revision_is_kept(
-    repo_id: str, repo_type: Literal["model", "dataset"], revision: str | None
+    repo_id: str, repo_type: Literal["model", "dataset"], revision: str | None, *, whole: bool = True
 ) -> Iterator[None]:
-    """Leave the copy in the cache in use where the download of a newer commit fails.
+    """Leave the copy in the cache in use where the download of a newer commit fails, or is of a part of it.
 
     The client notes which commit a branch is before it has its files; without the Hub it would then find none whole.
 
@@ -55,16 +56,20 @@ def cached_revision_is_kept(
         repo_id: user/name.
         repo_type: of the repository.
         revision: branch, tag or commit; None: main.
+        whole: False: a part is downloaded.
     """
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type=repo_type))
     ref = folder / "refs" / (revision or constants.DEFAULT_REVISION)
-    before = ref.read_text(encoding="utf-8") if ref.is_file() else None
+    before = ref.read_bytes() if ref.is_file() else None
+    is_whole = False
     try:
         yield
-    except BaseException:
-        if before is not None:
-            ref.write_text(before, encoding="utf-8")
-        raise
+        is_whole = whole
+    finally:
+        if before is not None and not is_whole:
+            with suppress(OSError):  # of a cache that may not be written; what went wrong is what is raised
+                if ref.read_bytes() != before:
+                    write_atomic(ref, before)
 
 
 def _failure(response: Any) -> str | None:

@@ -72,6 +72,11 @@ def is_untouched(card: str) -> bool:
     return found is not None and found[1] == _digest(text[: found.start()])
 
 
+def is_ours(card: str) -> bool:
+    """Return whether a card is one of ours, edited or not."""
+    return _MARK.search(card.replace("\r\n", "\n")) is not None
+
+
 def metadata(card: str) -> dict[str, Any]:
     """Return the metadata of a card's first lines; empty where there is none that can be read."""
     found = _METADATA.match(card.replace("\r\n", "\n"))

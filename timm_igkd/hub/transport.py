@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, Discussio
 
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub import TIMEOUT_S
-from timm_igkd.hub.cards import is_untouched, metadata
+from timm_igkd.hub.cards import is_ours, is_untouched, metadata
 from timm_igkd.hub.client import quiet, watched_requests
 from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
 from timm_igkd.version import __version__
@@ -83,7 +83,8 @@ class Publication:
         message: of the commit.
         private: create the repository private.
         overwrite_card: replace a card that was edited by hand.
-        replace: replace what the repository holds, its card too, where that is no earlier push of the same.
+        replace: replace what the repository holds, its card too, where that is no earlier push of the same; a card of
+            one that was edited by hand stays.
         create_pr: open a pull request in place of a commit on main; the repository must be there.
         timeout_s: longest silence of the Hub before a request is given up and made again.
     """
@@ -181,10 +182,13 @@ def _commit(api: HfApi, wanted: Publication) -> Pushed:
         def read(name: str) -> bytes:
             return Path(api.hf_hub_download(**repo, filename=name, revision=info.sha, cache_dir=folder)).read_bytes()
 
-        if not wanted.replace:
-            _check_ours(wanted, there, read)
         card = _text(read("README.md")) if "README.md" in there else None
-    kept = card is not None and not (wanted.overwrite_card or wanted.replace) and not is_untouched(card)
+        held = _held(wanted, there, read, card)
+    if held and not wanted.replace:
+        raise ForeignRepositoryError(
+            f"{wanted.label} holds {held}; choose another name, or replace it, its card too, with --replace"
+        )
+    kept = card is not None and not (wanted.overwrite_card or held) and not is_untouched(card)
     files = wanted.files if kept else {**wanted.files, "README.md": wanted.card.encode()}
     additions = [CommitOperationAdd(name, content) for name, content in files.items()]
     target: dict[str, Any] = {"revision": revision, "create_pr": wanted.create_pr and opened is None}
@@ -233,21 +237,16 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8", errors="replace")
 
 
-def _check_ours(wanted: Publication, there: set[str], read: Callable[[str], bytes]) -> None:
-    """Raise unless the repository is empty but for texts and pictures, or holds an earlier push of the same."""
+def _held(wanted: Publication, there: set[str], read: Callable[[str], bytes], card: str | None) -> str | None:
+    """Return what a repository holds in words, None where it is empty but for texts and pictures, or ours already."""
     found: Any = None
     if wanted.marker in there:
         with suppress(ValueError):
             found = json.loads(read(wanted.marker))
-    if isinstance(found, dict) and wanted.marker_key in found:
-        held = wanted.held_instead(found)
-    else:
-        foreign = sorted(name for name in there if not _is_neutral(name) or name in wanted.files)
-        held = f"something else already ({foreign[0]!r})" if foreign else None
-    if held:
-        raise ForeignRepositoryError(
-            f"{wanted.label} holds {held}; choose another name, or replace it, its card too, with --replace"
-        )
+    if isinstance(found, dict) and (wanted.marker_key in found or (card is not None and is_ours(card))):
+        return wanted.held_instead(found)
+    foreign = sorted(name for name in there if not _is_neutral(name) or name in wanted.files)
+    return f"something else already ({foreign[0]!r})" if foreign else None
 
 
 def _is_neutral(name: str) -> bool:

@@ -63,7 +63,7 @@ def fetch_folder(repo_id: str, revision: str | None = None, *, weights: bool) ->
 
     It is that of the commit which the revision is now on the Hub; the last one seen where the Hub cannot be reached.
     """
-    with cached_revision_is_kept(repo_id, "model", revision):
+    with cached_revision_is_kept(repo_id, "model", revision, whole=weights):
         config = fetch_file(repo_id, CONFIG_FILES, revision, newest=True)
         if weights:
             fetch_file(repo_id, WEIGHT_FILES, config.parent.name)  # of the same commit

@@ -50,7 +50,8 @@ def push_maps(
         repo_id: user/name.
         private: create the dataset private.
         overwrite_card: replace a card that was edited by hand on the Hub.
-        replace: replace what the dataset holds where that is of another teacher, data set or split, or no map store.
+        replace: replace what the dataset holds where that is no map store, or one by another method, or of a teacher,
+            data set or split of another name.
         create_pr: open a pull request in place of a commit on main; the dataset must be there.
         timeout_s: longest silence of the Hub before a request is given up and made again.
 
@@ -60,8 +61,7 @@ def push_maps(
     Raises:
         MissingFileError: no store there.
         InputError: unfinished or corrupt store, or a bad name.
-        RunError: no login, no access, no network, or the name is taken: by another dataset, or by maps of another
-            teacher, data set or split.
+        RunError: no login, no access, no network, or the name is taken: by what `replace` is for.
     """
     folder = Path(folder)
     check_repo_id(repo_id, timeout_s)
@@ -102,8 +102,12 @@ def push_maps(
 
 
 def _held_instead(ours: Manifest, there: Mapping[str, Any]) -> str | None:
-    """Return whose maps a manifest on the Hub is of, where these are of another teacher, data set or split."""
+    """Return whose maps a manifest on the Hub is of, where these are of a teacher, data set or split of another name.
+
+    Other weights of the teacher, or other images of the split, are a newer state of the same.
+    """
     held = {"data set": ("dataset", "name"), "split": ("dataset", "split"), "teacher": ("teacher", "name")}
+    held |= {"method": ("options", "method")}
     for what, (part, name) in held.items():
         mine, theirs = getattr(getattr(ours, part), name), there.get(part)
         if isinstance(theirs, dict) and theirs.get(name) != mine:

@@ -37,7 +37,7 @@ def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_class
     if class_names and all(name in names for name in class_names):
         indices = [names[name] for name in class_names]
         return None if indices == list(range(outputs)) else indices
-    if outputs == num_classes and not (known and class_names):
+    if outputs == num_classes and not (known and class_names and not _are_imagenets(model, names)):
         return _by_words(model, class_names) if class_names and names else None
     missing = next((f", {name!r} is not among them" for name in class_names or () if names and name not in names), "")
     raise _other_classes(f"{outputs} classes{missing}", num_classes)
@@ -67,9 +67,30 @@ def _by_words(model: nn.Module, class_names: Sequence[str]) -> list[int] | None:
     if len(known) == len(found) and len(set(found)) == len(found):
         return [number for _, number in known]
     if 2 * len(known) > len(found):
-        name = class_names[found.index(None)] if None in found else class_names[0]
-        raise _other_classes(f"{len(found)} classes, {name!r} is none of ImageNet's by its id or words", len(found))
+        raise InputError(
+            f"{_odd_name(class_names, found, numbers)}, as most of the dataset's {len(found)} classes are; name each "
+            "by its WordNet id, such as n01440764, or by all of ImageNet's words for it"
+        )
     return None
+
+
+def _odd_name(class_names: Sequence[str], found: Sequence[int | None], numbers: Mapping[str, int | None]) -> str:
+    """Return a clause about the first class that is not one of ImageNet's of its own."""
+    unknown = [name for name in class_names if _plain(name) not in numbers]
+    unsure = [name for name, number in zip(class_names, found, strict=True) if number is None]
+    if unknown:
+        return f"class {unknown[0]!r} is none of ImageNet's by its id or words"
+    if unsure:
+        return f"class {unsure[0]!r} is the word of two of ImageNet's classes, and not one by its id or all its words"
+    twice = next(number for number in found if found.count(number) > 1)
+    both = [name for name, number in zip(class_names, found, strict=True) if number == twice]
+    return f"classes {both[0]!r} and {both[1]!r} are one of ImageNet's, and not two by their ids or words"
+
+
+def _are_imagenets(model: nn.Module, names: Mapping[str, int]) -> bool:
+    """Return whether a model's own names are ImageNet's WordNet ids in timm's order, as an exported file has them."""
+    subset = infer_imagenet_subset(model)
+    return subset is not None and list(names) == ImageNetInfo(subset).label_names()
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import AUTO
 from timm_igkd.export.record import read_export_record
-from timm_igkd.export.student import check_exportable, export_student
+from timm_igkd.export.student import check_calibration, check_exportable, export_student
 from timm_igkd.export.students import StudentsRecord
 from timm_igkd.files import exclusive, write_json
 from timm_igkd.maps.store import MapStore
@@ -211,6 +211,7 @@ class Run:
                 check_norms(self.config, self.data, name, model)
         if self.config.export and self.accelerator.is_main_process:
             check_exportable(student)
+            check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
         is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
         for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:

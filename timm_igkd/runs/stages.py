@@ -229,8 +229,9 @@ class Stages:
 
     def launch(self) -> dict[str, Any]:
         """Return what `accelerate launch` decides, and whether the model is compiled."""
-        found = {"num_processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
-        return found | ({"compile": True} if self.config.compile else {})
+        accelerator = self.accelerator
+        found = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+        return found | {"compile": self.config.compile}
 
     def _check(self, stage: Stage, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
@@ -255,12 +256,9 @@ class Stages:
 
 
 def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first thing in which two launches differ, in words; None where they are alike."""
-    for name in {**earlier, **now}:
-        before, after = (launch.get(name, "none") for launch in (earlier, now))
-        if before != after:
-            return f"{name} = {before!r}, now it is {after!r}"
-    return None
+    """Return the first thing in which two launches differ, in words; None where they are alike in what both tell."""
+    changed = (name for name in now if earlier.get(name, now[name]) != now[name])
+    return next((f"{name} = {earlier[name]!r}, now it is {now[name]!r}" for name in changed), None)
 
 
 def _path(run_dir: Path, name: StageName) -> Path:

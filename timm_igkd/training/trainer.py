@@ -255,7 +255,7 @@ class Trainer:
     def _check_updates(self, epoch: int) -> None:
         """Raise where fp16 leaves out every update: its scale fell below 1, or training ends without any."""
         scaler, is_last = self.accelerator.scaler, epoch == self.settings.epochs - 1
-        if scaler is not None and (scaler.get_scale() < 1 or (is_last and not self._has_updated)):
+        if scaler is not None and not self._has_updated and (is_last or scaler.get_scale() < 1):
             message = (
                 f"the gradients of {self.label} were NaN or infinite in epoch {epoch} at every scale of fp16, so its "
                 f"weights stay as they are; lower lr ({self.settings.lr:g}), or use another precision"
@@ -293,3 +293,4 @@ class Trainer:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state.scaler or {})
         self.history = list(state.history)
+        self._has_updated = bool(self.optimizer.state)  # of most optimisers
