@@ -127,7 +127,8 @@ def tar_class_names(path: str) -> tuple[str, ...] | None:
     files = [
         os.path.join(root, _CLASS_FILE)
         for root, _, names in walk(path)
-        if _CLASS_FILE in names and (root == path or any(name.endswith(".tar") for name in names))
+        if os.path.isfile(os.path.join(root, _CLASS_FILE))  # no pipe
+        and (root == path or any(name.endswith(".tar") for name in names))
     ]
     found = {file: _class_names(file) for file in sorted(files)}
     if len(set(found.values())) > 1:

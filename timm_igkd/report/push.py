@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.files import read_mapping
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.models.arguments import model_data_config
@@ -80,12 +81,16 @@ def push_student(
             raise InputError(
                 "--maps-repo links the maps or logits that a student learnt from, and this run read none; leave it out"
             )
+        model: Any = load_model(f"local-dir:{folder}", role="student")
         files: dict[str, bytes | Path] = {"model.safetensors": folder / "model.safetensors"}
         files["config.json"] = _signed(folder / "config.json")
         if eval_task is not None:
             files[EVAL_RESULT] = eval_result(run, eval_task)
-        model: Any = load_model(f"local-dir:{folder}", role="student")
-        _check_metrics(run, model, str(student))
+        if run.metrics and run.metrics.weights_sha256 not in (None, weights_hash(model)):
+            raise InputError(
+                f"metrics.json of {str(student)!r} is of other weights than its student/; push the folder student/, "
+                "which has no results, or evaluate it in a run of its own"
+            )
         if not isinstance(student, nn.Module):
             files |= exported_files(Path(student) / "export", weights_hash(model), run)
         require_login(repo_id)
@@ -107,26 +112,14 @@ def push_student(
             )
         )
     verify_published(model, pushed, timeout_s)
+    if run.config and run.metrics is None:
+        print(f"warning: {str(student)!r} has no metrics.json: the card tells no results", file=sys.stderr)
     return pushed
 
 
 def _signed(config: Path) -> bytes:
     """Return a config.json with what tells our pushes from those of others; timm reads past it."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    return (json.dumps(content | {_SIGNATURE: "timm-igkd"}, indent=2) + "\n").encode()
-
-
-def _check_metrics(run: RunFacts, model: nn.Module, name: str) -> None:
-    """Raise InputError where a run's metrics are of other weights; say it where a run has none."""
-    if run.metrics is None and run.config:
-        print(
-            f"warning: {name!r} has no metrics.json: the card tells no results; finish the run first", file=sys.stderr
-        )
-    if run.metrics and run.metrics.weights_sha256 not in (None, weights_hash(model)):
-        raise InputError(
-            f"metrics.json of {name!r} is of other weights than its student/; push the folder student/, which has no "
-            "results, or evaluate it in a run of its own"
-        )
+    return (json.dumps(read_mapping(config) | {_SIGNATURE: "timm-igkd"}, indent=2) + "\n").encode()
 
 
 def _prepare(student: nn.Module | str | Path, empty: Path, seed_runs: Sequence[str | Path]) -> tuple[Path, RunFacts]:
