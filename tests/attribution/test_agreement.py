@@ -26,7 +26,7 @@ def captum_by_groups(model: nn.Module, inputs: Tensor, targets: Tensor, n_steps:
 
 
 def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_steps: int, exact: int = 32) -> None:
-    """Check the limits on all images, and the distance to captum in float64 on the first `exact`, where it is slow.
+    """Check the limits on all images, and the distance to captum in float64 on the first `exact` and those beyond one.
 
     With ReLUs, float32 rounding flips gates: single images differ by up to 1 / n_steps of a gradient, captum's own too,
     on one processor in other images than on the next. Such an image may meet the limit in captum's float64 instead.
@@ -36,10 +36,12 @@ def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_st
     ours = reduce_channels(result.values, "abs_sum")
     theirs = reduce_channels(captum_by_groups(model, inputs, targets, n_steps), "abs_sum")
     differences = largest_differences(ours, theirs)
-    doubles = copy.deepcopy(model).double(), inputs[:exact].double(), targets[:exact]
+    far = np.flatnonzero(differences > 5e-3)
+    rows = [*range(min(exact, len(inputs))), *far[far >= exact].tolist()]
+    doubles = copy.deepcopy(model).double(), inputs[rows].double(), targets[rows]
     reference = reduce_channels(captum_by_groups(*doubles, n_steps), "abs_sum")
-    ours_to_exact = largest_differences(ours[:exact], reference)
-    theirs_to_exact = largest_differences(theirs[:exact], reference)
+    ours_to_exact = largest_differences(ours[rows], reference)
+    theirs_to_exact = largest_differences(theirs[rows], reference)
     print(
         f"fast-captum median {np.median(differences):.1e} worst {differences.max():.1e}; to float64: "
         f"median {np.median(ours_to_exact):.1e} vs {np.median(theirs_to_exact):.1e}, "
@@ -48,7 +50,7 @@ def assert_engines_agree(model: nn.Module, inputs: Tensor, targets: Tensor, n_st
     assert len(differences) >= 32
     assert np.median(differences) <= 1e-3
     nearest = differences.copy()
-    nearest[:exact] = np.minimum(differences[:exact], ours_to_exact)
+    nearest[rows] = np.minimum(differences[rows], ours_to_exact)
     assert nearest.max() <= 5e-3
     # 1e-5: where no gate flips, both are at float32's rounding and their ratio says nothing
     assert np.median(ours_to_exact) <= max(1.5 * np.median(theirs_to_exact), 1e-5)
