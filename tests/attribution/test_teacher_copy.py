@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.lighter_model import LeanReLU, lighter_model, outputs_and_gradient, use_lean_relu
 from timm_igkd.attribution.options import IGOptions, TeacherView
-from timm_igkd.attribution.teacher_copy import teacher_copy
+from timm_igkd.attribution.teacher_copy import answer_to_noise, teacher_copy
 from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.eval_mode import bare_model, copy_model
 from timm_igkd.maps.build import compute_maps
@@ -294,3 +294,19 @@ def test_cached_tensors_of_a_model_are_copied_too():
     copied: Any = copy_model(model)
     assert torch.equal(copied.cache["a"][0], model.weight * 2)
     assert copied.cache["a"][0] is not model.cache["a"][0]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_answer_for_the_manifest_depends_on_no_setting_of_the_caller(dtype):
+    model, seen = tiny_teacher(), []
+    expected = answer_to_noise(model)
+    model.register_forward_hook(lambda module, args, output: seen.append((torch.get_num_threads(), output.dtype)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            assert answer_to_noise(model) == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(1, torch.float32)]

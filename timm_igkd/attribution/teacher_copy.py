@@ -11,6 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.lighter_model import outputs_and_gradient
 from timm_igkd.errors import InputError, InputTypeError, RunError, first_line
 from timm_igkd.eval_mode import bare_model, copy_model, exact_arithmetic
@@ -55,7 +56,8 @@ def teacher_copy(teacher: Any) -> Any:
 def answer_to_noise(teacher: Any) -> tuple[float, ...]:
     """Return what a teacher's copy answers to a fixed image: at most 16 of its logits, in float32 on the CPU, 5 digits.
 
-    Two models of the same tensors that answer differently compute differently: their arguments are others.
+    Two models of the same tensors that answer differently compute differently: their arguments are others. By one
+    thread, for it stands in the manifest, whose bytes do not depend on their number.
 
     Args:
         teacher: of `teacher_copy`.
@@ -63,7 +65,7 @@ def answer_to_noise(teacher: Any) -> tuple[float, ...]:
     shape = tuple(get_model_input_config(teacher)["input_size"])
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     is_there = all(tensor.device.type == "cpu" for tensor in teacher.parameters())
-    with exact_arithmetic(image.device):
+    with one_thread(), exact_arithmetic(image.device):
         logits = (teacher if is_there else copy.deepcopy(teacher).to("cpu"))(image)[0]
     kept = torch.linspace(0, len(logits) - 1, min(16, len(logits))).round().long()
     return tuple(float(f"{logit:.5g}") for logit in logits[kept].tolist())
