@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator
@@ -204,12 +205,26 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(autouse=True)
+def no_accelerator_left() -> Iterator[None]:
+    """Forget after each test what accelerators share, such as a precision: the next would take it over."""
+    yield
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+
 @pytest.fixture
-def bf16_accelerator() -> Iterator[Any]:
+def accelerator() -> Any:
+    """An accelerator on the CPU, in float32."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def bf16_accelerator() -> Any:
     """An accelerator on the CPU, in bfloat16."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True, mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True, mixed_precision="bf16")

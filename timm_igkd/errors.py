@@ -85,13 +85,6 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     return value
 
 
-def without_secrets(text: str) -> str:
-    """Return a text without what an address or a command may hold: user, password, query, authorization, tokens."""
-    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", without_credentials(text))
-    text = re.sub(r"(?i)(authorization\s*[:=]\s*)(?:(?:bearer|basic|token)\s+)?[^\s'\"]+", r"\1***", text)
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
-
-
 def without_credentials(text: str) -> str:
     """Return a name or address without the user and password it may hold before its host."""
     return re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)

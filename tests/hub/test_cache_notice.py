@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
 from timm_igkd import MapStore, push_maps
+from timm_igkd.errors import RunError
 from timm_igkd.hub.cache_notice import cache_use_is_told
 
 pytestmark = [
@@ -103,3 +104,19 @@ def test_data_set_from_the_cache_is_told(hub, tmp_path, tiny_images, monkeypatch
     assert (found[1].returncode, found[1].stdout) == (0, "2\n"), found[1].stderr
     (line,) = found[1].stderr.strip().splitlines()
     assert re.search(f"dataset '{IMAGES}' was asked for .* status 401; the copy in the cache", line)
+
+
+def test_a_newer_commit_that_breaks_off_leaves_the_cached_maps_in_use(hub, store, tmp_path, monkeypatch):
+    other_store = build_maps(tmp_path / "other", seed=4)
+    push_maps(store.path, MAPS)
+    MapStore(MAPS)
+    push_maps(other_store.path, MAPS)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    fault = hub.fault("cut", "GET", "/storage/", times=10_000)
+    with pytest.raises(RunError):
+        MapStore(MAPS)
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert MapStore(MAPS).rows["row_hash"] == store.rows["row_hash"]
+    fault.times = 0
+    assert MapStore(MAPS).rows["row_hash"] == other_store.rows["row_hash"]

@@ -1,9 +1,8 @@
 """push-student and push-maps with --create-pr: a pull request in place of a commit on main."""
 
-import pytest
 import timm
 from fixture_parts import HUB_TOKEN
-from hub_parts import HUB_MARKS, build_maps, make_run, plain_student
+from hub_parts import HUB_MARKS, make_run, plain_student
 
 from timm_igkd import MapStore, push_maps, push_student
 from timm_igkd.cli.main import main
@@ -12,16 +11,6 @@ from timm_igkd.models.loading import load_model, weights_hash
 pytestmark = HUB_MARKS
 REPO = "user/student"
 OTHERS = "other/student"
-
-
-@pytest.fixture(scope="module")
-def student_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "run", plain_student())
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return build_maps(tmp_path_factory.mktemp("stores") / "maps")
 
 
 def refused(capfd, folder, repo=REPO, *options):

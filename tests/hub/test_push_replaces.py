@@ -17,16 +17,6 @@ STUDENT, MAPS = "user/student", "user/maps"
 TIMM_FOLDER = {"config.json": b'{"architecture": "vit_tiny_patch16_224"}', "model.safetensors": b"fine-tuned"}
 
 
-@pytest.fixture(scope="module")
-def student_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "run", plain_student())
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return build_maps(tmp_path_factory.mktemp("stores") / "maps")
-
-
 def push(command, folder, repo, *options):
     return main([command, str(folder), "--repo-id", repo, *options])
 

@@ -99,21 +99,6 @@ def test_cached_maps_open_offline(hub, store, monkeypatch):
     assert len(hub.requests) == asked
 
 
-def test_a_newer_commit_that_breaks_off_leaves_the_cached_maps_in_use(hub, store, other_store, monkeypatch):
-    push_maps(store.path, REPO)
-    MapStore(REPO)
-    push_maps(other_store.path, REPO)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    fault = hub.fault("cut", "GET", "/storage/", times=10_000)
-    with pytest.raises(RunError):
-        MapStore(REPO)
-    with monkeypatch.context() as offline:
-        offline.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert MapStore(REPO).rows["row_hash"] == store.rows["row_hash"]
-    fault.times = 0
-    assert MapStore(REPO).rows["row_hash"] == other_store.rows["row_hash"]
-
-
 def test_maps_not_in_the_cache_are_one_line_offline(hub, monkeypatch, capfd, tiny_images):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     arguments = ["--dataset", str(tiny_images(n=2)), "--split", "train"]

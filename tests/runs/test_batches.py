@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from command_lines import Runner, leave_empty_page, tiny_run, two_splits
 from fixture_parts import ImageFactory
 from tiny_parts import tiny_teacher
@@ -19,13 +18,6 @@ from timm_igkd.runs.batches import choose_batches, use_channels_last
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
-
-
-@pytest.fixture
-def accelerator():
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def chosen(config: RunConfig, accelerator: Accelerator, *sizes: int) -> str:

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from command_lines import Runner, tiny_run, two_splits
 from tiny_parts import tiny_teacher
 
@@ -59,13 +57,6 @@ def test_the_arm_alone_goes_without_and_the_arm_with_kd_keeps_it():
     config = RunConfig(overlay_prob=0.1, **E)
     assert Arm("alone", 0).settings(config).explanation_loss_weight == 0
     assert Arm("kd", 0).settings(config).explanation_loss_weight == 1
-
-
-@pytest.fixture
-def accelerator():
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.parametrize("overlay_prob", [0.0, 1.0])

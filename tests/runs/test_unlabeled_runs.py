@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from command_lines import Runner, tiny_run, two_splits
 from tiny_parts import noise_image, tiny_teacher
 
@@ -74,7 +73,6 @@ def test_both_makers_mix_the_parts_alike(images, more):
             replace(config, batches=road), RunData(config), task, None, Accelerator(cpu=True), with_unlabeled=True
         )
         found.append(list(batches.epoch(0)))
-    AcceleratorState._reset_state(reset_partial_state=True)
     labels = torch.stack([batch.labels for batch in found[0]])
     assert len(labels) == 5
     assert int((labels == UNLABELED).sum()) == 8

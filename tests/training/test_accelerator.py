@@ -5,7 +5,6 @@ from datetime import timedelta
 import pytest
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd import IGOptions, compute_maps, rounded_bfloat16
@@ -17,9 +16,7 @@ from timm_igkd.training.accelerator import create_accelerator
 def bf16_asked(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
     rounded_bfloat16.compute_in_bfloat16()
 
 
@@ -48,7 +45,6 @@ def test_bfloat16_is_taken_where_the_processor_has_it_or_cannot_be_asked(bf16_as
 
 def test_float32_runs_on_every_processor(monkeypatch, tmp_path):
     processor(monkeypatch, "x86_64")
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert create_accelerator((), tmp_path).mixed_precision == "no"
     assert not rounded_bfloat16.computes_in_float32()
 

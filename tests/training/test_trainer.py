@@ -12,50 +12,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from tiny_parts import tiny_teacher
 from torch import Tensor, nn
+from training_parts import SETTINGS, create_trainer, images
 
 from timm_igkd import IGDistillationTask, IGOverlay
 from timm_igkd.errors import DivergedError, InputError
 from timm_igkd.models.loading import weights_hash
-from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.overlay.device_views import DeviceAugmentation
 from timm_igkd.training.device_batches import DeviceBatches
 from timm_igkd.training.history import TERMS, EpochRecord
 from timm_igkd.training.settings import TrainingSettings
 from timm_igkd.training.trainer import Trainer
-
-SETTINGS = {"opt": "sgd", "lr": 0.05, "sched": "none", "epochs": 2}
-
-
-@pytest.fixture
-def accelerator():
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def images(n: int = 24, size: int = 16) -> DeviceImages:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-    return DeviceImages(pixels, torch.arange(n) % 2)
-
-
-def create_trainer(
-    accelerator: Accelerator, checkpoint: Path | None = None, teacher: bool = True, batch_size: int = 4, **settings: Any
-) -> Trainer:
-    """Return a trainer of a student with dropout, by default with a live teacher."""
-    student = tiny_teacher(size=16)
-    student.drop_rate = 0.5  # type: ignore[assignment]
-    weight = {"distill_loss_weight": 0.5 if teacher else 0.0}
-    task = IGDistillationTask(
-        student, tiny_teacher(size=16, seed=1) if teacher else None, teacher_view="same", verbose=False, **weight
-    )
-    share = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    augmentation = DeviceAugmentation(IGOverlay(0.0), padding=2, hflip=0.5)
-    batches = DeviceBatches(images(), augmentation, batch_size, 0, **share)
-    return Trainer(task, batches, TrainingSettings(**SETTINGS | settings), accelerator, checkpoint=checkpoint)
 
 
 def trained(*arguments: Any, **settings: Any) -> tuple[list[EpochRecord], str]:
@@ -230,37 +198,6 @@ def test_a_loss_that_is_not_finite_names_the_epoch(accelerator):
         create_trainer(accelerator, teacher=False, lr=1e30, epochs=3).fit()
     assert error.value.epoch in (0, 1)
     assert error.value.exit_code == 1
-
-
-def scaled(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> torch.amp.GradScaler:
-    """Have an accelerator scale gradients; fp16 itself needs a GPU."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
-    monkeypatch.setattr(accelerator, "scaler", scaler)
-    return scaler
-
-
-def test_trainings_that_share_an_accelerator_begin_with_one_scale(accelerator, monkeypatch):
-    scaler = scaled(accelerator, monkeypatch)
-    weights = []
-    for _ in range(2):
-        trainer = create_trainer(accelerator, teacher=False)
-        assert scaler.get_scale() == 4.0
-        trainer.fit()
-        assert scaler.get_scale() > 4.0
-        weights.append(weights_hash(trainer.final_model()))
-    assert weights[0] == weights[1]
-
-
-@pytest.mark.parametrize(("epochs", "named"), [(1, 0), (9, 1)])
-def test_a_training_whose_updates_are_all_left_out_is_an_error(accelerator, monkeypatch, epochs, named):
-    scaled(accelerator, monkeypatch)
-    trainer = create_trainer(accelerator, teacher=False, epochs=epochs, batch_size=12)  # two steps an epoch
-    next(iter(trainer.task.trainable_module.parameters())).register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(
-        DivergedError, match=f"infinite in epoch {named} at every scale of fp16, so its weights"
-    ) as error:
-        trainer.fit()
-    assert error.value.epoch == named
 
 
 def values_read(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[str]:

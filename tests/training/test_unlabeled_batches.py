@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from tiny_parts import tiny_teacher
 
 from timm_igkd import IGDistillationTask, IGOverlay
@@ -14,13 +13,6 @@ from timm_igkd.training.device_batches import DeviceBatches
 from timm_igkd.training.history import EpochRecord
 from timm_igkd.training.settings import TrainingSettings
 from timm_igkd.training.trainer import Trainer
-
-
-@pytest.fixture
-def accelerator():
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def record_of(labels: list[int], accelerator: Accelerator) -> EpochRecord:

@@ -95,11 +95,12 @@ def evenly_spread(total: int, count: int, labels: np.ndarray | None = None) -> l
 
     Args:
         total: rows.
-        count: of them, at most all.
+        count: of them; all where there are fewer.
         labels: [total] of the rows, where they are known.
     """
-    starts = [k * total // count for k in range(count + 1)]
-    if labels is not None and _leaves_out_a_class(labels, starts[:-1]):
+    count = min(count, total)
+    starts = [k * total // max(1, count) for k in range(count + 1)]
+    if labels is not None and count and _leaves_out_a_class(labels, starts[:-1]):
         draws = generator(0, "evenly spread")
         return [int(draws.integers(low, high)) for low, high in itertools.pairwise(starts)]
     return starts[:-1]

@@ -19,7 +19,8 @@ from timm.data import IterableImageDataset
 
 from timm_igkd.data.images import to_rgb
 from timm_igkd.data.labels import to_label
-from timm_igkd.errors import InputError, first_line, without_secrets
+from timm_igkd.errors import InputError, first_line
+from timm_igkd.hub.errors import without_secrets
 
 _SLOTS = 1 << 20
 _MOST_LINES = 10

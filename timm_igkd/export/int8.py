@@ -141,10 +141,5 @@ def spread_indices(total: int, count: int, labels: np.ndarray | None = None) -> 
     others = np.delete(np.arange(total), calibrating)
     comparing = others[evenly_spread(len(others), count, None if labels is None else labels[others])]
     left = np.setdiff1d(others, comparing)
-    verifying = left[spread_for_verification(len(left), None if labels is None else labels[left])]
+    verifying = left[evenly_spread(len(left), MOST_VERIFIED, None if labels is None else labels[left])]
     return calibrating, comparing.tolist(), verifying.tolist()
-
-
-def spread_for_verification(total: int, labels: np.ndarray | None) -> list[int]:
-    """Return which of some images verify a file where no test split does: a thousand at most, evenly spread."""
-    return evenly_spread(total, min(total, MOST_VERIFIED), labels) if total else []

@@ -10,12 +10,13 @@ from torch.utils.data import Subset
 
 from timm_igkd.data.items import check_class_numbers, class_names, known_labels, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.int8 import quantise_best, spread_for_verification, spread_indices
+from timm_igkd.export.int8 import MOST_VERIFIED, quantise_best, spread_indices
 from timm_igkd.export.record import (
     FILES,
     RECORD,
@@ -170,7 +171,7 @@ def _left_to_verify(images: Any, calibrating: int) -> list[int]:
     """Return which images verify a file without a test split: others than it was made by, as far as there are more."""
     labels = known_labels(images)
     if not calibrating:
-        return spread_for_verification(len(images), labels)
+        return evenly_spread(len(images), MOST_VERIFIED, labels)
     _, compared, left = spread_indices(len(images), calibrating, labels)
     return left or compared
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import RepoCard
 
 from timm_igkd.errors import MissingFileError, without_credentials
+from timm_igkd.hub.client import quiet
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "hub" / "templates")  # of a wheel, of a checkout
 _MARK = re.compile(r"\s*<!-- made by timm-igkd, sha256 ([0-9a-f]{16}) -->\s*\Z")
-_METADATA = re.compile(r"\s*---\n(.*?)\n---", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -79,12 +80,11 @@ def is_ours(card: str) -> bool:
 
 def metadata(card: str) -> dict[str, Any]:
     """Return the metadata of a card's first lines; empty where there is none that can be read."""
-    found = _METADATA.match(card.replace("\r\n", "\n"))
-    try:
-        read = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
-        return {}
-    return read if isinstance(read, dict) else {}
+    with quiet("huggingface_hub"):  # it warns of a card without
+        try:
+            return RepoCard(card, ignore_metadata_errors=True).data.to_dict()
+        except (ValueError, yaml.YAMLError):
+            return {}
 
 
 def _digest(card: str) -> str:

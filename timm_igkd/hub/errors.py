@@ -11,7 +11,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_token
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from timm_igkd.errors import InputError, RunError, UserError, first_line
+from timm_igkd.errors import InputError, RunError, UserError, first_line, without_credentials
 from timm_igkd.hub.client import watched_requests
 
 RETRY_WAITS_S = (1.0, 2.0, 4.0)
@@ -34,6 +34,12 @@ def redact(text: str) -> str:
     """Return a text without Hugging Face tokens."""
     token = get_token()
     return _TOKEN.sub("hf_***", text.replace(token, "***") if token else text)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what an address or a command may hold: user, password, query, authorization, tokens."""
+    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", without_credentials(text))
+    return redact(re.sub(r"(?i)(authorization\s*[:=]\s*)(?:(?:bearer|basic|token)\s+)?[^\s'\"]+", r"\1***", text))
 
 
 def holds_token(content: bytes) -> bool:
