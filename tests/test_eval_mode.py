@@ -1,4 +1,6 @@
 import types
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import timm
@@ -8,7 +10,7 @@ from torch import nn
 from timm_igkd import load_labeled_images, truncate
 from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.distillation.live_teacher import LiveTeacher, resolve_attention_index
-from timm_igkd.eval_mode import copy_model, eval_mode
+from timm_igkd.eval_mode import copy_model, eval_mode, exact_arithmetic
 from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.models.loading import count_macs
 
@@ -79,3 +81,63 @@ def test_a_forward_of_a_models_own_stays_where_accelerate_is_taken_off(bf16_acce
     with eval_mode(model):
         assert torch.equal(model(torch.zeros(1, 2)), torch.ones(1, 2))
     assert torch.equal(copy_model(model)(torch.zeros(1, 2)), torch.ones(1, 2))
+
+
+# ---- float32 in float32 ----
+
+BACKENDS: Any = torch.backends
+SETTINGS = {
+    "cpu": (BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul),
+    "cuda": (BACKENDS.cudnn.conv, BACKENDS.cuda.matmul),
+}
+"""Of each device, whose contexts are entered here without one."""
+
+
+@pytest.fixture(params=["medium", "all"])
+def short_products(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A host that lets products of float32 be shorter, by the one function of torch or by the other."""
+    if request.param == "medium":
+        torch.set_float32_matmul_precision("medium")
+    else:
+        BACKENDS.fp32_precision = "tf32"
+    yield
+    BACKENDS.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+
+
+def precisions(device: str) -> list[str]:
+    return [setting.fp32_precision for setting in SETTINGS[device]]
+
+
+@pytest.mark.usefixtures("short_products")
+@pytest.mark.parametrize(("device", "other"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_products_are_in_full_float32_and_the_hosts_settings_return(device, other):
+    before, beside = precisions(device), precisions(other)
+    assert {"tf32", "bf16"} & {*before}
+    with exact_arithmetic(torch.device(device)):
+        assert {*precisions(device)} <= {"ieee", "none"}
+        assert precisions(other) == beside
+        with exact_arithmetic(torch.device(device)):
+            pass
+        assert {*precisions(device)} <= {"ieee", "none"}
+    assert precisions(device) == before
+
+
+@pytest.mark.usefixtures("short_products")
+def test_products_stay_in_full_float32_until_the_last_thread_leaves():
+    before = precisions("cpu")
+    first, second = (exact_arithmetic(torch.device("cpu")) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert {*precisions("cpu")} <= {"ieee", "none"}
+    second.__exit__(None, None, None)
+    assert precisions("cpu") == before
+
+
+def test_convolutions_on_a_gpu_are_in_float32_by_default_too():
+    """cuDNN's default is TF32."""
+    assert precisions("cuda")[0] == "tf32"
+    with exact_arithmetic(torch.device("cuda")):
+        assert precisions("cuda")[0] == "ieee"
+    assert precisions("cuda")[0] == "tf32"

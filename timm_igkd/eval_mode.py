@@ -1,6 +1,7 @@
 """Any torch model: without its wrappers, copied, in eval mode and in its own precision meanwhile."""
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -118,20 +119,45 @@ def eval_mode(*models: nn.Module, device: torch.device | str | None = None) -> I
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Compute float32 in float32 meanwhile, whatever the caller's autocast or cuDNN's default would make of it.
+    """Compute float32 in float32 meanwhile, whatever the caller's autocast or shorter products would make of it.
 
-    That default is TF32, whose maps are 4e-2 away. Autocast is the thread's own: the engine's workers have none.
+    These are cuDNN's default, TF32, whose maps are 4e-2 away, and what `torch.set_float32_matmul_precision` and
+    `torch.backends` ask for. Autocast is the thread's own: the engine's workers have none.
     """
-    with torch.autocast(device.type, enabled=False), _exact_cudnn() if device.type == "cuda" else nullcontext():
+    with torch.autocast(device.type, enabled=False), _FULL_PRODUCTS.get(device.type, nullcontext()):
         yield
 
 
-@contextmanager
-def _exact_cudnn() -> Iterator[None]:
-    settings: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+class _FullProducts:
+    """A context without the settings by which torch computes float32 products in fewer bits.
+
+    They are the process's, not the thread's: the first thread to enter takes them off, the last to leave puts them
+    back. A setting that is full already is not touched, as torch refuses its old getters beside its new setters.
+    """
+
+    def __init__(self, *settings: Any) -> None:
+        self._settings, self._shorter = settings, list[tuple[Any, str]]()
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                found = [(setting, setting.fp32_precision) for setting in self._settings]
+                self._shorter = [(setting, value) for setting, value in found if value not in ("none", "ieee")]
+                for setting, _ in self._shorter:
+                    setting.fp32_precision = "ieee"
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for setting, value in self._shorter:
+                    setting.fp32_precision = value
+
+
+_backends: Any = torch.backends
+_FULL_PRODUCTS: dict[str, Any] = {
+    "cpu": _FullProducts(_backends.mkldnn.conv, _backends.mkldnn.matmul),
+    "cuda": _FullProducts(_backends.cudnn.conv, _backends.cuda.matmul),
+}

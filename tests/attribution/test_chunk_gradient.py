@@ -10,7 +10,6 @@ from tiny_parts import tiny_teacher
 from timm_igkd.attribution.chunk_gradient import Arithmetic, ChunkGradient
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import IGOptions
-from timm_igkd.eval_mode import exact_arithmetic
 
 COMPILED = Arithmetic(compiled=True)
 INPUTS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -48,17 +47,6 @@ def test_eager_kernel_cuts_pairs_into_full_chunks():
 def test_compiled_kernel_pads_to_three_sizes(count, padded):
     assert ChunkGradient(tiny_teacher(), "logit", COMPILED).padded(count, 64) == padded
     assert ChunkGradient(tiny_teacher(), "logit", Arithmetic()).padded(count, 64) == count
-
-
-def test_convolutions_on_a_gpu_are_in_float32_and_the_setting_returns():
-    """cuDNN's default is TF32; the context of a CUDA device is entered here without one."""
-    settings: Any = torch.backends.cudnn.conv
-    before = settings.fp32_precision
-    with exact_arithmetic(torch.device("cuda")):
-        assert settings.fp32_precision == "ieee"
-    assert settings.fp32_precision == before
-    with exact_arithmetic(torch.device("cpu")):
-        assert settings.fp32_precision == before
 
 
 @pytest.mark.slow
