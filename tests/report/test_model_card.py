@@ -154,7 +154,7 @@ def test_card_tells_robustness_by_corruption_and_severity(plugin_run):
     assert "each of 2\nkinds" in card
     assert table_row(card, "jpeg") == "| jpeg | 80.0 | 75.0 | 72.5 | 70.0 | 60.0 | 71.5 |"
     assert table_row(card, "gaussian noise") == "| gaussian noise | 75.0 | 65.0 | 55.0 | 45.0 | 35.0 | 55.0 |"
-    assert "Robustness to noise, blur, compression or shifted data was not measured" not in card
+    assert "Robustness to noise, blur, compression or shifted data has not been measured" not in card
 
 
 def test_card_tells_robustness_once(plugin_run):
@@ -219,7 +219,7 @@ def test_card_tells_the_teachers_robustness_beside_it(plugin_run):
 
 def test_card_says_that_robustness_was_not_measured(card):
     assert "## Robustness" not in card
-    assert "Robustness to noise, blur, compression or shifted data was not measured" in card
+    assert "Robustness to noise, blur, compression or shifted data has not been measured" in card
 
 
 def test_hostile_names_break_neither_metadata_nor_tables(plugin_run):
