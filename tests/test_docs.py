@@ -11,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 import timm_igkd
+from timm_igkd.runs.protocols import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 TOUR = ROOT / "docs" / "tour.ipynb"
@@ -55,6 +56,25 @@ def test_numbers_on_the_studies_page_are_those_of_the_results():
     numbers = re.findall(r"[+−]\d+\.\d+ \([+−]\d+\.\d+ to [+−]\d+\.\d+\)", page)
     assert len(numbers) > 12
     assert [number for number in numbers if number not in results] == []
+
+
+def test_table_of_protocols_is_that_of_the_code():
+    lines = (ROOT / "docs" / "distill.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    head, *rows = cells
+    names = [re.findall(r"`(\w+)`", cell)[0] for cell in head[1:]]
+    assert set(names) == set(PRESETS)
+    table = {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
+    for name, preset in PRESETS.items():
+        assert table["epochs, batch size"][name] == f"{preset['epochs']}, {preset['batch_size']}"
+        assert table["KD weight, temperature"][name] == f"{preset['distill_loss_weight']}, {preset['temperature']:g}"
+        optimiser, rate, schedule = table["optimiser, learning rate"][name].split(", ")
+        assert (optimiser.lower(), float(rate)) == (preset["opt"], preset["lr"])
+        assert schedule.replace("constant", "none") == preset["sched"]
+        assert table["student starts"][name].startswith(preset["student_init"])
+        assert table["overlay"][name].startswith("a tenth" if preset["overlay_prob"] == 0.1 else "none")
+        assert ("without overlay" in table["teacher sees"][name]) == (preset["teacher_view"] == "clean")
+        assert ("RandomResizedCrop" in table["crop"][name]) == (preset["train_crop"] == "rrc")
 
 
 def test_tour_is_committed_with_outputs_and_without_noise():
