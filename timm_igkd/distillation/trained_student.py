@@ -74,13 +74,23 @@ class TrainedStudent(FeatureDistillationTrainableModule):
 
         Returns:
             (B, classes), (B, C', h, w) or None, (B, 1, H or h', W or w') or None.
+
+        Raises:
+            InputError: a map in inference mode, where torch has no gradient.
         """
         if target is None:
             return *self._logits_and_entry(input), None
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "a student's map takes a gradient, which torch.inference_mode() has none of; use torch.no_grad(), "
+                "or leave the maps out"
+            )
         with_graph = torch.is_grad_enabled()
         with torch.enable_grad(), twice_differentiable():
             logits, entry, maps = self._explained(input, target)
-        return logits, entry, maps if with_graph else maps.detach()
+        if with_graph:
+            return logits, entry, maps
+        return logits.detach(), None if entry is None else entry.detach(), maps.detach()
 
     def _logits_and_entry(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.attention_index is None:
