@@ -122,6 +122,13 @@ def test_every_auto_augment_string_of_timm_is_read_whatever_the_crop(aa, crop):
     assert np.asarray(transform(images()[0][0])).shape == tuple(CONFIG["input_size"])
 
 
+def test_only_an_auto_augment_string_that_was_given_is_at_fault():
+    with pytest.raises(InputError, match="aa must be a timm auto-augment string .* got 'nope'"):
+        TrainAugmentation(aa="nope").transform(CONFIG)
+    with pytest.raises(KeyError, match="random"):  # no way to resize a whole image
+        TrainAugmentation().transform(CONFIG | {"interpolation": "random"})
+
+
 @pytest.mark.parametrize("crop", ["none", "pad"])
 def test_colour_jitter_is_refused_with_a_crop_that_has_none(crop):
     with pytest.raises(InputError, match=f"color_jitter goes .* rrc alone, got 0.4 with {crop}; set train_crop to rrc"):

@@ -83,6 +83,8 @@ class TrainAugmentation:
             with posterize_to_black():
                 return create(data_config)
         except (AssertionError, KeyError, ValueError) as error:
+            if not self.aa:
+                raise
             raise InputError(
                 f"aa must be a timm auto-augment string such as rand-m9-mstd0.5, got {self.aa!r}"
             ) from error
