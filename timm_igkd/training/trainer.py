@@ -80,7 +80,8 @@ class Trainer:
             momentum=settings.momentum,
             layer_decay=settings.layer_decay,
         )
-        self.scheduler = self._create_scheduler(optimizer)
+        # not prepared: a prepared scheduler would step once per process
+        self.scheduler = create_scheduler(optimizer, settings, self.updates_per_epoch)
         self._compiled = settings.compile_mode != "none"
         if self._compiled:
             task.compile(mode=settings.compile_mode)
@@ -90,18 +91,6 @@ class Trainer:
             task.trainable_module = accelerator.prepare_model(task.trainable_module)
         renew_scale(accelerator)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
-
-    def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        # not prepared: a prepared scheduler would step once per process
-        return create_scheduler(
-            optimizer,
-            self.settings.sched,
-            lr=self.settings.lr,
-            epochs=self.settings.epochs,
-            updates_per_epoch=self.updates_per_epoch,
-            warmup_epochs=self.settings.warmup_epochs,
-            min_lr=self.settings.min_lr,
-        )
 
     def fit(self, progress: bool = True) -> list[EpochRecord]:
         """Train all epochs, or those that are left of an earlier training, and return the history of all.
@@ -208,8 +197,7 @@ class Trainer:
         last = min(first + accumulated, self.steps) - 1
         self.accelerator.gradient_accumulation_steps = last - first + 1  # by this it divides a loss
         is_update = step == last
-        if self.scheduler is not None:
-            self.scheduler.step_update(epoch * self.updates_per_epoch + step // accumulated)
+        self.scheduler.step_update(epoch * self.updates_per_epoch + step // accumulated)
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()
         with nullcontext() if is_update else self.accelerator.no_sync(self.task.trainable_module):
