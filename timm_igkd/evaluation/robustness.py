@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
@@ -35,12 +33,8 @@ class _CorruptedViews(Dataset[tuple[list[Tensor], int]]):
         index = self.indices[position]
         image, label = read_item(self.dataset, index)
         pixels = F.pil_to_tensor(image)[None]
-        views = [_to_pil(corrupt(pixels, kind, severity, start=index)[0]) for kind, severity in _SETTINGS]
+        views = [F.to_pil_image(corrupt(pixels, kind, severity, start=index)[0]) for kind, severity in _SETTINGS]
         return [torch.stack([transform(view) for view in views]) for transform in self.transforms], label
-
-
-def _to_pil(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
 @torch.inference_mode()
