@@ -117,10 +117,7 @@ class StoredMaps:
         height, width = self._images.shape[2:]
         found = np.empty((len(self._rows), height, width), dtype=np.uint8)
         for index, row in enumerate(self._rows):
-            levels = control_map(self, row, F.to_pil_image(self._images[index]), source, seed)
-            if levels.size != (width, height):
-                levels = levels.resize((width, height), Image.Resampling.BILINEAR)
-            found[index] = np.asarray(levels)
+            found[index] = np.asarray(control_map(self, row, F.to_pil_image(self._images[index]), source, seed))
         return torch.from_numpy(found)[:, None]
 
     def logits(self) -> Tensor:

@@ -190,13 +190,11 @@ class OverlaidViews:
         if self.with_logits:
             more.append(torch.from_numpy(self.maps.logits(self._row(image, label, index))))
         if self.with_maps:
-            more.append(self._view_of_map(self._levels(image, label, index), image.size, *draws))
+            more.append(self._view_of_map(self._levels(image, label, index), *draws))
         return self._transformed(student, image if is_overlaid else None, *draws), label, *more
 
-    def _view_of_map(self, levels: Image.Image, size: tuple[int, int], *indices: int) -> torch.Tensor:
+    def _view_of_map(self, levels: Image.Image, *indices: int) -> torch.Tensor:
         """Transform a map as an image of three equal channels, with the random numbers that its image gets next."""
-        if levels.size != size:
-            levels = levels.resize(size, Image.Resampling.BILINEAR)
         self._seed_transform(*indices)
         with restored_state() if self.seed is None else nullcontext():
             view = None if self._applied is None else torch.as_tensor(self._applied(levels.convert("RGB")))
