@@ -1,6 +1,5 @@
 """Evaluate a classifier, alone or beside its teacher: accuracy, calibration, agreement, size and warm latency."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from timm_igkd.evaluation.evaluated_model import (
 from timm_igkd.evaluation.latency import describe_hardware, time_models
 from timm_igkd.evaluation.onnx_model import OnnxModel
 from timm_igkd.evaluation.robustness import measure_robustness
-from timm_igkd.files import write_atomic
+from timm_igkd.files import json_bytes, write_atomic
 from timm_igkd.models.loading import count_macs, count_parameters
 from timm_igkd.progress import progress_bar
 
@@ -260,9 +259,9 @@ def teacher_agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[st
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics as strict JSON, through a temporary file so that a half-written one never looks complete."""
     try:
-        text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+        content = json_bytes(dict(metrics))
     except ValueError as error:
         raise RunError(
             f"metrics must be finite numbers, found NaN or infinity ({error}); not writing {path}"
         ) from error
-    write_atomic(Path(path), text.encode())
+    write_atomic(Path(path), content)
