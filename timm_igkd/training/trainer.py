@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import DivergedError
+from timm_igkd.eval_mode import bare_model
 from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global
 from timm_igkd.training.accelerator import renew_scale
@@ -137,8 +138,8 @@ class Trainer:
 
     def final_model(self) -> nn.Module:
         """Return the model to keep: the EMA where there is one."""
-        model: Any = self.task.get_eval_model(ema=self.settings.model_ema)
-        return getattr(model, "_orig_mod", model)
+        model: nn.Module = bare_model(self.task.get_eval_model(ema=self.settings.model_ema))
+        return model
 
     @property
     def images_per_s(self) -> float | None:
@@ -228,7 +229,7 @@ class Trainer:
         DDP gives all of them the first one's before every batch, so this adds what each saw in its last batch.
         """
         if self.accelerator.num_processes > 1:
-            for module in (self.task.trainable_module, getattr(self.task, "trainable_module_ema", None)):
+            for module in (self.task.trainable_module, self.task.get_trainable_module(ema=True)):
                 if module is not None:
                     distribute_bn(module, self.accelerator.num_processes, reduce=True)
 
