@@ -186,7 +186,7 @@ def test_unusable_padding_is_refused(data):
     side = data.images.shape[-1]
     with pytest.raises(InputError, match=f"by reflection must be below the images' side, {side}, got {side}"):
         DeviceViews(data, DeviceAugmentation(IGOverlay(0.0), padding=side, padding_mode="reflect"), seed=0)
-    with pytest.raises(InputError, match="padding_mode must be black or reflect, got 'edge'"):
+    with pytest.raises(InputError, match="padding_mode must be one of black, reflect, got 'edge'"):
         DeviceAugmentation(IGOverlay(0.0), padding_mode="edge")
 
 

@@ -10,7 +10,7 @@ from typing import Protocol, get_args
 import numpy as np
 from PIL import Image
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, check_choice
 from timm_igkd.overlay.blend import OverlaySource
 from timm_igkd.random_streams import generator
 
@@ -55,6 +55,7 @@ def control_map(maps: OverlayMaps, row: int, image: Image.Image, source: Overlay
     Raises:
         InputError: an unknown source, or "shuffled" of a single map.
     """
+    check_choice("overlay_source", source, get_args(OverlaySource))
     if source == "aligned":
         return _at_size_of(image, maps.overlay_map(row))
     if source == "shuffled":
@@ -68,9 +69,7 @@ def control_map(maps: OverlayMaps, row: int, image: Image.Image, source: Overlay
         # resized before, as every map is: noise that is resized afterwards has another histogram
         levels = np.asarray(_at_size_of(image, maps.overlay_map(row)))
         return Image.fromarray(draws.permutation(levels.ravel()).reshape(levels.shape))
-    if source == "noise":
-        return Image.fromarray(draws.integers(0, 256, image.size[::-1], dtype=np.uint8))
-    raise InputError(f"overlay_source must be one of {list(get_args(OverlaySource))}, got {source!r}")
+    return Image.fromarray(draws.integers(0, 256, image.size[::-1], dtype=np.uint8))
 
 
 def _at_size_of(image: Image.Image, levels: Image.Image) -> Image.Image:

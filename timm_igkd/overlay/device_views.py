@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_igkd.distillation.options import TeacherViewMode
-from timm_igkd.errors import InputError, check_range
+from timm_igkd.errors import InputError, check_choice, check_range
 from timm_igkd.overlay.blend import IGOverlay, blend_map
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.random_streams import generator
@@ -53,8 +53,7 @@ class DeviceAugmentation:
 
     def __post_init__(self) -> None:
         check_range("padding", self.padding, 0)
-        if self.padding_mode not in get_args(PaddingMode):
-            raise InputError(f"padding_mode must be black or reflect, got {self.padding_mode!r}")
+        check_choice("padding_mode", self.padding_mode, get_args(PaddingMode))
         check_range("hflip", self.hflip, 0, 1)
         check_range("cutout", self.cutout, 0)
 
