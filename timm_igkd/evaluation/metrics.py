@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, first_part, read_item
-from timm_igkd.errors import InputError, RunError, check_count, check_range
+from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import expected_calibration_error
 from timm_igkd.evaluation.evaluated_model import (
@@ -25,8 +25,6 @@ from timm_igkd.evaluation.robustness import measure_robustness
 from timm_igkd.files import json_bytes, write_atomic
 from timm_igkd.models.loading import count_macs, count_parameters
 from timm_igkd.progress import progress_bar
-
-MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
