@@ -79,7 +79,7 @@ def unpack_pair(input: Views, teacher_input: Tensor | None) -> tuple[Tensor, Ten
     return input[0], input[1]
 
 
-def split_flat(input: Tensor, target: Tensor, is_checked: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def split_flat(input: Tensor, target: Tensor, is_checked: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return student's input, targets and teacher's input of a batch that holds both views, one after the other.
 
     Args:

@@ -33,7 +33,7 @@ def check_built(name: str, weight: float, is_built: bool) -> None:
         )
 
 
-def resolve_weights(task: float | None, distill: float | None, attention: float, explanation: float = 0.0) -> Weights:
+def resolve_weights(task: float | None, distill: float | None, attention: float, explanation: float) -> Weights:
     """Return all weights.
 
     Args:

@@ -9,20 +9,16 @@ from torch import nn
 
 from timm_igkd.environment import environment
 
+BATCH_SIZES = (1, 64)
 LEAST_REPEATS = 5
 MOST_REPEATS = 1000
 
 
 def time_model(
-    model: nn.Module,
-    input_size: Sequence[int],
-    device: torch.device,
-    *,
-    batch_sizes: Sequence[int] = (1, 64),
-    seconds: float = 1.0,
+    model: nn.Module, input_size: Sequence[int], device: torch.device, *, seconds: float = 1.0
 ) -> dict[str, dict[str, float]]:
     """Time one model, see `time_models`."""
-    return time_models([model], [input_size], device, batch_sizes=batch_sizes, seconds=seconds)[0]
+    return time_models([model], [input_size], device, seconds=seconds)[0]
 
 
 @torch.inference_mode()
@@ -31,7 +27,6 @@ def time_models(
     input_sizes: Sequence[Sequence[int]],
     device: torch.device,
     *,
-    batch_sizes: Sequence[int] = (1, 64),
     seconds: float = 1.0,
 ) -> list[dict[str, dict[str, float]]]:
     """Time forward passes in milliseconds per batch, after warm-up passes that are not counted.
@@ -42,11 +37,13 @@ def time_models(
         models: in eval mode, on `device`.
         input_sizes: (channels, height, width) of each.
         device: where the inputs are made; on CUDA every pass is waited for.
-        batch_sizes: each gives an entry `batch_<size>` with `median`, `p90` and the number of passes `n`.
         seconds: time spent on each model and batch size; slow models take longer, for at least five passes.
+
+    Returns:
+        For each model, an entry `batch_<size>` of each size with `median`, `p90` and the number of passes `n`.
     """
     results: list[dict[str, dict[str, float]]] = [{} for _ in models]
-    for batch_size in batch_sizes:
+    for batch_size in BATCH_SIZES:
         passes = [_forward(model, (batch_size, *size), device) for model, size in zip(models, input_sizes, strict=True)]
         for result, timing in zip(results, time_in_turn(passes, seconds * len(models)), strict=True):
             result[f"batch_{batch_size}"] = timing
@@ -90,7 +87,7 @@ def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[
     ]
 
 
-def describe_hardware(device: str | torch.device = "cpu") -> str:
+def describe_hardware(device: str | torch.device) -> str:
     """Return the name of the processor or accelerator behind `device`."""
     device = torch.device(device)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(environment()["cpu"])
