@@ -5,7 +5,7 @@ import torch
 from tiny_parts import ImageList, noise_image, tiny_teacher
 from torchvision.transforms.functional import to_tensor
 
-from timm_igkd.evaluation.calibration import expected_calibration_error
+from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.evaluation.robustness import _CorruptedViews
 from timm_igkd.models.loading import count_parameters
@@ -21,7 +21,7 @@ def test_compression_is_how_often_the_student_fits_into_the_teacher():
 
 def test_calibration_error_weighs_a_bin_by_its_images():
     probabilities = torch.tensor([[0.9, 0.1]] * 3 + [[0.6, 0.4]])
-    found = expected_calibration_error(probabilities, torch.tensor([0, 0, 0, 1]))
+    found = reliability_bins(probabilities, torch.tensor([0, 0, 0, 1])).expected_calibration_error
     assert found == pytest.approx((3 * 0.1 + 0.6) / 4, abs=1e-6)
 
 

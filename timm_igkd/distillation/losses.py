@@ -41,7 +41,7 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float, ta
     Source: Hinton et al., arXiv 1503.02531; the distillation loss of arXiv 2506.14440.
     """
     student, teacher = _paired(student_logits, teacher_logits, temperature)
-    return temperature**2 * _kl(_log_softmax(teacher / temperature), _log_softmax(student / temperature)).mean()
+    return temperature**2 * _kl((teacher / temperature).log_softmax(1), (student / temperature).log_softmax(1)).mean()
 
 
 def kd_standardized(
@@ -258,10 +258,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    return logits.log_softmax(dim=1)
-
-
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) of each row."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
@@ -277,7 +273,7 @@ def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.arange(logits.shape[1] - 1, device=logits.device)
     others = logits.gather(1, index + (index >= target[:, None]).long())
     binary = torch.cat([logits.gather(1, target[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)
-    return _log_softmax(binary), _log_softmax(others)
+    return binary.log_softmax(1), others.log_softmax(1)
 
 
 def _pearson_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from timm_igkd.data.items import dataset_name, first_part, read_item
 from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_range
 from timm_igkd.eval_mode import eval_mode
-from timm_igkd.evaluation.calibration import expected_calibration_error
+from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.evaluation.evaluated_model import (
     EvaluatedModel,
     create_evaluated_model,
@@ -182,7 +182,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
         "top1": 100 * (rank < 1).double().mean().item(),
         "top5": 100 * (rank < min(5, logits.shape[1])).double().mean().item(),
         "loss": -log_probabilities.gather(1, targets[:, None]).mean().item(),
-        "ece": expected_calibration_error(log_probabilities.exp().cpu(), targets.cpu()),
+        "ece": reliability_bins(log_probabilities.exp().cpu(), targets.cpu()).expected_calibration_error,
     }
 
 
