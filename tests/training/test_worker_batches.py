@@ -123,7 +123,7 @@ def test_every_auto_augment_string_of_timm_is_read_whatever_the_crop(aa, crop):
 
 
 def test_only_an_auto_augment_string_that_was_given_is_at_fault():
-    with pytest.raises(InputError, match="aa must be a timm auto-augment string .* got 'nope'"):
+    with pytest.raises(InputError, match=r"aa must be a timm auto-augment string .* got 'nope'"):
         TrainAugmentation(aa="nope").transform(CONFIG)
     with pytest.raises(KeyError, match="random"):  # no way to resize a whole image
         TrainAugmentation().transform(CONFIG | {"interpolation": "random"})
