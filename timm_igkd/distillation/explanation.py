@@ -92,7 +92,7 @@ class _OtherForms(TorchFunctionMode):
 def twice_differentiable() -> Iterator[None]:
     """Let a forward pass be differentiated twice: attention by its mathematical kernel, the rest by _OtherForms.
 
-    All hold inside alone, and change nothing but last bits.
+    Both are undone on exit; only last bits of the result change.
     """
     with _OtherForms(), sdpa_kernel(SDPBackend.MATH):
         yield

@@ -1,7 +1,8 @@
 """What the student pays for disagreeing with the teacher: logit distillation losses and attention transfer.
 
 Pure functions of two tensors, computed in float32 at least (also under autocast) and without detaching either side: the
-task calls the teacher without gradient. Every logit loss is called alike, so that `KD_LOSSES[name]` needs no switch.
+task calls the teacher without gradient. Every logit loss is called alike, so that `KD_LOSSES[name]` needs no switch, and
+raises InputError for logits that are not (B, C) of one shape, and for a temperature that is not positive and finite.
 """
 
 from collections.abc import Callable
@@ -61,6 +62,9 @@ def kd_standardized(
     Returns:
         A scalar >= 0, the same for a z + b (a > 0) in place of either side's z.
 
+    Raises:
+        InputError: fewer than 3 classes.
+
     Source: Sun et al., CVPR 2024, arXiv 2403.01427; the unbiased std is that of the authors' code. Deviation: their
     1e-7 added to the std is a 1e-8 added to the variance, so that constant logits have a finite gradient.
     """
@@ -94,7 +98,7 @@ def kd_dkd(
         A scalar >= 0.
 
     Raises:
-        InputError: no target, or soft targets.
+        InputError: no target, soft targets, or a single class.
 
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679.
     """
@@ -130,8 +134,8 @@ def kd_dist(
         teacher_logits: (B, C).
         temperature: T > 0.
         target: not used; part of the common signature.
-        inter_weight: the paper's beta.
-        intra_weight: the paper's gamma.
+        inter_weight: the paper's beta; the task leaves it at 1.
+        intra_weight: the paper's gamma; the task leaves it at 1.
 
     Returns:
         A scalar >= 0, the same for a p + b (a > 0) in place of either side's probabilities p.

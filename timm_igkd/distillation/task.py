@@ -64,7 +64,7 @@ class IGDistillationTask(TrainingTask):
         dkd_alpha: weight of TCKD in loss_type "dkd".
         dkd_beta: weight of NCKD in loss_type "dkd".
         device: of the task's tensors and the teacher, by default the student's.
-        dtype: of the task, as in timm.
+        dtype: kept for timm's signature; converts nothing.
         verbose: log the resolved settings.
 
     Raises:

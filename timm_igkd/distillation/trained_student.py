@@ -129,7 +129,7 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         try:
             with torch.enable_grad():
                 maps = copied(image, torch.zeros(1, dtype=torch.int64, device=image.device))[2]
-                maps.square().sum().backward()  # through all: what can be differentiated once is on no path to weights
+                maps.square().sum().backward()  # to all weights: where second derivatives are missing, this raises
         except RuntimeError as error:
             raise InputError(
                 f"the explanation loss needs second derivatives, which student {name} lacks ({first_line(error)}); "

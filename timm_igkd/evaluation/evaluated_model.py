@@ -91,7 +91,9 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
         dataset: what it is evaluated on.
 
     Raises:
-        InputError: no preprocessing, or the dataset's classes are not the model's.
+        InputTypeError: no torch module.
+        InputError: no preprocessing, images other than colour ones, no classifier, or the dataset's classes are not the
+            model's.
     """
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"the {role} must be a torch module, got {type(model).__name__}; load it with load_model")

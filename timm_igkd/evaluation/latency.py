@@ -31,7 +31,7 @@ def time_models(
 ) -> list[dict[str, dict[str, float]]]:
     """Time forward passes in milliseconds per batch, after warm-up passes that are not counted.
 
-    The models take turns, pass by pass, so that one is a fair multiple of the other on a machine that does more.
+    The models take turns, pass by pass, so that other load on the machine slows all of them alike.
 
     Args:
         models: in eval mode, on `device`.
