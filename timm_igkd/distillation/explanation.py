@@ -52,10 +52,10 @@ def target_sum(logits: Tensor, target: Tensor) -> Tensor:
     return at_least_float32(logits).gather(1, target.clamp(min=0)[:, None]).sum()
 
 
-def input_x_gradient(image: Tensor, gradient: Tensor, joined: str) -> Tensor:
-    """Return the maps (B, 1, H, W) of images and gradients (B, C, H, W)."""
+def input_x_gradient(image: Tensor, gradient: Tensor, channels: str) -> Tensor:
+    """Return the maps (B, 1, H, W) of images and gradients (B, C, H, W), `channels` joined as JoinedChannels says."""
     product = at_least_float32(image) * at_least_float32(gradient)
-    return product.abs().sum(1, keepdim=True) if joined == "abs_sum" else product.sum(1, keepdim=True).relu()
+    return product.abs().sum(1, keepdim=True) if channels == "abs_sum" else product.sum(1, keepdim=True).relu()
 
 
 def grad_cam(model: Any, features: Tensor, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
