@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -12,6 +13,15 @@ from timm_igkd.environment import environment
 BATCH_SIZES = (1, 64)
 LEAST_REPEATS = 5
 MOST_REPEATS = 1000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a call, over `n` rounds in turn with others."""
+
+    median: float
+    p90: float
+    n: int
 
 
 def time_model(
@@ -46,7 +56,7 @@ def time_models(
     for batch_size in BATCH_SIZES:
         passes = [_forward(model, (batch_size, *size), device) for model, size in zip(models, input_sizes, strict=True)]
         for result, timing in zip(results, time_in_turn(passes, seconds * len(models)), strict=True):
-            result[f"batch_{batch_size}"] = timing
+            result[f"batch_{batch_size}"] = asdict(timing)
     return results
 
 
@@ -62,15 +72,12 @@ def _forward(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
     return forward
 
 
-def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[dict[str, float]]:
+def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[Timing]:
     """Time calls in milliseconds, round by round one after the other, so that what slows the machine slows all of them.
 
     Args:
         calls: each returns when its work is done; two rounds to warm up are not counted.
         seconds: time spent on all; slow calls take longer, for at least five rounds.
-
-    Returns:
-        `median`, `p90` and the number of rounds `n` of each.
     """
     for call in (*calls, *calls):
         call()
@@ -81,10 +88,7 @@ def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[
             begin = time.perf_counter()
             call()
             found.append(1000 * (time.perf_counter() - begin))
-    return [
-        {"median": statistics.median(t), "p90": statistics.quantiles(t, n=10, method="inclusive")[-1], "n": len(t)}
-        for t in times
-    ]
+    return [Timing(statistics.median(t), statistics.quantiles(t, n=10, method="inclusive")[-1], len(t)) for t in times]
 
 
 def describe_hardware(device: str | torch.device) -> str:

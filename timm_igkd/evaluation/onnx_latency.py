@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 
 from timm_igkd.errors import RunError
-from timm_igkd.evaluation.latency import time_in_turn
+from timm_igkd.evaluation.latency import Timing, time_in_turn
 from timm_igkd.evaluation.onnx_file import missing_onnx_packages, open_session, write_onnx
 
 _logger = logging.getLogger(__name__)
 
 
-def time_files(paths: Sequence[Path], *, seconds: float = 1.0, threads: int | None = None) -> list[dict[str, float]]:
+def time_files(paths: Sequence[Path], *, seconds: float = 1.0, threads: int | None = None) -> list[Timing]:
     """Time single images in ONNX files of one input in turn, see `latency.time_in_turn`.
 
     Args:
@@ -48,7 +49,7 @@ def onnx_latency(model: nn.Module, *, seconds: float = 1.0) -> dict[str, dict[st
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(model, path)
-        return {"batch_1": time_files([path], seconds=seconds)[0]}
+        return {"batch_1": asdict(time_files([path], seconds=seconds)[0])}
 
 
 def onnx_metrics(model: nn.Module) -> dict[str, Any]:
