@@ -1,8 +1,8 @@
 """What the student pays for disagreeing with the teacher: logit distillation losses and attention transfer.
 
 Pure functions of two tensors, computed in float32 at least (also under autocast) and without detaching either side: the
-task calls the teacher without gradient. Every logit loss is called alike, so that `KD_LOSSES[name]` needs no switch, and
-raises InputError for logits that are not (B, C) of one shape, and for a temperature that is not positive and finite.
+task calls the teacher without gradient. Every logit loss is called alike, so that `KD_LOSSES[name]` needs no switch.
+Each raises InputError for logits that are not (B, C) of one shape, and for a temperature not positive and finite.
 """
 
 from collections.abc import Callable
