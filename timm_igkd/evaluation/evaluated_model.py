@@ -25,28 +25,28 @@ class EvaluatedModel:
         model: with its own preprocessing.
         class_indices: its index of each dataset class, None where they are its classes in order.
         data_config: of its preprocessing.
-        is_asked_among: it is asked for one of the dataset's classes, not for one of all that it knows.
+        only_dataset_classes: it is asked for one of the dataset's classes, not for one of all that it knows.
     """
 
     role: str
     model: nn.Module
     class_indices: Tensor | None
     data_config: dict[str, Any]
-    is_asked_among: bool = False
+    only_dataset_classes: bool = False
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits of images on its device, (B, C) in the model's precision, which the images take on."""
         return check_logits(self.role, self.model(in_precision_of(self.model, images)))
 
-    def answers(self, logits: Tensor) -> Tensor:
+    def asked_logits(self, logits: Tensor) -> Tensor:
         """Return the logits of the classes that it is asked for."""
-        return self.head(logits) if self.is_asked_among else logits
+        return self.dataset_columns(logits) if self.only_dataset_classes else logits
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return the place of each of the dataset's labels among these."""
-        return labels if self.class_indices is None or self.is_asked_among else self.class_indices[labels]
+        return labels if self.class_indices is None or self.only_dataset_classes else self.class_indices[labels]
 
-    def head(self, logits: Tensor) -> Tensor:
+    def dataset_columns(self, logits: Tensor) -> Tensor:
         """Return the columns of the dataset's classes, in the dataset's order."""
         return logits if self.class_indices is None else logits[:, self.class_indices]
 

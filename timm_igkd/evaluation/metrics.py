@@ -112,12 +112,12 @@ def evaluate(
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
         if not have_same_outputs(models):
-            models = [replace(evaluated, is_asked_among=True) for evaluated in models]
+            models = [replace(evaluated, only_dataset_classes=True) for evaluated in models]
     device = torch.device(device)
     timed_on = torch.device(device if latency_device is None else latency_device) if measure_latency else None
-    with eval_mode(*(c.model for c in models), device=device):
+    with eval_mode(*(evaluated.model for evaluated in models), device=device):
         all_logits, labels = predict(models, dataset, batch_size, num_workers, device, progress)
-        results = [_measure(c, logits, labels) for c, logits in zip(models, all_logits, strict=True)]
+        results = [_measure(evaluated, logits, labels) for evaluated, logits in zip(models, all_logits, strict=True)]
         if timed_on is not None:
             results = [result | times for result, times in zip(results, _latencies(models, timed_on), strict=True)]
         if corruptions:
@@ -188,11 +188,11 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 def _measure(evaluated: EvaluatedModel, logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return the metrics of one model by itself, but for its latency."""
-    metrics: dict[str, Any] = classification_metrics(evaluated.answers(logits), evaluated.targets(labels))
+    metrics: dict[str, Any] = classification_metrics(evaluated.asked_logits(logits), evaluated.targets(labels))
     metrics |= _sizes(evaluated.model)
     if evaluated.class_indices is not None:
-        metrics["top1_subset"] = _top1(evaluated.head(logits), labels)
-        if evaluated.is_asked_among:
+        metrics["top1_subset"] = _top1(evaluated.dataset_columns(logits), labels)
+        if evaluated.only_dataset_classes:
             metrics["top1_all_classes"] = _top1(logits, evaluated.class_indices[labels])
     return metrics
 
@@ -229,7 +229,9 @@ def _compare(models: Sequence[EvaluatedModel], all_logits: Sequence[Tensor]) -> 
     """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's."""
     student, teacher = all_logits
     if not have_same_outputs(models) or student.shape != teacher.shape:
-        student, teacher = (c.head(logits) for c, logits in zip(models, all_logits, strict=True))
+        student, teacher = (
+            evaluated.dataset_columns(logits) for evaluated, logits in zip(models, all_logits, strict=True)
+        )
     if student.shape != teacher.shape:
         raise InputError(
             f"teacher and student must share their classes, found {teacher.shape[1]} and {student.shape[1]}; map the "

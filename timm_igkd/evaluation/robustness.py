@@ -79,7 +79,7 @@ def measure_robustness(
                     f"the {evaluated.role} gives non-finite logits for a corrupted image; "
                     "its weights are damaged, or it needs float32"
                 )
-            logits = evaluated.answers(logits)
+            logits = evaluated.asked_logits(logits)
             count += (logits.argmax(dim=1).view(len(labels), -1) == evaluated.targets(labels)[:, None]).sum(dim=0)
     return [_summary(row, limit) for row in (100 * correct.double() / limit)]
 
