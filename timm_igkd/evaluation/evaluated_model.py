@@ -9,7 +9,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names, first_part
-from timm_igkd.distillation.live_teacher import check_logits
+from timm_igkd.distillation.live_teacher import check_has_classifier, check_logits
 from timm_igkd.errors import InputError, InputTypeError, RunError
 from timm_igkd.eval_mode import bare_model, in_precision_of
 from timm_igkd.models.arguments import model_data_config
@@ -60,11 +60,14 @@ class EvaluatedModel:
                 f"label of image {start + i} must be in 0..{num_classes - 1}, the classes of the {self.role}, got "
                 f"{int(labels[i])}; use a model of this dataset, or map the dataset's classes with class_indices"
             )
+        first = int(logits.isfinite().all(dim=1).int().argmin())  # of those that are not finite, where any are
+        self.check_finite(logits, f"image {start + first}")
+
+    def check_finite(self, logits: Tensor, which: str) -> None:
+        """Raise RunError unless the logits of an image, as the message calls it, are finite."""
         if not logits.isfinite().all():
-            i = int((~logits.isfinite()).any(dim=1).nonzero()[0])
             raise RunError(
-                f"the {self.role} gives non-finite logits for image {start + i}; "
-                "its weights are damaged, or it needs float32"
+                f"the {self.role} gives non-finite logits for {which}; its weights are damaged, or it needs float32"
             )
 
 
@@ -104,9 +107,8 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
             "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
         )
     check_reads_colour(model, role)
+    check_has_classifier(model, role)
     names, num_classes = class_names(dataset), getattr(model, "num_classes", None)
-    if num_classes == 0:
-        raise InputError(f"the {role} has no classifier, its outputs are features; build it with num_classes above 0")
     if indices is not None and names is not None and len(indices) != len(names):
         raise InputError(
             f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"

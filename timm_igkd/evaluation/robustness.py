@@ -10,7 +10,6 @@ from torchvision.transforms.v2 import functional as F
 
 from timm_igkd.data.items import known_labels, read_item
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.errors import RunError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_igkd.evaluation.evaluated_model import EvaluatedModel, shared_transforms
 from timm_igkd.progress import progress_bar
@@ -74,11 +73,7 @@ def measure_robustness(
         for count, position, evaluated in zip(correct, positions, models, strict=True):
             batches = images[position].flatten(0, 1).split(batch_size)
             logits = torch.cat([evaluated.logits(batch.to(device)).float().cpu() for batch in batches])
-            if not logits.isfinite().all():
-                raise RunError(
-                    f"the {evaluated.role} gives non-finite logits for a corrupted image; "
-                    "its weights are damaged, or it needs float32"
-                )
+            evaluated.check_finite(logits, "a corrupted image")
             logits = evaluated.asked_logits(logits)
             count += (logits.argmax(dim=1).view(len(labels), -1) == evaluated.targets(labels)[:, None]).sum(dim=0)
     return [_summary(row, limit) for row in (100 * correct.double() / limit)]
