@@ -6,7 +6,7 @@ purpose, epoch, image), so that arms of one seed share order, crops and coins.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -58,8 +58,7 @@ class DeviceAugmentation:
         check_range("cutout", self.cutout, 0)
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The random numbers of one epoch, one row per image of the dataset; all on the device.
 
     Attributes:
@@ -78,9 +77,7 @@ class Draws:
 
     def at(self, index: Tensor) -> "Draws":
         """Return the draws of the images at `index`."""
-        return Draws(
-            self.overlaid[index], self.power[index], self.shift[index], self.flipped[index], self.square[index]
-        )
+        return Draws(*(part[index] for part in self))
 
 
 class DeviceViews:
@@ -128,7 +125,7 @@ class DeviceViews:
             torch.from_numpy(self._flips(epoch)),
             torch.from_numpy(stream("cutout").integers(0, self.data.images.shape[-2:], (n, 2))),
         )
-        return Draws(*(getattr(drawn, name).to(self.device) for name in Draws.__dataclass_fields__))
+        return Draws(*(part.to(self.device) for part in drawn))
 
     def _flips(self, epoch: int) -> np.ndarray:
         """Return which images are flipped in an epoch, [N] bool."""
