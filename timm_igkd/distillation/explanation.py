@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from timm_igkd.distillation.losses import at_least_float32, resized
-from timm_igkd.feature_maps import as_map
+from timm_igkd.feature_maps import weighted_features
 
 _EPSILON = 1e-8  # of F.cosine_similarity, which the authors call
 _NORMS = (F.batch_norm, F.layer_norm)
@@ -63,8 +63,7 @@ def grad_cam(model: Any, features: Tensor, gradient: Tensor, shape: tuple[int, .
 
     Source: Selvaraju et al. 2017 (1610.02391), with its ReLU, as published and as in the authors' code.
     """
-    features, gradient = (as_map(model, at_least_float32(each), shape) for each in (features, gradient))
-    return (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+    return weighted_features(model, at_least_float32(features), at_least_float32(gradient), shape).relu()
 
 
 def differentiable_gradient(value: Tensor, source: Tensor) -> Tensor:
