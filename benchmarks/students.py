@@ -65,7 +65,7 @@ def both_exporters(record: StudentsRecord, chosen: list[MeasuredStudent], folder
         write_onnx(model, paths["export"])
         for name in ("quick", "export"):
             quantise(paths[name], paths[f"{name}_int8"], [image])
-        times = [timing["median"] for timing in time_files(list(paths.values()), seconds=8, threads=1)]
+        times = [timing.median for timing in time_files(list(paths.values()), seconds=8, threads=1)]
         found.append({"student": str(student), "ms": dict(zip(paths, times, strict=True))})
     return found
 

@@ -7,9 +7,9 @@ import pytest
 import timm
 
 from timm_igkd.errors import RunError
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Architecture
-from timm_igkd.export.record import Timing
 from timm_igkd.export.student_latency import StudentFile
 from timm_igkd.export.students import StudentsRecord, find_students
 from timm_igkd.models.loading import count_macs, count_parameters

@@ -7,6 +7,8 @@ import difflib
 import re
 from collections.abc import Collection, Iterable
 
+MOST_WORKERS = 1024
+"""Processes that a loader may have; far more than any machine has cores."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
 
 

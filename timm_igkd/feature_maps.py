@@ -94,6 +94,19 @@ def as_map(model: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
+def weighted_features(model: Any, features: Tensor, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the sum of features' channels, each weighted by its mean gradient, (B, 1, h, w): Grad-CAM before its ReLU.
+
+    Args:
+        model: whose features they are.
+        features: of any layout that `as_map` takes.
+        gradient: of the same layout.
+        shape: (H, W) of the input.
+    """
+    features, gradient = (as_map(model, each, shape) for each in (features, gradient))
+    return (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True)
+
+
 def _grid(model: Any, tokens: int, shape: tuple[int, ...]) -> tuple[int, int]:
     """Return rows and columns of the patches among some tokens."""
     prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)

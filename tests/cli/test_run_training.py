@@ -10,8 +10,6 @@ from command_lines import subprocess_environment
 from run_command_parts import MODEL, TRAIN, WARNINGS, run_alone, summary, train
 from timm.data import auto_augment
 
-from timm_igkd.overlay import timm_ops
-
 pytestmark = WARNINGS
 
 
@@ -78,16 +76,15 @@ def test_run_takes_timms_options(command, folder, maps, tmp_path, options):
     )
 
 
-def test_augmentation_splits_overlay_by_the_option_and_warn_that_the_name_does_nothing(
-    command, folder, maps, tmp_path, monkeypatch
-):
+def test_augmentation_splits_overlay_by_the_option_and_warn_that_the_name_does_nothing(command, folder, maps, tmp_path):
     """The splits are augmented after one crop of one image, where it is too late for an overlay of its own."""
-    monkeypatch.setattr(timm_ops, "_warned", False)
     options = ["--aug-splits", "2", "--smoothing", "0", "--aa", "rand-m9-n8-p1-tigkd"]
-    with pytest.warns(UserWarning, match="IGOverlay changes nothing outside"):
-        none = train(command, folder, tmp_path / "none", *options, run=("--maps", maps, "--overlay-prob", 0))
-    all_of_them = train(command, folder, tmp_path / "all", *options, run=("--maps", maps, "--overlay-prob", 1))
-    assert none != all_of_them
+    found = []
+    for probability, name in enumerate(("none", "all")):
+        run = ("--maps", maps, "--overlay-prob", probability)
+        with pytest.warns(UserWarning, match="IGOverlay changes nothing outside"):
+            found.append(train(command, folder, tmp_path / name, *options, run=run))
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

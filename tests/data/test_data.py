@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from data_parts import keys
 from PIL import Image
-from tiny_parts import noise_image
+from tiny_parts import ImageList, noise_image
+from torch.utils.data import ConcatDataset, Subset
 
 from timm_igkd.data.images import content_key
-from timm_igkd.data.items import read_item
+from timm_igkd.data.items import read_item, refuse_among_images
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 
@@ -283,3 +284,12 @@ def test_files_of_splits_in_upper_case_are_not_read_as_one(tmp_path):
         write_parquet(tmp_path / f"{split}.parquet", ["cat", "dog"])
     with pytest.raises(InputError, match=r"'Test.parquet' of dataset .* would be part of split 'train': .*; rename it"):
         load_labeled_images(str(tmp_path), "train")
+
+
+def test_a_file_among_the_images_of_any_part_is_refused(tmp_path):
+    named, foldered = ImageList([noise_image(0)], [0], "named"), ImageList([noise_image(1)], [0], "foldered")
+    foldered.folder = str(tmp_path / "images")
+    joined = Subset(ConcatDataset([named, foldered]), [0])
+    with pytest.raises(InputError, match="lies among the images of 'foldered'; name another"):
+        refuse_among_images(joined, tmp_path / "images" / "grid.png", "name another")
+    refuse_among_images(joined, tmp_path / "grid.png", "name another")

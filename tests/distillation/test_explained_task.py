@@ -117,6 +117,23 @@ def test_in_eval_mode_without_maps_the_term_is_left_out_and_with_them_no_graph_i
     assert not result["loss"].requires_grad
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_gradients_nothing_that_comes_out_keeps_the_graph(kind, batch):
+    task = build(tiny(), tiny(seed=1), attention_loss_weight=0.8, explanation_map=kind, **E).eval()
+    with torch.no_grad():
+        found = [*task(**batch).values(), *task.trainable_module(batch["input"], batch["target"])]
+    assert not any(value.requires_grad for value in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_mode_takes_no_maps_and_says_what_does(kind, batch):
+    task = build(tiny(), explanation_map=kind, **E).eval()
+    with torch.inference_mode():
+        assert "explanation_loss" not in task(batch["input"], batch["target"])
+        with pytest.raises(InputError, match=r"which torch.inference_mode\(\) has none of; use torch.no_grad\(\)"):
+            task(**batch)
+
+
 def test_maps_of_zeros_leave_the_other_terms_alone(batch):
     batch["maps"].zero_()
     plain, explained = (build(tiny(), **kwargs) for kwargs in ({}, E))

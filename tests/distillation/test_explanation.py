@@ -22,8 +22,8 @@ def maps(*shape: int, seed: int = 2, dtype: torch.dtype = torch.float32) -> Tens
     return noise(*shape, seed=seed, dtype=dtype).abs()
 
 
-def explained(name: str, kind: str, size: int = 64, joined: str = "abs_sum") -> TrainedStudent:
-    return TrainedStudent(tiny_teacher(name, classes=4, size=size), explanation=kind, joined=joined)
+def explained(name: str, kind: str, size: int = 64, channels: str = "abs_sum") -> TrainedStudent:
+    return TrainedStudent(tiny_teacher(name, classes=4, size=size), explanation=kind, channels=channels)
 
 
 # ---- the loss
@@ -72,11 +72,11 @@ def test_half_precision_is_computed_in_float32():
 # ---- the student's maps
 
 
-@pytest.mark.parametrize("joined", ["abs_sum", "positive"])
-def test_input_x_gradient_is_captums(joined):
-    student, input = explained("test_convnext", "input_x_gradient", 32, joined).eval(), noise(3, 3, 32, 32)
+@pytest.mark.parametrize("channels", ["abs_sum", "positive"])
+def test_input_x_gradient_is_captums(channels):
+    student, input = explained("test_convnext", "input_x_gradient", 32, channels).eval(), noise(3, 3, 32, 32)
     values = InputXGradient(student.student).attribute(input.clone().requires_grad_(), TARGETS)
-    wanted = values.abs().sum(1) if joined == "abs_sum" else values.sum(1).clamp_min(0)
+    wanted = values.abs().sum(1) if channels == "abs_sum" else values.sum(1).clamp_min(0)
     torch.testing.assert_close(student(input, TARGETS)[2][:, 0], wanted, rtol=1e-4, atol=1e-6)
 
 

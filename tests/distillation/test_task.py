@@ -223,6 +223,22 @@ def test_options_out_of_range_are_refused(kwargs, message):
         build(teacher=tiny(seed=1), **kwargs)
 
 
+@pytest.mark.parametrize("name", ["attention_loss_weight", "explanation_loss_weight"])
+def test_a_weight_raised_from_0_afterwards_is_refused_and_one_that_was_there_may_change(name, batch):
+    maps = {"maps": torch.rand(BATCH, 1, 32, 32)}
+    task = build(tiny(), tiny(seed=1))
+    setattr(task, name, 0.5)
+    with pytest.raises(InputError, match=f"{name} is 0.5 in a task .* build the task with a weight above 0"):
+        task(*batch, **maps)
+    task = build(tiny(), tiny(seed=1), **{name: 0.5})
+    term = name.removesuffix("_weight")
+    for weight in (0.0, 0.25):
+        setattr(task, name, weight)
+        result = task(*batch, **maps)
+        rest = task.task_loss_weight * result["task_loss"] + task.distill_loss_weight * result["distill_loss"]
+        torch.testing.assert_close(result["loss"], rest + (weight * result[term] if weight else 0.0))
+
+
 def test_models_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"same classes, got 10 and 20; .*teacher_class_indices"):
         build(teacher=tiny(seed=1, classes=20))

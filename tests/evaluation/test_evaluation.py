@@ -14,7 +14,7 @@ from tiny_parts import ImageList, noise_image, tiny_teacher
 from torch.utils.data import ConcatDataset
 
 from timm_igkd.errors import InputError, InputTypeError, RunError
-from timm_igkd.evaluation.calibration import expected_calibration_error, reliability_bins
+from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for
 from timm_igkd.evaluation.latency import time_model, time_models
 from timm_igkd.evaluation.metrics import classification_metrics, evaluate, write_metrics
@@ -37,8 +37,8 @@ def test_ece_of_a_known_construction():
     # bin (0.8, 0.867]: confidence 0.85, one of two is right; bin (0.533, 0.6]: confidence 0.59, both are right
     probabilities = np.array([[0.85, 0.15], [0.85, 0.15], [0.41, 0.59], [0.41, 0.59]])
     expected = 0.5 * abs(0.85 - 0.5) + 0.5 * abs(0.59 - 1.0)
-    assert expected_calibration_error(probabilities, [0, 1, 1, 1]) == pytest.approx(expected)
     bins = reliability_bins(torch.tensor(probabilities), torch.tensor([0, 1, 1, 1]))
+    assert bins.expected_calibration_error == pytest.approx(expected)
     assert bins.counts.sum() == 4
     assert np.flatnonzero(bins.counts).tolist() == [8, 12]
     assert math.isnan(bins.accuracy[0])

@@ -229,7 +229,7 @@ def test_calls_are_timed_in_turn():
     order: list[str] = []
     found = time_in_turn([lambda: order.append("a"), lambda: order.append("b")], seconds=0)
     assert order == ["a", "b"] * 7  # two rounds to warm up
-    assert [entry["n"] for entry in found] == [5, 5]
+    assert [timing.n for timing in found] == [5, 5]
 
 
 def test_onnx_latency_is_warm_and_leaves_the_model():

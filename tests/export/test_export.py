@@ -15,6 +15,7 @@ from tiny_parts import NUMBERS, tiny_teacher
 from timm_igkd import export_student, load_labeled_images
 from timm_igkd.errors import InputError, InputTypeError, MissingFileError
 from timm_igkd.evaluation.comparison import largest_share
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
@@ -235,7 +236,7 @@ def test_a_file_that_answers_otherwise_is_not_recommended_where_accuracy_is_unkn
     """However fast it is: its answers may all be wrong. As many answers as it may lose are no matter."""
     record, folder = exported
     paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
-    timed = [{"median": t, "p90": t, "n": 5} for t in (2.0, 1.0)]
+    timed = [Timing(t, t, 5) for t in (2.0, 1.0)]
     monkeypatch.setattr(verification, "time_files", lambda paths, **options: timed[: len(paths)])
     (floats, int8) = verification.verify_files(
         digits_student(), paths, None, None, 0.5, with_top1=False, progress=False
@@ -283,7 +284,7 @@ def test_a_file_over_the_budget_is_not_recommended(exported):
 def test_the_faster_file_is_recommended(times, best, exported, tmp_path, monkeypatch):
     _, folder = exported
     paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
-    timed = [{"median": t, "p90": t, "n": 5} for t in times]
+    timed = [Timing(t, t, 5) for t in times]
     monkeypatch.setattr(verification, "time_files", lambda paths, **options: timed[: len(paths)])
     verified = verification.verify_files(digits_student(), paths, None, None, 100.0, with_top1=False, progress=False)
     assert verification.fastest(verified.files) == best

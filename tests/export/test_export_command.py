@@ -10,6 +10,7 @@ from test_export import _quick  # noqa: F401
 
 from timm_igkd import save_model
 from timm_igkd.cli import export_command
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
 
@@ -62,7 +63,7 @@ def test_too_large_a_drop_ends_with_1_and_keeps_marked_files(student, command: R
 
 
 def test_int8_that_is_slower_is_reported_and_float_recommended(student, command: Runner, tmp_path, monkeypatch):
-    timed = [{"median": 1.0, "p90": 1.0, "n": 5}, {"median": 1.5, "p90": 1.5, "n": 5}]
+    timed = [Timing(1.0, 1.0, 5), Timing(1.5, 1.5, 5)]
     monkeypatch.setattr("timm_igkd.export.verification.time_files", lambda paths, **options: timed)
     outcome = command("export", "--model", student("smallest"), "--out", tmp_path / "export", *INT8)
     assert outcome.code == 0

@@ -11,6 +11,7 @@ from export_parts import write_graph
 from students_parts import SIDE, TABLE, TEACHER, file, find, say_latency, tiny
 
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.export import student_latency, students
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Candidate, rank
@@ -148,9 +149,7 @@ def test_measured_latency_is_kept_and_measured_again_where_asked_for(quick):
 
 def test_of_several_timings_the_lowest_median_stands_in_the_cache_too(quick, monkeypatch, tmp_path):
     medians = iter([3.0, 2.0, 4.0])
-    monkeypatch.setattr(
-        student_latency, "time_files", lambda paths, **_: [{"median": next(medians), "p90": 9.0, "n": 5}] * len(paths)
-    )
+    monkeypatch.setattr(student_latency, "time_files", lambda paths, **_: [Timing(next(medians), 9.0, 5)] * len(paths))
     measure_files(tiny("test_resnet"), int8=False, folder=tmp_path)
     for expected in (2.0, 2.0):
         (file,) = time_again(tmp_path)

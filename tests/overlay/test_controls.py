@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from overlay_parts import ALWAYS
 from PIL import Image
 from tiny_parts import ImageList, noise_image, ramp, write_store
 
@@ -71,6 +72,20 @@ def test_permuted_keeps_the_histogram_of_the_map_at_the_images_size(store, size)
     own = Image.fromarray(ramp(2, 16, 12)).resize(size, Image.Resampling.BILINEAR)
     assert found.size == size
     assert found.histogram() == own.histogram()
+
+
+@pytest.mark.parametrize("size", [(16, 12), (8, 6), (31, 17)])
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_control_has_the_size_of_the_image(store, source, size):
+    found = control_map(store, 2, noise_image(0, *size), source, 0)
+    assert (found.mode, found.size) == ("L", size)
+
+
+@pytest.mark.parametrize(("source", "row"), [("aligned", 2), ("shuffled", int(derangement(6, 0)[2]))])
+def test_a_map_is_brought_to_the_image_as_the_overlay_brings_it(store, source, row):
+    image = noise_image(0, 31, 17)
+    found = ALWAYS.apply(image, control_map(store, 2, image, source, 0), 1.5)
+    assert found.tobytes() == ALWAYS.apply(image, Image.fromarray(ramp(row, 16, 12)), 1.5).tobytes()
 
 
 def test_noise_is_uniform_and_of_the_images_size(store, dataset):

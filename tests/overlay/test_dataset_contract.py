@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_naflex_loader, create_transform
 from timm.data.loader import fast_collate
 from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from timm_igkd import IGOptions, compute_maps
 from timm_igkd.data.loading import load_labeled_images
@@ -38,7 +38,7 @@ def test_subset_finds_its_rows(ramps, order):
 def test_random_split_and_concatenation_find_their_rows(ramps):
     dataset, store = ramps
     parts = torch.utils.data.random_split(dataset, [5, N - 5])
-    joined = wrap((torch.utils.data.ConcatDataset(parts), store), EXACT)
+    joined = wrap((ConcatDataset(parts), store), EXACT)
     order = [*parts[0].indices, *parts[1].indices]
     assert torch.equal(images_of(joined), images_of(wrap(ramps, NEVER))[order])
 
@@ -168,6 +168,14 @@ def test_dataset_with_a_transform_is_refused(noisy):
         IGOverlayDataset(Subset(dataset, [0]), noisy[1])
 
 
+def test_transform_of_any_part_is_refused_by_the_name_of_the_part(noisy):
+    later = ImageList(noisy[0].images, noisy[0].labels, name="later")
+    later.transform = torchvision.transforms.ToTensor()
+    joined = ConcatDataset([noisy[0], Subset(ConcatDataset([noisy[0], later]), [0])])
+    with pytest.raises(InputError, match="'later' has a transform already"):
+        IGOverlayDataset(joined, noisy[1])
+
+
 def test_unknown_view_is_refused(noisy):
     with pytest.raises(InputError, match="teacher_view must be one of same, clean, got 'both'"):
         wrap(noisy, ALWAYS, teacher_view="both")
@@ -285,7 +293,8 @@ def test_naflex_loader_that_would_leave_out_images_is_refused(noisy, view):
 def test_items_other_than_colour_image_and_label_are_refused(tiny_images, options, told):
     folder = str(tiny_images("folder"))
     dataset = timm.data.create_dataset("", root=folder, split="train", **options)
-    for given in (dataset, Subset(dataset, [0])):
+    plain = timm.data.create_dataset("", root=folder, split="train")
+    for given in (dataset, Subset(dataset, [0]), ConcatDataset([plain, dataset])):
         with pytest.raises(InputError, match=told):
             IGOverlayDataset(given, None)
-    assert IGOverlayDataset(timm.data.create_dataset("", root=folder, split="train"), None)[0]
+    assert IGOverlayDataset(ConcatDataset([plain, plain]), None)[0]

@@ -13,8 +13,9 @@ from tiny_parts import NUMBERS, ImageList, noise_image
 from timm_igkd import evaluate, push_student
 from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_file import describe_model
-from timm_igkd.export.record import FILES, ExportedFile, ExportRecord, Images, Quantisation, Timing, write_export_record
+from timm_igkd.export.record import FILES, ExportedFile, ExportRecord, Images, Quantisation, write_export_record
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.report.companions import eval_result, exported_files
 from timm_igkd.report.run_facts import RunFacts, read_run

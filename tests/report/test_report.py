@@ -282,7 +282,7 @@ def test_confused_pairs_are_sorted_mistakes():
 
 def test_preview_grid_has_crisp_pixels(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    write_preview(tmp_path / "grid.png", [Sample(image, image.convert("L"), image, "long label " * 20)] * 5, columns=2)
+    write_preview(tmp_path / "grid.png", [Sample(image, image.convert("L"), image, "long label " * 20)] * 5)
     with Image.open(tmp_path / "grid.png") as opened:
         grid = np.asarray(opened)
     enlarged = np.asarray(image).repeat(3, axis=0).repeat(3, axis=1)

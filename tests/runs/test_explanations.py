@@ -26,7 +26,7 @@ E = {"explanation_loss_weight": 1.0}
         ({"mixup": 0.2}, "cropped and flipped alone, got mixup 0.2; set mixup to 0"),
         ({"cutmix": 1.0}, "got cutmix 1.0; set cutmix to 0"),
         ({"aa": "rand-m9-mstd0.5"}, "got aa rand-m9-mstd0.5; set aa to none"),
-        ({"color_jitter": 0.4}, "got color_jitter 0.4; set color_jitter to 0"),
+        ({"color_jitter": 0.4, "train_crop": "rrc"}, "got color_jitter 0.4; set color_jitter to 0"),
         ({"reprob": 0.25}, "got reprob 0.25; set reprob to 0"),
         ({"compile": True}, "second derivatives, which torch.compile has none of; drop --compile"),
         ({"map_target": "predicted"}, "explains the label, but map_target is predicted; set map_target to label"),

@@ -1,25 +1,31 @@
 """The learning rate at every update, whatever the schedule and however batches are accumulated."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
 from timm_igkd.training.schedule import create_scheduler
+from timm_igkd.training.settings import SCHEDULES, TrainingSettings
 
 LR, EPOCHS, UPDATES = 0.4, 5, 10
 
 
-def rates(sched: str, warmup_epochs: int, min_lr: float = 0.0) -> list[float]:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
-    scheduler = create_scheduler(
-        optimizer, sched, lr=LR, epochs=EPOCHS, updates_per_epoch=UPDATES, warmup_epochs=warmup_epochs, min_lr=min_lr
-    )
+def rates_of_groups(shares: Sequence[float], **settings: Any) -> list[list[float]]:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": share} for share in shares]
+    optimizer = torch.optim.SGD(groups, lr=LR)
+    scheduler = create_scheduler(optimizer, TrainingSettings(epochs=EPOCHS, lr=LR, **settings), UPDATES)
     found = []
     for update in range(EPOCHS * UPDATES):
         scheduler.step_update(update)
-        found.append(optimizer.param_groups[0]["lr"])
+        found.append([group["lr"] for group in optimizer.param_groups])
     return found
+
+
+def rates(sched: str, warmup_epochs: int, min_lr: float = 0.0) -> list[float]:
+    return [rate for (rate,) in rates_of_groups([1.0], sched=sched, warmup_epochs=warmup_epochs, min_lr=min_lr)]
 
 
 @pytest.mark.parametrize("sched", ["cosine", "triangular"])
@@ -54,3 +60,10 @@ def test_a_constant_rate_follows_its_warm_up():
     assert warm_up[0] == pytest.approx(LR / 100)
     assert all(second > first for first, second in pairwise(warm_up))
     assert found[2 * UPDATES :] == [LR] * (EPOCHS - 2) * UPDATES
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+@pytest.mark.parametrize("sched", SCHEDULES)
+def test_a_layer_has_its_share_of_the_rate_at_every_update(sched, warmup_epochs):
+    found = rates_of_groups([1.0, 0.3], sched=sched, warmup_epochs=warmup_epochs)
+    assert [small for _, small in found] == [0.3 * large for large, _ in found]

@@ -122,6 +122,27 @@ def test_every_auto_augment_string_of_timm_is_read_whatever_the_crop(aa, crop):
     assert np.asarray(transform(images()[0][0])).shape == tuple(CONFIG["input_size"])
 
 
+def test_only_an_auto_augment_string_that_was_given_is_at_fault():
+    with pytest.raises(InputError, match=r"aa must be a timm auto-augment string .* got 'nope'"):
+        TrainAugmentation(aa="nope").transform(CONFIG)
+    with pytest.raises(KeyError, match="random"):  # no way to resize a whole image
+        TrainAugmentation().transform(CONFIG | {"interpolation": "random"})
+
+
+@pytest.mark.parametrize("crop", ["none", "pad"])
+def test_colour_jitter_is_refused_with_a_crop_that_has_none(crop):
+    with pytest.raises(InputError, match=f"color_jitter goes .* rrc alone, got 0.4 with {crop}; set train_crop to rrc"):
+        TrainAugmentation(train_crop=crop, color_jitter=0.4)
+
+
+@pytest.mark.parametrize(("aa", "is_changed"), [(None, True), ("rand-m0-n0", False)])
+def test_colour_jitter_changes_colours_of_resized_crops_without_auto_augment(aa, is_changed):
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    seed_global(0)
+    found = TrainAugmentation(train_crop="rrc", color_jitter=0.9, aa=aa).transform(CONFIG)(image)
+    assert (found[:, 0, 0].tolist() != [200, 100, 50]) == is_changed
+
+
 def test_images_are_resized_as_the_models_are_in_evaluation():
     image, config = images()[0][0].resize((48, 48)), CONFIG | {"interpolation": "nearest"}
     found = TrainAugmentation(train_crop="none").transform(config)(image)

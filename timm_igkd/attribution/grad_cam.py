@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from timm_igkd.attribution.ig_options import IGOptions, Output
 from timm_igkd.attribution.options import selected_output
-from timm_igkd.feature_maps import as_map, last_norm, through_head
+from timm_igkd.feature_maps import last_norm, through_head, weighted_features
 
 
 class GradCAM:
@@ -41,8 +41,7 @@ class GradCAM:
             features, logits = self._features_and_logits(inputs)
             value = selected_output(logits.float(), targets, self.output).sum()
             (gradient,) = torch.autograd.grad(value, features)
-        features, gradient = (as_map(self.model, each.detach().float(), self._shape) for each in (features, gradient))
-        return (gradient.mean((2, 3), keepdim=True) * features).sum(1)
+        return weighted_features(self.model, features.detach().float(), gradient.detach().float(), self._shape)[:, 0]
 
     def _features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if self._norm is None:

@@ -97,6 +97,15 @@ def first_part(dataset: Any) -> Any:
     return dataset
 
 
+def parts(dataset: Any) -> list[Any]:
+    """Return all datasets within torch's Subset and ConcatDataset."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        return parts(dataset.dataset)
+    if isinstance(dataset, torch.utils.data.ConcatDataset):
+        return [found for part in dataset.datasets for found in parts(part)]
+    return [dataset]
+
+
 def row_name(dataset: Any, index: int) -> str:
     """Return how messages name row `index` of any dataset."""
     dataset, index = unwrapped(dataset, index)
@@ -120,12 +129,10 @@ def dataset_name(dataset: Any) -> str:
 
 def refuse_among_images(dataset: Any, out: Path, remedy: str) -> None:
     """Raise InputError for an output in a folder all of whose files are a data set's: it could not be read again."""
-    if isinstance(dataset, torch.utils.data.ConcatDataset):
-        for part in dataset.datasets:
-            refuse_among_images(part, out, remedy)
-    folder = getattr(first_part(dataset), "folder", None)
-    if folder is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
-        raise InputError(f"{str(out)!r} lies among the images of {dataset_name(dataset)!r}; {remedy}")
+    for part in parts(dataset):
+        folder = getattr(part, "folder", None)
+        if folder is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
+            raise InputError(f"{str(out)!r} lies among the images of {dataset_name(part)!r}; {remedy}")
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

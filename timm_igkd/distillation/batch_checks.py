@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from timm_igkd.distillation.live_teacher import check_has_classifier
 from timm_igkd.distillation.losses import is_soft
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import bare_model
@@ -69,11 +70,9 @@ def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teach
     """Return the checked indices of the teacher's outputs for the student's classes."""
     classes: int | None = getattr(bare_model(student), "num_classes", None)
     teacher_classes: int | None = None if teacher is None else getattr(bare_model(teacher), "num_classes", None)
-    for role, outputs in (("student", classes), ("teacher", teacher_classes)):
-        if outputs == 0:
-            raise InputError(
-                f"the {role} has no classifier, its outputs are features; build it with num_classes above 0"
-            )
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is not None:
+            check_has_classifier(model, role)
     if indices is None:
         if classes is not None and teacher_classes is not None and classes != teacher_classes:
             raise InputError(

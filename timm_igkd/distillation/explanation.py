@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from timm_igkd.distillation.losses import at_least_float32, resized
-from timm_igkd.feature_maps import as_map
+from timm_igkd.feature_maps import weighted_features
 
 _EPSILON = 1e-8  # of F.cosine_similarity, which the authors call
 _NORMS = (F.batch_norm, F.layer_norm)
@@ -52,10 +52,10 @@ def target_sum(logits: Tensor, target: Tensor) -> Tensor:
     return at_least_float32(logits).gather(1, target.clamp(min=0)[:, None]).sum()
 
 
-def input_x_gradient(image: Tensor, gradient: Tensor, joined: str) -> Tensor:
-    """Return the maps (B, 1, H, W) of images and gradients (B, C, H, W)."""
+def input_x_gradient(image: Tensor, gradient: Tensor, channels: str) -> Tensor:
+    """Return the maps (B, 1, H, W) of images and gradients (B, C, H, W), `channels` joined as JoinedChannels says."""
     product = at_least_float32(image) * at_least_float32(gradient)
-    return product.abs().sum(1, keepdim=True) if joined == "abs_sum" else product.sum(1, keepdim=True).relu()
+    return product.abs().sum(1, keepdim=True) if channels == "abs_sum" else product.sum(1, keepdim=True).relu()
 
 
 def grad_cam(model: Any, features: Tensor, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -63,8 +63,7 @@ def grad_cam(model: Any, features: Tensor, gradient: Tensor, shape: tuple[int, .
 
     Source: Selvaraju et al. 2017 (1610.02391), with its ReLU, as published and as in the authors' code.
     """
-    features, gradient = (as_map(model, at_least_float32(each), shape) for each in (features, gradient))
-    return (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+    return weighted_features(model, at_least_float32(features), at_least_float32(gradient), shape).relu()
 
 
 def differentiable_gradient(value: Tensor, source: Tensor) -> Tensor:
@@ -92,7 +91,7 @@ class _OtherForms(TorchFunctionMode):
 def twice_differentiable() -> Iterator[None]:
     """Let a forward pass be differentiated twice: attention by its mathematical kernel, the rest by _OtherForms.
 
-    All hold inside alone, and change nothing but last bits.
+    Both are undone on exit; only last bits of the result change.
     """
     with _OtherForms(), sdpa_kernel(SDPBackend.MATH):
         yield

@@ -10,7 +10,8 @@ class LabeledCrossEntropy(nn.Module):
     """Cross-entropy over the images of a batch that have a label, their mean; 0, without gradient, where none has.
 
     A criterion of `IGDistillationTask`: the other terms of its loss still take every image. Nothing here waits for the
-    device, so the number of labelled images is not known outside of it.
+    device, so the number of labelled images is not known outside of it. Of several processes each averages over its own
+    labelled images, so that where their shares are unequal these weigh slightly differently.
 
     Args:
         unlabeled: the label of an image without one.

@@ -95,6 +95,12 @@ class LiveTeacher(nn.Module):
         return None, entry
 
 
+def check_has_classifier(model: nn.Module, role: str) -> None:
+    """Raise InputError where a model's outputs are features, as timm makes it of num_classes 0."""
+    if getattr(bare_model(model), "num_classes", None) == 0:
+        raise InputError(f"the {role} has no classifier, its outputs are features; build it with num_classes above 0")
+
+
 def check_logits(role: str, output: Any) -> Tensor:
     """Return a model's output; raise InputTypeError unless it is one tensor of logits."""
     if not isinstance(output, Tensor):

@@ -2,6 +2,7 @@
 
 Pure functions of two tensors, computed in float32 at least (also under autocast) and without detaching either side: the
 task calls the teacher without gradient. Every logit loss is called alike, so that `KD_LOSSES[name]` needs no switch.
+Each raises InputError for logits that are not (B, C) of one shape, and for a temperature not positive and finite.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float, ta
     Source: Hinton et al., arXiv 1503.02531; the distillation loss of arXiv 2506.14440.
     """
     student, teacher = _paired(student_logits, teacher_logits, temperature)
-    return temperature**2 * _kl(_log_softmax(teacher / temperature), _log_softmax(student / temperature)).mean()
+    return temperature**2 * _kl((teacher / temperature).log_softmax(1), (student / temperature).log_softmax(1)).mean()
 
 
 def kd_standardized(
@@ -60,6 +61,9 @@ def kd_standardized(
 
     Returns:
         A scalar >= 0, the same for a z + b (a > 0) in place of either side's z.
+
+    Raises:
+        InputError: fewer than 3 classes.
 
     Source: Sun et al., CVPR 2024, arXiv 2403.01427; the unbiased std is that of the authors' code. Deviation: their
     1e-7 added to the std is a 1e-8 added to the variance, so that constant logits have a finite gradient.
@@ -94,7 +98,7 @@ def kd_dkd(
         A scalar >= 0.
 
     Raises:
-        InputError: no target, or soft targets.
+        InputError: no target, soft targets, or a single class.
 
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679.
     """
@@ -130,8 +134,8 @@ def kd_dist(
         teacher_logits: (B, C).
         temperature: T > 0.
         target: not used; part of the common signature.
-        inter_weight: the paper's beta.
-        intra_weight: the paper's gamma.
+        inter_weight: the paper's beta; the task leaves it at 1.
+        intra_weight: the paper's gamma; the task leaves it at 1.
 
     Returns:
         A scalar >= 0, the same for a p + b (a > 0) in place of either side's probabilities p.
@@ -258,10 +262,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    return logits.log_softmax(dim=1)
-
-
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) of each row."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
@@ -277,7 +277,7 @@ def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.arange(logits.shape[1] - 1, device=logits.device)
     others = logits.gather(1, index + (index >= target[:, None]).long())
     binary = torch.cat([logits.gather(1, target[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)
-    return _log_softmax(binary), _log_softmax(others)
+    return binary.log_softmax(1), others.log_softmax(1)
 
 
 def _pearson_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_l
 from timm_igkd.distillation.options import TeacherViewMode, check_temperature
 from timm_igkd.distillation.trained_student import TrainedStudent
 from timm_igkd.distillation.views import VIEW_LAYOUTS, ViewReader, Views
-from timm_igkd.distillation.weights import check_weight, resolve_weights
+from timm_igkd.distillation.weights import check_built, check_weight, resolve_weights
 from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.eval_mode import bare_model
 
@@ -64,7 +64,7 @@ class IGDistillationTask(TrainingTask):
         dkd_alpha: weight of TCKD in loss_type "dkd".
         dkd_beta: weight of NCKD in loss_type "dkd".
         device: of the task's tensors and the teacher, by default the student's.
-        dtype: of the task, as in timm.
+        dtype: kept for timm's signature; converts nothing.
         verbose: log the resolved settings.
 
     Raises:
@@ -197,8 +197,11 @@ class IGDistillationTask(TrainingTask):
             not yet weighted.
 
         Raises:
-            InputError: a batch that does not hold what the options call for.
+            InputError: a batch that does not hold what the options call for, or a weight of attention or explanations
+                that was raised from 0 after the task was built.
         """
+        check_built("attention_loss_weight", self.attention_loss_weight, self._transfers_attention)
+        check_built("explanation_loss_weight", self.explanation_loss_weight, self._explains)
         input, target, teacher_input = self._views.read(input, target, teacher_input, self.training)
         distills, transfers = self.distill_loss_weight > 0, self.attention_loss_weight > 0
         check_stored_logits(

@@ -35,7 +35,7 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         student: to train.
         attention_index: the entry of `forward_intermediates` that is returned, or None.
         explanation: an ExplanationMap, or None.
-        joined: JoinedChannels, of input times gradient.
+        channels: JoinedChannels, of input times gradient.
 
     Raises:
         InputError: a student that has no such map, or one that cannot be learnt from.
@@ -46,7 +46,7 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         student: nn.Module,
         attention_index: int | None = None,
         explanation: str | None = None,
-        joined: str = "abs_sum",
+        channels: str = "abs_sum",
     ):
         if isinstance(student, nn.DataParallel | AveragedModel | ModelEmaV2 | ModelEmaV3):
             raise InputError(
@@ -56,8 +56,8 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         super().__init__(student)
         if explanation is not None:
             check_choice("explanation_map", explanation, get_args(ExplanationMap))
-        check_choice("explanation_channels", joined, get_args(JoinedChannels))
-        self.attention_index, self.explanation, self.joined = attention_index, explanation, joined
+        check_choice("explanation_channels", channels, get_args(JoinedChannels))
+        self.attention_index, self.explanation, self.channels = attention_index, explanation, channels
         self._norm: str | None = None  # by its name, for a copy has another of that name
         if explanation is not None:
             self._norm = _find_norm(student) if explanation == "grad_cam" else None
@@ -74,13 +74,23 @@ class TrainedStudent(FeatureDistillationTrainableModule):
 
         Returns:
             (B, classes), (B, C', h, w) or None, (B, 1, H or h', W or w') or None.
+
+        Raises:
+            InputError: a map in inference mode, where torch has no gradient.
         """
         if target is None:
             return *self._logits_and_entry(input), None
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "a student's map takes a gradient, which torch.inference_mode() has none of; use torch.no_grad(), "
+                "or leave the maps out"
+            )
         with_graph = torch.is_grad_enabled()
         with torch.enable_grad(), twice_differentiable():
             logits, entry, maps = self._explained(input, target)
-        return logits, entry, maps if with_graph else maps.detach()
+        if with_graph:
+            return logits, entry, maps
+        return logits.detach(), None if entry is None else entry.detach(), maps.detach()
 
     def _logits_and_entry(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.attention_index is None:
@@ -92,7 +102,7 @@ class TrainedStudent(FeatureDistillationTrainableModule):
             image = input.detach().requires_grad_()
             logits, entry = self._logits_and_entry(image)
             gradient = differentiable_gradient(target_sum(logits, target), image)
-            return logits, entry, input_x_gradient(image, gradient, self.joined)
+            return logits, entry, input_x_gradient(image, gradient, self.channels)
         if self._norm is not None:
             with captured(self.student.get_submodule(self._norm)) as taken:
                 logits, entry = self._logits_and_entry(input)
@@ -119,7 +129,7 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         try:
             with torch.enable_grad():
                 maps = copied(image, torch.zeros(1, dtype=torch.int64, device=image.device))[2]
-                maps.square().sum().backward()  # through all: what can be differentiated once is on no path to weights
+                maps.square().sum().backward()  # to all weights: where second derivatives are missing, this raises
         except RuntimeError as error:
             raise InputError(
                 f"the explanation loss needs second derivatives, which student {name} lacks ({first_line(error)}); "

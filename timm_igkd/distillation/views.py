@@ -48,7 +48,11 @@ class ViewReader:
             return student, target, student
         if self.layout == "flat":
             return split_flat(student, target, is_first)
-        raise InputError(ONE_VIEW)
+        raise InputError(
+            "teacher_view 'clean' needs two views of every image, got one tensor; give (student views, teacher views) "
+            "as torch's default collate makes them of an IGOverlayDataset with teacher_view='clean', build the task "
+            "with view_layout='flat' for the batches of timm's prefetcher, or set teacher_view='same'"
+        )
 
 
 def _refuse_both_views(input: Tensor, target: Tensor) -> None:
@@ -79,7 +83,7 @@ def unpack_pair(input: Views, teacher_input: Tensor | None) -> tuple[Tensor, Ten
     return input[0], input[1]
 
 
-def split_flat(input: Tensor, target: Tensor, is_checked: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def split_flat(input: Tensor, target: Tensor, is_checked: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return student's input, targets and teacher's input of a batch that holds both views, one after the other.
 
     Args:
@@ -124,10 +128,3 @@ def check_teacher_input(input: Tensor, teacher_input: Tensor, why_unseen: str) -
             f"teacher_input must hold one view per image of input ({len(input)}), got {len(teacher_input)}; make both "
             "from the same batch"
         )
-
-
-ONE_VIEW = (
-    "teacher_view 'clean' needs two views of every image, got one tensor; give (student views, teacher views) as "
-    "torch's default collate makes them of an IGOverlayDataset with teacher_view='clean', build the task with "
-    "view_layout='flat' for the batches of timm's prefetcher, or set teacher_view='same'"
-)

@@ -24,7 +24,16 @@ def check_weight(name: str, weight: float) -> float:
     return weight
 
 
-def resolve_weights(task: float | None, distill: float | None, attention: float, explanation: float = 0.0) -> Weights:
+def check_built(name: str, weight: float, is_built: bool) -> None:
+    """Raise InputError where a weight was raised from 0 in a task that was built without its term."""
+    if weight > 0 and not is_built:
+        raise InputError(
+            f"{name} is {weight:g} in a task that was built with 0, without the term; build the task with a weight "
+            "above 0"
+        )
+
+
+def resolve_weights(task: float | None, distill: float | None, attention: float, explanation: float) -> Weights:
     """Return all weights.
 
     Args:

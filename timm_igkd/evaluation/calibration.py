@@ -19,7 +19,7 @@ class ReliabilityBins:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Gap between confidence and accuracy, averaged over the images, in [0, 1]."""
+        """Gap between confidence and accuracy, averaged over the images, in [0, 1] (ECE, arXiv 1706.04599)."""
         filled = self.counts > 0
         gaps = np.abs(self.confidence - self.accuracy)[filled]
         return float((gaps * self.counts[filled]).sum() / self.counts.sum())
@@ -43,8 +43,3 @@ def reliability_bins(probabilities: Any, labels: Any, bins: int = 15) -> Reliabi
     with np.errstate(invalid="ignore"):
         means = [np.bincount(which, weights=w, minlength=bins) / counts for w in (confidence, correct)]
     return ReliabilityBins(np.linspace(0, 1, bins + 1), counts, *means)
-
-
-def expected_calibration_error(probabilities: Any, labels: Any, bins: int = 15) -> float:
-    """Return the ECE, in [0, 1], of (N, C) probabilities with `bins` equal-width bins (arXiv 1706.04599)."""
-    return reliability_bins(probabilities, labels, bins).expected_calibration_error

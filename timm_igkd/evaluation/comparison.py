@@ -12,7 +12,6 @@ from timm_igkd.errors import InputError
 from timm_igkd.intervals import mean_interval
 
 ArmName = Literal["alone", "kd", "kd_overlay", "kd_longer"]
-FEWEST_SEEDS = 3
 _CONTRASTS: tuple[tuple[ArmName, ArmName], ...] = (("kd", "alone"), ("kd_overlay", "kd"), ("kd_overlay", "kd_longer"))
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 

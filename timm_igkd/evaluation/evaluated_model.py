@@ -9,7 +9,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names, first_part
-from timm_igkd.distillation.live_teacher import check_logits
+from timm_igkd.distillation.live_teacher import check_has_classifier, check_logits
 from timm_igkd.errors import InputError, InputTypeError, RunError
 from timm_igkd.eval_mode import bare_model, in_precision_of
 from timm_igkd.models.arguments import model_data_config
@@ -25,28 +25,28 @@ class EvaluatedModel:
         model: with its own preprocessing.
         class_indices: its index of each dataset class, None where they are its classes in order.
         data_config: of its preprocessing.
-        is_asked_among: it is asked for one of the dataset's classes, not for one of all that it knows.
+        only_dataset_classes: it is asked for one of the dataset's classes, not for one of all that it knows.
     """
 
     role: str
     model: nn.Module
     class_indices: Tensor | None
     data_config: dict[str, Any]
-    is_asked_among: bool = False
+    only_dataset_classes: bool = False
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits of images on its device, (B, C) in the model's precision, which the images take on."""
         return check_logits(self.role, self.model(in_precision_of(self.model, images)))
 
-    def answers(self, logits: Tensor) -> Tensor:
+    def asked_logits(self, logits: Tensor) -> Tensor:
         """Return the logits of the classes that it is asked for."""
-        return self.head(logits) if self.is_asked_among else logits
+        return self.dataset_columns(logits) if self.only_dataset_classes else logits
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return the place of each of the dataset's labels among these."""
-        return labels if self.class_indices is None or self.is_asked_among else self.class_indices[labels]
+        return labels if self.class_indices is None or self.only_dataset_classes else self.class_indices[labels]
 
-    def head(self, logits: Tensor) -> Tensor:
+    def dataset_columns(self, logits: Tensor) -> Tensor:
         """Return the columns of the dataset's classes, in the dataset's order."""
         return logits if self.class_indices is None else logits[:, self.class_indices]
 
@@ -60,11 +60,14 @@ class EvaluatedModel:
                 f"label of image {start + i} must be in 0..{num_classes - 1}, the classes of the {self.role}, got "
                 f"{int(labels[i])}; use a model of this dataset, or map the dataset's classes with class_indices"
             )
+        first = int(logits.isfinite().all(dim=1).int().argmin())  # of those that are not finite, where any are
+        self.check_finite(logits, f"image {start + first}")
+
+    def check_finite(self, logits: Tensor, which: str) -> None:
+        """Raise RunError unless the logits of an image, as the message calls it, are finite."""
         if not logits.isfinite().all():
-            i = int((~logits.isfinite()).any(dim=1).nonzero()[0])
             raise RunError(
-                f"the {self.role} gives non-finite logits for image {start + i}; "
-                "its weights are damaged, or it needs float32"
+                f"the {self.role} gives non-finite logits for {which}; its weights are damaged, or it needs float32"
             )
 
 
@@ -91,7 +94,9 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
         dataset: what it is evaluated on.
 
     Raises:
-        InputError: no preprocessing, or the dataset's classes are not the model's.
+        InputTypeError: no torch module.
+        InputError: no preprocessing, images other than colour ones, no classifier, or the dataset's classes are not the
+            model's.
     """
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"the {role} must be a torch module, got {type(model).__name__}; load it with load_model")
@@ -102,9 +107,8 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
             "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
         )
     check_reads_colour(model, role)
+    check_has_classifier(model, role)
     names, num_classes = class_names(dataset), getattr(model, "num_classes", None)
-    if num_classes == 0:
-        raise InputError(f"the {role} has no classifier, its outputs are features; build it with num_classes above 0")
     if indices is not None and names is not None and len(indices) != len(names):
         raise InputError(
             f"class_indices of the {role} must have one entry per dataset class ({len(names)}), got {len(indices)}"

@@ -3,26 +3,32 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 from timm_igkd.environment import environment
 
+BATCH_SIZES = (1, 64)
 LEAST_REPEATS = 5
 MOST_REPEATS = 1000
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a call, over `n` rounds in turn with others."""
+
+    median: float
+    p90: float
+    n: int
+
+
 def time_model(
-    model: nn.Module,
-    input_size: Sequence[int],
-    device: torch.device,
-    *,
-    batch_sizes: Sequence[int] = (1, 64),
-    seconds: float = 1.0,
+    model: nn.Module, input_size: Sequence[int], device: torch.device, *, seconds: float = 1.0
 ) -> dict[str, dict[str, float]]:
     """Time one model, see `time_models`."""
-    return time_models([model], [input_size], device, batch_sizes=batch_sizes, seconds=seconds)[0]
+    return time_models([model], [input_size], device, seconds=seconds)[0]
 
 
 @torch.inference_mode()
@@ -31,25 +37,26 @@ def time_models(
     input_sizes: Sequence[Sequence[int]],
     device: torch.device,
     *,
-    batch_sizes: Sequence[int] = (1, 64),
     seconds: float = 1.0,
 ) -> list[dict[str, dict[str, float]]]:
     """Time forward passes in milliseconds per batch, after warm-up passes that are not counted.
 
-    The models take turns, pass by pass, so that one is a fair multiple of the other on a machine that does more.
+    The models take turns, pass by pass, so that other load on the machine slows all of them alike.
 
     Args:
         models: in eval mode, on `device`.
         input_sizes: (channels, height, width) of each.
         device: where the inputs are made; on CUDA every pass is waited for.
-        batch_sizes: each gives an entry `batch_<size>` with `median`, `p90` and the number of passes `n`.
         seconds: time spent on each model and batch size; slow models take longer, for at least five passes.
+
+    Returns:
+        For each model, an entry `batch_<size>` of each size with `median`, `p90` and the number of passes `n`.
     """
     results: list[dict[str, dict[str, float]]] = [{} for _ in models]
-    for batch_size in batch_sizes:
+    for batch_size in BATCH_SIZES:
         passes = [_forward(model, (batch_size, *size), device) for model, size in zip(models, input_sizes, strict=True)]
         for result, timing in zip(results, time_in_turn(passes, seconds * len(models)), strict=True):
-            result[f"batch_{batch_size}"] = timing
+            result[f"batch_{batch_size}"] = asdict(timing)
     return results
 
 
@@ -65,15 +72,12 @@ def _forward(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
     return forward
 
 
-def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[dict[str, float]]:
+def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[Timing]:
     """Time calls in milliseconds, round by round one after the other, so that what slows the machine slows all of them.
 
     Args:
         calls: each returns when its work is done; two rounds to warm up are not counted.
         seconds: time spent on all; slow calls take longer, for at least five rounds.
-
-    Returns:
-        `median`, `p90` and the number of rounds `n` of each.
     """
     for call in (*calls, *calls):
         call()
@@ -84,13 +88,10 @@ def time_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[
             begin = time.perf_counter()
             call()
             found.append(1000 * (time.perf_counter() - begin))
-    return [
-        {"median": statistics.median(t), "p90": statistics.quantiles(t, n=10, method="inclusive")[-1], "n": len(t)}
-        for t in times
-    ]
+    return [Timing(statistics.median(t), statistics.quantiles(t, n=10, method="inclusive")[-1], len(t)) for t in times]
 
 
-def describe_hardware(device: str | torch.device = "cpu") -> str:
+def describe_hardware(device: str | torch.device) -> str:
     """Return the name of the processor or accelerator behind `device`."""
     device = torch.device(device)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(environment()["cpu"])

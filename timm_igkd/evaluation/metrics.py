@@ -1,6 +1,5 @@
 """Evaluate a classifier, alone or beside its teacher: accuracy, calibration, agreement, size and warm latency."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, first_part, read_item
-from timm_igkd.errors import InputError, RunError, check_count, check_range
+from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_range
 from timm_igkd.eval_mode import eval_mode
-from timm_igkd.evaluation.calibration import expected_calibration_error
+from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.evaluation.evaluated_model import (
     EvaluatedModel,
     create_evaluated_model,
@@ -23,11 +22,9 @@ from timm_igkd.evaluation.evaluated_model import (
 from timm_igkd.evaluation.latency import describe_hardware, time_models
 from timm_igkd.evaluation.onnx_model import OnnxModel
 from timm_igkd.evaluation.robustness import measure_robustness
-from timm_igkd.files import write_atomic
+from timm_igkd.files import json_bytes, write_atomic
 from timm_igkd.models.loading import count_macs, count_parameters
 from timm_igkd.progress import progress_bar
-
-MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -115,12 +112,12 @@ def evaluate(
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
         if not have_same_outputs(models):
-            models = [replace(evaluated, is_asked_among=True) for evaluated in models]
+            models = [replace(evaluated, only_dataset_classes=True) for evaluated in models]
     device = torch.device(device)
     timed_on = torch.device(device if latency_device is None else latency_device) if measure_latency else None
-    with eval_mode(*(c.model for c in models), device=device):
+    with eval_mode(*(evaluated.model for evaluated in models), device=device):
         all_logits, labels = predict(models, dataset, batch_size, num_workers, device, progress)
-        results = [_measure(c, logits, labels) for c, logits in zip(models, all_logits, strict=True)]
+        results = [_measure(evaluated, logits, labels) for evaluated, logits in zip(models, all_logits, strict=True)]
         if timed_on is not None:
             results = [result | times for result, times in zip(results, _latencies(models, timed_on), strict=True)]
         if corruptions:
@@ -185,17 +182,17 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
         "top1": 100 * (rank < 1).double().mean().item(),
         "top5": 100 * (rank < min(5, logits.shape[1])).double().mean().item(),
         "loss": -log_probabilities.gather(1, targets[:, None]).mean().item(),
-        "ece": expected_calibration_error(log_probabilities.exp().cpu(), targets.cpu()),
+        "ece": reliability_bins(log_probabilities.exp().cpu(), targets.cpu()).expected_calibration_error,
     }
 
 
 def _measure(evaluated: EvaluatedModel, logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return the metrics of one model by itself, but for its latency."""
-    metrics: dict[str, Any] = classification_metrics(evaluated.answers(logits), evaluated.targets(labels))
+    metrics: dict[str, Any] = classification_metrics(evaluated.asked_logits(logits), evaluated.targets(labels))
     metrics |= _sizes(evaluated.model)
     if evaluated.class_indices is not None:
-        metrics["top1_subset"] = _top1(evaluated.head(logits), labels)
-        if evaluated.is_asked_among:
+        metrics["top1_subset"] = _top1(evaluated.dataset_columns(logits), labels)
+        if evaluated.only_dataset_classes:
             metrics["top1_all_classes"] = _top1(logits, evaluated.class_indices[labels])
     return metrics
 
@@ -232,7 +229,9 @@ def _compare(models: Sequence[EvaluatedModel], all_logits: Sequence[Tensor]) -> 
     """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's."""
     student, teacher = all_logits
     if not have_same_outputs(models) or student.shape != teacher.shape:
-        student, teacher = (c.head(logits) for c, logits in zip(models, all_logits, strict=True))
+        student, teacher = (
+            evaluated.dataset_columns(logits) for evaluated, logits in zip(models, all_logits, strict=True)
+        )
     if student.shape != teacher.shape:
         raise InputError(
             f"teacher and student must share their classes, found {teacher.shape[1]} and {student.shape[1]}; map the "
@@ -260,9 +259,9 @@ def teacher_agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[st
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics as strict JSON, through a temporary file so that a half-written one never looks complete."""
     try:
-        text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+        content = json_bytes(dict(metrics))
     except ValueError as error:
         raise RunError(
             f"metrics must be finite numbers, found NaN or infinity ({error}); not writing {path}"
         ) from error
-    write_atomic(Path(path), text.encode())
+    write_atomic(Path(path), content)

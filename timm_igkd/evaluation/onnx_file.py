@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from timm_igkd.distillation.live_teacher import check_logits
+from timm_igkd.distillation.live_teacher import check_has_classifier, check_logits
 from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.models.arguments import model_data_config
@@ -110,8 +110,7 @@ def write_onnx(model: nn.Module, path: Path, class_names: Sequence[str] | None =
     """
     require_onnx_packages("an ONNX file")
     check_reads_colour(model, "model")
-    if getattr(model, "num_classes", None) == 0:
-        raise InputError("the model has no classifier, its outputs are features; build it with num_classes above 0")
+    check_has_classifier(model, "model")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise InputError(f"an ONNX file is of a float32 model, {name} is {tensor.dtype}; call model.float()")

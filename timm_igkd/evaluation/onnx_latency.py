@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 
 from timm_igkd.errors import RunError
-from timm_igkd.evaluation.latency import time_in_turn
+from timm_igkd.evaluation.latency import Timing, time_in_turn
 from timm_igkd.evaluation.onnx_file import missing_onnx_packages, open_session, write_onnx
 
 _logger = logging.getLogger(__name__)
 
 
-def time_files(paths: Sequence[Path], *, seconds: float = 1.0, threads: int | None = None) -> list[dict[str, float]]:
+def time_files(paths: Sequence[Path], *, seconds: float = 1.0, threads: int | None = None) -> list[Timing]:
     """Time single images in ONNX files of one input in turn, see `latency.time_in_turn`.
 
     Args:
@@ -32,13 +33,12 @@ def time_files(paths: Sequence[Path], *, seconds: float = 1.0, threads: int | No
     return time_in_turn([partial(session.run, None, feed) for session in sessions], seconds)
 
 
-def onnx_latency(model: nn.Module, *, seconds: float = 1.0, threads: int | None = None) -> dict[str, dict[str, float]]:
+def onnx_latency(model: nn.Module, *, seconds: float = 1.0) -> dict[str, dict[str, float]]:
     """Time single images in onnxruntime on the CPU, after warm-up passes that are not counted.
 
     Args:
         model: a timm model; its mode and device are the same afterwards.
         seconds: time spent; a slow model takes longer, for at least five passes.
-        threads: of onnxruntime; default: torch's number of threads.
 
     Returns:
         {"batch_1": {"median", "p90", "n"}} in milliseconds, as `latency.time_model`; metrics call it `onnx_latency_ms`.
@@ -49,7 +49,7 @@ def onnx_latency(model: nn.Module, *, seconds: float = 1.0, threads: int | None 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(model, path)
-        return {"batch_1": time_files([path], seconds=seconds, threads=threads)[0]}
+        return {"batch_1": asdict(time_files([path], seconds=seconds)[0])}
 
 
 def onnx_metrics(model: nn.Module) -> dict[str, Any]:

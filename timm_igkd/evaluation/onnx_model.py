@@ -17,7 +17,6 @@ class OnnxModel(nn.Module):
 
     Args:
         path: of a file that `write_onnx` wrote, quantised or not.
-        threads: of onnxruntime; default: torch's number of threads.
 
     Attributes:
         sizes: `num_parameters` and `macs` of the PyTorch model, None where the file does not say them, and `size_mb` of
@@ -27,10 +26,10 @@ class OnnxModel(nn.Module):
         InputError: see `load_onnx_model`.
     """
 
-    def __init__(self, path: Path, threads: int | None = None):
+    def __init__(self, path: Path):
         super().__init__()
         try:
-            self.session: Any = open_session(path, threads)
+            self.session: Any = open_session(path)
         except Exception as error:  # onnxruntime has one of its own for each thing that can be wrong with a file
             raise InputError(
                 f"{str(path)!r} is no ONNX file that onnxruntime reads ({first_line(error, 120)}); export it again "

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
 from timm_igkd.data.items import known_labels, read_item
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.errors import RunError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_igkd.evaluation.evaluated_model import EvaluatedModel, shared_transforms
 from timm_igkd.progress import progress_bar
@@ -35,12 +32,8 @@ class _CorruptedViews(Dataset[tuple[list[Tensor], int]]):
         index = self.indices[position]
         image, label = read_item(self.dataset, index)
         pixels = F.pil_to_tensor(image)[None]
-        views = [_to_pil(corrupt(pixels, kind, severity, start=index)[0]) for kind, severity in _SETTINGS]
+        views = [F.to_pil_image(corrupt(pixels, kind, severity, start=index)[0]) for kind, severity in _SETTINGS]
         return [torch.stack([transform(view) for view in views]) for transform in self.transforms], label
-
-
-def _to_pil(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
 @torch.inference_mode()
@@ -80,12 +73,8 @@ def measure_robustness(
         for count, position, evaluated in zip(correct, positions, models, strict=True):
             batches = images[position].flatten(0, 1).split(batch_size)
             logits = torch.cat([evaluated.logits(batch.to(device)).float().cpu() for batch in batches])
-            if not logits.isfinite().all():
-                raise RunError(
-                    f"the {evaluated.role} gives non-finite logits for a corrupted image; "
-                    "its weights are damaged, or it needs float32"
-                )
-            logits = evaluated.answers(logits)
+            evaluated.check_finite(logits, "a corrupted image")
+            logits = evaluated.asked_logits(logits)
             count += (logits.argmax(dim=1).view(len(labels), -1) == evaluated.targets(labels)[:, None]).sum(dim=0)
     return [_summary(row, limit) for row in (100 * correct.double() / limit)]
 

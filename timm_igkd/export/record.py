@@ -10,6 +10,7 @@ from typing import Any, Literal
 from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_file import PACKAGES, OnnxMetadata
 from timm_igkd.export.budget import Budget
 from timm_igkd.files import read_mapping
@@ -37,15 +38,6 @@ def images_of(dataset: Any, n: int) -> Images:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one image on one thread, over `n` rounds in turn with the export's other files."""
-
-    median: float
-    p90: float
-    n: int
-
-
-@dataclass(frozen=True)
 class ExportedFile:
     """One file of an export.
 
@@ -60,7 +52,7 @@ class ExportedFile:
         drop_high: upper end.
         agreement: percent of those images with PyTorch's answer.
         max_difference: largest difference of a logit from PyTorch's.
-        latency_ms: of one image.
+        latency_ms: of one image on one thread, in turn with the export's other files.
         runtime: that it was measured in.
         passed: no drop above `ExportRecord.max_drop`. Where accuracy was not measured: true where so few answers are
             others that it is hardly more (95 %, one-sided, for int8), else None, not known.

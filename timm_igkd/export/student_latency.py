@@ -16,10 +16,11 @@ from torch import nn
 
 from timm_igkd.environment import environment, processor
 from timm_igkd.errors import RunError, UserError, first_line
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_file import OPSET, quiet_libraries, write_onnx
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.export.int8 import quantise
-from timm_igkd.export.record import FILES, Format, Timing
+from timm_igkd.export.record import FILES, Format
 from timm_igkd.files import json_bytes, read_mapping
 from timm_igkd.records import parse_record, write_record
 
@@ -143,10 +144,9 @@ def _measure(model: nn.Module, formats: tuple[Format, ...], folder: Path) -> tup
 
 def _timings(paths: Sequence[Path], seconds: float) -> list[Timing]:
     try:
-        found = time_files(paths, seconds=seconds, threads=THREADS)
+        return time_files(paths, seconds=seconds, threads=THREADS)
     except Exception as error:  # onnxruntime has one of its own for each thing that can be wrong
         raise RunError(f"onnxruntime cannot run it: {first_line(error)}") from error
-    return [Timing(timing["median"], timing["p90"], int(timing["n"])) for timing in found]
 
 
 def _write_quickly(model: nn.Module, image: torch.Tensor, path: Path) -> None:

@@ -18,7 +18,7 @@ from timm_igkd.evaluation.metrics import classification_metrics, predict, teache
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.record import ExportedFile, Format, Images, Timing, images_of
+from timm_igkd.export.record import ExportedFile, Format, Images, images_of
 from timm_igkd.models.arguments import model_data_config
 
 TIMING_S = 4.0
@@ -89,7 +89,7 @@ def verify_files(
                 drop=drop,
                 agreement=agreement,
                 max_difference=(logits - expected).abs().max().item(),
-                latency_ms=Timing(timing["median"], timing["p90"], int(timing["n"])),
+                latency_ms=timing,
                 runtime=f"onnxruntime {_onnxruntime_version()}, CPU, one thread",
                 passed=True if is_within else None if drop is None else False,
                 drop_low=low,

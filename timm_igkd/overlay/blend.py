@@ -87,6 +87,12 @@ class IGOverlay:
             attribution: 8-bit greyscale, non-negative (a signed map is rectified by the store); resized to the image
                 when it is smaller or larger, for it always covers the whole image.
             power: exponent, see `power`.
+
+        Returns:
+            8-bit RGB of the image's size; a constant map counts as zeros.
+
+        Raises:
+            InputError: a map of another mode.
         """
         if attribution.mode != "L":
             raise InputError(f"a map must be an 8-bit greyscale image (mode 'L'), got mode {attribution.mode!r}")

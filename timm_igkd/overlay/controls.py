@@ -10,7 +10,7 @@ from typing import Protocol, get_args
 import numpy as np
 from PIL import Image
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, check_choice
 from timm_igkd.overlay.blend import OverlaySource
 from timm_igkd.random_streams import generator
 
@@ -37,33 +37,43 @@ def derangement(n: int, seed: int) -> np.ndarray:
 
 
 def control_map(maps: OverlayMaps, row: int, image: Image.Image, source: OverlaySource, seed: int) -> Image.Image:
-    """Return the 8-bit greyscale map to overlay.
+    """Return the map to overlay.
 
     Args:
+        maps: such as a MapStore.
         row: the image's own row.
+        image: 8-bit RGB, untransformed.
         source: "aligned": its own map. "shuffled": another image's, one fixed derangement per seed (the released code's
             behaviour). "permuted": its own, at the image's size, with the pixels permuted (same histogram, no
             structure). "noise": uniform.
             "blank": zeros, which only darkens. "sobel": the image's own edges.
+        seed: of "shuffled", "permuted" and "noise".
+
+    Returns:
+        8-bit greyscale, at the size of `image`.
+
+    Raises:
+        InputError: an unknown source, or "shuffled" of a single map.
     """
+    check_choice("overlay_source", source, get_args(OverlaySource))
     if source == "aligned":
-        return maps.overlay_map(row)
+        return _at_size_of(image, maps.overlay_map(row))
     if source == "shuffled":
-        return maps.overlay_map(int(derangement(len(maps), seed)[row]))
+        return _at_size_of(image, maps.overlay_map(int(derangement(len(maps), seed)[row])))
     if source == "blank":
         return Image.new("L", image.size)
     if source == "sobel":
         return sobel(image)
     draws = generator(seed, source, row)
     if source == "permuted":
-        own = maps.overlay_map(row)
-        if own.size != image.size:  # before, as every map is: noise that is resized afterwards has another histogram
-            own = own.resize(image.size, Image.Resampling.BILINEAR)
-        levels = np.asarray(own)
+        # resized before, as every map is: noise that is resized afterwards has another histogram
+        levels = np.asarray(_at_size_of(image, maps.overlay_map(row)))
         return Image.fromarray(draws.permutation(levels.ravel()).reshape(levels.shape))
-    if source == "noise":
-        return Image.fromarray(draws.integers(0, 256, image.size[::-1], dtype=np.uint8))
-    raise InputError(f"overlay_source must be one of {list(get_args(OverlaySource))}, got {source!r}")
+    return Image.fromarray(draws.integers(0, 256, image.size[::-1], dtype=np.uint8))
+
+
+def _at_size_of(image: Image.Image, levels: Image.Image) -> Image.Image:
+    return levels if levels.size == image.size else levels.resize(image.size, Image.Resampling.BILINEAR)
 
 
 def sobel(image: Image.Image) -> Image.Image:

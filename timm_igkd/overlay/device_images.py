@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from timm_igkd.data.items import dataset_name, read_item, row_name
 from timm_igkd.errors import InputError
@@ -92,10 +93,10 @@ class StoredMaps:
     """
 
     def __init__(self, store: MapStore, dataset: Any, images: DeviceImages):
-        self._pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._images = images.images
         self._rows = [
-            store.find(Image.fromarray(pixels), int(label), index, row_name(dataset, index))
-            for index, (pixels, label) in enumerate(zip(self._pixels, images.labels, strict=True))
+            store.find(F.to_pil_image(image), int(label), index, row_name(dataset, index))
+            for index, (image, label) in enumerate(zip(images.images, images.labels, strict=True))
         ]
         self._store, self._dataset = store, dataset
 
@@ -113,13 +114,10 @@ class StoredMaps:
     def maps(self, source: OverlaySource, seed: int) -> Tensor:
         """Return what each image is overlaid with, [N, 1, H, W] uint8 (see controls.py)."""
         self._store.require_maps()
-        height, width = self._pixels.shape[1:3]
+        height, width = self._images.shape[2:]
         found = np.empty((len(self._rows), height, width), dtype=np.uint8)
         for index, row in enumerate(self._rows):
-            levels = control_map(self, row, Image.fromarray(self._pixels[index]), source, seed)
-            if levels.size != (width, height):
-                levels = levels.resize((width, height), Image.Resampling.BILINEAR)
-            found[index] = np.asarray(levels)
+            found[index] = np.asarray(control_map(self, row, F.to_pil_image(self._images[index]), source, seed))
         return torch.from_numpy(found)[:, None]
 
     def logits(self) -> Tensor:

@@ -6,7 +6,7 @@ purpose, epoch, image), so that arms of one seed share order, crops and coins.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_igkd.distillation.options import TeacherViewMode
-from timm_igkd.errors import InputError, check_range
+from timm_igkd.errors import InputError, check_choice, check_range
 from timm_igkd.overlay.blend import IGOverlay, blend_map
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.random_streams import generator
@@ -53,14 +53,12 @@ class DeviceAugmentation:
 
     def __post_init__(self) -> None:
         check_range("padding", self.padding, 0)
-        if self.padding_mode not in get_args(PaddingMode):
-            raise InputError(f"padding_mode must be black or reflect, got {self.padding_mode!r}")
+        check_choice("padding_mode", self.padding_mode, get_args(PaddingMode))
         check_range("hflip", self.hflip, 0, 1)
         check_range("cutout", self.cutout, 0)
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The random numbers of one epoch, one row per image of the dataset; all on the device.
 
     Attributes:
@@ -79,9 +77,7 @@ class Draws:
 
     def at(self, index: Tensor) -> "Draws":
         """Return the draws of the images at `index`."""
-        return Draws(
-            self.overlaid[index], self.power[index], self.shift[index], self.flipped[index], self.square[index]
-        )
+        return Draws(*(part[index] for part in self))
 
 
 class DeviceViews:
@@ -129,7 +125,7 @@ class DeviceViews:
             torch.from_numpy(self._flips(epoch)),
             torch.from_numpy(stream("cutout").integers(0, self.data.images.shape[-2:], (n, 2))),
         )
-        return Draws(*(getattr(drawn, name).to(self.device) for name in Draws.__dataclass_fields__))
+        return Draws(*(part.to(self.device) for part in drawn))
 
     def _flips(self, epoch: int) -> np.ndarray:
         """Return which images are flipped in an epoch, [N] bool."""

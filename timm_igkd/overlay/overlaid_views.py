@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from timm.data import AugMixDataset, create_loader
 
-from timm_igkd.data.items import dataset_name, first_part
+from timm_igkd.data.items import dataset_name, parts
 from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.maps.store import MapStore
@@ -54,12 +54,13 @@ class OverlaidViews:
     ):
         check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         check_choice("overlay_source", overlay_source, get_args(OverlaySource))
-        if getattr(first_part(dataset), "transform", None) is not None:
-            raise InputError(
-                f"{dataset_name(dataset)!r} has a transform already; the overlay comes first, so "
-                f"set the transform on the {type(self).__name__} instead"
-            )
-        _refuse_other_items(dataset)
+        for part in parts(dataset):
+            if getattr(part, "transform", None) is not None:
+                raise InputError(
+                    f"{dataset_name(part)!r} has a transform already; the overlay comes first, so "
+                    f"set the transform on the {type(self).__name__} instead"
+                )
+            _refuse_other_items(part)
         self.overlay = overlay or IGOverlay(overlay_prob=0.0 if maps is None else IGOverlay.overlay_prob)
         if maps is None and (self.overlay.overlay_prob > 0 or with_logits or with_maps):
             raise InputError(
@@ -189,13 +190,11 @@ class OverlaidViews:
         if self.with_logits:
             more.append(torch.from_numpy(self.maps.logits(self._row(image, label, index))))
         if self.with_maps:
-            more.append(self._view_of_map(self._levels(image, label, index), image.size, *draws))
+            more.append(self._view_of_map(self._levels(image, label, index), *draws))
         return self._transformed(student, image if is_overlaid else None, *draws), label, *more
 
-    def _view_of_map(self, levels: Image.Image, size: tuple[int, int], *indices: int) -> torch.Tensor:
+    def _view_of_map(self, levels: Image.Image, *indices: int) -> torch.Tensor:
         """Transform a map as an image of three equal channels, with the random numbers that its image gets next."""
-        if levels.size != size:
-            levels = levels.resize(size, Image.Resampling.BILINEAR)
         self._seed_transform(*indices)
         with restored_state() if self.seed is None else nullcontext():
             view = None if self._applied is None else torch.as_tensor(self._applied(levels.convert("RGB")))
@@ -227,8 +226,7 @@ class OverlaidViews:
 
 def _refuse_other_items(dataset: Any) -> None:
     """Refuse a timm dataset whose items are not (RGB image, label)."""
-    part = first_part(dataset)
-    mode, more = getattr(part, "input_img_mode", "RGB"), getattr(part, "additional_features", None)
+    mode, more = getattr(dataset, "input_img_mode", "RGB"), getattr(dataset, "additional_features", None)
     if mode not in ("RGB", None):
         raise InputError(
             f"overlays need RGB images, {dataset_name(dataset)!r} has input_img_mode {mode!r}; leave it out"

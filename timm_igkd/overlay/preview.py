@@ -10,12 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.data.images import fit_image, heat_image, shorten
 from timm_igkd.data.items import class_names, read_item, row_name
-from timm_igkd.data.labels import UNLABELED, readable_names
+from timm_igkd.data.labels import UNLABELED, evenly_spread, readable_names
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 
+_COLUMNS = 4  # cells in a row
 _PANELS = ("image", "map", "overlaid")
 _BACKGROUND, _INK, _MUTED = (255, 255, 255), (29, 31, 35), (102, 108, 117)
 _GAP, _MARGIN, _LABEL_HEIGHT, _FONT_SIZE = 4, 20, 20, 13
@@ -41,10 +42,7 @@ class Sample:
 def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
     """Return evenly spread images beside their maps and overlays (weight 0.5, exponent 1)."""
     names, samples = readable_names(class_names(dataset) or ()), []
-    total = min(len(store), len(dataset))
-    count = min(count, total)
-    for position in range(count):
-        index = position * total // count
+    for index in evenly_spread(min(len(store), len(dataset)), count):
         image, label = read_item(dataset, index)
         levels = store.overlay_map(store.find(image, label, index, row_name(dataset, index)))
         blended = IGOverlay().apply(image, levels, 1.0)
@@ -55,29 +53,26 @@ def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
 
 def sample_panels(sample: Sample) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Return image, heat-coloured map and overlaid image at one size for display."""
-    image = fit_image(sample.image.convert("RGB"))
+    image = fit_image(sample.image)
     heat = heat_image(sample.map)
     if heat.size != sample.image.size:
         heat = heat.resize(sample.image.size, Image.Resampling.BILINEAR)
-    return image, fit_image(heat), fit_image(sample.overlaid.convert("RGB"))
+    return image, fit_image(heat), fit_image(sample.overlaid)
 
 
-def write_preview(path: str | Path, samples: Sequence[Sample], columns: int = 4) -> None:
+def write_preview(path: str | Path, samples: Sequence[Sample]) -> None:
     """Write a PNG grid, each cell an image, its map and the overlaid image above the label.
 
     Args:
         path: the PNG file; it is replaced in one step.
         samples: in reading order.
-        columns: cells in a row.
 
     Raises:
-        InputError: no samples, or fewer than one column.
+        InputError: no samples.
     """
     if not samples:
         raise InputError("a preview needs at least one sample, got none; raise the limit")
-    if columns < 1:
-        raise InputError(f"columns must be 1 or more, got {columns}")
-    columns = min(columns, len(samples))
+    columns = min(_COLUMNS, len(samples))
     cells = [sample_panels(sample) for sample in samples]
     side_x = max(panel.width for cell in cells for panel in cell)
     side_y = max(panel.height for cell in cells for panel in cell)

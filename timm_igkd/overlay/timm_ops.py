@@ -9,7 +9,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,19 +21,15 @@ from timm_igkd.errors import InputError
 OP_NAME = "IGOverlay"
 SET_NAMES = ("igkd", "tigkd")  # of the section "tigkd", and as an argument written in full
 _POSTERIZE = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")
-_warned = False
 
 
 def overlay_op(image: Image.Image, *args: Any, **kwargs: Any) -> Image.Image:
-    """Return the image, and warn once: without an `IGOverlayDataset`, which takes this op out, there are no maps."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            f"{OP_NAME} changes nothing outside a timm_igkd.IGOverlayDataset: the image's map is unknown here; set the "
-            "transform on such a dataset, or train with: timm-igkd run",
-            stacklevel=2,
-        )
+    """Return the image, and warn: without an `IGOverlayDataset`, which takes this op out, there are no maps."""
+    warnings.warn(
+        f"{OP_NAME} changes nothing outside a timm_igkd.IGOverlayDataset: the image's map is unknown here; set the "
+        "transform on such a dataset, or train with: timm-igkd run",
+        stacklevel=2,
+    )
     return image
 
 
@@ -125,13 +121,13 @@ def _from_rand_augment(transform: Any) -> tuple[Any, float | None]:
         )
     share = sum(min(max(op.prob, 0.0), 1.0) for op in overlays) / len(ops)
     without = copy.copy(transform)
-    without.ops = [_replaced(op, unchanged) if op in overlays else op for op in ops]
+    without.ops = [_silent(op) if op in overlays else op for op in ops]
     return without, 1 - (1 - share) ** transform.num_layers
 
 
-def _replaced(op: Any, function: Callable) -> Any:
+def _silent(op: Any) -> Any:
     silent = copy.copy(op)
-    silent.aug_fn = function
+    silent.aug_fn = unchanged
     return silent
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
-from timm_igkd.export.record import Timing
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.licenses import license_metadata, license_of_start

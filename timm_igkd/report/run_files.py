@@ -15,8 +15,9 @@ from torch import Tensor
 from timm_igkd.data.labels import readable_names
 from timm_igkd.errors import InputError, MissingFileError, first_line
 from timm_igkd.evaluation.comparison import Comparison
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.metrics import Evaluation, write_metrics
-from timm_igkd.export.record import ExportSummary, Timing
+from timm_igkd.export.record import ExportSummary
 from timm_igkd.files import read_mapping, refuse_special, write_atomic
 from timm_igkd.maps.manifest import Provenance, read_provenance
 from timm_igkd.records import parse_record

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from timm_igkd.export.record import ExportSummary, Timing
+from timm_igkd.evaluation.latency import Timing
+from timm_igkd.export.record import ExportSummary
 from timm_igkd.report.run_files import Metrics, ModelMetrics, Robustness, Sizes
 
 NARROW = "\u202f"  # narrow no-break space between a number and its unit

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from timm_igkd.distillation.options import check_temperature
-from timm_igkd.errors import InputError, MissingFileError, check_count, check_range
+from timm_igkd.errors import MOST_WORKERS, InputError, MissingFileError, check_count, check_range
 from timm_igkd.export.budget import AUTO
 from timm_igkd.runs.protocols import PRESETS
 
@@ -44,7 +44,7 @@ def _check_ranges(config: "RunConfig") -> None:
             check_count(name, getattr(config, name))
     check_range("seed", config.seed, 0, 2**63 - 1)
     check_count("teacher_epochs", config.teacher_epochs, 0)
-    check_count("workers", config.workers, 0, 1024)
+    check_count("workers", config.workers, 0, MOST_WORKERS)
     weights = ("distill_loss_weight", "attention_loss_weight", "explanation_loss_weight")
     for name in ("corruptions", *weights, "color_jitter", "mixup", "cutmix"):
         check_range(name, getattr(config, name), 0, sys.float_info.max)

@@ -169,7 +169,7 @@ class RunConfig:
     scale_min: float = _preset("smallest area of RandomResizedCrop", _TRAINING)
     hflip: float = _preset("probability of a horizontal flip", _TRAINING)
     aa: str | None = _setting("timm auto-augment string", None, _TRAINING)
-    color_jitter: float = _setting("strength, with RandomResizedCrop", 0.0, _TRAINING)
+    color_jitter: float = _setting("strength, with RandomResizedCrop and no aa", 0.0, _TRAINING)
     reprob: float = _setting("probability of random erasing", 0.0, _TRAINING)
     mixup: float = _setting("Mixup alpha", 0.0, _TRAINING)
     cutmix: float = _setting("CutMix alpha", 0.0, _TRAINING)

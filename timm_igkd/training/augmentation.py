@@ -23,7 +23,7 @@ class TrainAugmentation:
         train_crop: "none": the whole image; "pad": a crop of its own size, the image padded by 1/8 (the paper's);
             "rrc": timm's RandomResizedCrop.
         scale_min: smallest area of RandomResizedCrop.
-        color_jitter: its strength, with RandomResizedCrop.
+        color_jitter: its strength; with RandomResizedCrop alone, and without aa (but 3a), beside which timm has none.
         hflip: probability of a horizontal flip.
         aa: timm's auto-augment string.
         reprob: probability of random erasing.
@@ -40,6 +40,11 @@ class TrainAugmentation:
         check_choice("train_crop", self.train_crop, get_args(TrainCrop))
         for name in ("scale_min", "hflip", "reprob"):
             check_range(name, getattr(self, name), 0, 1)
+        if self.color_jitter and self.train_crop != "rrc":
+            raise InputError(
+                f"color_jitter goes with train_crop rrc alone, got {self.color_jitter:g} with {self.train_crop}; set "
+                "train_crop to rrc, or color_jitter to 0"
+            )
 
     @property
     def only_by_workers(self) -> str | None:
@@ -78,6 +83,8 @@ class TrainAugmentation:
             with posterize_to_black():
                 return create(data_config)
         except (AssertionError, KeyError, ValueError) as error:
+            if not self.aa:
+                raise
             raise InputError(
                 f"aa must be a timm auto-augment string such as rand-m9-mstd0.5, got {self.aa!r}"
             ) from error

@@ -43,7 +43,7 @@ class Batches(Protocol):
         """Yield the batches of one epoch for this process."""
 
 
-def steps_per_epoch(num_images: int, batch_size: int, num_processes: int = 1, max_steps: int | None = None) -> int:
+def steps_per_epoch(num_images: int, batch_size: int, num_processes: int, max_steps: int | None = None) -> int:
     """Return the whole steps of an epoch; images that fill no step are left out of it.
 
     Raises:

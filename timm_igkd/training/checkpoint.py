@@ -42,9 +42,8 @@ class TrainingState:
 
     def save(self, path: Path) -> None:
         """Write the state, in place of an earlier one."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         buffer = io.BytesIO()
-        torch.save(content | {"history": [asdict(record) for record in self.history]}, buffer)
+        torch.save(vars(self) | {"history": [asdict(record) for record in self.history]}, buffer)
         write_atomic(path, buffer.getvalue())
 
     @classmethod

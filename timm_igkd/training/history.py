@@ -20,7 +20,7 @@ class EpochRecord:
 
     Attributes:
         epoch: from 0.
-        lr: the learning rate of its last step.
+        lr: the largest of the groups' rates at its last step.
         loss: mean of the weighted sum of the terms.
         task_loss: mean of cross-entropy over the labelled images, not weighted.
         distill_loss: mean of the distillation loss, not weighted.

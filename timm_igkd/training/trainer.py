@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import DivergedError
+from timm_igkd.eval_mode import bare_model
 from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global
 from timm_igkd.training.accelerator import renew_scale
@@ -80,7 +81,8 @@ class Trainer:
             momentum=settings.momentum,
             layer_decay=settings.layer_decay,
         )
-        self.scheduler = self._create_scheduler(optimizer)
+        # not prepared: a prepared scheduler would step once per process
+        self.scheduler = create_scheduler(optimizer, settings, self.updates_per_epoch)
         self._compiled = settings.compile_mode != "none"
         if self._compiled:
             task.compile(mode=settings.compile_mode)
@@ -90,18 +92,6 @@ class Trainer:
             task.trainable_module = accelerator.prepare_model(task.trainable_module)
         renew_scale(accelerator)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
-
-    def _create_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        # not prepared: a prepared scheduler would step once per process
-        return create_scheduler(
-            optimizer,
-            self.settings.sched,
-            lr=self.settings.lr,
-            epochs=self.settings.epochs,
-            updates_per_epoch=self.updates_per_epoch,
-            warmup_epochs=self.settings.warmup_epochs,
-            min_lr=self.settings.min_lr,
-        )
 
     def fit(self, progress: bool = True) -> list[EpochRecord]:
         """Train all epochs, or those that are left of an earlier training, and return the history of all.
@@ -148,8 +138,8 @@ class Trainer:
 
     def final_model(self) -> nn.Module:
         """Return the model to keep: the EMA where there is one."""
-        model: Any = self.task.get_eval_model(ema=self.settings.model_ema)
-        return getattr(model, "_orig_mod", model)
+        model: nn.Module = bare_model(self.task.get_eval_model(ema=self.settings.model_ema))
+        return model
 
     @property
     def images_per_s(self) -> float | None:
@@ -208,8 +198,7 @@ class Trainer:
         last = min(first + accumulated, self.steps) - 1
         self.accelerator.gradient_accumulation_steps = last - first + 1  # by this it divides a loss
         is_update = step == last
-        if self.scheduler is not None:
-            self.scheduler.step_update(epoch * self.updates_per_epoch + step // accumulated)
+        self.scheduler.step_update(epoch * self.updates_per_epoch + step // accumulated)
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()
         with nullcontext() if is_update else self.accelerator.no_sync(self.task.trainable_module):
@@ -240,7 +229,7 @@ class Trainer:
         DDP gives all of them the first one's before every batch, so this adds what each saw in its last batch.
         """
         if self.accelerator.num_processes > 1:
-            for module in (self.task.trainable_module, getattr(self.task, "trainable_module_ema", None)):
+            for module in (self.task.trainable_module, self.task.get_trainable_module(ema=True)):
                 if module is not None:
                     distribute_bn(module, self.accelerator.num_processes, reduce=True)
 
