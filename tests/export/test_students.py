@@ -10,7 +10,9 @@ import torch
 from export_parts import write_graph
 from students_parts import SIDE, TABLE, TEACHER, file, find, say_latency, tiny
 
+from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation import onnx_file
 from timm_igkd.export import student_latency, students
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Candidate, rank
@@ -246,16 +248,20 @@ def test_networks_of_the_same_layers_are_told_apart(persistent):
     assert keys[0] == json.dumps(student_latency._key(Windowed(8, persistent=persistent), ("onnx",)))
 
 
-@pytest.mark.parametrize("other", ["classes", "size", "int8", "onnxruntime", "cpu", "processor"])
+@pytest.mark.parametrize(
+    "other", ["classes", "size", "int8", "onnxruntime", "onnxscript", "timm_igkd", "cpu", "processor"]
+)
 def test_other_network_format_package_or_processor_is_measured_anew(other, quick, monkeypatch):
     measure_files(tiny("test_resnet"), int8=False)
     model, int8 = tiny("test_resnet", classes=11 if other == "classes" else 10), other == "int8"
     if other == "size":
         model.pretrained_cfg["input_size"] = (3, 48, 48)
-    if other == "onnxruntime":
-        monkeypatch.setattr(student_latency.metadata, "version", lambda name: f"0 of {name}")
-    if other == "cpu":
-        monkeypatch.setattr(student_latency, "environment", lambda: {"cpu": "another"})
+    if other in onnx_file.PACKAGES:
+        versions = onnx_file.onnx_versions() | {other: "0"}
+        monkeypatch.setattr(student_latency, "onnx_versions", lambda: versions)
+    if other in ("timm_igkd", "cpu"):
+        found = environment() | {other: "another"}
+        monkeypatch.setattr(student_latency, "environment", lambda: found)
     if other == "processor":
         monkeypatch.setattr(student_latency, "processor", lambda: "family 25, model 17")
     assert measure_files(model, int8=int8)[1] is False

@@ -3,14 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.evaluation.onnx_file import PACKAGES, OnnxMetadata
+from timm_igkd.evaluation.onnx_file import OnnxMetadata, onnx_versions
 from timm_igkd.export.budget import Budget
 from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
@@ -220,7 +219,7 @@ def _ends(file: ExportedFile) -> str:
 def onnx_environment() -> dict[str, str | int | None]:
     """Return versions and hardware, those of onnxruntime and its companions too."""
     found = {key: value for key, value in environment().items() if not isinstance(value, list)}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    return found | onnx_versions()
 
 
 def write_export_record(folder: Path, record: ExportRecord) -> None:

@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 
 from timm_igkd.environment import environment, processor
 from timm_igkd.errors import RunError, UserError, first_line
-from timm_igkd.evaluation.onnx_file import OPSET, quiet_libraries, write_onnx
+from timm_igkd.evaluation.onnx_file import OPSET, onnx_versions, quiet_libraries, write_onnx
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.export.int8 import quantise
 from timm_igkd.export.record import FILES, Format, Timing
@@ -110,13 +109,15 @@ def _keep(found: CachedFiles) -> None:
 
 
 def _key(model: nn.Module, formats: tuple[Format, ...]) -> dict[str, str | int]:
+    here = environment()
     return {
         "network": _network(model),
         "input_size": "x".join(map(str, get_model_input_config(model)["input_size"])),
         "formats": " ".join(formats),
         "threads": THREADS,
-        "cpu": f"{environment()['cpu']}, {processor()}",
-        **{name: metadata.version(name) for name in ("onnxruntime", "torch", "timm")},
+        "cpu": f"{here['cpu']}, {processor()}",
+        **{name: str(here[name]) for name in ("timm_igkd", "timm", "torch")},
+        **onnx_versions(),
     }
 
 

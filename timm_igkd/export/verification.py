@@ -15,6 +15,7 @@ from timm_igkd.errors import InputError
 from timm_igkd.evaluation.comparison import image_interval, largest_share
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model
 from timm_igkd.evaluation.metrics import classification_metrics, predict, teacher_agreement
+from timm_igkd.evaluation.onnx_file import onnx_versions
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.budget import Budget
@@ -90,7 +91,7 @@ def verify_files(
                 agreement=agreement,
                 max_difference=(logits - expected).abs().max().item(),
                 latency_ms=Timing(timing["median"], timing["p90"], int(timing["n"])),
-                runtime=f"onnxruntime {_onnxruntime_version()}, CPU, one thread",
+                runtime=f"onnxruntime {onnx_versions()['onnxruntime']}, CPU, one thread",
                 passed=True if is_within else None if drop is None else False,
                 drop_low=low,
                 drop_high=high,
@@ -138,9 +139,3 @@ def fastest(files: Sequence[ExportedFile], budget: Budget | None = None) -> Form
     """Return the format of the fastest file that passed and is within a budget, None where none is."""
     passed = [file for file in files if file.passed and file.is_within(budget)]
     return min(passed, key=lambda file: file.latency_ms.median).format if passed else None
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
