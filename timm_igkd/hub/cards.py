@@ -10,11 +10,11 @@ from huggingface_hub import RepoCard
 
 from timm_igkd.errors import MissingFileError, without_credentials
 from timm_igkd.hub.client import quiet
+from timm_igkd.hub.names import is_repo_id
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "hub" / "templates")  # of a wheel, of a checkout
 _MARK = re.compile(r"\s*<!-- made by timm-igkd, sha256 ([0-9a-f]{16}) -->\s*\Z")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def read_template(name: str) -> str:
@@ -125,4 +125,4 @@ def hub_dataset_id(name: str, revision: str | None) -> str | None:
     """Return the Hub id of a dataset, None for a local one; only a dataset of the Hub has a resolved revision."""
     from_hub = name.startswith("hfds/") and not Path(name).exists()
     name = name.removeprefix("hfds/")
-    return name if (from_hub or revision) and _HUB_ID.fullmatch(name) else None
+    return name if (from_hub or revision) and is_repo_id(name) else None
