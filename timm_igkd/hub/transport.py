@@ -15,7 +15,7 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.hub.cards import is_ours, is_untouched, metadata
 from timm_igkd.hub.client import quiet, watched_requests
-from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
+from timm_igkd.hub.errors import holds_token, with_retries
 from timm_igkd.hub.names import is_repo_id
 from timm_igkd.version import __version__
 
@@ -188,9 +188,7 @@ def _commit(api: HfApi, wanted: Publication) -> Pushed:
         card = _text(read("README.md")) if "README.md" in there else None
         held = _held(wanted, there, read, card)
     if held and not wanted.replace:
-        raise ForeignRepositoryError(
-            f"{wanted.label} holds {held}; choose another name, or replace it, its card too, with --replace"
-        )
+        raise RunError(f"{wanted.label} holds {held}; choose another name, or replace it, its card too, with --replace")
     kept = card is not None and not (wanted.overwrite_card or held) and not is_untouched(card)
     files = wanted.files if kept else {**wanted.files, "README.md": wanted.card.encode()}
     additions = [CommitOperationAdd(name, content) for name, content in files.items()]
