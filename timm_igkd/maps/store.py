@@ -54,12 +54,27 @@ class MapStore:
         repository = repository_of(path, revision)
         self.path = Path(path) if repository is None else fetch_maps(*repository)
         self.provenance: Provenance = require_complete(self.path)
+        self._map_rows()
+
+    def _map_rows(self) -> None:
         self._file = arrow_file(shard_paths(self.path, self.provenance), self.provenance)
         self._table = mapped_table(self._file)
         if len(self) != self.provenance.n:
-            raise InputError(f"map store {str(path)!r} has {len(self)} rows, expected {self.provenance.n}")
+            raise InputError(f"map store {str(self.path)!r} has {len(self)} rows, expected {self.provenance.n}")
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
         self._is_checked = np.zeros(len(self), dtype=bool)
+
+    def _map_again(self) -> None:
+        """Convert the rows anew: the cache has the file of another state of the shards in the place of this one's.
+
+        Raises:
+            InputError: they are not those of the store that was opened.
+        """
+        if require_complete(self.path) != self.provenance:
+            raise InputError(
+                f"map store {str(self.path)!r} is another than it was when it was opened; run the same command again"
+            )
+        self._map_rows()
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -68,13 +83,19 @@ class MapStore:
         return {name: value for name, value in self.__dict__.items() if name != "_table"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _table=mapped_table(state["_file"]))
+        self.__dict__.update(state)
+        if self._file.exists():
+            self._table = mapped_table(self._file)
+        else:
+            self._map_again()
 
     @property
     def rows(self) -> "datasets.Dataset":
         """The memory-mapped Hugging Face dataset, one row per image; opened by each call."""
         import datasets  # here alone: see arrow_cache.py
 
+        if not self._file.exists():
+            self._map_again()
         return datasets.Dataset.from_file(str(self._file)).cast_column("map", datasets.Image(decode=False))
 
     @property
