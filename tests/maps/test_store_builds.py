@@ -291,7 +291,7 @@ def test_recompute_holds_the_numbers_of_a_map_against_their_own(copied, teacher,
     store = MapStore(copied)
     found = recompute_rows(store, teacher, images, N)
     assert max(found.scale, found.delta) < 0.01
-    numbers = store.numbers(0)
+    numbers = store.row(0)
     rehashed(copied, 0, store.levels(0), 10 * numbers.scale)
     found = recompute_rows(MapStore(copied), teacher, images, N)
     assert found.levels <= 1

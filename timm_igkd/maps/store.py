@@ -15,7 +15,7 @@ from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
-from timm_igkd.maps.row_format import RowNumbers, decode_png, open_png, read_row, rectify
+from timm_igkd.maps.row_format import MapRow, decode_png, read_row, rectify
 from timm_igkd.maps.store_files import (
     check_order,
     read_shard,
@@ -175,36 +175,39 @@ class MapStore:
             f"build {'maps' if has_maps else 'logits'} of this data with: timm-igkd maps{method}"
         )
 
+    def row(self, row: int) -> MapRow:
+        """Return all that a row holds.
+
+        This and all that reads a row below raises an InputError where the row is damaged, held against its hash and
+        the manifest; the parts alone are so the first time that one of them is read.
+        """
+        cells = {name: self._cell(name, row) for name in self._table.column_names}
+        found = read_row(cells, self.provenance, f"row {row} of map store {str(self.path)!r}")
+        self._is_checked[row] = True
+        return found
+
     def _read(self, column: str, row: int) -> Any:
-        """Return a cell of a row that was held against its hash and the manifest, the first time that it is read."""
+        """Return a part of a row; a map as its levels."""
         if not self._is_checked[row]:
-            cells = {name: self._cell(name, row) for name in self._table.column_names}
-            read_row(cells, self.provenance, f"row {row} of map store {str(self.path)!r}")
-            self._is_checked[row] = True
-        return self._cell(column, row)
+            return getattr(self.row(row), column)
+        cell = self._cell(column, row)
+        return decode_png(cell["bytes"]) if column == "map" else cell
 
     def levels(self, row: int) -> np.ndarray:
-        """Return a stored map as it is, [H, W] uint8 (see `row_format.quantize`).
-
-        This and all that reads a row below raises an InputError where the row is damaged, or holds no map.
-        """
+        """Return a stored map as it is, [H, W] uint8 (see `row_format.quantize`); an InputError where there is none."""
         self.require_maps()
-        return decode_png(self._read("map", row)["bytes"])
+        levels: np.ndarray = self._read("map", row)
+        return levels
 
     def overlay_map(self, row: int) -> Image.Image:
         """Return a map in the form the overlay takes: 8-bit greyscale, a signed map rectified."""
-        self.require_maps()
-        image = open_png(self._read("map", row)["bytes"])
+        image = Image.fromarray(self.levels(row))
         return rectify(image) if self.signed else image
 
     def float_map(self, row: int) -> np.ndarray:
         """Return a map in units of the integrated output, [H, W] float32, to 1/255 (signed: 1/127) of its scale."""
         levels, scale = self.levels(row).astype(np.float32), self._read("scale", row)
         return (levels - 128) * (scale / 127) if self.signed else levels * (scale / 255)
-
-    def numbers(self, row: int) -> RowNumbers:
-        """Return what a row says of its map in numbers."""
-        return RowNumbers(*(self._read(name, row) for name in RowNumbers._fields))
 
     def require_logits(self, dataset: Any = None) -> None:
         """Raise InputError unless the store holds the teacher's logits, with its columns in a data set's class order.
