@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -19,6 +18,7 @@ from timm_igkd.attribution.options import TeacherView
 from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, teacher_copy
 from timm_igkd.data.items import class_map, class_names, dataset_name, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.data.unlabeled import MixedImages
 from timm_igkd.environment import LONGEST_WAIT, PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
@@ -167,7 +167,7 @@ def _begin_store(
     A chunk size that was not asked for, or that memory halved, is kept as it is there.
     """
     if wanted.arithmetic != Arithmetic() and not (out / "manifest.json").exists():
-        indices = _evenly_spread(wanted.n, min(COMPARED_IMAGES, wanted.n))
+        indices = evenly_spread(wanted.n, COMPARED_IMAGES)
         wanted = replace(wanted, kernel_error=measure_deviation(teacher, dataset, wanted, device, indices))
     found = open_manifest(out, wanted)
     if chunk_size is not None and found.chunk_size != chunk_size and not found.out_of_memory_halvings:
@@ -175,11 +175,6 @@ def _begin_store(
             f"{str(out)!r} holds maps made with other settings: chunk_size is {found.chunk_size} there, {chunk_size} "
             "here; choose another --out or delete it"
         )
-
-
-def _evenly_spread(n: int, count: int) -> list[int]:
-    """Return about `count` of n rows, first and last among them."""
-    return np.unique(np.linspace(0, n - 1, count).round().astype(int)).tolist()
 
 
 def _source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
@@ -289,7 +284,7 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> R
     teacher = teacher_copy(teacher)
     check_view(store.provenance, teacher)
     maker = RowMaker(teacher, dataset, store.provenance, PartialState(cpu=not torch.cuda.is_available()).device)
-    return compare_rows(store, maker, _evenly_spread(len(store), count))
+    return compare_rows(store, maker, evenly_spread(len(store), count))
 
 
 def _list(value: Any) -> Any:

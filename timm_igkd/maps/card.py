@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.data.images import fit_image, heat_image, shorten
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.files import write_atomic
 from timm_igkd.hub.cards import hub_dataset_id, is_untouched, public_dataset, public_name, read_template, render_card
 from timm_igkd.maps.manifest import Provenance
@@ -90,7 +91,7 @@ def map_picture(out: Path, provenance: Provenance) -> bytes:
     """Return a PNG grid of evenly spread maps with their classes; it shows no image, which is not ours to pass on."""
     names, n = provenance.dataset.class_names, provenance.n
     count = min(n, _MOST_PICTURED)
-    rows = [_row(out, provenance, position * n // count) for position in range(count)]
+    rows = [_row(out, provenance, index) for index in evenly_spread(n, count)]
     maps = []
     for row in rows:
         levels = Image.fromarray(decode_png(row["map"]["bytes"]))
