@@ -19,7 +19,8 @@ from timm_igkd.attribution.options import Attribution, CaptumEngine, TeacherView
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError, RunError, first_line
-from timm_igkd.maps.manifest import Deviation, Manifest
+from timm_igkd.eval_mode import bare_model
+from timm_igkd.maps.manifest import Deviation, Manifest, SourceTeacher
 from timm_igkd.maps.row_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 
@@ -131,6 +132,27 @@ class RowMaker:
     def _resize(self, maps: Tensor) -> Tensor:
         shape = self.manifest.map_shape
         return maps if maps.shape[1:] == shape else F.interpolate(maps[:, None], size=shape, mode="area")[:, 0]
+
+
+def preprocessing(teacher: Any) -> dict[str, Any]:
+    """Return how a teacher's inputs are made, by the names of `SourceTeacher`."""
+    view = TeacherView(teacher)
+    return {"input_size": view.shape, **view.statistics, "interpolation": teacher.pretrained_cfg.get("interpolation")}
+
+
+def view_difference(made: SourceTeacher, teacher: Any) -> str | None:
+    """Return in what a teacher sees images otherwise than the one that made maps, in words; None where it does not."""
+    for name, sees in preprocessing(bare_model(teacher)).items():
+        if (seen := getattr(made, name)) != sees:
+            return (
+                f"its {name} is {_list(seen)} there, {_list(sees)} here; give the same --teacher-mean, --teacher-std "
+                "and --teacher-args"
+            )
+    return None
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @contextmanager
