@@ -82,7 +82,7 @@ class StudentsRecord:
         measured_teacher: None where it could not be measured.
         students: that fit, the best first.
         others: that were measured and do not fit, the fastest first.
-        left_out: of those tried, what could not be measured, and why.
+        left_out: of those tried, and of the teacher, what could not be measured, and why.
         candidates: how many there were to choose from.
         seconds: that all took.
         environment: versions and hardware.
@@ -119,13 +119,14 @@ class StudentsRecord:
         """
         if self.students:
             return self.students[0]
-        nearest = "".join([f"; none could be measured: {name} ({why})" for name, why in self.left_out.items()][:1])
+        missed = {name: why for name, why in self.left_out.items() if name != self.teacher}
+        nearest = "".join([f"; none could be measured: {name} ({why})" for name, why in missed.items()][:1])
         if self.others:
             file = self.others[0].fastest
             nearest = f"; the fastest, {self.others[0]}, takes {file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
         raise InputError(
             f"no student of {self.teacher} at {self.img_size} px fits {self.budget}: "
-            f"{len(self.others) + len(self.left_out)} of {self.candidates} smaller ones were tried{nearest}; "
+            f"{len(self.others) + len(missed)} of {self.candidates} smaller ones were tried{nearest}; "
             "raise the budget, or choose a smaller --img-size"
         )
 
@@ -243,17 +244,18 @@ class _Bench:
         """Measure again what the cache says is too slow for a budget, all of it where nothing else fits.
 
         It may have been measured while the machine did more. Where something fits, what takes more than twice what it
-        may is left as it is.
+        may is left as it is. What cannot be measured now is left out, whatever the cache says of it.
         """
-        found = list(students)
-        limit = math.inf if all(one.best(budget) is None for one in found) else 2 * (budget.max_latency_ms or 0)
-        slow = [i for i, one in enumerate(found) if one.cached and one.best(budget) is None]
+        found = dict(enumerate(students))
+        limit = math.inf if all(one.best(budget) is None for one in students) else 2 * (budget.max_latency_ms or 0)
+        slow = [i for i, one in found.items() if one.cached and one.best(budget) is None]
         slow = sorted((i for i in slow if found[i].fastest.latency_ms.median <= limit), key=lambda i: found[i].macs)
         for index in progress_bar(slow, desc="anew", unit="model", show=progress):
             if not self.has_time:
                 break
-            found[index] = self.measure(found[index], use_cache=False) or found[index]
-        return found
+            if (again := self.measure(found.pop(index), use_cache=False)) is not None:
+                found[index] = again
+        return [found[index] for index in sorted(found)]
 
     def repeat(self, students: Sequence[MeasuredStudent], progress: bool) -> list[MeasuredStudent]:
         """Time what is not from the cache again, all in turn: for some seconds a machine may have been slow."""
