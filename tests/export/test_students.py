@@ -225,6 +225,19 @@ def test_a_cached_student_far_over_the_budget_is_left_where_others_fit(monkeypat
     assert record.choice().endswith("ms in 1 MB, as measured before")
 
 
+def test_a_limit_of_size_alone_times_nothing_anew(monkeypatch):
+    def measure(model, *, int8, use_cache, folder):
+        assert use_cache
+        return (file(1.0, 9.0),), True
+
+    say_latency(monkeypatch)
+    monkeypatch.setattr(students, "measure_files", measure)
+    record = find(Budget(max_size_mb=5.0))
+    assert record.others
+    assert not record.students
+    assert not record.left_out
+
+
 class Windowed(torch.nn.Module):
     """Layers of equal names; what its windows are only its buffers tell."""
 

@@ -246,8 +246,10 @@ class _Bench:
         It may have been measured while the machine did more. Where something fits, what takes more than twice what it
         may is left as it is. What cannot be measured now is left out, whatever the cache says of it.
         """
+        if budget.max_latency_ms is None:  # no file is smaller for being timed again
+            return list(students)
         found = dict(enumerate(students))
-        limit = math.inf if all(one.best(budget) is None for one in students) else 2 * (budget.max_latency_ms or 0)
+        limit = math.inf if all(one.best(budget) is None for one in students) else 2 * budget.max_latency_ms
         slow = [i for i, one in found.items() if one.cached and one.best(budget) is None]
         slow = sorted((i for i in slow if found[i].fastest.latency_ms.median <= limit), key=lambda i: found[i].macs)
         for index in progress_bar(slow, desc="anew", unit="model", show=progress):
