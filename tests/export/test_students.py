@@ -18,6 +18,7 @@ from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Candidate, rank
 from timm_igkd.export.student_latency import cache_folder, measure_files, time_again
 from timm_igkd.export.students import MeasuredStudent, find_students, read_students
+from timm_igkd.files import read_mapping
 from timm_igkd.models.loading import count_macs
 from timm_igkd.records import write_record
 
@@ -106,6 +107,8 @@ def test_record_comes_back_equal(tmp_path, monkeypatch):
     write_record(tmp_path / "students.json", record)
     assert read_students(tmp_path / "students.json") == record
     assert (record.num_classes, record.img_size, record.teacher) == (3, SIDE, TEACHER)
+    names = ["name", "drop", "has_weights", "num_parameters", "macs", "files", "cached"]
+    assert list(read_mapping(tmp_path / "students.json")["measured_teacher"]) == names
 
 
 def test_damaged_record_is_one_line(tmp_path):

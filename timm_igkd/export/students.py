@@ -16,7 +16,7 @@ from torch import nn
 from timm_igkd.errors import InputError, UserError, first_line, message_of
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, name_in_words, rank
+from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, rank
 from timm_igkd.export.record import onnx_environment
 from timm_igkd.export.student_latency import AGAIN_S, StudentFile, measure_files, time_again
 from timm_igkd.files import read_mapping
@@ -34,29 +34,16 @@ _FIRST_RATE = 5e-8  # milliseconds of a multiply-accumulate, for a teacher that 
 
 
 @dataclass(frozen=True)
-class MeasuredStudent:
-    """A student, or its teacher, as it was measured.
+class MeasuredStudent(Candidate):
+    """A student, or its teacher, as it was measured; parameters and multiply-accumulates are counted, not scaled.
 
     Attributes:
-        name: of timm, with the tag of its weights; of a truncation the teacher's.
-        drop: entries cut from the teacher's end; 0: none.
-        has_weights: it starts from pretrained weights, or the teacher's.
-        num_parameters: with the classifier.
-        macs: multiply-accumulates of one image.
         files: in float, and where it was asked for in int8.
         cached: they were measured before.
     """
 
-    name: str
-    drop: int
-    has_weights: bool
-    num_parameters: int
-    macs: int
     files: tuple[StudentFile, ...]
     cached: bool
-
-    def __str__(self) -> str:
-        return name_in_words(self)
 
     def best(self, budget: Budget) -> StudentFile | None:
         """Return the fastest of its files that are within a budget, None where none is."""
@@ -218,7 +205,7 @@ class _Bench:
         return self.seconds - self.begun + self.longest <= MOST_SECONDS
 
     def measure(
-        self, candidate: Candidate | MeasuredStudent, model: nn.Module | None = None, use_cache: bool | None = None
+        self, candidate: Candidate, model: nn.Module | None = None, use_cache: bool | None = None
     ) -> MeasuredStudent | None:
         """Measure a candidate, or say in `left_out` why it could not be, and return None."""
         begun = self.seconds
@@ -269,12 +256,12 @@ class _Bench:
             found[index] = replace(found[index], files=time_again(self._folder(found[index])))
         return found
 
-    def _folder(self, student: Candidate | MeasuredStudent) -> Path:
+    def _folder(self, student: Candidate) -> Path:
         name = f"{student.name}-{student.drop}"
         is_short = re.fullmatch(r"[\w.-]{1,100}", name)  # a path or an address is not
         return self.folder / (name if is_short else hashlib.sha256(name.encode()).hexdigest())
 
-    def _build(self, candidate: Candidate | MeasuredStudent) -> nn.Module:
+    def _build(self, candidate: Candidate) -> nn.Module:
         with seeded(0):
             if candidate.drop:
                 return truncate(self.teacher, candidate.drop, self.num_classes)
