@@ -35,6 +35,12 @@ def images_of(dataset: Any, n: int) -> Images:
     return Images(n, dataset_name(dataset), getattr(first_part(dataset), "split", None))
 
 
+def file_sha256(path: Path) -> str:
+    """Return the hash by which a record knows a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class Timing:
     """Milliseconds of one image on one thread, over `n` rounds in turn with the export's other files."""
@@ -78,6 +84,11 @@ class ExportedFile:
     passed: bool | None
     drop_low: float | None = None
     drop_high: float | None = None
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a folder has it as it was written."""
+        path = folder / FILES[self.format]
+        return path.is_file() and file_sha256(path) == self.sha256
 
     def is_within(self, budget: Budget | None) -> bool:
         """Return whether it takes no more than a budget allows; true without one."""
@@ -233,12 +244,7 @@ def exported_before(folder: Path) -> list[str]:
         found = read_export_record(folder)
     except (InputError, MissingFileError):
         return []
-    return [
-        path.name
-        for file in found.exports
-        if (path := folder / FILES[file.format]).is_file()
-        and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
-    ]
+    return [FILES[file.format] for file in found.exports if file.is_in(folder)]
 
 
 def read_export_record(folder: str | Path) -> ExportRecord:

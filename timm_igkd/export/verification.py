@@ -1,6 +1,5 @@
 """Exported files held against PyTorch: answers, accuracy, and their latency in turn."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from timm_igkd.evaluation.onnx_file import onnx_versions
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.record import ExportedFile, Format, Images, Timing, images_of
+from timm_igkd.export.record import ExportedFile, Format, Images, Timing, file_sha256, images_of
 from timm_igkd.models.arguments import model_data_config
 
 TIMING_S = 4.0
@@ -79,13 +78,12 @@ def verify_files(
             differing = round(len(expected) * (1 - agreement / 100))
             most = 100 - agreement if format == "onnx" else largest_share(differing, len(expected))
         is_within = most <= max_drop + 1e-9  # percents are no binary fractions
-        content = path.read_bytes()
         files.append(
             ExportedFile(
                 format=format,
                 file=path.name,
-                sha256=hashlib.sha256(content).hexdigest(),
-                size_mb=len(content) / 1e6,
+                sha256=file_sha256(path),
+                size_mb=path.stat().st_size / 1e6,
                 top1=percent,
                 drop=drop,
                 agreement=agreement,
