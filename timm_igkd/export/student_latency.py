@@ -69,7 +69,7 @@ def measure_files(
     """
     formats: tuple[Format, ...] = ("onnx", "onnx-int8") if int8 else ("onnx",)
     key = _key(model, formats)
-    path = _cached(key)
+    path = _cache_path(key)
     if use_cache:
         with contextlib.suppress(UserError):  # none there, or a damaged one: measured again
             return parse_record(CachedFiles, read_mapping(path), repr(str(path))).files, True
@@ -97,13 +97,13 @@ def time_again(folder: Path) -> tuple[StudentFile, ...]:
     return files
 
 
-def _cached(key: Mapping[str, str | int]) -> Path:
+def _cache_path(key: Mapping[str, str | int]) -> Path:
     return cache_folder() / f"{hashlib.sha256(json_bytes(dict(key))).hexdigest()[:32]}.json"
 
 
 def _keep(found: CachedFiles) -> None:
     try:
-        write_record(_cached(found.key), found)
+        write_record(_cache_path(found.key), found)
     except (OSError, UserError) as error:
         _logger.warning("measured latencies are not kept: %s", first_line(error))
 
