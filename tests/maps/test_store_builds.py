@@ -89,7 +89,8 @@ def test_resume_rebuilds_a_damaged_shard_and_names_it(copied, teacher, images, b
     build(teacher, images, copied, logits=True)
     assert files_of(copied) == files_of(built.path)
     printed = capsys.readouterr()
-    assert re.search(rf"rebuilding: .*{path.name}", printed.out + printed.err)
+    assert re.search(rf"rebuilding shard 1, which is damaged: .*{path.name}", printed.out + printed.err)
+    assert "delete" not in printed.out + printed.err
 
 
 def test_what_a_kill_leaves_is_no_shard_and_goes_away(copied, teacher, images, built):

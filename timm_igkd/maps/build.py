@@ -130,8 +130,8 @@ def compute_maps(
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
     manifest = read_manifest(out)
-    finished_of = manifest.dataset.content_hash if (out / "provenance.json").exists() else None
-    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, source.content_hash, finished_of)
+    finished = manifest.dataset.content_hash if (out / "provenance.json").exists() else None
+    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, source.content_hash, finished)
     mine = range(shard[0], manifest.num_shards, shard[1])[state.process_index :: state.num_processes]
     with one_thread():  # the engine has its own threads; another number here could change last bits
         builder.build(list(mine), progress=progress and state.is_main_process)
