@@ -94,6 +94,7 @@ def compute_maps(
         chunk_size: (image, step) pairs per pass; default: from the size of the teacher's activations.
         shard_size: rows per shard; default: at most 256 shards of at least 64 rows.
         teacher_name: for the provenance; default: the architecture.
+        progress: show a progress bar where standard error is a terminal.
 
     Returns:
         The finished store; None while other machines' shards are missing.

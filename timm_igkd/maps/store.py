@@ -251,6 +251,10 @@ class MapStore:
     def verify(self, dataset: Any, progress: Callable = lambda rows: rows) -> None:
         """Check strictly that row i is the map of image i, for all rows, and that nothing of a row was altered.
 
+        Args:
+            dataset: map-style dataset of (PIL image, label), of which the maps are said to be.
+            progress: yields the rows that it is given, and may show how far they are.
+
         Raises:
             InputError: the first row that fails is named.
         """

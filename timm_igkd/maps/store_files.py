@@ -85,11 +85,11 @@ def first_difference(found: Manifest, wanted: Manifest) -> str | None:
 
     The images' own hash is no setting: a damaged image may be repaired between two parts of a build, see `Statements`.
     """
+    there, here = (asdict(_settings_alone(each)) for each in (found, wanted))
     for setting in fields(Manifest):
-        if setting.metadata.get("is_setting", True):
-            there, here = (asdict(_settings_alone(each))[setting.name] for each in (found, wanted))
-            if there != here:
-                return _difference(setting.name, there, here)
+        name = setting.name
+        if setting.metadata.get("is_setting", True) and there[name] != here[name]:
+            return _difference(name, there[name], here[name])
     if not answers_alike(found.teacher.answer, wanted.teacher.answer):
         return "a teacher of the same weights answered otherwise there, that is, it had other arguments"
     return None
