@@ -59,6 +59,9 @@ class Pushed(str):
         pushed.card_is_outdated = card_is_outdated
         return pushed
 
+    def __getnewargs__(self) -> tuple[str, str, str, bool]:  # type: ignore[override]
+        return str(self), self.repo_id, self.commit, self.card_kept  # a copy, or a pickle, sets the attributes itself
+
     @property
     def name(self) -> str:
         """user/name, with "@refs/pr/1" for what is in a pull request alone."""
