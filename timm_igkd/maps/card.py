@@ -10,11 +10,11 @@ from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from timm_igkd.attribution.ig_options import METHOD_NAMES
+from timm_igkd.attribution.ig_options import METHOD_NAMES, METHOD_PAPERS
 from timm_igkd.data.images import fit_image, heat_image, shorten
 from timm_igkd.data.labels import UNLABELED, evenly_spread, readable_names
 from timm_igkd.files import write_atomic
-from timm_igkd.hub.cards import hub_dataset_id, is_untouched, public_dataset, public_name, read_template, render_card
+from timm_igkd.hub.cards import citations, hub_dataset_id, is_untouched, public_dataset, public_name, render_card
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import decode_png, rectify
 from timm_igkd.maps.scores import Faithfulness, read_score
@@ -61,7 +61,7 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Fait
         steps=steps,
         content=options.content,
         levels=127 if options.signed else 255,
-        citations=read_template("citations.bib").strip(),
+        citations=citations(METHOD_PAPERS[options.method]),
         maps=provenance,
         score=score,
     )
