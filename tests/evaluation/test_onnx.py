@@ -1,5 +1,6 @@
 """ONNX files: written as PyTorch answers, read as a model that is evaluated like any other, refused in one line."""
 
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -22,6 +23,7 @@ from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.evaluation.onnx_file import OPSET, describe_model, open_session, write_onnx
 from timm_igkd.evaluation.onnx_latency import onnx_latency, onnx_metrics
 from timm_igkd.evaluation.onnx_model import load_onnx_model
+from timm_igkd.export.record import onnx_environment
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
@@ -220,6 +222,22 @@ def test_missing_packages_name_the_extra(monkeypatch, written):
         onnx_latency(smallest())
     with pytest.raises(InputError, match=r"reading '.*model.onnx' needs onnxruntime"):
         load_onnx_model(written[1])
+
+
+def test_version_is_told_where_onnxruntime_is_installed_under_another_name(monkeypatch):
+    import onnxruntime
+
+    versions, find = onnx_file.onnx_versions(), importlib.metadata.version
+    assert versions["onnxruntime"] == find("onnxruntime")
+
+    def as_onnxruntime_gpu(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", as_onnxruntime_gpu)
+    assert onnx_environment()["onnxruntime"] == onnxruntime.__version__
+    assert onnx_file.onnx_versions()["onnx"] == versions["onnx"]
 
 
 # ---- timed ---------------------------------------------------------------------------------------------------------

@@ -10,13 +10,16 @@ import torch
 from export_parts import write_graph
 from students_parts import SIDE, TABLE, TEACHER, file, find, say_latency, tiny
 
+from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
+from timm_igkd.evaluation import onnx_file
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.export import student_latency, students
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Candidate, rank
 from timm_igkd.export.student_latency import cache_folder, measure_files, time_again
 from timm_igkd.export.students import MeasuredStudent, find_students, read_students
+from timm_igkd.files import read_mapping
 from timm_igkd.models.loading import count_macs
 from timm_igkd.records import write_record
 
@@ -105,6 +108,8 @@ def test_record_comes_back_equal(tmp_path, monkeypatch):
     write_record(tmp_path / "students.json", record)
     assert read_students(tmp_path / "students.json") == record
     assert (record.num_classes, record.img_size, record.teacher) == (3, SIDE, TEACHER)
+    names = ["name", "drop", "has_weights", "num_parameters", "macs", "files", "cached"]
+    assert list(read_mapping(tmp_path / "students.json")["measured_teacher"]) == names
 
 
 def test_damaged_record_is_one_line(tmp_path):
@@ -222,6 +227,19 @@ def test_a_cached_student_far_over_the_budget_is_left_where_others_fit(monkeypat
     assert record.choice().endswith("ms in 1 MB, as measured before")
 
 
+def test_a_limit_of_size_alone_times_nothing_anew(monkeypatch):
+    def measure(model, *, int8, use_cache, folder):
+        assert use_cache
+        return (file(1.0, 9.0),), True
+
+    say_latency(monkeypatch)
+    monkeypatch.setattr(students, "measure_files", measure)
+    record = find(Budget(max_size_mb=5.0))
+    assert record.others
+    assert not record.students
+    assert not record.left_out
+
+
 class Windowed(torch.nn.Module):
     """Layers of equal names; what its windows are only its buffers tell."""
 
@@ -245,16 +263,20 @@ def test_networks_of_the_same_layers_are_told_apart(persistent):
     assert keys[0] == json.dumps(student_latency._key(Windowed(8, persistent=persistent), ("onnx",)))
 
 
-@pytest.mark.parametrize("other", ["classes", "size", "int8", "onnxruntime", "cpu", "processor"])
+@pytest.mark.parametrize(
+    "other", ["classes", "size", "int8", "onnxruntime", "onnxscript", "timm_igkd", "cpu", "processor"]
+)
 def test_other_network_format_package_or_processor_is_measured_anew(other, quick, monkeypatch):
     measure_files(tiny("test_resnet"), int8=False)
     model, int8 = tiny("test_resnet", classes=11 if other == "classes" else 10), other == "int8"
     if other == "size":
         model.pretrained_cfg["input_size"] = (3, 48, 48)
-    if other == "onnxruntime":
-        monkeypatch.setattr(student_latency.metadata, "version", lambda name: f"0 of {name}")
-    if other == "cpu":
-        monkeypatch.setattr(student_latency, "environment", lambda: {"cpu": "another"})
+    if other in onnx_file.PACKAGES:
+        versions = onnx_file.onnx_versions() | {other: "0"}
+        monkeypatch.setattr(student_latency, "onnx_versions", lambda: versions)
+    if other in ("timm_igkd", "cpu"):
+        found = environment() | {other: "another"}
+        monkeypatch.setattr(student_latency, "environment", lambda: found)
     if other == "processor":
         monkeypatch.setattr(student_latency, "processor", lambda: "family 25, model 17")
     assert measure_files(model, int8=int8)[1] is False

@@ -1,9 +1,9 @@
 """Students that cannot be measured: named and left out; what the machine raises ends the search."""
 
 import pytest
-from students_parts import TEACHER, find, say_latency
+from students_parts import TEACHER, file, find, say_latency
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, RunError
 from timm_igkd.export import students
 from timm_igkd.export.budget import Budget
 from timm_igkd.models.loading import count_macs
@@ -60,3 +60,31 @@ def test_teacher_that_cannot_be_measured_hinders_nothing(monkeypatch):
     record = find(Budget(100.0))
     assert record.measured_teacher is None
     assert record.students
+
+
+def test_only_students_count_as_tried_and_are_named_where_nothing_could_be_measured(monkeypatch):
+    say_latency(monkeypatch)
+
+    def fail(model):
+        raise IndexError(f"no {model.pretrained_cfg['architecture']}")
+
+    monkeypatch.setattr(students, "measure_files", lambda model, **options: fail(model))
+    record = find(Budget(100.0))
+    assert TEACHER in record.left_out
+    with pytest.raises(InputError, match=r"5 of 5 smaller ones were tried; none could be measured: (?!resnet10t \()"):
+        record.best()
+
+
+def test_a_student_that_cannot_be_measured_anew_is_left_out_and_counted_once(monkeypatch):
+    def measure(model, *, int8, use_cache, folder):
+        if not use_cache and folder.name.startswith("lcnet_035"):
+            raise RunError("onnxruntime cannot run it")
+        return (file(99.0),), use_cache
+
+    say_latency(monkeypatch)
+    monkeypatch.setattr(students, "measure_files", measure)
+    record = find(Budget(1.0))
+    assert dict(record.left_out) == {"lcnet_035": "onnxruntime cannot run it"}
+    assert [str(student) for student in record.others].count("lcnet_035") == 0
+    with pytest.raises(InputError, match="5 of 5 smaller ones were tried; the fastest"):
+        record.best()

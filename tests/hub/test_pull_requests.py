@@ -1,11 +1,16 @@
 """push-student and push-maps with --create-pr: a pull request in place of a commit on main."""
 
+import copy
+import pickle
+
+import pytest
 import timm
 from fixture_parts import HUB_TOKEN
 from hub_parts import HUB_MARKS, make_run, plain_student
 
 from timm_igkd import MapStore, push_maps, push_student
 from timm_igkd.cli.main import main
+from timm_igkd.hub.transport import Pushed
 from timm_igkd.models.loading import load_model, weights_hash
 
 pytestmark = HUB_MARKS
@@ -102,3 +107,10 @@ def test_private_pull_request_to_a_public_repository_is_refused(hub, student_run
     hub.add(REPO)
     assert "is public already" in refused(capfd, student_run, REPO, "--private")
     assert hub.repo(REPO).pull_requests == []
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda pushed: pickle.loads(pickle.dumps(pushed))])
+def test_what_a_push_returns_can_be_copied_and_pickled(again):
+    pushed = Pushed("https://hub/commit", REPO, "abc", True, "refs/pr/1", card_is_outdated=True)
+    found = again(pushed)
+    assert (type(found), found, found.name, vars(found)) == (Pushed, pushed, pushed.name, vars(pushed))

@@ -1,7 +1,9 @@
 """The memory-mapped rows of a store: what they hold, when they are written again, what they keep out of a process."""
 
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -76,8 +78,53 @@ def test_shard_written_again_is_converted_again(store):
     data = path.read_bytes()
     path.unlink()
     path.write_bytes(data)
+    (before,) = cached(store)
     assert MapStore(store.path).rows[:] == store.rows[:]
+    assert cached(store) != [before]
+
+
+def test_cache_keeps_one_file_of_a_store_and_those_of_others(store, tmp_path):
+    shutil.copytree(store.path, tmp_path / "other")
+    other = cached(store)
+    MapStore(tmp_path / "other")
+    for path in shards_of(store):
+        os.utime(path)
+        MapStore(store.path)
     assert len(cached(store)) == 2
+    assert not {*other} & {*cached(store)}
+    assert len(list((tmp_path / "cache").rglob("*.lock"))) == 2
+    assert np.array_equal(store.levels(4), ramp(4, 16, 16))  # of the file that it has mapped
+
+
+def test_file_of_another_user_stays_and_the_store_opens(store, monkeypatch):
+    def refuse(self, missing_ok=False):
+        if self.suffix == ".arrow":
+            raise PermissionError(1, "Operation not permitted")
+        unlink(self, missing_ok)
+
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", refuse)
+    os.utime(shards_of(store)[0])
+    assert len(MapStore(store.path)) == N
+    assert len(cached(store)) == 2
+
+
+def test_pickle_of_a_store_that_was_touched_since_maps_the_new_file(store):
+    data = pickle.dumps(store)
+    os.utime(shards_of(store)[0])
+    MapStore(store.path)
+    assert np.array_equal(pickle.loads(data).levels(4), ramp(4, 16, 16))
+    assert store.rows[4]["key"] == MapStore(store.path).rows[4]["key"]
+    assert len(cached(store)) == 1
+
+
+def test_pickle_of_a_store_that_is_another_since_is_one_line(store):
+    data = pickle.dumps(store)
+    shutil.rmtree(store.path)
+    images = ImageList([noise_image(index + 1) for index in range(N)], [0] * N)
+    write_store(store.path, images, [ramp(index, 16, 16) for index in range(N)], shard_size=SHARD)
+    with pytest.raises(InputError, match=r"^map store '.*maps' is another than it was when it was opened; run"):
+        pickle.loads(data)
 
 
 def test_pickle_carries_no_rows(store):

@@ -15,6 +15,7 @@ from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 from timm_igkd.attribution.options import IGOptions, TeacherView
 from timm_igkd.data.images import content_key
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.maps.build import recompute_rows
 from timm_igkd.maps.row_format import MapRow, decode_png, encode_png, quantize, rectify, row_hash, to_table
 from timm_igkd.maps.store import MapStore
 
@@ -129,6 +130,20 @@ def test_float_map_is_within_half_a_level_of_what_was_stored(teacher, images, tm
     levels, scale = quantize(values, store.signed, "x")
     np.testing.assert_array_equal(levels, store.levels(0))
     assert scale / steps > 0
+
+
+def test_a_row_is_what_was_stored_and_its_map_is_decoded_once(built, teacher, images, monkeypatch):
+    store, opened, opens = MapStore(built.path), [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(args) or opens(*args, **options))
+    levels = store.levels(3)
+    assert len(opened) == 1
+    recompute_rows(store, teacher, images, N)
+    assert len(opened) == 1 + N
+    row, cells = store.row(3), store.rows[3]
+    assert row_hash(row) == cells["row_hash"]
+    assert (row.scale, row.n_steps, row.converged) == (cells["scale"], cells["n_steps"], cells["converged"])
+    for found in (row.map, store.levels(3), np.asarray(store.overlay_map(3))):
+        np.testing.assert_array_equal(found, levels)
 
 
 # ---- what a build writes

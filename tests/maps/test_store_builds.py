@@ -3,6 +3,7 @@
 import copy
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, t
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_mapping, write_json
-from timm_igkd.maps.build import check_teacher, recompute_rows
+from timm_igkd.maps.build import check_teacher, recompute_rows, teacher_difference
 from timm_igkd.maps.manifest import read_manifest
 from timm_igkd.maps.row_format import encode_png
 from timm_igkd.maps.store import MapStore
@@ -88,7 +89,8 @@ def test_resume_rebuilds_a_damaged_shard_and_names_it(copied, teacher, images, b
     build(teacher, images, copied, logits=True)
     assert files_of(copied) == files_of(built.path)
     printed = capsys.readouterr()
-    assert re.search(rf"rebuilding: .*{path.name}", printed.out + printed.err)
+    assert re.search(rf"rebuilding shard 1, which is damaged: .*{path.name}", printed.out + printed.err)
+    assert "delete" not in printed.out + printed.err
 
 
 def test_what_a_kill_leaves_is_no_shard_and_goes_away(copied, teacher, images, built):
@@ -149,7 +151,9 @@ def test_a_teacher_of_other_arguments_into_the_same_folder_is_refused(copied, te
     other.load_state_dict(teacher.state_dict())
     with pytest.raises(InputError, match=r"of the same weights answered otherwise there.* other arguments"):
         build(other, images, copied, logits=True)
-    with pytest.raises(InputError, match="by the one given with other arguments: it answers otherwise"):
+    with pytest.raises(
+        InputError, match="than the one given: one of these weights with other arguments: it answers otherwise"
+    ):
         check_teacher(MapStore(copied).provenance, other)
     check_teacher(MapStore(copied).provenance, teacher)
     content = read_mapping(copied / "manifest.json")
@@ -283,15 +287,25 @@ def test_recompute_detects_a_map_made_constant(copied, teacher, images):
 def test_recompute_names_another_normalisation(built, images):
     other = tiny_teacher(classes=3, size=16)
     other.pretrained_cfg["std"] = (1, 1, 1)
-    with pytest.raises(InputError, match=r"made with the teacher's std .*, but this teacher has \[1, 1, 1\]"):
+    with pytest.raises(
+        InputError, match=r"saw images otherwise: its std is \[.*\] there, \[1, 1, 1\] here; give the same"
+    ):
         recompute_rows(built, other, images, 2)
+
+
+@pytest.mark.parametrize("indices", [None, (2, 1, 0)])
+def test_a_teacher_of_other_outputs_for_the_classes_is_another(built, teacher, images, indices):
+    made = replace(built.provenance, teacher=replace(built.provenance.teacher, class_indices=indices))
+    assert teacher_difference(made, teacher) is None
+    found = teacher_difference(made, teacher, images)
+    assert found is None if indices is None else "it had other outputs for these images' classes; give" in found
 
 
 def test_recompute_holds_the_numbers_of_a_map_against_their_own(copied, teacher, images):
     store = MapStore(copied)
     found = recompute_rows(store, teacher, images, N)
     assert max(found.scale, found.delta) < 0.01
-    numbers = store.numbers(0)
+    numbers = store.row(0)
     rehashed(copied, 0, store.levels(0), 10 * numbers.scale)
     found = recompute_rows(MapStore(copied), teacher, images, N)
     assert found.levels <= 1

@@ -9,8 +9,10 @@ from hub_parts import code_blocks
 from huggingface_hub import DatasetCard
 from huggingface_hub.repocard_data import DatasetCardData
 from PIL import Image
+from tiny_parts import ImageList, noise_image, ramp, write_store
 
 from timm_igkd.hub.cards import is_untouched
+from timm_igkd.maps import card as card_module
 from timm_igkd.maps.card import dataset_card, map_picture
 
 pytestmark = pytest.mark.hub
@@ -50,3 +52,31 @@ def test_picture_shows_maps_of_all_classes_and_is_the_same_each_time(store):
     assert first == again
     pixels = np.asarray(Image.open(io.BytesIO(first)).convert("L"))
     assert pixels.std() > 20
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return what is written below the maps of a picture, and which shards it reads."""
+    captions, shards = [], []
+    read = card_module.read_shard
+    monkeypatch.setattr(card_module, "read_shard", lambda *args: (shards.append(args[2]), read(*args))[1])
+    monkeypatch.setattr(card_module, "shorten", lambda label, *_: captions.append(label) or label)
+    return captions, shards
+
+
+def test_picture_reads_each_shard_once(tmp_path, drawn):
+    images = ImageList([noise_image(index) for index in range(30)], [index % 3 for index in range(30)])
+    store = write_store(tmp_path / "maps", images, [ramp(index, 8, 8) for index in range(30)], shard_size=8)
+    captions, shards = drawn
+    map_picture(store.path, store.provenance)
+    assert shards == [0, 1, 2, 3]
+    wanted = [index * 30 // 24 for index in range(24)]
+    assert captions == [str(index % 3) for index in wanted]
+
+
+def test_picture_names_classes_as_people_read_them(tmp_path, drawn):
+    images = ImageList([noise_image(index) for index in range(4)], [0, 1, -1, 5])
+    store = write_store(tmp_path / "maps", images, [ramp(index, 8, 8) for index in range(4)])
+    named = replace(store.provenance.dataset, class_names=("n01440764", "n02102040"))
+    map_picture(store.path, replace(store.provenance, dataset=named))
+    assert drawn[0] == ["tench", "English springer", "no label", "5"]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import ModelCardData
 from scipy import stats
 
-from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.attribution.ig_options import METHOD_PAPERS, IGOptions, Method
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_mapping
 from timm_igkd.maps.card import dataset_card
@@ -114,6 +115,23 @@ def test_card_cites_the_paper_ig_and_kd(card, store):
     for text in (citations, dataset_card(store.provenance)):
         assert all(number in text for number in ARXIV)
     assert citations.count("{") == citations.count("}")
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_cards_cite_the_paper_of_the_method_that_was_used_and_no_other(plugin_run, store, method):
+    maps = replace(store.provenance, options=IGOptions(method=method), logits=True)
+    facts = replace(read_run(plugin_run), provenance=maps)
+    wanted = {number for number in (ARXIV[0], METHOD_PAPERS[method], ARXIV[2]) if number}
+    for card in (dataset_card(maps), model_card(plain_student(), "user/x", facts)):
+        (block,) = code_blocks(card, "bibtex")
+        assert {*re.findall(r"eprint = {(.*)}", block)} == wanted
+
+
+def test_card_of_a_run_without_maps_cites_none_of_their_methods(plugin_run):
+    facts = read_run(plugin_run)
+    plain = replace(facts, config={**facts.config, "overlay_prob": 0})
+    (block,) = code_blocks(model_card(plain_student(), "user/x", plain), "bibtex")
+    assert re.findall(r"eprint = {(.*)}", block) == [ARXIV[0], ARXIV[2]]
 
 
 def test_first_line_of_usage_imports_the_plugin_where_it_is_needed(card):

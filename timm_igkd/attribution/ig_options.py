@@ -22,6 +22,15 @@ METHOD_NAMES: dict[Method, str] = {
 }
 """Each method in words that stand before "maps"."""
 
+METHOD_PAPERS: dict[Method, str | None] = {
+    "ig": "1703.01365",
+    "input_x_gradient": "1605.01713",
+    "saliency": "1312.6034",
+    "grad_cam": "1610.02391",
+    "none": None,
+}
+"""Each method's paper, by its number on arXiv; see `IGOptions`."""
+
 MOST_STEPS = 10_000
 """More would not be seen in 8 bits, and the nodes of a rule of n steps are the eigenvalues of an n x n matrix."""
 

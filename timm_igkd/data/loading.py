@@ -5,7 +5,6 @@ Every image is decoded as timm does it (images.py) and named in every error. Not
 """
 
 import os
-import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import constants as hub_constants
@@ -17,14 +16,13 @@ from timm_igkd.data.labels import class_order
 from timm_igkd.data.named_datasets import HFDS, TIMM_PREFIXES, load_digits_split, load_timm_dataset
 from timm_igkd.data.rows import NO_ROWS, load_rows, resolved_revision
 from timm_igkd.errors import InputError, nearest
+from timm_igkd.hub.names import is_repo_id
 
 if TYPE_CHECKING:
     import datasets
 
 _LABEL_COLUMN = "one class per image as ClassLabel or whole number (datasets' class_encode_column makes one of texts)"
 _IMAGE_COLUMN = "one image per row as Image or as the bytes of its file (datasets' cast_column makes an Image of paths)"
-_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
-_LONGEST_HUB_ID = 96
 Labels = Literal["required", "optional", "ignored"]
 
 
@@ -84,7 +82,7 @@ def load_labeled_images(
     source, is_local = (dataset.removeprefix(HFDS), False) if is_timm else (dataset, _looks_local(dataset))
     if is_local:
         _refuse(dataset, {"--revision": revision}, "a local folder has no revisions")
-    if not is_local and not (_HUB_ID.fullmatch(source) and len(source) <= _LONGEST_HUB_ID):
+    if not is_local and not is_repo_id(source):
         raise InputError(f"dataset {dataset!r} is neither a folder that is there nor an id of the Hub; check the name")
     path = local_folder(source) if is_local else source
     folder = split_folder(path, split) if is_local else None

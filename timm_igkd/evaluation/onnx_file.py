@@ -1,6 +1,7 @@
 """ONNX files: written by torch's exporter and checked against PyTorch, with what a reader needs to feed them."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -65,6 +66,18 @@ def require_onnx_packages(what: str) -> None:
     """Raise InputError unless the packages of the extra `onnx` are installed; `what` needs them."""
     if missing := missing_onnx_packages():
         raise InputError(f"{what} needs {', '.join(missing)}; install with: pip install 'timm-igkd[onnx]'")
+
+
+def onnx_versions() -> dict[str, str]:
+    """Return the versions of the packages of the extra `onnx`."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # onnxruntime-gpu, -openvino and -directml are onnxruntime too
+        return str(importlib.import_module(name).__version__)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -83,7 +82,7 @@ class Candidate:
     macs: int
 
     def __str__(self) -> str:
-        return name_in_words(self)
+        return f"{self.name} without its last {self.drop}" if self.drop else self.name
 
     @property
     def family(self) -> str:
@@ -186,15 +185,10 @@ class Chooser:
         self.taken[candidate.family] += 1
 
 
-def rank(candidate: Any) -> tuple[bool, int, int]:
+def rank(candidate: Candidate) -> tuple[bool, int, int]:
     """Return what the better of two candidates, or of two measured students, has more of.
 
     Those with weights to start from come first, then those of more parameters, then of more multiply-accumulates. What
     accuracy they will reach, the table does not know.
     """
     return candidate.has_weights, candidate.num_parameters, candidate.macs
-
-
-def name_in_words(candidate: Any) -> str:
-    """Return what a candidate, or a measured student, is called."""
-    return f"{candidate.name} without its last {candidate.drop}" if candidate.drop else str(candidate.name)

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from timm_igkd.data.items import known_labels, read_item
 from timm_igkd.data.labels import evenly_spread
 from timm_igkd.errors import InputError, RunError, first_line
-from timm_igkd.evaluation.evaluated_model import create_evaluated_model, indices_for, shared_transforms
 from timm_igkd.evaluation.metrics import teacher_agreement
 from timm_igkd.evaluation.onnx_file import OnnxMetadata, quiet_libraries, write_metadata
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.record import Quantisation, images_of
+from timm_igkd.models.arguments import model_data_config
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _BATCH = 32
@@ -103,8 +104,8 @@ def quantise_best(
     calibrating, comparing = (as_fed(model, Subset(images, one)) for one in chosen)
     with torch.inference_mode():
         expected = torch.cat([model(batch) for batch in comparing])
-    found = {}
-    for float_edges, path in ((False, target), (True, target.with_suffix(".edges"))):
+    found, with_edges = {}, target.with_suffix(".edges")
+    for float_edges, path in ((False, target), (True, with_edges)):
         quantise(source, path, calibrating, float_edges=float_edges)
         write_metadata(path, metadata)
         quantised = load_onnx_model(path)
@@ -112,15 +113,15 @@ def quantise_best(
         found[float_edges] = teacher_agreement(logits, expected)["teacher_kl"]
     better = found[True] < _WORTH * found[False]
     if better:
-        os.replace(path, target)
-    path.unlink(missing_ok=True)
+        os.replace(with_edges, target)
+    with_edges.unlink(missing_ok=True)
     n = sum(map(len, calibrating))
     return Quantisation(images_of(images, n), images_of(images, len(expected)), better, found[False], found[True])
 
 
 def as_fed(model: nn.Module, images: Any) -> list[Tensor]:
     """Return all images as the model takes them, in batches."""
-    (transform,), _ = shared_transforms([create_evaluated_model("model", model, indices_for(model, images), images)])
+    transform = create_transform(**model_data_config(model), is_training=False)
     return list(torch.stack([transform(read_item(images, i)[0]) for i in range(len(images))]).split(_BATCH))
 
 

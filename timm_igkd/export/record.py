@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from timm_igkd.data.items import dataset_name, first_part
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.latency import Timing
-from timm_igkd.evaluation.onnx_file import PACKAGES, OnnxMetadata
+from timm_igkd.evaluation.onnx_file import OnnxMetadata, onnx_versions
 from timm_igkd.export.budget import Budget
 from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record, write_record
@@ -35,6 +34,12 @@ def images_of(dataset: Any, n: int) -> Images:
     if dataset is None:
         return Images(n)
     return Images(n, dataset_name(dataset), getattr(first_part(dataset), "split", None))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash by which a record knows a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class ExportedFile:
     passed: bool | None
     drop_low: float | None = None
     drop_high: float | None = None
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a folder has it as it was written."""
+        path = folder / FILES[self.format]
+        return path.is_file() and file_sha256(path) == self.sha256
 
     def is_within(self, budget: Budget | None) -> bool:
         """Return whether it takes no more than a budget allows; true without one."""
@@ -212,7 +222,7 @@ def _ends(file: ExportedFile) -> str:
 def onnx_environment() -> dict[str, str | int | None]:
     """Return versions and hardware, those of onnxruntime and its companions too."""
     found = {key: value for key, value in environment().items() if not isinstance(value, list)}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    return found | onnx_versions()
 
 
 def write_export_record(folder: Path, record: ExportRecord) -> None:
@@ -226,12 +236,7 @@ def exported_before(folder: Path) -> list[str]:
         found = read_export_record(folder)
     except (InputError, MissingFileError):
         return []
-    return [
-        path.name
-        for file in found.exports
-        if (path := folder / FILES[file.format]).is_file()
-        and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
-    ]
+    return [FILES[file.format] for file in found.exports if file.is_in(folder)]
 
 
 def read_export_record(folder: str | Path) -> ExportRecord:

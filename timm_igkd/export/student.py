@@ -77,7 +77,8 @@ def export_student(
         raise InputError("int8 needs images to calibrate with, of the training split; name them, or leave int8 out")
     check_range("calibration", calibration_images, 1)
     check_range("max_drop", max_drop, 0, 100)
-    folder = _output_folder(Path(out))
+    folder = Path(out)
+    _check_output_folder(folder)
     for images in (calibration, evaluation):
         refuse_among_images(images, folder, "give another folder")
     if int8:
@@ -126,13 +127,12 @@ def check_exportable(model: nn.Module) -> None:
         write_onnx(model, Path(temporary) / FILES["onnx"])
 
 
-def _output_folder(out: Path) -> Path:
-    """Return the folder, there or not; refuse one whose files could not be written."""
+def _check_output_folder(out: Path) -> None:
+    """Raise InputError for a folder, there or not, whose files could not be written."""
     if not out.name or (out.exists() and not out.is_dir()):
         raise InputError(f"an export goes into a folder of its own, {str(out)!r} is none; give another")
     for file in (*FILES.values(), RECORD):
         output_file(out / file)
-    return out
 
 
 def _in_order_of(training: Any, other: Any, model: nn.Module) -> Any:

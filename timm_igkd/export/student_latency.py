@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 from timm_igkd.environment import environment, processor
 from timm_igkd.errors import RunError, UserError, first_line
 from timm_igkd.evaluation.latency import Timing
-from timm_igkd.evaluation.onnx_file import OPSET, quiet_libraries, write_onnx
+from timm_igkd.evaluation.onnx_file import OPSET, onnx_versions, quiet_libraries, write_onnx
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.export.int8 import quantise
 from timm_igkd.export.record import FILES, Format
@@ -71,7 +70,7 @@ def measure_files(
     """
     formats: tuple[Format, ...] = ("onnx", "onnx-int8") if int8 else ("onnx",)
     key = _key(model, formats)
-    path = _cached(key)
+    path = _cache_path(key)
     if use_cache:
         with contextlib.suppress(UserError):  # none there, or a damaged one: measured again
             return parse_record(CachedFiles, read_mapping(path), repr(str(path))).files, True
@@ -99,25 +98,27 @@ def time_again(folder: Path) -> tuple[StudentFile, ...]:
     return files
 
 
-def _cached(key: Mapping[str, str | int]) -> Path:
+def _cache_path(key: Mapping[str, str | int]) -> Path:
     return cache_folder() / f"{hashlib.sha256(json_bytes(dict(key))).hexdigest()[:32]}.json"
 
 
 def _keep(found: CachedFiles) -> None:
     try:
-        write_record(_cached(found.key), found)
+        write_record(_cache_path(found.key), found)
     except (OSError, UserError) as error:
         _logger.warning("measured latencies are not kept: %s", first_line(error))
 
 
 def _key(model: nn.Module, formats: tuple[Format, ...]) -> dict[str, str | int]:
+    here = environment()
     return {
         "network": _network(model),
         "input_size": "x".join(map(str, get_model_input_config(model)["input_size"])),
         "formats": " ".join(formats),
         "threads": THREADS,
-        "cpu": f"{environment()['cpu']}, {processor()}",
-        **{name: metadata.version(name) for name in ("onnxruntime", "torch", "timm")},
+        "cpu": f"{here['cpu']}, {processor()}",
+        **{name: str(here[name]) for name in ("timm_igkd", "timm", "torch")},
+        **onnx_versions(),
     }
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from timm_igkd.errors import InputError, UserError, first_line, message_of
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, name_in_words, rank
+from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, rank
 from timm_igkd.export.record import onnx_environment
 from timm_igkd.export.student_latency import AGAIN_S, StudentFile, measure_files, time_again
 from timm_igkd.files import read_mapping
@@ -34,29 +34,16 @@ _FIRST_RATE = 5e-8  # milliseconds of a multiply-accumulate, for a teacher that 
 
 
 @dataclass(frozen=True)
-class MeasuredStudent:
-    """A student, or its teacher, as it was measured.
+class MeasuredStudent(Candidate):
+    """A student, or its teacher, as it was measured; parameters and multiply-accumulates are counted, not scaled.
 
     Attributes:
-        name: of timm, with the tag of its weights; of a truncation the teacher's.
-        drop: entries cut from the teacher's end; 0: none.
-        has_weights: it starts from pretrained weights, or the teacher's.
-        num_parameters: with the classifier.
-        macs: multiply-accumulates of one image.
         files: in float, and where it was asked for in int8.
         cached: they were measured before.
     """
 
-    name: str
-    drop: int
-    has_weights: bool
-    num_parameters: int
-    macs: int
     files: tuple[StudentFile, ...]
     cached: bool
-
-    def __str__(self) -> str:
-        return name_in_words(self)
 
     def best(self, budget: Budget) -> StudentFile | None:
         """Return the fastest of its files that are within a budget, None where none is."""
@@ -82,7 +69,7 @@ class StudentsRecord:
         measured_teacher: None where it could not be measured.
         students: that fit, the best first.
         others: that were measured and do not fit, the fastest first.
-        left_out: of those tried, what could not be measured, and why.
+        left_out: of those tried, and of the teacher, what could not be measured, and why.
         candidates: how many there were to choose from.
         seconds: that all took.
         environment: versions and hardware.
@@ -119,13 +106,14 @@ class StudentsRecord:
         """
         if self.students:
             return self.students[0]
-        nearest = "".join([f"; none could be measured: {name} ({why})" for name, why in self.left_out.items()][:1])
+        missed = {name: why for name, why in self.left_out.items() if name != self.teacher}
+        nearest = "".join([f"; none could be measured: {name} ({why})" for name, why in missed.items()][:1])
         if self.others:
             file = self.others[0].fastest
             nearest = f"; the fastest, {self.others[0]}, takes {file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
         raise InputError(
             f"no student of {self.teacher} at {self.img_size} px fits {self.budget}: "
-            f"{len(self.others) + len(self.left_out)} of {self.candidates} smaller ones were tried{nearest}; "
+            f"{len(self.others) + len(missed)} of {self.candidates} smaller ones were tried{nearest}; "
             "raise the budget, or choose a smaller --img-size"
         )
 
@@ -217,7 +205,7 @@ class _Bench:
         return self.seconds - self.begun + self.longest <= MOST_SECONDS
 
     def measure(
-        self, candidate: Candidate | MeasuredStudent, model: nn.Module | None = None, use_cache: bool | None = None
+        self, candidate: Candidate, model: nn.Module | None = None, use_cache: bool | None = None
     ) -> MeasuredStudent | None:
         """Measure a candidate, or say in `left_out` why it could not be, and return None."""
         begun = self.seconds
@@ -243,17 +231,20 @@ class _Bench:
         """Measure again what the cache says is too slow for a budget, all of it where nothing else fits.
 
         It may have been measured while the machine did more. Where something fits, what takes more than twice what it
-        may is left as it is.
+        may is left as it is. What cannot be measured now is left out, whatever the cache says of it.
         """
-        found = list(students)
-        limit = math.inf if all(one.best(budget) is None for one in found) else 2 * (budget.max_latency_ms or 0)
-        slow = [i for i, one in enumerate(found) if one.cached and one.best(budget) is None]
+        if budget.max_latency_ms is None:  # no file is smaller for being timed again
+            return list(students)
+        found = dict(enumerate(students))
+        limit = math.inf if all(one.best(budget) is None for one in students) else 2 * budget.max_latency_ms
+        slow = [i for i, one in found.items() if one.cached and one.best(budget) is None]
         slow = sorted((i for i in slow if found[i].fastest.latency_ms.median <= limit), key=lambda i: found[i].macs)
         for index in progress_bar(slow, desc="anew", unit="model", show=progress):
             if not self.has_time:
                 break
-            found[index] = self.measure(found[index], use_cache=False) or found[index]
-        return found
+            if (again := self.measure(found.pop(index), use_cache=False)) is not None:
+                found[index] = again
+        return [found[index] for index in sorted(found)]
 
     def repeat(self, students: Sequence[MeasuredStudent], progress: bool) -> list[MeasuredStudent]:
         """Time what is not from the cache again, all in turn: for some seconds a machine may have been slow."""
@@ -265,12 +256,12 @@ class _Bench:
             found[index] = replace(found[index], files=time_again(self._folder(found[index])))
         return found
 
-    def _folder(self, student: Candidate | MeasuredStudent) -> Path:
+    def _folder(self, student: Candidate) -> Path:
         name = f"{student.name}-{student.drop}"
         is_short = re.fullmatch(r"[\w.-]{1,100}", name)  # a path or an address is not
         return self.folder / (name if is_short else hashlib.sha256(name.encode()).hexdigest())
 
-    def _build(self, candidate: Candidate | MeasuredStudent) -> nn.Module:
+    def _build(self, candidate: Candidate) -> nn.Module:
         with seeded(0):
             if candidate.drop:
                 return truncate(self.teacher, candidate.drop, self.num_classes)

@@ -1,6 +1,5 @@
 """Exported files held against PyTorch: answers, accuracy, and their latency in turn."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from timm_igkd.errors import InputError
 from timm_igkd.evaluation.comparison import image_interval, largest_share
 from timm_igkd.evaluation.evaluated_model import create_evaluated_model
 from timm_igkd.evaluation.metrics import classification_metrics, predict, teacher_agreement
+from timm_igkd.evaluation.onnx_file import onnx_versions
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.record import ExportedFile, Format, Images, images_of
+from timm_igkd.export.record import ExportedFile, Format, Images, file_sha256, images_of
 from timm_igkd.models.arguments import model_data_config
 
 TIMING_S = 4.0
@@ -78,19 +78,18 @@ def verify_files(
             differing = round(len(expected) * (1 - agreement / 100))
             most = 100 - agreement if format == "onnx" else largest_share(differing, len(expected))
         is_within = most <= max_drop + 1e-9  # percents are no binary fractions
-        content = path.read_bytes()
         files.append(
             ExportedFile(
                 format=format,
                 file=path.name,
-                sha256=hashlib.sha256(content).hexdigest(),
-                size_mb=len(content) / 1e6,
+                sha256=file_sha256(path),
+                size_mb=path.stat().st_size / 1e6,
                 top1=percent,
                 drop=drop,
                 agreement=agreement,
                 max_difference=(logits - expected).abs().max().item(),
                 latency_ms=timing,
-                runtime=f"onnxruntime {_onnxruntime_version()}, CPU, one thread",
+                runtime=f"onnxruntime {onnx_versions()['onnxruntime']}, CPU, one thread",
                 passed=True if is_within else None if drop is None else False,
                 drop_low=low,
                 drop_high=high,
@@ -138,9 +137,3 @@ def fastest(files: Sequence[ExportedFile], budget: Budget | None = None) -> Form
     """Return the format of the fastest file that passed and is within a budget, None where none is."""
     passed = [file for file in files if file.passed and file.is_within(budget)]
     return min(passed, key=lambda file: file.latency_ms.median).format if passed else None
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

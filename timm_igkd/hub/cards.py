@@ -10,11 +10,12 @@ from huggingface_hub import RepoCard
 
 from timm_igkd.errors import MissingFileError, without_credentials
 from timm_igkd.hub.client import quiet
+from timm_igkd.hub.names import is_repo_id
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "hub" / "templates")  # of a wheel, of a checkout
+_OVERLAY_PAPER, _DISTILLATION_PAPER = "2506.14440", "1503.02531"  # on arXiv
 _MARK = re.compile(r"\s*<!-- made by timm-igkd, sha256 ([0-9a-f]{16}) -->\s*\Z")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def read_template(name: str) -> str:
@@ -29,6 +30,17 @@ def read_template(name: str) -> str:
     raise MissingFileError(
         f"card template {name!r} is in none of {[str(folder) for folder in _FOLDERS]}; reinstall timm-igkd"
     )
+
+
+def citations(method_paper: str | None) -> str:
+    """Return BibTeX of the papers that a card builds on: of the overlay, of an attribution method, of distillation.
+
+    Args:
+        method_paper: the method's number on arXiv; None: no map was used.
+    """
+    entries = read_template("citations.bib").strip().split("\n\n")
+    cited = [f"eprint = {{{number}}}" for number in (_OVERLAY_PAPER, method_paper, _DISTILLATION_PAPER) if number]
+    return "\n\n".join(entry for entry in entries if any(number in entry for number in cited))
 
 
 class Markdown(str):
@@ -125,4 +137,4 @@ def hub_dataset_id(name: str, revision: str | None) -> str | None:
     """Return the Hub id of a dataset, None for a local one; only a dataset of the Hub has a resolved revision."""
     from_hub = name.startswith("hfds/") and not Path(name).exists()
     name = name.removeprefix("hfds/")
-    return name if (from_hub or revision) and _HUB_ID.fullmatch(name) else None
+    return name if (from_hub or revision) and is_repo_id(name) else None

@@ -1,5 +1,6 @@
 """What can go wrong between us and the Hub: which failures pass if one tries again, and one line for the others."""
 
+import itertools
 import json
 import re
 import sys
@@ -24,10 +25,6 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 _ADDRESS = re.compile(r"\b\w+://[^\s'\"<>]+")
 _MISSING_FILE = "lacks a file that it should hold; push it again"
 _T = TypeVar("_T")
-
-
-class ForeignRepositoryError(RunError):
-    """The repository holds something that is not ours to overwrite."""
 
 
 def redact(text: str) -> str:
@@ -207,21 +204,14 @@ def _known(error: BaseException, repo: str, missing_file: str) -> str | None:
         (hub_errors.OfflineModeIsEnabled, "cannot be reached in offline mode; unset HF_HUB_OFFLINE"),
     )
     if isinstance(error, hub_errors.LocalEntryNotFoundError):  # an EntryNotFoundError too
-        if any(
-            isinstance(cause, hub_errors.HfHubHTTPError | hub_errors.OfflineModeIsEnabled) for cause in _later(error)
-        ):
+        later = itertools.islice(_causes(error), 1, None)
+        if any(isinstance(cause, hub_errors.HfHubHTTPError | hub_errors.OfflineModeIsEnabled) for cause in later):
             return None
         return f"{repo} is not in the local cache, and the Hub cannot be reached; check the network"
     for kind, text in kinds:
         if isinstance(error, kind):
             return f"{repo} {text}"
     return None
-
-
-def _later(error: BaseException) -> Iterator[BaseException]:
-    causes = _causes(error)
-    next(causes)
-    return causes
 
 
 def _status_text(error: BaseException, repo: str, times: str) -> str | None:

@@ -1,7 +1,6 @@
 """Publishing to the Hugging Face Hub: one atomic commit per push, safe to run again after any failure."""
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,12 +15,12 @@ from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.hub.cards import is_ours, is_untouched, metadata
 from timm_igkd.hub.client import quiet, watched_requests
-from timm_igkd.hub.errors import ForeignRepositoryError, holds_token, with_retries
+from timm_igkd.hub.errors import holds_token, with_retries
+from timm_igkd.hub.names import is_repo_id
 from timm_igkd.version import __version__
 
 _LONGEST_TIMEOUT_S = 86_400  # a day; sockets do not take any number
 _TIMEOUT_KINDS = ("connect", "read", "write", "pool")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _NEUTRAL_SUFFIXES = (".md", ".txt", ".png", ".jpg", ".gitignore", ".gitattributes")
 _DESCRIBING = ("configs", "model-index")
 """Metadata of a card that tells of the files beside it: where a dataset's splits lie, a model's results."""
@@ -59,6 +58,9 @@ class Pushed(str):
         pushed.repo_id, pushed.commit, pushed.card_kept, pushed.pull_request = repo_id, commit, card_kept, pull_request
         pushed.card_is_outdated = card_is_outdated
         return pushed
+
+    def __getnewargs__(self) -> tuple[str, str, str, bool]:  # type: ignore[override]
+        return str(self), self.repo_id, self.commit, self.card_kept  # a copy, or a pickle, sets the attributes itself
 
     @property
     def name(self) -> str:
@@ -117,8 +119,11 @@ def repo_label(repo_id: str, repo_type: str) -> str:
 
 def check_repo_id(repo_id: str, timeout_s: float = TIMEOUT_S, *, option: str = "--repo-id") -> None:
     """Raise InputError, which names the option, unless `repo_id` is user/name and the time-out is above 0."""
-    if not _REPO_ID.fullmatch(repo_id):
-        raise InputError(f"{option} must be user/name, letters, digits, '-', '_' and '.', got {repo_id!r}")
+    if "/" not in repo_id or not is_repo_id(repo_id):
+        raise InputError(
+            f"{option} must be user/name, each at most 96 letters, digits, '-', '_' and '.', without '--' and '..' and "
+            f"with neither '-', '.' nor '.git' at an end, got {repo_id!r}"
+        )
     if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
         raise InputError(f"--timeout must be above 0 and at most {_LONGEST_TIMEOUT_S} seconds, got {timeout_s:g}")
 
@@ -147,11 +152,12 @@ def publish(publication: Publication) -> Pushed:
 
     A failure leaves its main branch as it was; running again goes on, and does nothing where everything is there.
 
+    Args:
+        publication: whose name and login the caller has checked, before it prepared the files.
+
     Raises:
         RunError: no access, no network, or a repository that holds something else. InputError: a file holds a token.
     """
-    check_repo_id(publication.repo_id, publication.timeout_s)
-    require_login(publication.repo_id)
     for name, content in {**publication.files, "README.md": publication.card.encode()}.items():
         if PurePosixPath(name).suffix in (".md", ".json", ".yaml") and holds_token(_bytes(content)):
             raise InputError(f"{name} holds what looks like a Hugging Face token; remove it, nothing was pushed")
@@ -185,9 +191,7 @@ def _commit(api: HfApi, wanted: Publication) -> Pushed:
         card = _text(read("README.md")) if "README.md" in there else None
         held = _held(wanted, there, read, card)
     if held and not wanted.replace:
-        raise ForeignRepositoryError(
-            f"{wanted.label} holds {held}; choose another name, or replace it, its card too, with --replace"
-        )
+        raise RunError(f"{wanted.label} holds {held}; choose another name, or replace it, its card too, with --replace")
     kept = card is not None and not (wanted.overwrite_card or held) and not is_untouched(card)
     files = wanted.files if kept else {**wanted.files, "README.md": wanted.card.encode()}
     additions = [CommitOperationAdd(name, content) for name, content in files.items()]

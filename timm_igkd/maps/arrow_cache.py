@@ -6,6 +6,7 @@ maps the same file. `datasets` itself, with pandas behind it, would be most of t
 to a training process.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,28 @@ from timm_igkd.maps.store_files import read_shard
 def arrow_file(shards: Sequence[Path], manifest: Manifest) -> Path:
     """Return the Arrow stream file with the rows of these shards, written where it is not there yet.
 
-    A shard that was written again (another size or time of change) makes another file.
+    A shard that was written again (another size or time of change) makes another file, which takes the place of the
+    folder's earlier ones. Who has mapped one of those keeps its rows.
+
+    Args:
+        shards: all of a store, in one folder.
+        manifest: of the store.
 
     Raises:
         InputError: a shard is cut or altered. OSError: the cache cannot be written.
     """
     states = [(os.path.realpath(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in shards]
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / "timm_igkd"
-    path = cache / f"{xxhash.xxh3_128_hexdigest(repr(states).encode())}.arrow"
+    parts = os.path.realpath(shards[0].parent), states
+    folder, shards_now = (xxhash.xxh3_128_hexdigest(repr(part).encode()) for part in parts)
+    path = cache / f"{folder}-{shards_now}.arrow"
     if not path.exists():
-        with exclusive(path.with_suffix(".lock")):  # of the processes that open a store at once, one converts it
+        with exclusive(cache / f"{folder}.lock"):  # of the processes that open a store at once, one converts it
             if not path.exists():
                 _convert(shards, manifest, path)
+                for earlier in {*cache.glob(f"{folder}-*.arrow")} - {path}:
+                    with contextlib.suppress(OSError):  # of another user, in a cache that several share
+                        earlier.unlink(missing_ok=True)
     return path
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -19,6 +18,7 @@ from timm_igkd.attribution.options import TeacherView
 from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, teacher_copy
 from timm_igkd.data.items import class_map, class_names, dataset_name, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.data.unlabeled import MixedImages
 from timm_igkd.environment import LONGEST_WAIT, PACKAGES, environment
 from timm_igkd.errors import InputError, check_range
@@ -26,7 +26,14 @@ from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
-from timm_igkd.maps.row_maker import Recomputed, RowMaker, compare_rows, measure_deviation
+from timm_igkd.maps.row_maker import (
+    Recomputed,
+    RowMaker,
+    compare_rows,
+    measure_deviation,
+    preprocessing,
+    view_difference,
+)
 from timm_igkd.maps.shard_builder import ShardBuilder
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import (
@@ -87,6 +94,7 @@ def compute_maps(
         chunk_size: (image, step) pairs per pass; default: from the size of the teacher's activations.
         shard_size: rows per shard; default: at most 256 shards of at least 64 rows.
         teacher_name: for the provenance; default: the architecture.
+        progress: show a progress bar where standard error is a terminal.
 
     Returns:
         The finished store; None while other machines' shards are missing.
@@ -123,8 +131,8 @@ def compute_maps(
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
     manifest = read_manifest(out)
-    finished_of = manifest.dataset.content_hash if (out / "provenance.json").exists() else None
-    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, source.content_hash, finished_of)
+    finished = manifest.dataset.content_hash if (out / "provenance.json").exists() else None
+    builder = ShardBuilder(teacher, dataset, out, manifest, state.device, source.content_hash, finished)
     mine = range(shard[0], manifest.num_shards, shard[1])[state.process_index :: state.num_processes]
     with one_thread():  # the engine has its own threads; another number here could change last bits
         builder.build(list(mine), progress=progress and state.is_main_process)
@@ -167,7 +175,7 @@ def _begin_store(
     A chunk size that was not asked for, or that memory halved, is kept as it is there.
     """
     if wanted.arithmetic != Arithmetic() and not (out / "manifest.json").exists():
-        indices = _evenly_spread(wanted.n, min(COMPARED_IMAGES, wanted.n))
+        indices = evenly_spread(wanted.n, COMPARED_IMAGES)
         wanted = replace(wanted, kernel_error=measure_deviation(teacher, dataset, wanted, device, indices))
     found = open_manifest(out, wanted)
     if chunk_size is not None and found.chunk_size != chunk_size and not found.out_of_memory_halvings:
@@ -175,11 +183,6 @@ def _begin_store(
             f"{str(out)!r} holds maps made with other settings: chunk_size is {found.chunk_size} there, {chunk_size} "
             "here; choose another --out or delete it"
         )
-
-
-def _evenly_spread(n: int, count: int) -> list[int]:
-    """Return about `count` of n rows, first and last among them."""
-    return np.unique(np.linspace(0, n - 1, count).round().astype(int)).tolist()
 
 
 def _source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
@@ -213,27 +216,27 @@ def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Modul
         name: what the teacher was asked for by; default: its architecture.
         given: the model that `teacher` is a `teacher_copy` of; its weights are hashed as they are.
     """
-    config, names = teacher.pretrained_cfg, class_names(dataset)
+    config = teacher.pretrained_cfg
+    return SourceTeacher(
+        name=name or config.get("architecture") or type(teacher).__name__,
+        architecture=config.get("architecture"),
+        weights_sha256=weights_hash(bare_model(given or teacher)),
+        **preprocessing(teacher),
+        num_classes=teacher.num_classes,
+        class_indices=teacher_outputs(teacher, dataset),
+        answer=answer_to_noise(teacher_copy(teacher) if given is None else teacher),
+    )
+
+
+def teacher_outputs(teacher: Any, dataset: Any) -> tuple[int, ...] | None:
+    """Return a teacher's output of each of a dataset's classes; None where they are its outputs in order."""
+    names = class_names(dataset)
     num_classes = len(names) if names else int(getattr(dataset, "num_classes", None) or teacher.num_classes)
     if (labels := class_map(dataset)) is not None:
         check_class_map(teacher, labels)
         num_classes = teacher.num_classes
     indices = class_indices(teacher, names, num_classes)
-    return SourceTeacher(
-        name=name or config.get("architecture") or type(teacher).__name__,
-        architecture=config.get("architecture"),
-        weights_sha256=weights_hash(bare_model(given or teacher)),
-        **_preprocessing(teacher),
-        num_classes=teacher.num_classes,
-        class_indices=None if indices is None else tuple(indices),
-        answer=answer_to_noise(teacher_copy(teacher) if given is None else teacher),
-    )
-
-
-def _preprocessing(teacher: Any) -> dict[str, Any]:
-    """Return how a teacher's inputs are made, by the names of `SourceTeacher`."""
-    view = TeacherView(teacher)
-    return {"input_size": view.shape, **view.statistics, "interpolation": teacher.pretrained_cfg.get("interpolation")}
+    return None if indices is None else tuple(indices)
 
 
 def package_versions() -> dict[str, str | None]:
@@ -256,27 +259,30 @@ def finish_store(out: Path, manifest: Manifest) -> None:
 
 
 def check_teacher(provenance: Provenance, teacher: Any, name: str | None = None) -> None:
-    """Raise InputError unless a teacher, called `name`, has the weights that made the maps, sees and answers alike."""
-    given = "the one given" if name is None else repr(name)
-    if weights_hash(bare_model(teacher)) != provenance.teacher.weights_sha256:
-        raise InputError(f"the maps were made by another teacher than {given}: weights differ")
-    check_view(provenance, bare_model(teacher))
-    made = provenance.teacher.answer
-    if made is not None and not answers_alike(made, answer_to_noise(teacher_copy(teacher))):
-        raise InputError(
-            f"the maps were made by {given} with other arguments: it answers otherwise; give the same --teacher-args"
-        )
+    """Raise InputError unless a teacher, called `name`, is the one that made the maps, see `teacher_difference`."""
+    if (difference := teacher_difference(provenance, teacher)) is not None:
+        given = "the one given" if name is None else repr(name)
+        raise InputError(f"the maps were made by another teacher than {given}: {difference}")
 
 
-def check_view(provenance: Provenance, teacher: Any) -> None:
-    """Raise InputError unless a teacher sees images as the one did that made the maps."""
-    for name, sees in _preprocessing(teacher).items():
-        made_with = getattr(provenance.teacher, name)
-        if made_with != sees:
-            raise InputError(
-                f"the maps were made with the teacher's {name} {_list(made_with)}, but this teacher has "
-                f"{_list(sees)}; give the same --teacher-mean, --teacher-std and --teacher-args"
-            )
+def teacher_difference(provenance: Provenance, teacher: Any, dataset: Any = None) -> str | None:
+    """Return in what a teacher is not the one that made maps, and what to do, in words; None where it is.
+
+    Args:
+        provenance: of the maps.
+        teacher: the same has their weights, sees images as theirs did and answers alike.
+        dataset: whose classes are to be the outputs that the maps were made for; None: they are not compared.
+    """
+    made = provenance.teacher
+    if weights_hash(bare_model(teacher)) != made.weights_sha256:
+        return "weights differ; give the teacher that they were made with"
+    if (difference := view_difference(made, teacher)) is not None:
+        return difference
+    if dataset is not None and teacher_outputs(teacher, dataset) != made.class_indices:
+        return "it had other outputs for these images' classes; give the images that they were made of"
+    if not answers_alike(made.answer, answer_to_noise(teacher_copy(teacher))):
+        return "one of these weights with other arguments: it answers otherwise; give the same --teacher-args"
+    return None
 
 
 def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> Recomputed:
@@ -287,10 +293,7 @@ def recompute_rows(store: MapStore, teacher: Any, dataset: Any, count: int) -> R
     """
     check_range("recompute", count, 1, len(store))
     teacher = teacher_copy(teacher)
-    check_view(store.provenance, teacher)
+    if (difference := view_difference(store.provenance.teacher, teacher)) is not None:
+        raise InputError(f"the maps were made by a teacher that saw images otherwise: {difference}")
     maker = RowMaker(teacher, dataset, store.provenance, PartialState(cpu=not torch.cuda.is_available()).device)
-    return compare_rows(store, maker, _evenly_spread(len(store), count))
-
-
-def _list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return compare_rows(store, maker, evenly_spread(len(store), count))

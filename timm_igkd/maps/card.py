@@ -1,19 +1,20 @@
 """The dataset card of a map store and the picture on it: what the Hub's page and viewer need."""
 
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from timm_igkd.attribution.ig_options import METHOD_NAMES
+from timm_igkd.attribution.ig_options import METHOD_NAMES, METHOD_PAPERS
 from timm_igkd.data.images import fit_image, heat_image, shorten
+from timm_igkd.data.labels import UNLABELED, evenly_spread, readable_names
 from timm_igkd.files import write_atomic
-from timm_igkd.hub.cards import hub_dataset_id, is_untouched, public_dataset, public_name, read_template, render_card
+from timm_igkd.hub.cards import citations, hub_dataset_id, is_untouched, public_dataset, public_name, render_card
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import decode_png, rectify
 from timm_igkd.maps.scores import Faithfulness, read_score
@@ -60,7 +61,7 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Fait
         steps=steps,
         content=options.content,
         levels=127 if options.signed else 255,
-        citations=read_template("citations.bib").strip(),
+        citations=citations(METHOD_PAPERS[options.method]),
         maps=provenance,
         score=score,
     )
@@ -88,30 +89,31 @@ def _metadata(provenance: Provenance) -> DatasetCardData:
 
 def map_picture(out: Path, provenance: Provenance) -> bytes:
     """Return a PNG grid of evenly spread maps with their classes; it shows no image, which is not ours to pass on."""
-    names, n = provenance.dataset.class_names, provenance.n
-    count = min(n, _MOST_PICTURED)
-    rows = [_row(out, provenance, position * n // count) for position in range(count)]
-    maps = []
+    names, rows, maps = readable_names(provenance.dataset.class_names or ()), _spread_rows(out, provenance), []
     for row in rows:
         levels = Image.fromarray(decode_png(row["map"]["bytes"]))
         maps.append(fit_image(heat_image(rectify(levels) if provenance.options.signed else levels)))
     width, height = max(m.width for m in maps), max(m.height for m in maps)
-    columns = min(_COLUMNS, count)
+    columns = min(_COLUMNS, len(rows))
     cell_x, cell_y = width + _GAP, height + _GAP + _CAPTION
-    grid = Image.new("RGB", (columns * cell_x + _GAP, -(-count // columns) * cell_y + _GAP), "white")
+    grid = Image.new("RGB", (columns * cell_x + _GAP, -(-len(rows) // columns) * cell_y + _GAP), "white")
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(13)
     for number, (row, picture) in enumerate(zip(rows, maps, strict=True)):
         x, y = _GAP + number % columns * cell_x, _GAP + number // columns * cell_y
         grid.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
         label = row["label"]
-        caption = names[label] if names and 0 <= label < len(names) else str(label)
+        caption = "no label" if label == UNLABELED else names[label] if 0 <= label < len(names) else str(label)
         draw.text((x, y + height + 1), shorten(caption, draw, font, width), (29, 31, 35), font)
     buffer = io.BytesIO()
     grid.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _row(out: Path, provenance: Provenance, index: int) -> dict[str, Any]:
-    shard = index // provenance.shard_rows
-    table: pa.Table = read_shard(shard_path(out, provenance, shard), provenance, shard)
-    return table.slice(index - provenance.rows_of(shard).start, 1).to_pylist()[0]
+def _spread_rows(out: Path, provenance: Provenance) -> list[dict[str, Any]]:
+    """Return the rows of the picture; each shard is read once."""
+    rows, chosen = list[dict[str, Any]](), evenly_spread(provenance.n, _MOST_PICTURED)
+    for shard, indices in itertools.groupby(chosen, lambda index: index // provenance.shard_rows):
+        table = read_shard(shard_path(out, provenance, shard), provenance, shard).select(["map", "label"])
+        first = provenance.rows_of(shard).start
+        rows += table.take([index - first for index in indices]).to_pylist()
+    return rows

@@ -1,6 +1,5 @@
 """Map stores on the Hub: pushed as a dataset whose maps the viewer shows, fetched by name into the local cache."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace as replaced
 from pathlib import Path
@@ -12,6 +11,7 @@ from timm_igkd.errors import InputError, MissingFileError, RunError
 from timm_igkd.hub.cache_notice import cache_use_is_told, cached_revision_is_kept
 from timm_igkd.hub.cards import public_dataset, public_name
 from timm_igkd.hub.errors import with_retries
+from timm_igkd.hub.names import is_repo_id
 from timm_igkd.hub.transport import (
     TIMEOUT_S,
     Publication,
@@ -30,7 +30,6 @@ from timm_igkd.records import record_bytes
 
 STORE_FILES = ["manifest.json", "provenance.json", SCORE, "data/*.parquet"]
 _Kind = TypeVar("_Kind", Manifest, Provenance)
-_REPO = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([^@]+))?")
 
 
 def push_maps(
@@ -130,16 +129,17 @@ def repository_of(path: str | Path, revision: str | None) -> tuple[str, str | No
     Raises:
         InputError: a revision of a folder, or two revisions.
     """
-    found = _REPO.fullmatch(path) if isinstance(path, str) and not Path(path).exists() else None
-    if found is None:
+    name, at, named = str(path).removeprefix("hf-hub:").partition("@")
+    is_name = isinstance(path, str) and "/" in name and is_repo_id(name) and bool(at) == bool(named)
+    if not is_name or Path(path).exists():
         if revision is not None:
             raise InputError(
                 f"revision {revision!r} is of a dataset on the Hub, but {str(path)!r} is a folder; leave it out"
             )
         return None
-    if found[2] and revision and found[2] != revision:
-        raise InputError(f"{path!r} names revision {found[2]!r}, and revision is {revision!r}; give one of them")
-    return found[1], revision or found[2]
+    if named and revision and named != revision:
+        raise InputError(f"{path!r} names revision {named!r}, and revision is {revision!r}; give one of them")
+    return name, revision or named or None
 
 
 def fetch_maps(repo_id: str, revision: str | None = None, timeout_s: float = TIMEOUT_S) -> Path:

@@ -6,7 +6,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +18,6 @@ from timm_igkd.maps.manifest import Manifest
 
 if TYPE_CHECKING:
     import datasets
-
-
-class RowNumbers(NamedTuple):
-    """What a row says of its map in numbers, see `MapRow`."""
-
-    scale: float
-    convergence_delta: float
-    n_steps: int
-    converged: bool
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from timm_igkd.attribution.options import Attribution, CaptumEngine, TeacherView
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError, RunError, first_line
-from timm_igkd.maps.manifest import Deviation, Manifest
+from timm_igkd.eval_mode import bare_model
+from timm_igkd.maps.manifest import Deviation, Manifest, SourceTeacher
 from timm_igkd.maps.row_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 
@@ -133,6 +134,27 @@ class RowMaker:
         return maps if maps.shape[1:] == shape else F.interpolate(maps[:, None], size=shape, mode="area")[:, 0]
 
 
+def preprocessing(teacher: Any) -> dict[str, Any]:
+    """Return how a teacher's inputs are made, by the names of `SourceTeacher`."""
+    view = TeacherView(teacher)
+    return {"input_size": view.shape, **view.statistics, "interpolation": teacher.pretrained_cfg.get("interpolation")}
+
+
+def view_difference(made: SourceTeacher, teacher: Any) -> str | None:
+    """Return in what a teacher sees images otherwise than the one that made maps, in words; None where it does not."""
+    for name, sees in preprocessing(bare_model(teacher)).items():
+        if (seen := getattr(made, name)) != sees:
+            return (
+                f"its {name} is {_list(seen)} there, {_list(sees)} here; give the same --teacher-mean, --teacher-std "
+                "and --teacher-args"
+            )
+    return None
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 @contextmanager
 def _compiler_errors() -> Iterator[None]:
     """Tell in one line that torch.compile found no compiler, or does not compile this model."""
@@ -195,21 +217,33 @@ class Recomputed(NamedTuple):
 
 
 def compare_rows(store: "MapStore", maker: RowMaker, indices: list[int]) -> Recomputed:
-    """Compute rows of a store again and hold them against the stored ones."""
+    """Compute rows of a store again and hold them against the stored ones.
+
+    Args:
+        store: whose rows.
+        maker: of the store's settings, and of a teacher and images that are to be those of the store.
+        indices: of the rows.
+
+    Returns:
+        The largest difference of each kind among all rows.
+
+    Raises:
+        InputError: a stored row is damaged. RunError: a row that cannot be computed.
+    """
     levels, correlation, logits = 0, 1.0, 0.0 if store.has_logits else None
     scale, delta = 0.0, 0.0
     size = store.provenance.batch_images
     for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
         for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
-            if row.logits is not None and logits is not None:
-                wanted = store.logits(index)
-                logits = max(logits, float(np.abs(row.logits - wanted).max() / max(np.abs(wanted).max(), 1e-30)))
+            there = store.row(index)
+            if row.logits is not None and there.logits is not None and logits is not None:
+                largest = max(np.abs(there.logits).max(), 1e-30)
+                logits = max(logits, float(np.abs(row.logits - there.logits).max() / largest))
             if store.provenance.options.has_maps:
-                stored, found = store.levels(index).astype(int), row.map.astype(int)
+                stored, found = there.map.astype(int), row.map.astype(int)
                 levels = max(levels, int(np.abs(stored - found).max()))
                 pair = (torch.from_numpy(each)[None] for each in (stored, found))
                 correlation = min(correlation, float(map_correlation(*pair)))
-                there = store.numbers(index)
                 scale = max(scale, abs(there.scale - row.scale) / max(there.scale, row.scale, 1e-30))
                 gap = abs(there.convergence_delta - row.convergence_delta)
                 delta = max(delta, gap / max(1.0, abs(there.convergence_delta)))

@@ -38,8 +38,8 @@ class ShardBuilder:
         out: the store's folder.
         manifest: as written before the first shard.
         device: where to compute.
-        images: the dataset's content hash, by which finished shards are known to be of it; None where it has none.
-        finished_of: content hash of the images that a finished store is of; None where it is not finished.
+        content_hash: the dataset's, by which finished shards are known to be of it; None where it has none.
+        finished_content_hash: of the images that a finished store is of; None where it is not finished.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class ShardBuilder:
         out: Path,
         manifest: Manifest,
         device: torch.device,
-        images: str | None = None,
-        finished_of: str | None = None,
+        content_hash: str | None = None,
+        finished_content_hash: str | None = None,
     ):
         self.dataset, self.out, self.manifest = dataset, out, manifest
-        self.images, self.finished_of, self.statements = images, finished_of, Statements(out)
+        self.content_hash, self.finished_content_hash = content_hash, finished_content_hash
+        self.statements = Statements(out)
         self._own: dict[int, str] = {}  # hashes of the files that this call wrote or checked, by shard
         self.maker = RowMaker(teacher, dataset, manifest, device)
 
@@ -104,7 +105,7 @@ class ShardBuilder:
 
     def _write(self, shard: int, built: list[MapRow]) -> None:
         path = shard_path(self.out, self.manifest, shard)
-        self._is_of_these(shard, path, write_shard(path, to_table(built)))
+        self._note_images(shard, path, write_shard(path, to_table(built)))
 
     def _is_done(self, shard: int) -> bool:
         path = shard_path(self.out, self.manifest, shard)
@@ -114,7 +115,8 @@ class ShardBuilder:
         try:
             table = check_shard(path, self.manifest, shard)
         except InputError as error:
-            tqdm.write(f"rebuilding: {error}")
+            cause, _, _ = str(error).rpartition("; ")  # its remedy is done here
+            tqdm.write(f"rebuilding shard {shard}, which is damaged: {cause}")
             return False
         self._check_rows(shard, table, digest)
         return True
@@ -126,16 +128,17 @@ class ShardBuilder:
             if (digest := file_hash(path)) != self._own.get(shard):
                 self._check_rows(shard, read_shard(path, self.manifest, shard), digest)
 
-    def _is_of_these(self, shard: int, path: Path, digest: str) -> None:
+    def _note_images(self, shard: int, path: Path, digest: str) -> None:
         self._own[shard] = digest
-        if self.images is not None:
-            self.statements.write(path, digest, self.images)
+        if self.content_hash is not None:
+            self.statements.write(path, digest, self.content_hash)
 
     def _check_rows(self, shard: int, table: pa.Table, digest: str) -> None:
         """Refuse a shard of other images or labels; where it is stated to be of these, two rows speak for all."""
         path, rows = shard_path(self.out, self.manifest, shard), self.manifest.rows_of(shard)
-        is_stated = self.images is not None and (
-            self.finished_of == self.images or self.statements.hold(path, digest, self.images)
+        content_hash = self.content_hash
+        is_stated = content_hash is not None and (
+            self.finished_content_hash == content_hash or self.statements.matches(path, digest, content_hash)
         )
         for position in (0, len(rows) - 1) if is_stated else range(len(rows)):
             image, label = read_item(self.dataset, rows[position])
@@ -145,7 +148,7 @@ class ShardBuilder:
                     f"{str(self.out)!r} holds maps of other data: row {rows[position]} is not "
                     f"{row_name(self.dataset, rows[position])} with label {label}; choose another --out or delete it"
                 )
-        self._is_of_these(shard, path, digest)
+        self._note_images(shard, path, digest)
 
     def _within_memory(self, indices: range, items: list[Item]) -> list[MapRow]:
         """Return the rows of some images; where the device's memory does not hold a chunk, halve it and go on."""

@@ -15,7 +15,7 @@ from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
-from timm_igkd.maps.row_format import RowNumbers, decode_png, open_png, read_row, rectify
+from timm_igkd.maps.row_format import MapRow, decode_png, read_row, rectify
 from timm_igkd.maps.store_files import (
     check_order,
     read_shard,
@@ -54,12 +54,27 @@ class MapStore:
         repository = repository_of(path, revision)
         self.path = Path(path) if repository is None else fetch_maps(*repository)
         self.provenance: Provenance = require_complete(self.path)
+        self._map_rows()
+
+    def _map_rows(self) -> None:
         self._file = arrow_file(shard_paths(self.path, self.provenance), self.provenance)
         self._table = mapped_table(self._file)
         if len(self) != self.provenance.n:
-            raise InputError(f"map store {str(path)!r} has {len(self)} rows, expected {self.provenance.n}")
+            raise InputError(f"map store {str(self.path)!r} has {len(self)} rows, expected {self.provenance.n}")
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
         self._is_checked = np.zeros(len(self), dtype=bool)
+
+    def _map_again(self) -> None:
+        """Convert the rows anew: the cache has the file of another state of the shards in the place of this one's.
+
+        Raises:
+            InputError: they are not those of the store that was opened.
+        """
+        if require_complete(self.path) != self.provenance:
+            raise InputError(
+                f"map store {str(self.path)!r} is another than it was when it was opened; run the same command again"
+            )
+        self._map_rows()
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -68,13 +83,19 @@ class MapStore:
         return {name: value for name, value in self.__dict__.items() if name != "_table"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _table=mapped_table(state["_file"]))
+        self.__dict__.update(state)
+        if self._file.exists():
+            self._table = mapped_table(self._file)
+        else:
+            self._map_again()
 
     @property
     def rows(self) -> "datasets.Dataset":
         """The memory-mapped Hugging Face dataset, one row per image; opened by each call."""
         import datasets  # here alone: see arrow_cache.py
 
+        if not self._file.exists():
+            self._map_again()
         return datasets.Dataset.from_file(str(self._file)).cast_column("map", datasets.Image(decode=False))
 
     @property
@@ -154,36 +175,39 @@ class MapStore:
             f"build {'maps' if has_maps else 'logits'} of this data with: timm-igkd maps{method}"
         )
 
+    def row(self, row: int) -> MapRow:
+        """Return all that a row holds.
+
+        This and all that reads a row below raises an InputError where the row is damaged, held against its hash and
+        the manifest; the parts alone are so the first time that one of them is read.
+        """
+        cells = {name: self._cell(name, row) for name in self._table.column_names}
+        found = read_row(cells, self.provenance, f"row {row} of map store {str(self.path)!r}")
+        self._is_checked[row] = True
+        return found
+
     def _read(self, column: str, row: int) -> Any:
-        """Return a cell of a row that was held against its hash and the manifest, the first time that it is read."""
+        """Return a part of a row; a map as its levels."""
         if not self._is_checked[row]:
-            cells = {name: self._cell(name, row) for name in self._table.column_names}
-            read_row(cells, self.provenance, f"row {row} of map store {str(self.path)!r}")
-            self._is_checked[row] = True
-        return self._cell(column, row)
+            return getattr(self.row(row), column)
+        cell = self._cell(column, row)
+        return decode_png(cell["bytes"]) if column == "map" else cell
 
     def levels(self, row: int) -> np.ndarray:
-        """Return a stored map as it is, [H, W] uint8 (see `row_format.quantize`).
-
-        This and all that reads a row below raises an InputError where the row is damaged, or holds no map.
-        """
+        """Return a stored map as it is, [H, W] uint8 (see `row_format.quantize`); an InputError where there is none."""
         self.require_maps()
-        return decode_png(self._read("map", row)["bytes"])
+        levels: np.ndarray = self._read("map", row)
+        return levels
 
     def overlay_map(self, row: int) -> Image.Image:
         """Return a map in the form the overlay takes: 8-bit greyscale, a signed map rectified."""
-        self.require_maps()
-        image = open_png(self._read("map", row)["bytes"])
+        image = Image.fromarray(self.levels(row))
         return rectify(image) if self.signed else image
 
     def float_map(self, row: int) -> np.ndarray:
         """Return a map in units of the integrated output, [H, W] float32, to 1/255 (signed: 1/127) of its scale."""
         levels, scale = self.levels(row).astype(np.float32), self._read("scale", row)
         return (levels - 128) * (scale / 127) if self.signed else levels * (scale / 255)
-
-    def numbers(self, row: int) -> RowNumbers:
-        """Return what a row says of its map in numbers."""
-        return RowNumbers(*(self._read(name, row) for name in RowNumbers._fields))
 
     def require_logits(self, dataset: Any = None) -> None:
         """Raise InputError unless the store holds the teacher's logits, with its columns in a data set's class order.
@@ -226,6 +250,10 @@ class MapStore:
 
     def verify(self, dataset: Any, progress: Callable = lambda rows: rows) -> None:
         """Check strictly that row i is the map of image i, for all rows, and that nothing of a row was altered.
+
+        Args:
+            dataset: map-style dataset of (PIL image, label), of which the maps are said to be.
+            progress: yields the rows that it is given, and may show how far they are.
 
         Raises:
             InputError: the first row that fails is named.

@@ -85,11 +85,11 @@ def first_difference(found: Manifest, wanted: Manifest) -> str | None:
 
     The images' own hash is no setting: a damaged image may be repaired between two parts of a build, see `Statements`.
     """
+    there, here = (asdict(_settings_alone(each)) for each in (found, wanted))
     for setting in fields(Manifest):
-        if setting.metadata.get("is_setting", True):
-            there, here = (asdict(_settings_alone(each))[setting.name] for each in (found, wanted))
-            if there != here:
-                return _difference(setting.name, there, here)
+        name = setting.name
+        if setting.metadata.get("is_setting", True) and there[name] != here[name]:
+            return _difference(name, there[name], here[name])
     if not answers_alike(found.teacher.answer, wanted.teacher.answer):
         return "a teacher of the same weights answered otherwise there, that is, it had other arguments"
     return None
@@ -123,9 +123,10 @@ def file_hash(path: Path) -> str:
 
 
 class Statements:
-    """Of which images the shards of an unfinished store are, in files beside them that a finished store has no more.
+    """Notes beside an unfinished store's shards: each shard's file hash and its data set's content hash.
 
-    A shard that is copied from elsewhere, or in place of another, has no statement that fits its bytes.
+    The data set is the one that it was built from. Removed when the store is finished. A shard that is copied from
+    elsewhere, or in place of another, has no note that fits its bytes.
 
     Args:
         out: the store's folder.
@@ -134,17 +135,17 @@ class Statements:
     def __init__(self, out: Path):
         self.folder = out / STATEMENTS
 
-    def hold(self, shard: Path, file_hash: str, images: str) -> bool:
+    def matches(self, shard: Path, file_hash: str, content_hash: str) -> bool:
         """Return whether a shard of these bytes is of the data set of this content hash, as who built it read it."""
         with contextlib.suppress(OSError):
-            return self._path(shard).read_bytes() == f"{file_hash} {images}".encode()
+            return self._path(shard).read_bytes() == f"{file_hash} {content_hash}".encode()
         return False
 
-    def write(self, shard: Path, file_hash: str, images: str) -> None:
-        """State it."""
+    def write(self, shard: Path, file_hash: str, content_hash: str) -> None:
+        """Note it."""
         with contextlib.suppress(FileNotFoundError):  # another call finished the store meanwhile
             self.folder.mkdir(exist_ok=True)
-            write_atomic(self._path(shard), f"{file_hash} {images}".encode())
+            write_atomic(self._path(shard), f"{file_hash} {content_hash}".encode())
 
     def remove(self, shards: Iterable[Path]) -> None:
         """Take away those of these shards; what else is in their folder stays."""

@@ -8,9 +8,9 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
-from timm_igkd.attribution.ig_options import METHOD_NAMES
+from timm_igkd.attribution.ig_options import METHOD_NAMES, METHOD_PAPERS, Method
 from timm_igkd.evaluation.latency import Timing
-from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
+from timm_igkd.hub.cards import Markdown, cell, citations, code, public_name, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.licenses import license_metadata, license_of_start
 from timm_igkd.report.run_facts import RunFacts, seed_summary, setting_words, start_of
@@ -95,12 +95,12 @@ def model_card(
         is_distilled=run.is_distilled,
         ig_options=_ig_options(run),
         stored_logits_alone=run.provenance is not None and not run.provenance.options.has_maps,
-        method=_method(run),
+        method=METHOD_NAMES[_method(run)],
         overlaid=(run.config.get("overlay_prob") or 0) > 0,
         overlay_prob=plain(run.config.get("overlay_prob")),
         overlay_source=run.config.get("overlay_source", "aligned"),
         maps_repo=maps_repo,
-        citations=read_template("citations.bib").strip(),
+        citations=citations(METHOD_PAPERS[_method(run)] if run.uses_maps else None),
         versions=", ".join(
             f"{name} {run.environment[name]}" for name in ("timm_igkd", "timm", "torch") if run.environment.get(name)
         ),
@@ -122,7 +122,7 @@ def _introduction(model: nn.Module, run: RunFacts) -> Markdown:
     if run.dataset:
         text += f" on {code(run.public_dataset)}"
     source = run.config.get("overlay_source", "aligned")
-    what = f"{_method(run)} maps of {teacher}" if source == "aligned" else f"the control {code(source)}"
+    what = f"{METHOD_NAMES[_method(run)]} maps of {teacher}" if source == "aligned" else f"the control {code(source)}"
     if (run.config.get("overlay_prob") or 0) > 0:
         text += f", with {what} overlaid on part of the training images"
     if (run.config.get("explanation_loss_weight") or 0) > 0:
@@ -179,8 +179,8 @@ def _onnx_rows(measured: Mapping[str, Timing]) -> list[Row]:
     ]
 
 
-def _method(run: RunFacts) -> str:
-    return METHOD_NAMES[run.provenance.options.method if run.provenance else "ig"]
+def _method(run: RunFacts) -> Method:
+    return run.provenance.options.method if run.provenance else "ig"
 
 
 def _ig_options(run: RunFacts) -> list[tuple[str, str]]:
@@ -232,7 +232,7 @@ def _metadata(
     uses_teacher = run.is_distilled or run.uses_maps or run.config.get("student_init") == "teacher"
     bases = base_models(run.config, uses_teacher)
     tags = ["image-classification", "timm", "timm-igkd"]
-    tags += ["knowledge-distillation"] * run.is_distilled + [_method(run).lower()] * run.uses_maps
+    tags += ["knowledge-distillation"] * run.is_distilled + [METHOD_NAMES[_method(run)].lower()] * run.uses_maps
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",

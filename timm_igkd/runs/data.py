@@ -8,7 +8,6 @@ import numpy as np
 from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions
-from timm_igkd.attribution.teacher_copy import answers_alike
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import stratified_indices, stratified_limit
 from timm_igkd.data.loading import Labels, load_labeled_images
@@ -16,7 +15,7 @@ from timm_igkd.data.named_datasets import TIMM_PREFIXES
 from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
 from timm_igkd.distillation.losses import check_loss_type
 from timm_igkd.errors import InputError
-from timm_igkd.maps.build import compute_maps, source_teacher
+from timm_igkd.maps.build import compute_maps, teacher_difference
 from timm_igkd.maps.manifest import read_manifest
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.device_images import DeviceImages, load_images
@@ -213,18 +212,9 @@ def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, dat
         data: its images.
     """
     found = store.provenance
-    made, sees = (vars(each) for each in (found.teacher, source_teacher(teacher, data.train, None)))
-    for name in ("weights_sha256", "input_size", "mean", "std", "interpolation", "class_indices"):
-        if made[name] != sees[name]:
-            here = "" if name == "weights_sha256" else f" ({made[name]}, this run's has {sees[name]})"
-            raise InputError(
-                f"maps {config.maps!r} were made with another teacher: its {name} differs{here}; give the teacher that "
-                "they were made with, or drop --maps"
-            )
-    if not answers_alike(made["answer"], sees["answer"]):
+    if (difference := teacher_difference(found, teacher, data.train)) is not None:
         raise InputError(
-            f"maps {config.maps!r} were made with this teacher's weights and other arguments: it answered otherwise; "
-            "give the teacher_args that they were made with, or drop --maps"
+            f"maps {config.maps!r} were made by another teacher than this run's: {difference}, or drop --maps"
         )
     if found.n != len(data.mapped):
         more = f" and {config.unlabeled!r} give" if config.unlabeled else " gives"
