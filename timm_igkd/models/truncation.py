@@ -14,6 +14,7 @@ from torch import nn
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import copy_model
 from timm_igkd.models.cifar_network import CifarNetwork
+from timm_igkd.models.output_names import forget_names
 from timm_igkd.models.truncated_model import TruncatedModel, below_base, check_cuttable, check_drop, cut_cfg
 
 CHANGED_MODEL = (
@@ -96,6 +97,7 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
         student: Any = copy_model(source)
         if outputs != source.num_classes:
             student.reset_classifier(outputs)
+            forget_names(student)
         return student
     architecture, arguments = _construction(model, drop, outputs)
     student = timm.create_model(architecture, **arguments)
