@@ -164,10 +164,23 @@ def test_wrong_names_of_classes_are_one_line(names, inner, folder):
         load_model(f"local-dir:{folder}")
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{", '{"architecture": null}', "[" * 100_000, "\udcff"])
-def test_config_that_names_no_architecture_is_one_line(text, folder):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\udcff", "is not JSON"),
+        ("null", "must hold names with values"),
+        ("[]", "must hold names with values"),
+        ("{}", "names no architecture"),
+        ('{"architecture": null}', "names no architecture"),
+        ('{"architecture": ["resnet18"]}', "names no architecture"),
+    ],
+)
+def test_config_that_names_no_architecture_is_one_line(text, message, folder):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match=r"config\.json in .* names"):
+    with pytest.raises(InputError, match=rf"config\.json.* {message}"):
         load_model(f"local-dir:{folder}")
 
 

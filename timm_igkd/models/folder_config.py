@@ -1,6 +1,5 @@
 """config.json of a timm folder: read once, checked, wrong in one line."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import timm
 from timm.data.transforms_factory import str_to_interp_mode
 
 from timm_igkd.errors import InputError, MissingFileError, nearest
+from timm_igkd.files import read_mapping
 from timm_igkd.models.arguments import check_model_arguments
 
 
@@ -27,11 +27,10 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
             f"model folder {str(folder)!r} has no config.json; save the model with timm's save_for_hf"
         )
     where = f"config.json in {str(folder)!r}"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architecture = str(config["architecture"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{where} names no architecture; save the model with timm") from error
+    config = read_mapping(path)
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str):
+        raise InputError(f"{where} names no architecture; save the model with timm")
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models())
         raise InputError(f"{where} names the unknown model {_shown(architecture)}{hint}; correct it")
