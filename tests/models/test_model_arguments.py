@@ -164,6 +164,23 @@ def test_wrong_names_of_classes_are_one_line(names, inner, folder):
         load_model(f"local-dir:{folder}")
 
 
+@pytest.mark.parametrize("place", ["config", "model_args", "pretrained_cfg"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_more_names_than_outputs_are_refused(inner, place, folder):
+    def change(config):
+        for part in (config, config["model_args"], config["pretrained_cfg"]):
+            part.pop("num_classes", None)
+        config.get(place, config)["num_classes"] = 10
+        (config["pretrained_cfg"] if inner else config)["label_names"] = [f"class {n}" for n in range(14)]
+
+    edit(folder, lambda config: config.setdefault("model_args", {}))
+    edit(folder, change)
+    with pytest.raises(
+        InputError, match=r"label_names of .*config\.json.* are 14, expected at most one for each of the 10"
+    ):
+        load_model(f"local-dir:{folder}", pretrained=False)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
