@@ -233,7 +233,7 @@ def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Modul
 def _preprocessing(teacher: Any) -> dict[str, Any]:
     """Return how a teacher's inputs are made, by the names of `SourceTeacher`."""
     view = TeacherView(teacher)
-    return {"input_size": view.shape, **view.statistics, "interpolation": teacher.pretrained_cfg.get("interpolation")}
+    return {"input_size": view.shape, **view.statistics, "interpolation": view.interpolation_name}
 
 
 def package_versions() -> dict[str, str | None]:
