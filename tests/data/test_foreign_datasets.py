@@ -1,5 +1,7 @@
 """Data sets of timm, torchvision and others: the same items, and no image in an unreadable one's place."""
 
+import sys
+
 import datasets
 import numpy as np
 import pytest
@@ -12,6 +14,13 @@ from tiny_parts import ImageList, noise_image
 from timm_igkd.data.items import class_names, dataset_name, read_item, row_name
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, InputTypeError
+
+
+def test_timms_folder_is_read_without_what_reads_rows(tiny_images, monkeypatch):
+    """A training process that reads none is spared pandas too."""
+    folder = tiny_images(kind="folder")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert len(load_labeled_images("folder/", "train", data_dir=str(folder))) > 0
 
 
 def test_timm_folder_holds_the_same_items(tiny_images):
