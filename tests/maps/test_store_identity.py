@@ -34,9 +34,9 @@ def test_a_store_that_names_no_interpolation_is_of_a_teacher_that_resizes_biline
         file.write_text(json.dumps(content))
     check_teacher(MapStore(out).provenance, bilinear)
     assert compute_maps(bilinear, images, out, options=OPTIONS, progress=False) is not None
-    with pytest.raises(InputError, match="interpolation .*bilinear.*bicubic"):
+    with pytest.raises(InputError, match=r"interpolation .*bilinear.*bicubic"):
         check_teacher(MapStore(out).provenance, silent)
-    with pytest.raises(InputError, match="interpolation .*bilinear.*bicubic"):
+    with pytest.raises(InputError, match=r"interpolation .*bilinear.*bicubic"):
         recompute_rows(MapStore(out), silent, images, 1)
     with pytest.raises(InputError, match=r"teacher\.interpolation is 'bilinear' there, 'bicubic' here"):
         compute_maps(silent, images, out, options=OPTIONS, progress=False)
