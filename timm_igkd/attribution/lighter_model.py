@@ -156,8 +156,8 @@ def use_lean_relu(model: nn.Module) -> int:
 
 
 _TOLERANCE = 1e-3
-"""Largest change of an output allowed, relative to the largest output; the gradient may change a hundred times as much in
-norm, as rounding can flip a ReLU's gate."""
+"""Largest change of an output allowed, relative to the largest output; the gradient may change a hundred times as much
+in norm, as rounding can flip a ReLU's gate."""
 
 
 def lighter_model(model: nn.Module, example: Tensor) -> nn.Module:
