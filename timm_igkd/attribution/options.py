@@ -142,7 +142,7 @@ class CaptumEngine:
 
     def _output(self, inputs: Tensor) -> Tensor:
         is_alone = len(inputs) == 1 and inputs.requires_grad
-        # torch 2.14 on the CPU: a batch norm's gradient of one image, contiguous, is wrong where it comes transposed
+        # twice: one contiguous image gives LeViT a wrong gradient on the CPU with torch 2.14
         logits = self.model(inputs.repeat(2, 1, 1, 1))[:1] if is_alone else self.model(inputs)
         return logits.softmax(-1) if self.options.output == "probability" else logits
 

@@ -89,7 +89,7 @@ def readable_names(names: Sequence[str]) -> list[str]:
 
 
 def evenly_spread(total: int, count: int, labels: np.ndarray | None = None) -> list[int]:
-    """Return `count` of `total` rows, evenly spread; the k-th is the first of its stretch of the rows.
+    """Return `count` of `total` rows: they are cut into `count` equal stretches, and the first row of each is taken.
 
     Where classes lie in turn that would leave some of them out: then one of each stretch is drawn (seed 0).
 
