@@ -9,10 +9,12 @@ import timm.data
 import torch
 import torchvision
 from data_parts import keys
+from timm.data import dataset_factory
 from tiny_parts import ImageList, noise_image
 
 from timm_igkd.data.items import class_names, dataset_name, read_item, row_name
 from timm_igkd.data.loading import load_labeled_images
+from timm_igkd.data.named_datasets import TIMMS_SPLITS
 from timm_igkd.errors import InputError, InputTypeError
 
 
@@ -150,6 +152,10 @@ def test_a_split_that_timm_would_read_as_another_is_refused(name, split, tiny_im
 def test_a_split_that_timm_would_read_as_the_test_split_is_refused(split, tmp_path):
     with pytest.raises(InputError, match=r"'torch/cifar10' has no split .*, timm knows"):
         load_labeled_images("torch/cifar10", split, data_dir=str(tmp_path))
+
+
+def test_names_of_a_split_are_those_that_timm_takes_for_one_another():
+    assert (set(dataset_factory._TRAIN_SYNONYM), set(dataset_factory._EVAL_SYNONYM)) == TIMMS_SPLITS
 
 
 def test_timm_dataset_knows_its_split(tiny_images):
