@@ -80,8 +80,8 @@ def _take_off_autocast(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]
 def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter ask for a gradient, and give each its own wish back.
 
-    Torch's counter of operations hooks the gradient of inputs that ask for one, also of a view of a parameter, and
-    fails where there is none.
+    `FlopCounterMode` registers a gradient hook on every module's input that requires grad, and fails under `no_grad`
+    where that is a view of a parameter; so parameters require none meanwhile.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -132,7 +132,7 @@ class _FullProducts:
     """A context without the settings by which torch computes float32 products in fewer bits.
 
     They are the process's, not the thread's: the first thread to enter takes them off, the last to leave puts them
-    back. A setting that is full already is not touched, as torch refuses its old getters beside its new setters.
+    back. Settings that are "ieee" or "none" are left alone: once `fp32_precision` is set, torch's older getters raise.
     """
 
     def __init__(self, *settings: Any) -> None:

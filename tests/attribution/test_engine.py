@@ -75,3 +75,12 @@ def test_the_callers_autocast_changes_no_map_of_the_reference():
     expected = attribute("captum", model, inputs, baselines, targets, n_steps=4).values
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(attribute("captum", model, inputs, baselines, targets, n_steps=4).values, expected)
+
+
+def test_a_teacher_with_weights_of_five_dimensions_has_maps():
+    """A lambda layer's convolution is one over three axes, which knows no channels last of four."""
+    model = tiny_teacher("lambda_resnet26t", classes=4, size=64)
+    inputs, targets = images_in(model, 2), torch.tensor([3, 0])
+    baselines = TeacherView(model).baseline(inputs, "mean", [])
+    fast, captum = (attribute(name, model, inputs, baselines, targets, n_steps=2) for name in ("fast", "captum"))
+    torch.testing.assert_close(fast.values, captum.values.to(fast.values), rtol=1e-3, atol=1e-5)

@@ -5,9 +5,13 @@ import pytest
 import torch
 from attribution_parts import Linear, images_in
 from PIL import Image
+from timm.data import resolve_data_config
+from timm.data.transforms import str_to_interp_mode
 from tiny_parts import noise_image, tiny_teacher
+from torchvision.transforms import Resize
 
 from timm_igkd.attribution.options import TeacherView, gaussian_blur
+from timm_igkd.errors import InputError
 
 
 def test_view_is_the_whole_image_resized_and_normalised():
@@ -23,6 +27,23 @@ def test_view_does_not_resample_an_image_of_the_right_size():
     view = TeacherView(model)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
     torch.testing.assert_close(view(image) * view.std + view.mean, pixels)
+
+
+@pytest.mark.parametrize("name", [None, "", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"])
+@pytest.mark.parametrize("size", [(9, 7), (30, 20)])
+def test_an_image_is_resized_as_timm_does_it(name, size):
+    model, image = Linear(size=12), noise_image(0, *size)
+    model.pretrained_cfg["interpolation"] = name
+    timms = str_to_interp_mode(resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)["interpolation"])
+    resized = Resize((12, 12), timms)(image)
+    assert torch.equal(TeacherView(model)(image), TeacherView(model)(resized))
+
+
+def test_an_interpolation_that_timm_does_not_know_is_refused():
+    model = Linear(size=12)
+    model.pretrained_cfg["interpolation"] = "bicubicc"
+    with pytest.raises(InputError, match="has interpolation 'bicubicc', expected one that timm knows"):
+        TeacherView(model)
 
 
 def test_view_of_a_rectangular_input_is_height_by_width():

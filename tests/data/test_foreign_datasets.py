@@ -1,5 +1,7 @@
 """Data sets of timm, torchvision and others: the same items, and no image in an unreadable one's place."""
 
+import sys
+
 import datasets
 import numpy as np
 import pytest
@@ -7,11 +9,20 @@ import timm.data
 import torch
 import torchvision
 from data_parts import keys
+from timm.data import dataset_factory
 from tiny_parts import ImageList, noise_image
 
 from timm_igkd.data.items import class_names, dataset_name, read_item, row_name
 from timm_igkd.data.loading import load_labeled_images
+from timm_igkd.data.named_datasets import TIMMS_SPLITS
 from timm_igkd.errors import InputError, InputTypeError
+
+
+def test_timms_folder_is_read_without_what_reads_rows(tiny_images, monkeypatch):
+    """A training process that reads none is spared pandas too."""
+    folder = tiny_images(kind="folder")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert len(load_labeled_images("folder/", "train", data_dir=str(folder))) > 0
 
 
 def test_timm_folder_holds_the_same_items(tiny_images):
@@ -141,6 +152,10 @@ def test_a_split_that_timm_would_read_as_another_is_refused(name, split, tiny_im
 def test_a_split_that_timm_would_read_as_the_test_split_is_refused(split, tmp_path):
     with pytest.raises(InputError, match=r"'torch/cifar10' has no split .*, timm knows"):
         load_labeled_images("torch/cifar10", split, data_dir=str(tmp_path))
+
+
+def test_names_of_a_split_are_those_that_timm_takes_for_one_another():
+    assert (set(dataset_factory._TRAIN_SYNONYM), set(dataset_factory._EVAL_SYNONYM)) == TIMMS_SPLITS
 
 
 def test_timm_dataset_knows_its_split(tiny_images):

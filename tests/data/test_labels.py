@@ -137,6 +137,31 @@ def test_label_outside_of_the_classes_is_named_without_decoding(label, tmp_path)
         _ = images.labels
 
 
+@pytest.mark.parametrize("label", [-1, -7, 2])
+@pytest.mark.parametrize("names", ["none", "their own", "in another order", "among others", "among others in another"])
+def test_a_row_of_no_class_is_refused_when_it_is_read(names, label, tmp_path):
+    """-1 would say that the image has no label."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"image": [noise_image(i) for i in range(3)], "label": [0, label, 1]}, features)
+    rows.to_parquet(str(tmp_path / "train-0.parquet"))
+    images = load_labeled_images(str(tmp_path), "train", label_column="label")
+    if names == "none" and label > 0:
+        assert images[1][1] == label  # one class more
+        return
+    images.class_names = None if names == "none" else ("a", "b")
+    orders = {"in another order": "ba", "among others": "abcd", "among others in another": "bcda"}
+    if names in orders:
+        images = images.in_class_order(orders[names])
+    expected = "a class counted from 0" if names == "none" else "0 to 1"
+    message = rf"image 1 .* has label {label}, expected {expected}; correct"
+    with pytest.raises(InputError, match=message):
+        images.read(1)
+    with pytest.raises(InputError, match=message):
+        list(images.read_each([0, 1]))
+    with pytest.raises(InputError, match=message):
+        _ = images.labels
+
+
 def test_row_without_a_label_is_named_without_decoding(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = datasets.Dataset.from_dict({"image": [noise_image(i) for i in range(3)], "label": [0, 1, None]}, features)

@@ -1,5 +1,6 @@
 """A store that is there is kept for the images and labels it was made of, and refused for any other."""
 
+import json
 import shutil
 
 import pytest
@@ -10,12 +11,38 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.errors import InputError
 from timm_igkd.maps import build as build_module
 from timm_igkd.maps import shard_builder
+from timm_igkd.maps.build import check_teacher, recompute_rows
+from timm_igkd.maps.store import MapStore
 
 OPTIONS = IGOptions(n_steps=1)
 
 
 def build(dataset, out, **more):
     return compute_maps(tiny_teacher(classes=2, size=16), dataset, out, options=OPTIONS, progress=False, **more)
+
+
+def test_a_store_that_names_no_interpolation_is_of_a_teacher_that_resizes_bilinearly(tmp_path):
+    """So were the images of a teacher without an entry resized, before they were as timm does it: bicubically."""
+    images, out = ImageList([noise_image(i, 24, 24) for i in range(2)], [0, 1]), tmp_path / "maps"
+    bilinear, silent = (tiny_teacher(classes=2, size=16) for _ in range(2))
+    bilinear.pretrained_cfg["interpolation"], silent.pretrained_cfg["interpolation"] = "bilinear", None
+    assert compute_maps(bilinear, images, out, options=OPTIONS, progress=False) is not None
+    for file in (out / "manifest.json", out / "provenance.json"):
+        content = json.loads(file.read_text())
+        assert content["teacher"]["interpolation"] == "bilinear"
+        content["teacher"]["interpolation"] = None
+        file.write_text(json.dumps(content))
+    check_teacher(MapStore(out).provenance, bilinear)
+    assert compute_maps(bilinear, images, out, options=OPTIONS, progress=False) is not None
+    with pytest.raises(InputError, match=r"interpolation .*bilinear.*bicubic"):
+        check_teacher(MapStore(out).provenance, silent)
+    with pytest.raises(InputError, match=r"interpolation .*bilinear.*bicubic"):
+        recompute_rows(MapStore(out), silent, images, 1)
+    with pytest.raises(InputError, match=r"teacher\.interpolation is 'bilinear' there, 'bicubic' here"):
+        compute_maps(silent, images, out, options=OPTIONS, progress=False)
+    found = compute_maps(silent, images, tmp_path / "new", options=OPTIONS, progress=False)
+    assert found is not None
+    assert found.provenance.teacher.interpolation == "bicubic"
 
 
 def changed(images, index, what):

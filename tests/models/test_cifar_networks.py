@@ -54,6 +54,13 @@ def test_convnet_has_the_size_of_airbench94():
 
 
 @EACH
+@pytest.mark.parametrize("name_of_argument", ["unknown", "has_norm", "blocks", "channels", "reductions"])
+def test_an_argument_that_is_no_networks_own_is_refused(name, name_of_argument):
+    with pytest.raises(TypeError, match=name_of_argument):
+        timm.create_model(name, **{name_of_argument: 1})
+
+
+@EACH
 def test_forward_is_head_of_features(name):
     model = create(name)
     torch.testing.assert_close(model(images()), model.forward_head(model.forward_features(images())), rtol=0, atol=0)

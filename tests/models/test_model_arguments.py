@@ -164,10 +164,40 @@ def test_wrong_names_of_classes_are_one_line(names, inner, folder):
         load_model(f"local-dir:{folder}")
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{", '{"architecture": null}', "[" * 100_000, "\udcff"])
-def test_config_that_names_no_architecture_is_one_line(text, folder):
+@pytest.mark.parametrize("place", ["config", "model_args", "pretrained_cfg"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_more_names_than_outputs_are_refused(inner, place, folder):
+    def change(config):
+        for part in (config, config["model_args"], config["pretrained_cfg"]):
+            part.pop("num_classes", None)
+        config.get(place, config)["num_classes"] = 10
+        (config["pretrained_cfg"] if inner else config)["label_names"] = [f"class {n}" for n in range(14)]
+
+    edit(folder, lambda config: config.setdefault("model_args", {}))
+    edit(folder, change)
+    with pytest.raises(
+        InputError, match=r"label_names of .*config\.json.* are 14, expected at most one for each of the 10"
+    ):
+        load_model(f"local-dir:{folder}", pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\udcff", "is not JSON"),
+        ("null", "must hold names with values"),
+        ("[]", "must hold names with values"),
+        ("{}", "names no architecture"),
+        ('{"architecture": null}', "names no architecture"),
+        ('{"architecture": ["resnet18"]}', "names no architecture"),
+    ],
+)
+def test_config_that_names_no_architecture_is_one_line(text, message, folder):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match=r"config\.json in .* names"):
+    with pytest.raises(InputError, match=rf"config\.json.* {message}"):
         load_model(f"local-dir:{folder}")
 
 

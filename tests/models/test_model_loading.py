@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models import loading as model_loading
 from timm_igkd.models.loading import count_macs, count_parameters, load_model, needs_plugin, save_model, weights_hash
+from timm_igkd.models.output_names import output_names
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_cifar", "test_resnet", "test_vit"])
@@ -38,6 +39,17 @@ def test_labels_and_normalisation_survive_saving(model, tmp_path):
     assert (cfg["label_names"], tuple(cfg["mean"])) == (names, (0.1, 0.2, 0.3))
     assert "label_descriptions" not in cfg
     assert "label_descriptions" in model.pretrained_cfg
+
+
+def test_another_head_than_the_folders_has_no_names_of_its_classes(model, tmp_path):
+    save_model(model, tmp_path, label_names=[f"class {i}" for i in range(10)])
+    save_file(
+        timm.create_model("mobilenetv2_cifar", num_classes=5, **SMALL).state_dict(), tmp_path / "five.safetensors"
+    )
+    for options in ({}, {"pretrained": False}, {"checkpoint": tmp_path / "five.safetensors"}):
+        found = load_model(f"local-dir:{tmp_path}", num_classes=5, **options)
+        assert output_names(found) == ({}, False)
+    assert len(output_names(load_model(f"local-dir:{tmp_path}", num_classes=10))[0]) == 10
 
 
 def test_others_may_read_the_weights_where_they_may_read_the_config(model, tmp_path):

@@ -77,7 +77,7 @@ def test_folder_with_cut_weights_is_an_error(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [("{", "names no architecture"), ("{}", "names no architecture"), ('{"architecture": "resnet81"}', "did you mean")],
+    [("{", "is not JSON"), ("{}", "names no architecture"), ('{"architecture": "resnet81"}', "did you mean")],
 )
 def test_folder_with_a_bad_config_is_an_error(config, message, tmp_path):
     (tmp_path / "config.json").write_text(config)

@@ -11,7 +11,7 @@ from tiny_parts import tiny_teacher
 from timm_igkd import load_model, save_model
 from timm_igkd.errors import InputError
 from timm_igkd.models import output_names as output_names_module
-from timm_igkd.models.output_names import class_indices
+from timm_igkd.models.output_names import check_class_map, class_indices
 
 
 def with_labels(names, num_classes=3):
@@ -35,6 +35,21 @@ def test_permuted_classes_are_found_by_name():
 
 def test_subset_of_classes_is_found_by_name():
     assert class_indices(with_labels(["a", "b", "c"]), ["c", "b"], 2) == [2, 1]
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a"], {"0": "a", "1": "b", "2": "a"}])
+def test_a_class_that_is_the_name_of_two_outputs_is_refused(names):
+    model = with_labels(names)
+    with pytest.raises(InputError, match="the model has 2 outputs called 'a', expected one for the dataset's class"):
+        class_indices(model, ["b", "a"], 2)
+    with pytest.raises(InputError, match="the model has 2 outputs called 'a', expected one for the dataset's class"):
+        check_class_map(model, {"a": 2, "b": 1})
+    assert class_indices(model, ["b"], 1) == [1]  # nobody asks for the other
+
+
+def test_a_model_whose_outputs_share_names_loads(tmp_path):
+    save_model(with_labels(["a", "b", "a"]), tmp_path / "model")
+    assert load_model(f"local-dir:{tmp_path / 'model'}").num_classes == 3
 
 
 def test_label_dictionary_is_read():

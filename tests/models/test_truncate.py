@@ -8,6 +8,7 @@ from timm.models import get_model_input_config
 from timm_igkd import truncate
 from timm_igkd.errors import InputError
 from timm_igkd.models.loading import count_parameters, save_model
+from timm_igkd.models.output_names import output_names
 
 SMALL = ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"]
 WIDE = [
@@ -100,6 +101,17 @@ def test_drop_zero_copies_the_model(resnet):
     student = truncate(model, 0)
     assert student is not model
     assert torch.equal(student(images), model(images))
+
+
+def test_a_new_head_has_no_names_of_the_old_one(resnet):
+    model, _ = resnet
+    model.pretrained_cfg.update(label_names=list("abcdef"), label_descriptions=dict.fromkeys("abcdef", "a letter"))
+    for drop in (0, 1):
+        student = truncate(model, drop, num_classes=5)
+        assert output_names(student) == ({}, False)
+        assert "label_descriptions" not in student.pretrained_cfg
+    assert output_names(truncate(model, 0)) == output_names(model)
+    assert list(output_names(model)[0]) == list("abcdef")
 
 
 def test_source_model_is_left_alone(resnet):

@@ -69,6 +69,16 @@ def test_models_are_channels_last_unless_one_cannot_read_such_images(viewer):
         assert all(weight.is_contiguous(memory_format=expected) for weight in kernels)
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_with_weights_of_five_dimensions_is_channels_last_but_for_them(role):
+    names = {"student": "test_resnet", "teacher": "test_resnet", role: "lambda_resnet26t"}
+    models = {role: tiny_teacher(name, size=64) for role, name in names.items()}
+    task = IGDistillationTask(models["student"], models["teacher"], teacher_view="same", verbose=False)
+    assert use_channels_last(task) == torch.channels_last
+    kernels = [m.weight for model in models.values() for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
 def test_workers_views_come_in_the_models_memory_format(recipe: Runner, tiny_images: ImageFactory, monkeypatch):
     seen = set()
     forward = IGDistillationTask.forward

@@ -78,7 +78,10 @@ class AdaptivePaths:
         return np.repeat(np.arange(batch), len(nodes)), np.tile(nodes, batch)
 
     def wanted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return images [P] int64 and positions [P] in [0, 1] whose gradients are to be added now; P = 0: all done."""
+        """Return images [P] int64 and positions [P] in [0, 1] whose gradients are to be added now.
+
+        They are empty when every image has stopped.
+        """
         if self._is_grid:
             return self._images, self._columns / self._first
         low, high = self._ends[:, self._images, self._columns]

@@ -77,6 +77,8 @@ class ChunkGradient:
         if missing:  # filled up with copies of a point, whose gradients are dropped below
             points = torch.cat([points, points[:1].expand(missing, -1, -1, -1)])
             targets = torch.cat([targets, targets[:1].expand(missing)])
+        # A chunk of one pair is right because it is channels last, as the kernels are: one contiguous image gives LeViT
+        # a wrong gradient on the CPU with torch 2.14.
         points = points.to(self.dtype, memory_format=torch.channels_last).requires_grad_()
         if self.arithmetic.compiled:
             torch.compiler.cudagraph_mark_step_begin()

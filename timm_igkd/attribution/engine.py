@@ -70,8 +70,9 @@ class FastEngine:
         # process's random numbers stay as they were.
         example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
         self.model = lighter_model(model.to("cpu"), example)
-        # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer.
-        self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer. Only
+        # theirs: `to` would ask it of every weight, and a lambda layer's has five dimensions.
+        self.model = nn.utils.convert_conv2d_weight_memory_format(self.model.to(self.device), torch.channels_last)
         self.arithmetic = arithmetic or Arithmetic()
         # Only gradients are taken in another dtype: outputs, and with them the delta that judges a map, are float32.
         different = self.arithmetic.dtype != "float32"

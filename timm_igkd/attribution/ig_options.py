@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from timm_igkd.errors import InputError, check_range, nearest
+from timm_igkd.errors import InputError, check_choice, check_range
 
 Method = Literal["ig", "input_x_gradient", "saliency", "grad_cam", "none"]
 Baseline = Literal["mean", "black", "blur", "noise"]
@@ -89,9 +89,7 @@ class IGOptions:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for name, kind in _CHOICES.items():
-            value, allowed = getattr(self, name), get_args(kind)
-            if value not in allowed:
-                raise InputError(f"{name} must be one of {list(allowed)}, got {value!r}{nearest(str(value), allowed)}")
+            check_choice(name, getattr(self, name), get_args(kind))
         if self.method != "ig":
             defaults = {field.name: field.default for field in fields(self)} | per_method
             check_used(self.method, [name for name in _OF_A_MAP if getattr(self, name) != defaults[name]])

@@ -155,16 +155,19 @@ def use_lean_relu(model: nn.Module) -> int:
     return len(layers)
 
 
-def lighter_model(model: nn.Module, example: Tensor, tolerance: float = 1e-3) -> nn.Module:
+_TOLERANCE = 1e-3
+"""Largest change of an output allowed, relative to the largest output; the gradient may change a hundred times as much
+in norm, as rounding can flip a ReLU's gate."""
+
+
+def lighter_model(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a frozen copy in eval mode with as much less work as the model allows.
 
     Args:
         model: in eval mode; not changed.
         example: [1, C, H, W] input to find and check what can be left out.
-        tolerance: largest change of an output allowed, relative to the largest output; the gradient may change a
-            hundred times as much in norm, as rounding can flip a ReLU's gate.
     """
-    # twice: torch 2.14 on the CPU has a wrong gradient of the batch norms of some models for one image alone
+    # twice: one contiguous image gives LeViT a wrong gradient on the CPU with torch 2.14
     pair = example.repeat(2, 1, 1, 1)
     outputs, gradient = outputs_and_gradient(model, pair)
     if not torch.isfinite(outputs).all():
@@ -177,8 +180,8 @@ def lighter_model(model: nn.Module, example: Tensor, tolerance: float = 1e-3) ->
             found, found_gradient = outputs_and_gradient(lighter, pair)
         except RuntimeError:  # a layer's output is changed in place, which its lean version does not allow
             continue
-        same = torch.allclose(found, outputs, rtol=0, atol=tolerance * float(outputs.abs().max()))
-        if same and (found_gradient - gradient).norm() <= 100 * tolerance * gradient.norm():
+        same = torch.allclose(found, outputs, rtol=0, atol=_TOLERANCE * float(outputs.abs().max()))
+        if same and (found_gradient - gradient).norm() <= 100 * _TOLERANCE * gradient.norm():
             return lighter
     return copy_model(model).requires_grad_(False)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.transforms import str_to_pil_interp
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
@@ -46,6 +47,9 @@ class TeacherView:
     Args:
         model: a timm model; size, channels, interpolation, mean and std come from its `pretrained_cfg`. One of 1
             channel sees grey (Pillow's "L", as in timm), with the mean of a mean and std for colours.
+
+    Raises:
+        InputError: an interpolation that timm does not know.
     """
 
     def __init__(self, model: Any):
@@ -54,10 +58,14 @@ class TeacherView:
         self.size, channels = self.shape[1:], self.shape[0]
         self.statistics = {name: _by_channel(config[name], channels) for name in ("mean", "std")}
         self.mean, self.std = (torch.tensor(self.statistics[name]).view(-1, 1, 1) for name in ("mean", "std"))
-        name = str(config.get("interpolation") or "bilinear")
-        self.interpolation = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}.get(
-            name, Image.Resampling.BILINEAR
-        )
+        self.interpolation_name = str(config.get("interpolation") or "bicubic")  # timm's default
+        try:
+            self.interpolation: Image.Resampling = str_to_pil_interp(self.interpolation_name)
+        except KeyError as error:
+            raise InputError(
+                f"the teacher's pretrained_cfg has interpolation {self.interpolation_name!r}, expected one that timm "
+                "knows, such as bicubic; correct it"
+            ) from error
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the normalised input, [C, H, W] float32."""
@@ -134,7 +142,7 @@ class CaptumEngine:
 
     def _output(self, inputs: Tensor) -> Tensor:
         is_alone = len(inputs) == 1 and inputs.requires_grad
-        # torch 2.14 on the CPU: a batch norm's gradient of one image, contiguous, is wrong where it comes transposed
+        # twice: one contiguous image gives LeViT a wrong gradient on the CPU with torch 2.14
         logits = self.model(inputs.repeat(2, 1, 1, 1))[:1] if is_alone else self.model(inputs)
         return logits.softmax(-1) if self.options.output == "probability" else logits
 

@@ -78,12 +78,7 @@ def check_folder(name: str) -> str:
 
 def image_files(folder: str) -> list[str]:
     """Return the image files at any depth below a folder, sorted by path; none where there is no such folder."""
-    return sorted(_walk_images(folder))
-
-
-def _walk_images(folder: str) -> Iterator[str]:
-    for root, _, names in walk(folder):
-        yield from (os.path.join(root, name) for name in names if is_image(name))
+    return sorted(os.path.join(root, name) for root, _, names in walk(folder) for name in names if is_image(name))
 
 
 def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -55,7 +55,7 @@ class LabeledImages(torch.utils.data.Dataset):
         self.image_column, self.label_column = image_column, label_column
         self.class_names, self.roots = class_names, [os.path.abspath(root) for root in roots]
         self.folder = folder
-        self.is_part = False  # some rows of these
+        self.is_part = False  # True after `subset`: not the whole split
         self._label_table: np.ndarray | None = None
         self.transform: Callable[[Image.Image], Any] | None = None
 
@@ -106,15 +106,25 @@ class LabeledImages(torch.utils.data.Dataset):
 
     def _ordered(self, label: int, name: str) -> int:
         """Return a label in the order of `class_names`."""
-        if self._label_table is None:
-            if self.class_names and label >= len(self.class_names):
-                raise InputError(
-                    f"{name} has label {label}, expected 0 to {len(self.class_names) - 1}; correct the row"
-                )
-            return label
-        if not 0 <= label < len(self._label_table):
-            raise InputError(f"{name} has label {label}, expected 0 to {len(self._label_table) - 1}; correct the row")
-        return int(self._label_table[label])
+        if self._are_outside(label):
+            raise InputError(f"{name} has label {label}, expected {self._expected_labels}; correct the row")
+        return label if self._label_table is None else int(self._label_table[label])
+
+    @property
+    def _num_own_classes(self) -> int | None:
+        """How many classes the rows' own labels count, before they are put in order; None where that is not known."""
+        own = self.class_names if self._label_table is None else self._label_table
+        return len(own) if own is not None and len(own) else None
+
+    @property
+    def _expected_labels(self) -> str:
+        count = self._num_own_classes
+        return f"0 to {count - 1}" if count is not None else "a class counted from 0"
+
+    def _are_outside(self, labels: Any) -> Any:
+        """Say of rows' own labels, an int or an array, whether they are of no class; -1 too, which says UNLABELED."""
+        count = self._num_own_classes
+        return (labels < 0) | (labels >= (np.inf if count is None else count))
 
     def row_name(self, index: int) -> str:
         """Return how messages name a row: its number, its file where it has one, dataset and split."""
@@ -139,13 +149,12 @@ class LabeledImages(torch.utils.data.Dataset):
             first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
             raise InputError(f"{self.row_name(first)} has no label; remove the row")
         values = np.asarray(column.to_numpy(), dtype=np.int64)
-        count = len(self.class_names) if self.class_names else None
-        outside = np.flatnonzero((values < 0) | (values >= count if count else False))
+        outside = np.flatnonzero(self._are_outside(values))
         if len(outside):
             first = int(outside[0])
             raise InputError(
-                f"{self.row_name(first)} has label {values[first]}, expected "
-                f"{f'0 to {count - 1}' if count else 'a class counted from 0'}; correct or remove the row"
+                f"{self.row_name(first)} has label {values[first]}, expected {self._expected_labels}; correct or "
+                "remove the row"
             )
         return values if self._label_table is None else self._label_table[values]
 
@@ -206,5 +215,7 @@ class LabeledImages(torch.utils.data.Dataset):
         table = label_table(self.class_names, names, what)
         if table is not None:
             found._label_table = table if self._label_table is None else table[self._label_table]
+        elif self._label_table is None:
+            found._label_table = np.arange(len(self.class_names))  # rows still have labels of these classes alone
         found.class_names = tuple(names)
         return found

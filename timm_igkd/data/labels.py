@@ -89,7 +89,7 @@ def readable_names(names: Sequence[str]) -> list[str]:
 
 
 def evenly_spread(total: int, count: int, labels: np.ndarray | None = None) -> list[int]:
-    """Return `count` of `total` rows, evenly spread; the k-th is the first of its stretch of the rows.
+    """Return `count` of `total` rows: they are cut into `count` equal stretches, and the first row of each is taken.
 
     Where classes lie in turn that would leave some of them out: then one of each stretch is drawn (seed 0).
 
@@ -133,17 +133,16 @@ def stratified_indices(
     return torch.from_numpy(np.sort(np.concatenate(kept)))
 
 
-def stratified_limit(labels: np.ndarray, count: int, seed: int, purpose: str = "limit") -> np.ndarray:
+def stratified_limit(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the sorted indices of `count` random images that keep the share of every class, [count] int64.
 
     Args:
         labels: [N] int64.
         count: of images to keep; at N and above all are.
         seed: of the choice.
-        purpose: names the stream of random numbers.
     """
     place = np.empty(len(labels))  # where an image stands within its class, from 0 to 1
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        place[generator(seed, purpose, int(label)).permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
+        place[generator(seed, "limit", int(label)).permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.sort(np.lexsort((np.arange(len(labels)), place))[:count])

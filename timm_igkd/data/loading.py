@@ -59,8 +59,6 @@ def load_labeled_images(
         InputError: wrong split or column, corrupt data.
         RunError: Hub not reachable.
     """
-    import datasets
-
     refuse_stream(dataset)
     _check_split(dataset, split)
     columns = {"--image-column": image_column, "--label-column": label_column}
@@ -68,29 +66,71 @@ def load_labeled_images(
     if not is_timm:
         _refuse(dataset, {"--data-dir": data_dir}, "it is for timm's datasets (torch/…, hfds/…, folder/)")
     if dataset == "digits":
-        if os.path.isdir(dataset):
-            raise InputError(
-                "dataset 'digits' is scikit-learn's, and there is a folder of that name here; give the folder as "
-                "./digits, or run in another folder"
-            )
-        _refuse(dataset, columns | {"--revision": revision}, "the digits have neither columns nor revisions")
-        digits = load_digits_split(split)
-        return digits.without_labels() if labels == "ignored" else digits
+        return _load_digits(split, columns | {"--revision": revision}, labels)
     if is_timm and not dataset.startswith(HFDS):
         _refuse(dataset, columns | {"--revision": revision}, "it has neither columns nor revisions")
         return load_timm_dataset(dataset, split, data_dir)
-    source, is_local = (dataset.removeprefix(HFDS), False) if is_timm else (dataset, _looks_local(dataset))
-    if is_local:
+    if not is_timm and _looks_local(dataset):
         _refuse(dataset, {"--revision": revision}, "a local folder has no revisions")
-    if not is_local and not is_repo_id(source):
+        return _load_folder(dataset, split, image_column, label_column, labels)
+    rows = _load_hub_rows(dataset, dataset.removeprefix(HFDS) if is_timm else dataset, split, revision, data_dir)
+    return _images_of_rows(rows, dataset, split, None, image_column, label_column, labels, revision)
+
+
+def _load_hub_rows(
+    dataset: str, source: str, split: str, revision: str | None, cache_dir: str | None
+) -> "datasets.Dataset":
+    if not is_repo_id(source):
         raise InputError(f"dataset {dataset!r} is neither a folder that is there nor an id of the Hub; check the name")
-    path = local_folder(source) if is_local else source
-    folder = split_folder(path, split) if is_local else None
-    if folder is not None and (labels == "ignored" or (labels == "optional" and not folder.has_class_folders)):
+    return load_rows(dataset, source, False, split, revision, cache_dir)
+
+
+def _load_folder(
+    dataset: str, split: str, image_column: str | None, label_column: str | None, labels: Labels
+) -> LabeledImages:
+    path = local_folder(dataset)
+    folder = split_folder(path, split)
+    if folder is None:
+        rows = load_rows(dataset, path, True, split, None, None)
+        return _images_of_rows(rows, dataset, split, path, image_column, label_column, labels)
+    if labels == "ignored" or (labels == "optional" and not folder.has_class_folders):
+        columns = {"--image-column": image_column, "--label-column": label_column}
         _refuse(dataset, columns, "its images lie in a folder without columns")
         return load_image_folder(dataset, folder, split)
-    own = None if folder is None else load_class_folders(path, folder, split)
-    rows = load_rows(dataset, path, is_local, split, revision, data_dir) if own is None else own
+    rows = load_class_folders(path, folder, split)
+    images = _images_of_rows(rows, dataset, split, path, image_column, label_column, labels)
+    images.folder = folder.path
+    return images
+
+
+def _load_digits(split: str, options: dict[str, str | None], labels: Labels) -> LabeledImages:
+    if os.path.isdir("digits"):
+        raise InputError(
+            "dataset 'digits' is scikit-learn's, and there is a folder of that name here; give the folder as "
+            "./digits, or run in another folder"
+        )
+    _refuse("digits", options, "the digits have neither columns nor revisions")
+    digits = load_digits_split(split)
+    return digits.without_labels() if labels == "ignored" else digits
+
+
+def _images_of_rows(
+    rows: "datasets.Dataset",
+    dataset: str,
+    split: str,
+    path: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    labels: Labels,
+    revision: str | None = None,
+) -> LabeledImages:
+    """Return the images of rows, with the labels of a column; arguments as `load_labeled_images` takes them.
+
+    Args:
+        path: of the data set's folder; None: it is one of the Hub.
+    """
+    import datasets
+
     if len(rows) == 0:
         raise InputError(NO_ROWS.format(split, dataset))
     image_column = _find_column(rows, dataset, image_column, datasets.Image, "--image-column")
@@ -98,28 +138,28 @@ def load_labeled_images(
     if are_tars and label_column is None and "cls" in rows.features:
         label_column = "cls"  # as timm reads them
     lacks_labels = labels == "ignored" or (labels == "optional" and label_column is None and not _may_be_labels(rows))
-    if not lacks_labels:
+    if lacks_labels:
+        label_column, names = None, None
+    else:
         label_column = _find_column(rows, dataset, label_column, datasets.ClassLabel, "--label-column")
-    label_feature = None if lacks_labels else rows.features[label_column]
-    is_by_class = is_local and rows.builder_name == "imagefolder" and not is_saved_to_disk(path)
-    kept = [image_column] if lacks_labels else [image_column, label_column]
-    rows = rows.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
-    names = tuple(getattr(label_feature, "names", None) or ()) or None
-    if are_tars and is_local:
+        names = tuple(getattr(rows.features[label_column], "names", None) or ()) or None
+    if are_tars and path is not None:
         names = tar_class_names(path)
     images = LabeledImages(
-        rows,
+        rows.select_columns(list(filter(None, (image_column, label_column)))).cast_column(
+            image_column, datasets.Image(decode=False)
+        ),
         dataset,
         split,
         image_column,
-        None if lacks_labels else label_column,
+        label_column,
         class_names=names,
         revision=revision or resolved_revision(rows),
-        roots=[path, os.path.realpath(path)]
-        if is_local
-        else [hub_constants.HF_HUB_CACHE, datasets.config.HF_CACHE_HOME],
-        folder=None if folder is None else folder.path,
+        roots=[hub_constants.HF_HUB_CACHE, datasets.config.HF_CACHE_HOME]
+        if path is None
+        else [path, os.path.realpath(path)],
     )
+    is_by_class = path is not None and rows.builder_name == "imagefolder" and not is_saved_to_disk(path)
     return images.in_class_order(class_order(names)) if is_by_class and names else images
 
 

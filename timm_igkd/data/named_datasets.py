@@ -8,7 +8,7 @@ import numpy as np
 import timm.data
 from PIL import Image
 
-from timm_igkd.data.folders import SPLIT_FOLDERS, check_folder
+from timm_igkd.data.folders import SPLIT_NAMES, check_folder
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError, first_line
 
@@ -16,6 +16,8 @@ HFDS = "hfds/"
 TIMM_PREFIXES = ("torch/", HFDS, "folder/")
 _TRAIN_OR_TEST = {"cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"}
 DIGITS_SPLITS = ("train", "validation", "test")
+TIMMS_SPLITS = ({"train", "training"}, {"val", "valid", "validation", "eval", "evaluation"})
+"""Names that timm takes for one another; its own table is private, a test holds this one against it."""
 
 
 def load_digits_split(split: str) -> LabeledImages:
@@ -63,7 +65,7 @@ def load_timm_dataset(name: str, split: str, data_dir: str | None) -> Any:
     if data_dir is None:
         raise InputError(f"timm dataset {name!r} needs its root folder; give it with --data-dir")
     root = check_folder(data_dir)
-    _check_split(name, split, root)
+    _check_timms_split(name, split, root)
     try:
         dataset: Any = timm.data.create_dataset(name, root=root, split=split)
     except (AssertionError, ImportError, TypeError, RuntimeError, ValueError, OSError) as error:
@@ -72,20 +74,19 @@ def load_timm_dataset(name: str, split: str, data_dir: str | None) -> Any:
     return dataset
 
 
-def _check_split(name: str, split: str, root: str) -> None:
+def _check_timms_split(name: str, split: str, root: str) -> None:
     """Refuse a split that timm would read as another, without a word."""
     kind = name.lower().rpartition("/")[2]
-    known = [part for main, others in SPLIT_FOLDERS.items() for part in (main, *others)]
     if kind in ("", "folder", "image_folder"):
         folders = [entry for entry in sorted(os.listdir(root)) if os.path.isdir(os.path.join(root, entry))]
-        is_whole = split in known and not {folder.lower() for folder in folders}.intersection(known)
+        is_whole = split in SPLIT_NAMES and not SPLIT_NAMES.intersection(folder.lower() for folder in folders)
         if split in folders or _synonyms(split).intersection(folders) or is_whole:
             return
         found = f"its folders are {folders}"
-    elif split in known or kind not in _TRAIN_OR_TEST:  # the others check it themselves
+    elif split in SPLIT_NAMES or kind not in _TRAIN_OR_TEST:  # the others check it themselves
         return
     else:
-        found = f"timm knows {known}"
+        found = f"timm knows {sorted(SPLIT_NAMES)}"
     raise InputError(
         f"timm dataset {name!r} has no split {split!r}, {found}; name one of them, without a part in brackets"
     )
@@ -93,5 +94,4 @@ def _check_split(name: str, split: str, root: str) -> None:
 
 def _synonyms(split: str) -> set[str]:
     """Return the folders that timm takes for a split."""
-    groups = ({"train", "training"}, {"val", "valid", "validation", "eval", "evaluation"})
-    return next((names for names in groups if split in names), set())
+    return next((names for names in TIMMS_SPLITS if split in names), set())

@@ -49,18 +49,31 @@ def load_rows(
     """
     import datasets
 
-    try:
+    with _errors_in_one_line(dataset, split):
         if is_local and is_saved_to_disk(path):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-            if split not in splits:
-                raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
+            _check_splits(dataset, split, [split], list(splits))
             return splits[split]
         with _bars_on_a_terminal_only(), nullcontext() if is_local else cache_use_is_told(f"dataset {dataset!r}"):
-            parts = _own_files(dataset, path, is_local, split, revision, cache_dir)
+            builder = _fresh_builder(path, revision, cache_dir)
+            _refuse_misread(dataset, path if is_local else None, builder)
+            known = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
+            if known and split != "all":
+                _check_splits(dataset, split, _split_names(split), known)
+            parts = _own_files(builder, split)
             if parts is not None:
                 return _load_parts(parts, cache_dir)
             return datasets.load_dataset(path, split=split, revision=revision, cache_dir=cache_dir)
+
+
+@contextmanager
+def _errors_in_one_line(dataset: str, split: str) -> Iterator[None]:
+    """Turn what `datasets`, Arrow and the Hub's client raise into one line."""
+    import datasets
+
+    try:
+        yield
     except (datasets.exceptions.DatasetNotFoundError, hub_errors.HfHubHTTPError, ConnectionError) as error:
         raise hub_error(error, f"dataset {dataset!r}") or RunError(  # datasets cuts some causes off
             f"dataset {dataset!r} does not exist, or is private and this login may not see it ({first_line(error)}); "
@@ -77,8 +90,7 @@ def load_rows(
             raise InputError(NO_ROWS.format(split, dataset)) from error
         if "invalid literal for int()" in str(error):
             raise InputError(_CLS.format(dataset, str(error).partition(": b")[2])) from error
-        why = first_line(error).rstrip(".") + (OTHER_SPLIT if "nknown split" in str(error) else "")
-        raise InputError(f"split {split!r} of dataset {dataset!r}: {why}") from error
+        raise InputError(f"split {split!r} of dataset {dataset!r}: {first_line(error).rstrip('.')}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
@@ -90,35 +102,54 @@ def load_rows(
         raise InputError(f"dataset {dataset!r} cannot be read ({first_line(error)}); a file is corrupt") from error
 
 
-def _own_files(
-    dataset: str, path: str, is_local: bool, split: str, revision: str | None, cache_dir: str | None
-) -> list[tuple[str, list[str]]] | None:
-    """Return the parquet files of each split of a sum where they alone say what the columns are, else None.
+def _split_names(split: str) -> list[str]:
+    """Return the splits of a sum, without the parts that are asked for of them."""
+    return [part.partition("[")[0].strip() for part in split.split("+")]
 
-    Read together with others, a split gets the class names of the first, whatever its own files call them.
+
+def _check_splits(dataset: str, split: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"split {split!r} of dataset {dataset!r}: Unknown split {name!r}. Should be one of {known}{OTHER_SPLIT}"
+            )
+
+
+def _refuse_misread(dataset: str, folder: str | None, builder: "datasets.DatasetBuilder") -> None:
+    """Raise InputError where `datasets` would give files to the wrong split, twice, to none, or read tars as texts.
+
+    Args:
+        dataset: what messages call it.
+        folder: its own; None: it is one of the Hub.
+        builder: of `datasets`.
     """
-    builder = _fresh_builder(path, revision, cache_dir)
     files = builder.config.data_files or {}
     _refuse_shared_files(dataset, files)
-    if (
-        is_local
-        and builder.name == "text"
-        and any(name.endswith(".tar") for _, _, names in walk(path) for name in names)
-    ):
+    if folder is None:
+        return
+    if builder.name == "text" and any(name.endswith(".tar") for _, _, names in walk(folder) for name in names):
         raise InputError(
             f"folder {dataset!r} is taken for texts, which are more than its tars; call these by their split, as in "
             "train-0000.tar, or put them into folders train/ and test/"
         )
-    if is_local:
-        _refuse_hidden_splits(dataset, path, files)
-        if builder.name == "imagefolder":
-            _refuse_files_left_out(dataset, path, files)
+    _refuse_hidden_splits(dataset, folder, files)
+    if builder.name == "imagefolder":
+        _refuse_files_left_out(dataset, folder, files)
+
+
+def _own_files(builder: "datasets.DatasetBuilder", split: str) -> list[tuple[str, list[str]]] | None:
+    """Return the parquet files of each split of a sum where they alone say what the columns are, else None.
+
+    Read together with others, a split gets the class names of the first, whatever its own files call them.
+    """
+    files = builder.config.data_files or {}
     if builder.dataset_name is None or builder.name != "parquet" or builder.info.features is not None:
         return None
-    parts = [(part, part.strip().partition("[")[0]) for part in split.split("+")]
-    if len(files) < 2 or any(name not in files for _, name in parts):
+    names = _split_names(split)
+    if len(files) < 2 or any(name not in files for name in names):
         return None
-    return [(part.strip(), [str(file) for file in files[name]]) for part, name in parts]
+    parts = [part.strip() for part in split.split("+")]
+    return [(part, [str(file) for file in files[name]]) for part, name in zip(parts, names, strict=True)]
 
 
 def _fresh_builder(path: str, revision: str | None, cache_dir: str | None) -> "datasets.DatasetBuilder":

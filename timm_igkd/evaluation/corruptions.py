@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from timm_igkd.errors import InputError, InputTypeError, nearest
+from timm_igkd.errors import InputError, InputTypeError, check_choice
 from timm_igkd.random_streams import generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -175,8 +175,7 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0, *, start: i
 
     Source: Hendrycks & Dietterich, arXiv 1903.12261; deviations are named at the top of this module.
     """
-    if kind not in CORRUPTIONS:
-        raise InputError(f"kind must be one of {', '.join(CORRUPTIONS)}, got {kind!r}{nearest(str(kind), CORRUPTIONS)}")
+    check_choice("kind", kind, CORRUPTIONS)
     if not isinstance(severity, int) or severity not in SEVERITIES:
         raise InputError(f"severity must be one of 1, 2, 3, 4, 5, got {severity!r}")
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:

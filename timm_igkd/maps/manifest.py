@@ -61,7 +61,8 @@ class SourceTeacher:
         input_size: (channels, H, W) that it was fed.
         mean: of its normalisation, per channel.
         std: of its normalisation, per channel.
-        interpolation: that images were resized with, as its `pretrained_cfg` says it.
+        interpolation: that images were resized with, as timm names it. None, of a teacher whose `pretrained_cfg` had no
+            entry, was written where that meant bilinear, and is read so; timm means bicubic, as we do now.
         num_classes: how many outputs it has.
         class_indices: its output for each class of the dataset; None: they are the same in the same order.
         answer: to a fixed image, see `teacher_copy.answer_to_noise`; by it other arguments are seen, which change no
@@ -80,6 +81,8 @@ class SourceTeacher:
     answer: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.interpolation is None:
+            object.__setattr__(self, "interpolation", "bilinear")
         check_range("num_classes", self.num_classes, 1)
         for index in self.class_indices or ():
             check_range("class_indices", index, 0, self.num_classes - 1)

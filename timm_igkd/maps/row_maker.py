@@ -137,7 +137,7 @@ class RowMaker:
 def preprocessing(teacher: Any) -> dict[str, Any]:
     """Return how a teacher's inputs are made, by the names of `SourceTeacher`."""
     view = TeacherView(teacher)
-    return {"input_size": view.shape, **view.statistics, "interpolation": teacher.pretrained_cfg.get("interpolation")}
+    return {"input_size": view.shape, **view.statistics, "interpolation": view.interpolation_name}
 
 
 def view_difference(made: SourceTeacher, teacher: Any) -> str | None:

@@ -17,10 +17,6 @@ from timm_igkd.errors import InputError
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-class FeatureBlock(nn.Sequential):
-    """Modules that make one entry of `forward_intermediates`."""
-
-
 class SingleTrunk(nn.Module):
     """A network whose intermediate features come one after the other, as timm asks for them."""
 
@@ -191,17 +187,26 @@ def _norm(channels: int) -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
+def check_drop(argument: str, drop: Any, highest: int, found: str) -> None:
+    """Raise InputError unless `drop` is a whole number from 0 to `highest`.
+
+    Args:
+        argument: what the message calls it.
+        drop: entries to cut from a model's end.
+        highest: that leaves enough of it.
+        found: what the model has, in words.
+    """
+    if isinstance(drop, bool) or not isinstance(drop, int) or not 0 <= drop <= highest:
+        raise InputError(f"{argument} must be a whole number from 0 to {highest} ({found}), got {drop!r}")
+
+
 def kept_blocks(architecture: str, drop_blocks: Any, num_blocks: int) -> int:
     """Return how many feature blocks stay.
 
     Raises:
         InputError: `drop_blocks` is no number of blocks that leaves the stem and one more.
     """
-    if isinstance(drop_blocks, bool) or not isinstance(drop_blocks, int) or not 0 <= drop_blocks <= num_blocks - 2:
-        raise InputError(
-            f"drop_blocks must be a whole number from 0 to {num_blocks - 2} "
-            f"({architecture} has {num_blocks} feature blocks), got {drop_blocks!r}"
-        )
+    check_drop("drop_blocks", drop_blocks, num_blocks - 2, f"{architecture} has {num_blocks} feature blocks")
     return num_blocks - drop_blocks
 
 
@@ -234,9 +239,3 @@ def cifar_cfgs(
         "license": "apache-2.0",
     }
     return generate_default_cfgs({name: dict(settings) for name in names})
-
-
-def without_prefix(state_dict: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint: unwrapped from `state_dict`, without DataParallel's `module.`."""
-    found: dict[str, Tensor] = state_dict.get("state_dict", state_dict)
-    return {name.removeprefix("module."): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}

@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError
-from timm_igkd.models.cifar_network import CifarNetwork, FeatureBlock, cifar_cfgs, kept_blocks
+from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks
 
 WIDTHS = (64, 256, 256)
 
@@ -44,7 +44,7 @@ def whitening_filters(in_chans: int = 3) -> Tensor:
     return filters / (variances + 5e-4).sqrt().view(-1, 1, 1, 1)
 
 
-class _Stem(FeatureBlock):
+class _Stem(nn.Sequential):
     """Whitened 2x2 patches and their negatives, which only a bias is trained of; the side shrinks by one.
 
     The filters are a parameter that takes no gradient, so that they count and are saved as those of any convolution.
@@ -58,14 +58,14 @@ class _Stem(FeatureBlock):
         super().__init__(conv, nn.GELU())
 
 
-def _pooled_conv(inputs: int, outputs: int) -> FeatureBlock:
+def _pooled_conv(inputs: int, outputs: int) -> nn.Sequential:
     """Return the first half of a group; max-pooling before norm and GELU spares these three quarters of their work."""
     conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    return FeatureBlock(conv, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU())
+    return nn.Sequential(conv, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU())
 
 
-def _conv(inputs: int, outputs: int) -> FeatureBlock:
-    return FeatureBlock(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU())
+def _conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU())
 
 
 def _create_blocks(widths: Sequence[int], kept: int, in_chans: int) -> tuple[list[nn.Module], list[int], list[int]]:
@@ -93,10 +93,9 @@ class ConvNetCifar(CifarNetwork):
     Args:
         widths: channels of each group.
         drop_blocks: feature blocks cut from the end, 0 to 2 * groups - 1.
-        num_classes: outputs of the classifier, 0 for none.
         in_chans: image channels.
-        drop_rate: dropout before the classifier.
         global_pool: a pooling of timm's, "" for none.
+        options: of `CifarNetwork`.
 
     Raises:
         InputError: `drop_blocks` or `widths` out of range.
@@ -106,24 +105,17 @@ class ConvNetCifar(CifarNetwork):
         self,
         widths: Sequence[int] = WIDTHS,
         drop_blocks: int = 0,
-        num_classes: int = 10,
+        *,
         in_chans: int = 3,
-        drop_rate: float = 0.0,
         global_pool: str = "max",
-        device: Any = None,
-        dtype: Any = None,
+        **options: Any,
     ) -> None:
         self_widths = _check_widths(widths)
-        kept = kept_blocks("convnet_cifar", drop_blocks, 1 + 2 * len(self_widths))
+        blocks = _create_blocks(
+            self_widths, kept_blocks("convnet_cifar", drop_blocks, 1 + 2 * len(self_widths)), in_chans
+        )
         super().__init__(
-            *_create_blocks(self_widths, kept, in_chans),
-            drop_blocks=drop_blocks,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            drop_rate=drop_rate,
-            global_pool=global_pool,
-            device=device,
-            dtype=dtype,
+            *blocks, drop_blocks=drop_blocks, in_chans=in_chans, global_pool=global_pool, has_norm=False, **options
         )
         self.shape_args = {"widths": self_widths}
 

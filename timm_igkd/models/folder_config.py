@@ -1,6 +1,5 @@
 """config.json of a timm folder: read once, checked, wrong in one line."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import timm
 from timm.data.transforms_factory import str_to_interp_mode
 
 from timm_igkd.errors import InputError, MissingFileError, nearest
+from timm_igkd.files import read_mapping
 from timm_igkd.models.arguments import check_model_arguments
 
 
@@ -27,23 +27,25 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
             f"model folder {str(folder)!r} has no config.json; save the model with timm's save_for_hf"
         )
     where = f"config.json in {str(folder)!r}"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architecture = str(config["architecture"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{where} names no architecture; save the model with timm") from error
+    config = read_mapping(path)
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str):
+        raise InputError(f"{where} names no architecture; save the model with timm")
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models())
         raise InputError(f"{where} names the unknown model {_shown(architecture)}{hint}; correct it")
     check_model_arguments(config.get("model_args") or {}, f"model_args of {where}")
-    _check_num_classes(config, where)
-    check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}")
-    _check_names(config.get("label_names"), where, config.get("num_classes"))
+    num_classes = _check_num_classes(config, where)
+    check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}", num_classes)
+    _check_names(config.get("label_names"), where, num_classes)
     return config
 
 
-def _check_num_classes(config: dict[str, Any], where: str) -> None:
-    """Check that all say the same: where they differ, timm puts a new classifier of random weights on the model."""
+def _check_num_classes(config: dict[str, Any], where: str) -> int | None:
+    """Return the number of outputs, None where it is timm's default.
+
+    All must say the same: where they differ, timm puts a new classifier of random weights on the model.
+    """
     preprocessing = config.get("pretrained_cfg")
     places = (config, config.get("model_args") or {}, preprocessing if isinstance(preprocessing, dict) else {})
     found = [place["num_classes"] for place in places if place.get("num_classes") is not None]
@@ -53,14 +55,21 @@ def _check_num_classes(config: dict[str, Any], where: str) -> None:
         raise InputError(
             f"{where}: num_classes must be one whole number, the outputs of the weights, got {_shown(found)}"
         )
+    return found[0] if found else None
 
 
 def _shown(value: Any) -> str:
     return repr(value)[:80]
 
 
-def check_preprocessing(cfg: Any, where: str) -> None:
-    """Raise InputError unless what decides how an image is fed to the model is sound; absent leaves timm's default."""
+def check_preprocessing(cfg: Any, where: str, num_classes: int | None = None) -> None:
+    """Raise InputError unless what decides how an image is fed to the model is sound; absent leaves timm's default.
+
+    Args:
+        cfg: timm's `pretrained_cfg`.
+        where: how a message calls it.
+        num_classes: outputs of the model, to which the names that it holds must belong; None: not known.
+    """
     if not isinstance(cfg, dict):
         raise InputError(f"{where} must hold settings by name, got {type(cfg).__name__}; save the model with timm")
     size = cfg.get("input_size", (3, 224, 224))
@@ -83,19 +92,25 @@ def check_preprocessing(cfg: Any, where: str) -> None:
             raise InputError(
                 f"{where}: interpolation must be one that timm knows, got {_shown(interpolation)}"
             ) from error
-    _check_names(cfg.get("label_names"), where)
+    _check_names(cfg.get("label_names"), where, num_classes)
 
 
-def _check_names(names: Any, where: str, num_classes: int | None = None) -> None:
+def _check_names(names: Any, where: str, num_classes: int | None) -> None:
     """Check the classes' names: texts, listed or by the number of their output."""
     if names is None:
         return
     found = list(names.values()) if isinstance(names, dict) else names
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise InputError(f"label_names of {where} must be a list of texts, got {str(names)[:80]}; correct or remove it")
+    most = num_classes or sys.maxsize
+    if isinstance(names, list) and len(names) > most:
+        raise InputError(
+            f"label_names of {where} are {len(names)}, expected at most one for each of the {most} outputs; correct or "
+            "remove them"
+        )
     if isinstance(names, dict):
         outputs = {int(key) for key in names if str(key).isdecimal()}
-        if len(outputs) < len(names) or max(outputs, default=0) >= (num_classes or sys.maxsize):
+        if len(outputs) < len(names) or max(outputs, default=0) >= most:
             raise InputError(
                 f"label_names of {where} must be by the number of an output, each once, from 0 on, got "
                 f"{_shown(list(names))}; correct or remove it"

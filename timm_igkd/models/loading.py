@@ -33,6 +33,7 @@ from timm_igkd.models.checkpoint import (
     translated_errors,
 )
 from timm_igkd.models.folder_config import check_preprocessing, read_folder_config
+from timm_igkd.models.output_names import forget_names
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 
@@ -76,7 +77,8 @@ def load_model(
         MissingFileError: no such checkpoint or folder.
         RunError: the Hub cannot be reached or refuses.
     """
-    statistics = {key: _check_statistics(key, value, role) for key, value in (("mean", mean), ("std", std))}
+    given = {"mean": mean, "std": std}
+    statistics = {key: _check_statistics(key, value, role) for key, value in given.items() if value is not None}
     check_model_arguments(arguments := dict(model_args or {}), flag_name(role, "args"))
     if checkpoint is None and use_ema:
         raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
@@ -98,7 +100,9 @@ def load_model(
             model = _create_with(read_checkpoint(stored, False, role), source, arguments, exact=False)
         else:
             model = timm.create_model(source, pretrained=pretrained, **arguments)
-    _cfg(model).update({key: value for key, value in statistics.items() if value is not None})
+    if arguments.get("num_classes") is not None and len(_cfg(model).get("label_names") or ()) != model.num_classes:
+        forget_names(model)  # those of the folder's own head
+    _cfg(model).update(statistics)
     check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}")
     _cfg(model).update(built_size(model))
     if img_size is not None:
@@ -159,9 +163,7 @@ def _check_folder(folder: Path, needs_weights: bool) -> None:
         raise MissingFileError(f"model folder {str(folder)!r} has no weights; expected model.safetensors")
 
 
-def _check_statistics(name: str, values: Sequence[float] | None, role: str) -> tuple[float, ...] | None:
-    if values is None:
-        return None
+def _check_statistics(name: str, values: Sequence[float], role: str) -> tuple[float, ...]:
     numbers = tuple(float(value) for value in values)
     if len(numbers) != 3 or not all(math.isfinite(n) for n in numbers) or (name == "std" and min(numbers) <= 0):
         above = " above 0" if name == "std" else ""

@@ -47,34 +47,18 @@ class MobileNetV2Cifar(CifarNetwork):
 
     Args:
         drop_blocks: feature blocks cut from the end, 0 to 17.
-        num_classes: outputs of the classifier, 0 for none.
         in_chans: image channels.
         drop_rate: dropout before the classifier.
-        global_pool: a pooling of timm's, "" for none.
+        options: of `CifarNetwork`.
 
     Raises:
         InputError: `drop_blocks` out of range.
     """
 
-    def __init__(
-        self,
-        drop_blocks: int = 0,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        drop_rate: float = 0.2,
-        global_pool: str = "avg",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+    def __init__(self, drop_blocks: int = 0, *, in_chans: int = 3, drop_rate: float = 0.2, **options: Any) -> None:
+        blocks = _create_blocks(kept_blocks("mobilenetv2_cifar", drop_blocks, NUM_BLOCKS), in_chans)
         super().__init__(
-            *_create_blocks(kept_blocks("mobilenetv2_cifar", drop_blocks, NUM_BLOCKS), in_chans),
-            drop_blocks=drop_blocks,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            drop_rate=drop_rate,
-            global_pool=global_pool,
-            device=device,
-            dtype=dtype,
+            *blocks, drop_blocks=drop_blocks, in_chans=in_chans, drop_rate=drop_rate, has_norm=False, **options
         )
 
 

@@ -2,7 +2,8 @@
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -14,12 +15,29 @@ from timm_igkd.errors import InputError
 
 def output_names(model: nn.Module) -> tuple[dict[str, int], bool]:
     """Return the number of each output by its name, and whether the model says the names itself."""
+    numbered, known = _numbered_names(model)
+    return dict(numbered), known
+
+
+def _numbered_names(model: nn.Module) -> tuple[list[tuple[str, int]], bool]:
+    """Return (name, number) of each output that has a name, see `output_names`; two may have the same."""
     labels = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     known = labels is not None
     if labels is None and (subset := infer_imagenet_subset(model)):
         labels = ImageNetInfo(subset).label_names()
     numbered = labels.items() if isinstance(labels, dict) else enumerate(labels or ())
-    return {label: int(i) for i, label in numbered}, known
+    return [(label, int(i)) for i, label in numbered], known
+
+
+def _refuse_shared_names(model: nn.Module, wanted: Iterable[str]) -> None:
+    """Raise InputError where one of the wanted classes is the name of two outputs."""
+    counts = Counter(name for name, _ in _numbered_names(model)[0])
+    twice = next((name for name in wanted if counts[name] > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"the model has {counts[twice]} outputs called {twice!r}, expected one for the dataset's class; give its "
+            "label_names a name of its own for each output"
+        )
 
 
 def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
@@ -31,10 +49,11 @@ def class_indices(model: nn.Module, class_names: Sequence[str] | None, num_class
         num_classes: the dataset's number of classes.
 
     Raises:
-        InputError: the dataset's classes are not among the model's.
+        InputError: the dataset's classes are not among the model's, or one of them is the name of two outputs.
     """
     outputs, (names, known) = cast(int, model.num_classes), output_names(model)
     if class_names and all(name in names for name in class_names):
+        _refuse_shared_names(model, class_names)
         indices = [names[name] for name in class_names]
         return None if indices == list(range(outputs)) else indices
     if outputs == num_classes and not (known and class_names and not _are_imagenets(model, names)):
@@ -151,7 +170,8 @@ def check_class_map(model: nn.Module, class_map: Mapping[str, int]) -> None:
         class_map: label of each class; classes may share one, and labels may have gaps.
 
     Raises:
-        InputError: a class whose output has another number, or labels that are not as many as the outputs.
+        InputError: a class whose output has another number, or two outputs, or labels that are not as many as the
+            outputs.
     """
     outputs, (names, known) = cast(int, model.num_classes), output_names(model)
     needed = max(class_map.values()) + 1
@@ -162,6 +182,7 @@ def check_class_map(model: nn.Module, class_map: Mapping[str, int]) -> None:
             f"the class map's labels go up to {needed - 1}, expected {outputs - 1} for the {outputs} outputs of the "
             "model; give the classes the numbers of its outputs"
         )
+    _refuse_shared_names(model, class_map)
     for name, label in class_map.items():
         if names.get(name) != label:
             found = f"is output {names[name]}" if name in names else "is none of the outputs"

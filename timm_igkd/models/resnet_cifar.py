@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, clean_state_dict, register_model
 from torch import Tensor, nn
 
-from timm_igkd.errors import InputError
-from timm_igkd.models.cifar_network import CifarNetwork, FeatureBlock, cifar_cfgs, kept_blocks, without_prefix
+from timm_igkd.errors import InputError, check_choice
+from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks
 
 Shortcut = Literal["projection", "padding"]
 
@@ -84,13 +84,11 @@ class ResNetCifar(CifarNetwork):
         pre_activation: blocks of Wide ResNets.
         shortcut: what basic blocks add where size or width change: a 1x1 convolution, or padding without parameters.
         drop_blocks: feature blocks cut from the end (the stem and every residual block are one each).
-        num_classes: outputs of the classifier, 0 for none.
         in_chans: image channels.
-        drop_rate: dropout before the classifier.
-        global_pool: a pooling of timm's, "" for none.
+        options: of `CifarNetwork`.
 
     Raises:
-        InputError: an argument out of range.
+        InputError: unknown `shortcut`, or `drop_blocks` out of range.
     """
 
     def __init__(
@@ -100,21 +98,17 @@ class ResNetCifar(CifarNetwork):
         pre_activation: bool = False,
         shortcut: Shortcut = "projection",
         drop_blocks: int = 0,
-        num_classes: int = 10,
+        *,
         in_chans: int = 3,
-        drop_rate: float = 0.0,
-        global_pool: str = "avg",
-        device: Any = None,
-        dtype: Any = None,
+        **options: Any,
     ) -> None:
-        if shortcut not in get_args(Shortcut):
-            raise InputError(f"shortcut must be one of {', '.join(get_args(Shortcut))}, got {shortcut!r}")
+        check_choice("shortcut", shortcut, get_args(Shortcut))
         self_stage_blocks = stage_blocks(depth, pre_activation)
         kept = kept_blocks(f"a ResNet of depth {depth}", drop_blocks, 1 + 3 * self_stage_blocks)
         stem: list[nn.Module] = [nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)]
         if not pre_activation:
             stem += [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
-        blocks: list[nn.Module] = [FeatureBlock(*stem)]
+        blocks: list[nn.Module] = [nn.Sequential(*stem)]
         channels, reductions = [widths[0]], [1]
         for index in range(kept - 1):
             stage, is_first = index // self_stage_blocks, index % self_stage_blocks == 0
@@ -128,13 +122,9 @@ class ResNetCifar(CifarNetwork):
             channels,
             reductions,
             drop_blocks=drop_blocks,
-            num_classes=num_classes,
             in_chans=in_chans,
-            drop_rate=drop_rate,
-            global_pool=global_pool,
             has_norm=pre_activation,
-            device=device,
-            dtype=dtype,
+            **options,
         )
         self.stage_blocks = self_stage_blocks
         self.shape_args = {} if shortcut == "projection" else {"shortcut": shortcut}
@@ -155,7 +145,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, Te
     Raises:
         InputError: a checkpoint of the other kind of shortcut.
     """
-    tensors = without_prefix(state_dict)
+    found = clean_state_dict(state_dict.get("state_dict", state_dict))
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     if any(name.startswith("features.") for name in tensors):
         return tensors
     wide = any(name.startswith("block1.") for name in tensors)
@@ -164,9 +155,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, Te
     wants_projection = any(".shortcut." in name for name in model.state_dict())
     if not wide and has_projection != wants_projection:
         kinds = ("projection", "padding")
-        found, wanted = kinds if has_projection else kinds[::-1]
+        stored, wanted = kinds if has_projection else kinds[::-1]
         raise InputError(
-            f"the checkpoint has {found} shortcuts, the model {wanted} ones; create it with shortcut={found}"
+            f"the checkpoint has {stored} shortcuts, the model {wanted} ones; create it with shortcut={stored}"
         )
     return renamed
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, nearest
 from timm_igkd.models.arguments import check_model_arguments
-from timm_igkd.models.cifar_network import SingleTrunk
+from timm_igkd.models.cifar_network import SingleTrunk, check_drop
 
 _MOST_LEFT = 0.995
 """Share of a model's parameters that its truncation may have; one that has more is not cut."""
@@ -35,14 +35,6 @@ def check_cuttable(model: nn.Module, name: str) -> None:
         raise InputError(
             f"{name} cannot be truncated: its {len(cast(list, model.feature_info))} intermediate features are parallel "
             "branches, not one after the other; choose a model with a single trunk"
-        )
-
-
-def check_drop(drop: Any, highest: int, name: str, entries: int) -> None:
-    """Raise InputError unless `drop` is a whole number from 0 to `highest`."""
-    if isinstance(drop, bool) or not isinstance(drop, int) or not 0 <= drop <= highest:
-        raise InputError(
-            f"drop must be a whole number from 0 to {highest} ({name} has {entries} feature entries), got {drop!r}"
         )
 
 
@@ -96,11 +88,12 @@ class TruncatedModel(SingleTrunk):
         self.base = timm.create_model(base, **{**base_args, **size, "num_classes": 0, "in_chans": in_chans, **factory})
         check_cuttable(self.base, base)
         self.feature_info = [{**info, "module": below_base(info.get("module"))} for info in self.base.feature_info]
-        check_drop(drop, len(self.feature_info) - 1, base, len(self.feature_info))
+        entries = len(self.feature_info)
+        check_drop("drop", drop, entries - 1, f"{base} has {entries} feature entries")
         self.base_name, self.base_args, self.drop = base, base_args, 0
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         whole = sum(parameter.numel() for parameter in self.base.parameters())
-        self._cut([len(self.feature_info) - drop - 1], prune_norm=True)
+        self._cut([entries - drop - 1], prune_norm=True)
         left = sum(parameter.numel() for parameter in self.base.parameters())
         if drop > 0 and left > _MOST_LEFT * whole:  # CoaT
             raise InputError(

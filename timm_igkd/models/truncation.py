@@ -13,8 +13,9 @@ from torch import nn
 
 from timm_igkd.errors import InputError
 from timm_igkd.eval_mode import copy_model
-from timm_igkd.models.cifar_network import CifarNetwork
-from timm_igkd.models.truncated_model import TruncatedModel, below_base, check_cuttable, check_drop, cut_cfg
+from timm_igkd.models.cifar_network import CifarNetwork, check_drop
+from timm_igkd.models.output_names import forget_names
+from timm_igkd.models.truncated_model import TruncatedModel, below_base, check_cuttable, cut_cfg
 
 CHANGED_MODEL = (
     "the model is not as timm.create_model built it, its weights cannot be copied ({}); truncate it as built"
@@ -90,12 +91,14 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
         raise InputError(f"truncate needs a model from timm.create_model, got {type(model).__name__}")
     check_cuttable(model, name)
     entries = len(source.feature_info)
-    check_drop(drop, entries - (2 if isinstance(model, CifarNetwork) else 1), name, entries)
+    highest = entries - (2 if isinstance(model, CifarNetwork) else 1)
+    check_drop("drop", drop, highest, f"{name} has {entries} feature entries")
     outputs = source.num_classes if num_classes is None else num_classes
     if drop == 0:
         student: Any = copy_model(source)
         if outputs != source.num_classes:
             student.reset_classifier(outputs)
+            forget_names(student)
         return student
     architecture, arguments = _construction(model, drop, outputs)
     student = timm.create_model(architecture, **arguments)

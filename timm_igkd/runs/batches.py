@@ -96,7 +96,8 @@ def use_channels_last(task: IGDistillationTask) -> torch.memory_format:
         the memory format in which they are now; some models reshape by `view`, for which strides must be those of NCHW.
     """
     models: list[Any] = [task.get_eval_model(), *([] if task.teacher is None else [task.teacher.model])]
-    task.to(memory_format=torch.channels_last)
+    # of convolutions alone: `to` would ask it of every weight, and a lambda layer's has five dimensions
+    nn.utils.convert_conv2d_weight_memory_format(task, torch.channels_last)
     try:
         with eval_mode(*models):
             for model in models:
