@@ -20,7 +20,6 @@ from study_parts import (
 )
 
 from studies.config import load_study
-from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.glance import glance
 from studies.opening import opening
@@ -232,27 +231,6 @@ def test_best_trial_of_every_arm_is_by_its_validation_mean(tmp_path):
     assert rows["KD"][2] == number(results.summary("KD, temperature 4.0", "top1").mean)
     assert rows["KD"][3] == number(results.summary("KD, temperature 1.5", "top1").mean)
     assert trials_table(StudyResults.read(primary_study(tmp_path / "test", seeds=1))) is None
-
-
-def test_cost_is_told_against_the_teachers(tmp_path):
-    config = primary_study(tmp_path, seeds=1)
-    add_rows(config)
-    assert cost_against_teacher(StudyResults.read(config)) == []
-    measured = {"macs": 2e6, "teacher_macs": 3e6, "latency_ms_1": 5, "teacher_latency_ms_1": 10, "latency_ms_64": 20}
-    measured |= {"teacher_latency_ms_64": 80, "latency_threads": 2}
-    edit_rows(tmp_path, lambda row: row.update(measured))
-    sentence, paper = cost_against_teacher(StudyResults.read(config))
-    for part in (
-        "543,498 parameters",
-        "1.5× fewer",
-        "5\u202fms against 10\u202fms (2.0× faster)",
-        "(4.0× faster)",
-        "2 threads",
-    ):
-        assert part in sentence
-    assert "cold" in paper
-    edit_rows(tmp_path, lambda row: row.update(num_parameters=106_778))
-    assert len(cost_against_teacher(StudyResults.read(config))) == 1
 
 
 def test_all_studies_overlays_stand_at_a_glance(helpful, tmp_path):
