@@ -5,7 +5,7 @@ A field says which stages its value changes; a stage that is complete is compare
 
 import json
 import os
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from timm_igkd.distillation.options import ExplanationMap, JoinedChannels, Teach
 from timm_igkd.export.budget import AUTO, Budget
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
 from timm_igkd.runs.checks import check_settings
+from timm_igkd.runs.parsing import setting
 from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
 from timm_igkd.training.augmentation import TrainAugmentation
 from timm_igkd.training.settings import TrainCrop, TrainingSettings
@@ -32,10 +33,7 @@ _NONE = ()  # names, places, speed: no output depends on it
 
 
 def _setting(text: str, default: Any, stages: tuple[str, ...], bare: str | None = None) -> Any:
-    metadata = {"help": text, "stages": stages, "bare": bare}  # bare: the value of a flag without one
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return setting(text, default, stages=stages, bare=bare)  # bare: the value of a flag without one
 
 
 def _preset(text: str, stages: tuple[str, ...], bare: str | None = None) -> Any:
@@ -89,7 +87,6 @@ class RunConfig:
         "epochs to train the teacher on these images, pretrained weights getting a new head; 0: it is taken as it is",
         _TEACHER,
     )
-
     teacher_lr: float | None = _preset("learning rate of its training; none: lr", _TEACHER)
     freeze_teacher_bn: bool = _setting("its batch norms keep their statistics in fine-tuning", False, _TEACHER)
     student: str | None = _preset(
@@ -105,7 +102,6 @@ class RunConfig:
     student_init: Literal["pretrained", "random", "teacher"] = _preset(
         "weights a student starts from; teacher: a truncated one's kept layers, as pretrained is there", _STUDENT
     )
-
     freeze_student_bn: bool = _setting("its batch norms keep their statistics in training", False, _STUDENT)
     img_size: int | None = _setting("side of both models' input; none: their own", None, _TEACHER)
 
