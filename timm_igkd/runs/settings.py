@@ -123,7 +123,9 @@ class RunConfig:
     map_baseline: Baseline = _setting("start of the integration path", "mean", _MAPS)
     map_target: Target = _setting("class whose output is attributed", "label", _MAPS)
     map_output: Output = _setting("logit or probability", "logit", _MAPS)
-    map_reduction: Reduction = _setting("how colour channels are joined; grad_cam: positive", "abs_sum", _MAPS)
+    map_reduction: Reduction | None = _setting(
+        "how colour channels are joined; none: abs_sum, positive for grad_cam", None, _MAPS
+    )
     map_size: int | None = _setting("side of the stored maps", None, _MAPS)
 
     loss_type: Literal["kl", "dkd", "dist", "standardized", "mse"] = _setting("distillation loss", "kl", _STUDENT)
@@ -209,6 +211,7 @@ class RunConfig:
 
     def ig_options(self) -> IGOptions:
         """Return which maps are computed."""
+        assert self.map_reduction is not None  # resolved
         return IGOptions(
             method=self.map_method,
             n_steps=self.n_steps,
