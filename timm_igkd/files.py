@@ -10,17 +10,21 @@ import re
 import secrets
 import tempfile
 import weakref
+import zlib
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
+from zipfile import BadZipFile
 
 import xxhash
 import yaml
 
-from timm_igkd.errors import InputError, MissingFileError, first_line
+from timm_igkd.errors import InputError, MissingFileError, UserError, first_line
 
 _EXPONENT_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _DEEPEST, _MOST_PARTS = 20, 100_000  # of what YAML holds
+# What numpy and zipfile raise for a file that is no archive of arrays, or holds one that is damaged or encrypted.
+_DAMAGED = (OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError, BadZipFile, zlib.error)
 _LOCKS: "weakref.WeakSet[TextIO]" = weakref.WeakSet()
 
 
@@ -246,6 +250,25 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{str(path)!r} must hold names with values, found {type(content).__name__}; {remedy}")
     return content
+
+
+@contextlib.contextmanager
+def open_arrays(path: Path, remedy: str) -> Iterator[Any]:
+    """Open an .npz file as numpy does; what is wrong with it, or with an array read meanwhile, is one line.
+
+    Raises:
+        InputError: with the remedy; it cannot be read.
+    """
+    import numpy as np  # only here: what answers --help imports this module
+
+    refuse_special(path)
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            yield archive
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        raise InputError(f"{str(path)!r} cannot be read as arrays ({first_line(error)}); {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,7 +15,7 @@ from timm_igkd.errors import InputError, MissingFileError, first_line
 from timm_igkd.evaluation.comparison import Comparison
 from timm_igkd.evaluation.metrics import Evaluation, write_metrics
 from timm_igkd.export.record import ExportSummary, Timing
-from timm_igkd.files import read_mapping, refuse_special, write_atomic
+from timm_igkd.files import open_arrays, read_mapping, refuse_special, write_atomic
 from timm_igkd.maps.manifest import Provenance, read_provenance
 from timm_igkd.records import parse_record
 
@@ -156,13 +154,8 @@ def read_predictions(path: Path) -> Predictions:
     """Read what `write_predictions` wrote."""
     if not path.exists():
         raise MissingFileError(f"{path} is missing, expected a finished run; run the recipe again to complete it")
-    refuse_special(path)
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        message = f"{path} is no archive of predictions ({first_line(error)}); delete it and run again"
-        raise InputError(message) from error
+    with open_arrays(path, "delete it and run again") as archive:
+        arrays = {name: archive[name] for name in archive.files}
     missing = {"labels", "student_logits", "class_names"} - set(arrays)
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again")
