@@ -26,6 +26,7 @@ from timm_igkd.report.tables import (
     percent,
     ratio,
     result_rows,
+    signed,
     summary_sentence,
     three_digits,
     wilson_interval,
@@ -269,10 +270,23 @@ def test_wilson_interval_matches_scipy():
         assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_ratio_and_article():
-    assert [ratio(value) for value in (1.5, 5.9, 1122)] == ["1.50×", "5.9×", "1122×"]
-    metrics = NUMBERS | {"compression": 8.2, "teacher": NUMBERS}
-    assert summary_sentence(parse_metrics(metrics, "metrics.json")).startswith("An 8.2× smaller student")
+@pytest.mark.parametrize("compression", [8.2, 11.0, 18.4, 84, 812])
+def test_a_factor_that_begins_with_a_vowel_has_its_article(compression):
+    metrics = parse_metrics(NUMBERS | {"compression": compression, "teacher": NUMBERS}, "metrics.json")
+    assert summary_sentence(metrics).startswith(f"An {ratio(compression)} smaller student")
+
+
+@pytest.mark.parametrize(("compression", "shown"), [(1.5, "1.50×"), (5.9, "5.9×"), (110, "110×"), (180, "180×")])
+def test_any_other_factor_has_its_article(compression, shown):
+    metrics = parse_metrics(NUMBERS | {"compression": compression, "teacher": NUMBERS}, "metrics.json")
+    assert summary_sentence(metrics).startswith(f"A {shown} smaller student")
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    metrics = parse_metrics(NUMBERS | {"teacher": NUMBERS | {"ece": NUMBERS["ece"] + 1e-5}}, "metrics.json")
+    (row,) = [row for row in result_rows(metrics) if row.name.startswith("Expected calibration error")]
+    assert row.comparison == "+0.000"
+    assert [signed(value, 1) for value in (-0.04, -0.06, 0.0)] == ["+0.0", "\u22120.1", "+0.0"]
 
 
 def test_confused_pairs_are_sorted_mistakes():
