@@ -198,6 +198,13 @@ def test_spread_is_the_only_thing_that_is_told_of_a_blind_look(tmp_path, capsys)
     assert "a primary study's blind look is at top1 alone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [[], ["--spread", "top1"]])
+def test_a_missing_package_of_the_report_is_one_line(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("studies.find_spec", lambda name: None if name == "scipy" else object())
+    assert main([*flags, str(tmp_path / "study.yaml")]) == 2
+    assert "the study's report needs scipy; install it with: pip install 'timm-igkd[study]'" in capsys.readouterr().err
+
+
 def test_spread_of_an_unfinished_study_is_refused(tmp_path):
     waiting = helpful_study(tmp_path, skip=[("KD&IG blank", 11)])
     with pytest.raises(InputError, match="1 of 60 runs are missing; the spread is of all of them"):
