@@ -85,12 +85,10 @@ class Run:
         self.accelerator = create_accelerator(config.trackers, self.folder.trackers)
         self.config, self.notes = self._find_starts(config)  # before all images are opened
         self.data = RunData(self.config)
-        self.models = RunModels(self.config, self.data, self.folder)
         self.choice = self._choose_student() if config.student == AUTO else None
         if config.batches == "auto":
             (chosen,) = broadcast_object_list([self._choose_batches()])  # each device has its own memory
             self.config = replace(self.config, batches=chosen)
-            self.models.config = self.config
         parts = (self.config, self.data, self.folder, self.accelerator)
         self.kept, self.arms = StudentRun(*parts), Arms(*parts)
         inputs = RunInputs(self.config, self.data, self.folder)
@@ -98,6 +96,11 @@ class Run:
         export = Stage("export", self.export, self.folder.exported(config.export), is_redone=True)
         report = Stage("report", self.report, [self.folder.page], is_redone=True)
         self.last = self._create_stages([*[export] * bool(config.export), report], inputs)
+
+    @property
+    def models(self) -> RunModels:
+        """Its teacher and student, by the settings as they are by now."""
+        return RunModels(self.config, self.data, self.folder)
 
     def _create_stages(self, stages: list[Stage], inputs: RunInputs) -> Stages:
         def read(name: StageName) -> dict[str, str]:
@@ -128,7 +131,6 @@ class Run:
         parts = (self.data.num_classes, self.folder, self.accelerator)
         record = choose_student(self.config, self._teacher_architecture, *parts)
         self.config, notes = self._find_starts(with_student(self.config, record))
-        self.models.config = self.config
         self.notes += [record.choice(), *notes]
         return record
 
