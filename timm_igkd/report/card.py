@@ -232,7 +232,10 @@ def _metadata(
     uses_teacher = run.is_distilled or run.uses_maps or run.config.get("student_init") == "teacher"
     bases = base_models(run.config, uses_teacher)
     tags = ["image-classification", "timm", "timm-igkd"]
-    tags += ["knowledge-distillation"] * run.is_distilled + [_method(run).lower()] * run.uses_maps
+    if run.is_distilled:
+        tags.append("knowledge-distillation")
+    if run.uses_maps:
+        tags.append(_method(run).lower())
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -93,9 +93,10 @@ class Run:
         self.kept, self.arms = StudentRun(*parts), Arms(*parts)
         inputs = RunInputs(self.config, self.data, self.folder)
         self.stages = self._create_stages(self._stages(), inputs)
-        export = Stage("export", self.export, self.folder.exported(config.export), is_redone=True)
-        report = Stage("report", self.report, [self.folder.page], is_redone=True)
-        self.last = self._create_stages([*[export] * bool(config.export), report], inputs)
+        last = [Stage("report", self.report, [self.folder.page], is_redone=True)]
+        if config.export:
+            last.insert(0, Stage("export", self.export, self.folder.exported(config.export), is_redone=True))
+        self.last = self._create_stages(last, inputs)
 
     @property
     def models(self) -> RunModels:
@@ -139,11 +140,11 @@ class Run:
         found = Stages.finished(self.folder.path, "student")
         if found is not None and found.settings.get("batches") in ("workers", "device"):
             return found.settings["batches"]
-        trains_teacher = self.config.teacher_epochs > 0
 
         def trained() -> Iterator[nn.Module]:
             teacher = self._teacher_architecture()
-            yield from [teacher] * trains_teacher
+            if self.config.teacher_epochs > 0:
+                yield teacher
             yield self.models.student(lambda: teacher, weights=False)
 
         return choose_batches(self.config, self.data, trained(), self.accelerator)
@@ -156,10 +157,12 @@ class Run:
 
     def _stages(self) -> list[Stage]:
         files, checkpoint = self.folder.model_files("teacher"), self.folder.checkpoint("teacher")
-        files += [self.folder.history("teacher")] * (self.config.teacher_epochs > 0)
-        teacher = Stage("teacher", self.teacher, files, partial=checkpoint)
-        maps = Stage("maps", self.maps, [self.folder.maps / "provenance.json"])
-        return [teacher, *[maps] * self.config.needs_maps, *self.kept.stages()]
+        if self.config.teacher_epochs > 0:
+            files.append(self.folder.history("teacher"))
+        stages = [Stage("teacher", self.teacher, files, partial=checkpoint)]
+        if self.config.needs_maps:
+            stages.append(Stage("maps", self.maps, [self.folder.maps / "provenance.json"]))
+        return [*stages, *self.kept.stages()]
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""
@@ -215,8 +218,10 @@ class Run:
             check_exportable(student)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
-        is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
-        for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:
+        fitted: list[Sized] = [self.data.student_images]
+        if self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0):
+            fitted.insert(0, self.data.fitting)
+        for images in fitted:
             steps_per_epoch(len(images), self.config.batch_size, self.accelerator.num_processes)
         if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
