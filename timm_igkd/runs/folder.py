@@ -26,7 +26,7 @@ from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import STAGES
+from timm_igkd.runs.stages import MARKERS
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{str(self.path)!r} is a file, expected a run's folder; choose another --name")
         names = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
-        if (others := [name for name in names if name != ".lock"]) and STAGES not in names:
+        if (others := [name for name in names if name != ".lock"]) and MARKERS not in names:
             raise InputError(
                 f"{str(self.path)!r} holds {others[0]!r} but no run; choose another --name or --output-dir"
             )
 
     def claim(self) -> None:
         """Make the folder a run's, see `refuse_foreign`."""
-        (self.path / STAGES).mkdir(parents=True, exist_ok=True)
+        (self.path / MARKERS).mkdir(parents=True, exist_ok=True)
 
     def link_maps(self, store: Path) -> None:
         """Let `maps` lead to a store elsewhere, in place of a link that is there.

@@ -38,9 +38,9 @@ from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import check_norms, choose_batches
 from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own_maps
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
-from timm_igkd.runs.models import RunModels, Trained, find_start
+from timm_igkd.runs.models import RunModels, find_start
 from timm_igkd.runs.parsing import save_config
-from timm_igkd.runs.settings import RunConfig, StageName
+from timm_igkd.runs.settings import RunConfig, StageName, Trained
 from timm_igkd.runs.stages import Stage, Stages
 from timm_igkd.runs.students import Arms, StudentRun, arms_of
 from timm_igkd.training.accelerator import create_accelerator

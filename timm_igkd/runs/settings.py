@@ -19,6 +19,7 @@ from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
 from timm_igkd.training.augmentation import TrainAugmentation
 from timm_igkd.training.settings import TrainCrop, TrainingSettings
 
+Trained = Literal["teacher", "student"]
 Start = Literal["pretrained", "random"]
 StageName = Literal["teacher", "maps", "student", "evaluate", "export", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -236,7 +237,7 @@ class RunConfig:
         """Return what happens to a training image after the overlay."""
         return TrainAugmentation(**self._named(TrainAugmentation))
 
-    def training(self, name: Literal["teacher", "student"]) -> TrainingSettings:
+    def training(self, name: Trained) -> TrainingSettings:
         """Return how the teacher or the student is trained."""
         own: dict[str, Any] = {"compile_mode": "default" if self.compile else "none"}
         if name == "teacher":  # one that is given is not trained: any settings do

@@ -17,7 +17,7 @@ from timm_igkd.files import refuse_special
 from timm_igkd.records import parse_record, write_record
 from timm_igkd.runs.settings import RunConfig, StageName
 
-STAGES = ".stages"
+MARKERS = ".stages"
 """The folder of the markers, by which a run's folder is known."""
 
 
@@ -262,4 +262,4 @@ def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
 
 
 def _path(run_dir: Path, name: StageName) -> Path:
-    return run_dir / STAGES / f"{name}.json"
+    return run_dir / MARKERS / f"{name}.json"

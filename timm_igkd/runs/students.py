@@ -24,8 +24,8 @@ from timm_igkd.report.run_files import read_history, read_metrics, read_predicti
 from timm_igkd.runs.batches import create_batches, use_channels_last
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs
-from timm_igkd.runs.models import RunModels, Trained
-from timm_igkd.runs.settings import RunConfig, StageName
+from timm_igkd.runs.models import RunModels
+from timm_igkd.runs.settings import RunConfig, StageName, Trained
 from timm_igkd.runs.stages import Stage, StageMarker, Stages, launch_change
 from timm_igkd.training.batch import steps_per_epoch
 from timm_igkd.training.trainer import Trainer
