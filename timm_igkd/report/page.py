@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -205,10 +204,7 @@ def _latency_note(metrics: Metrics) -> str:
 
 
 def _command(environment: Mapping[str, Any]) -> str:
-    command = environment.get("command")
-    if isinstance(command, list):
-        return shlex.join(str(part) for part in command)
-    return str(command) if command else "accelerate launch recipes/train_igkd.py --config config.yaml"
+    return str(environment.get("command") or "accelerate launch recipes/train_igkd.py --config config.yaml")
 
 
 def _stored_facts(provenance: Provenance) -> dict[str, Any]:
@@ -223,17 +219,14 @@ def _stored_facts(provenance: Provenance) -> dict[str, Any]:
 
 def _provenance_groups(run: RunFacts, metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     times = metrics.wall_time_s
-    walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items() if seconds is not None]
+    walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items()]
     if walls:
-        walls.append(("total", tables.duration(sum(seconds for seconds in times.values() if seconds is not None))))
+        walls.append(("total", tables.duration(sum(times.values()))))
     software = {key: value for key, value in run.environment.items() if key != "command"}
-    packages = [
-        (name.removeprefix("packages.").removeprefix("versions."), value) for name, value in tables.flat_rows(software)
-    ]
     stored = "Stored logits" if run.provenance is not None and not run.provenance.options.has_maps else "Maps"
     groups = [
         ("Wall time", walls),
-        ("Software and hardware", packages),
+        ("Software and hardware", tables.flat_rows(software)),
         ("Settings", tables.flat_rows(run.config)),
         (stored, tables.flat_rows({} if run.provenance is None else _stored_facts(run.provenance))),
     ]

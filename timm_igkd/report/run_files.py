@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from timm_igkd.data.labels import readable_names
 from timm_igkd.errors import InputError, MissingFileError, first_line
@@ -83,7 +82,7 @@ class Metrics(ModelMetrics):
     is_part: bool | None = None
     training_images: TrainingImages | None = None
     onnx_latency_ms: Mapping[str, Timing] = field(default_factory=dict)
-    wall_time_s: Mapping[str, float | None] = field(default_factory=dict)
+    wall_time_s: Mapping[str, float] = field(default_factory=dict)
     exports: tuple[ExportSummary, ...] = ()
     arms: Comparison | None = None
 
@@ -175,21 +174,17 @@ def write_predictions(
     evaluation: Evaluation,
     class_names: Sequence[str],
     *,
-    class_indices: Sequence[int] | None = None,
     teacher_class_indices: Sequence[int] | None = None,
 ) -> None:
     """Write labels and logits over the dataset's classes as an .npz file, which the report page reads."""
-
-    def columns(logits: Tensor, indices: Sequence[int] | None) -> np.ndarray:
-        return (logits if indices is None else logits[:, list(indices)]).numpy()
-
     arrays: dict[str, Any] = {
         "labels": evaluation.labels.numpy(),
-        "student_logits": columns(evaluation.logits, class_indices),
+        "student_logits": evaluation.logits.numpy(),
         "class_names": np.array(list(class_names), dtype=np.str_),
     }
-    if evaluation.teacher_logits is not None:
-        arrays["teacher_logits"] = columns(evaluation.teacher_logits, teacher_class_indices)
+    logits, indices = evaluation.teacher_logits, teacher_class_indices
+    if logits is not None:
+        arrays["teacher_logits"] = (logits if indices is None else logits[:, list(indices)]).numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomic(Path(path), buffer.getvalue())
