@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from timm_igkd.data.images import fit_image
@@ -113,13 +114,12 @@ def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
     for role, logits in (("student", predictions.student_logits), ("teacher", predictions.teacher_logits)):
         if logits is None:
             continue
-        bins = reliability_bins(_softmax(logits), predictions.labels)
-        filled = bins.counts > 0
-        total = bins.counts.sum()
-        confidence = float((bins.confidence[filled] * bins.counts[filled]).sum() / total)
-        accuracy = float((bins.accuracy[filled] * bins.counts[filled]).sum() / total)
+        probabilities = _softmax(logits)
+        bins = reliability_bins(probabilities, predictions.labels)
+        confidence = float(probabilities.max(axis=1).mean())
+        accuracy = float((probabilities.argmax(axis=1) == predictions.labels).mean())
         gap = 100 * (confidence - accuracy)
-        verdict = "over-confident" if gap > 0 else "under-confident"
+        leaning = "over-confident" if gap > 0 else "under-confident"
         views.append(
             {
                 "role": role,
@@ -127,7 +127,7 @@ def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
                 "ece": f"{bins.expected_calibration_error:.3f}",
                 "text": f"mean confidence {tables.percent(100 * confidence)}, "
                 f"accuracy {tables.percent(100 * accuracy)}: "
-                + (f"{verdict} by {abs(gap):.1f} points" if abs(gap) >= 0.05 else "no overall gap"),
+                + (f"{leaning} by {abs(gap):.1f} points" if abs(gap) >= 0.05 else "no overall gap"),
             }
         )
     return views
@@ -162,7 +162,6 @@ def disagreement_view(predictions: Predictions, shown: Sequence[Disagreement]) -
     }
 
 
-def _softmax(logits: Any) -> np.ndarray:
-    table = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(table - table.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Return [N, classes] float64 probabilities."""
+    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
