@@ -16,8 +16,9 @@ from timm_igkd.data.images import heat_image
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record
-from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
+from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import parse_metrics
+from timm_igkd.report.sections import Disagreement, collect_disagreements
 from timm_igkd.report.tables import (
     confused_pairs,
     confusion_matrix,

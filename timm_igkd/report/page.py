@@ -27,17 +27,11 @@ from timm_igkd.report.run_files import (
 from timm_igkd.report.sections import (
     Disagreement,
     calibration_views,
-    collect_disagreements,
     confusion_view,
     disagreement_view,
     sample_view,
 )
 from timm_igkd.report.verdict import arm_rows, verdict
-
-__all__ = ["Disagreement", "collect_disagreements", "write_report"]
-
-MOST_SAMPLES = 12
-MOST_DISAGREEMENTS = 24
 
 # Row of the setup table -> the setting that switches it on, and what it tells where a run has it.
 _SETUP = {
@@ -53,8 +47,8 @@ _SETUP = {
 def write_report(
     run_dir: str | Path,
     *,
-    samples: Sequence[Sample] | None = None,
-    disagreements: Sequence[Disagreement] | None = None,
+    samples: Sequence[Sample] = (),
+    disagreements: Sequence[Disagreement] = (),
 ) -> Path:
     """Write `run_dir`/report/index.html from the files of a finished run; equal inputs give an equal page.
 
@@ -62,8 +56,8 @@ def write_report(
         run_dir: folder with config.yaml, metrics.json, environment.json, predictions.npz and student_history.csv;
             teacher_history.csv is absent for a released teacher, maps/provenance.json for a run without maps;
             maps/score.json, of `timm-igkd score`, says how faithful they are.
-        samples: training images with their maps, at most 12 are shown.
-        disagreements: images on which student and teacher differ, at most 24 are shown.
+        samples: training images with their maps.
+        disagreements: images on which student and teacher differ.
 
     Returns:
         The path of the page.
@@ -74,7 +68,7 @@ def write_report(
     """
     require_matplotlib()
     run_dir = Path(run_dir)
-    context = _context(run_dir, (samples or ())[:MOST_SAMPLES], (disagreements or ())[:MOST_DISAGREEMENTS])
+    context = _context(run_dir, samples, disagreements)
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = jinja.from_string(template).render(context)

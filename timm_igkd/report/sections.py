@@ -19,6 +19,8 @@ from timm_igkd.report.figures import data_uri, reliability_diagram
 from timm_igkd.report.run_files import Predictions, read_predictions
 
 MOST_MATRIX_CLASSES = 30
+MOST_SHOWN = 12
+"""Samples, and images on which student and teacher differ, of a run's page."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Disagreement:
     teacher_confidence: float
 
 
-def collect_disagreements(run_dir: str | Path, dataset: Any, limit: int = 12) -> list[Disagreement]:
+def collect_disagreements(run_dir: str | Path, dataset: Any, limit: int = MOST_SHOWN) -> list[Disagreement]:
     """Return the images on which a run's student and teacher differ, the surest student first.
 
     Args:

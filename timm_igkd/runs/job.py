@@ -33,7 +33,7 @@ from timm_igkd.report.figures import require_matplotlib
 from timm_igkd.report.licenses import tell_license_of_start
 from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import update_metrics
-from timm_igkd.report.sections import collect_disagreements
+from timm_igkd.report.sections import MOST_SHOWN, collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import check_norms, choose_batches
 from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own_maps
@@ -280,7 +280,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         has_overlay = self.config.overlay_prob > 0
-        samples = overlay_samples(MapStore(self.folder.maps), self.data.mapped, 12) if has_overlay else []
+        samples = overlay_samples(MapStore(self.folder.maps), self.data.mapped, MOST_SHOWN) if has_overlay else []
         shown = collect_disagreements(self.folder.path, self.data.test)  # a damaged file is found before any is written
         self._add_to_metrics(
             arms=asdict(self.arms.comparison()) if self.config.compare else None,
