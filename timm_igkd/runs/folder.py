@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import re
 import secrets
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +19,7 @@ from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
-from timm_igkd.files import hash_files, remove_abandoned
+from timm_igkd.files import hash_files, remove_abandoned, remove_written_apart
 from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.data import RunData
@@ -124,10 +122,10 @@ class RunFolder:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not there, or not empty
                 self.model(name).rmdir()
-            _remove_written_apart(self.path, name)
+            remove_written_apart(self.path, name)
         if "export" in pending:
             for folder in (self.path, self.export):
-                _remove_written_apart(folder, "export")
+                remove_written_apart(folder, "export")
         remove_abandoned(self.path)
 
     def refuse_foreign(self) -> None:
@@ -155,13 +153,6 @@ class RunFolder:
         link = self.path / f".maps-{secrets.token_hex(4)}.tmp"
         link.symlink_to(store.resolve(), target_is_directory=True)
         os.replace(link, self.maps)
-
-
-def _remove_written_apart(folder: Path, name: str) -> None:
-    """Remove what a killed `files.folder_written_apart` left."""
-    for path in folder.glob(f".{name}-*"):
-        if re.fullmatch(r"[a-z0-9_]{8}", path.name.removeprefix(f".{name}-")):  # as `tempfile` ends them
-            shutil.rmtree(path, ignore_errors=True)
 
 
 class RunInputs:
