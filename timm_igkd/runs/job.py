@@ -2,11 +2,11 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from accelerate.utils import broadcast_object_list
 from timm.models import get_model_input_config
@@ -26,22 +26,22 @@ from timm_igkd.export.students import StudentsRecord
 from timm_igkd.files import exclusive, write_json
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
-from timm_igkd.models.loading import needs_plugin, save_model
+from timm_igkd.models.loading import save_model
 from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.records import write_record
 from timm_igkd.report.figures import require_matplotlib
 from timm_igkd.report.licenses import tell_license_of_start
 from timm_igkd.report.page import write_report
-from timm_igkd.report.run_files import update_metrics
+from timm_igkd.report.run_files import read_metrics, update_metrics
 from timm_igkd.report.sections import MOST_SHOWN, collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import check_norms, choose_batches
 from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own_maps
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
-from timm_igkd.runs.models import RunModels, find_start
+from timm_igkd.runs.models import RunModels, check_processes, find_start
 from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName, Trained
-from timm_igkd.runs.stages import Stage, Stages
+from timm_igkd.runs.stages import Stage, Stages, launch_of
 from timm_igkd.runs.students import Arms, StudentRun, arms_of
 from timm_igkd.training.accelerator import create_accelerator
 from timm_igkd.training.batch import steps_per_epoch
@@ -121,8 +121,7 @@ class Run:
     def _find_starts(self, config: RunConfig) -> tuple[RunConfig, list[str]]:
         """Have the weights at hand that the models start from, and return the settings with what was found."""
         notes = []
-        names: tuple[Trained, ...] = ("teacher", "student")
-        for name in names:
+        for name in get_args(Trained):
             config, note = find_start(config, name, fetch=self._needs_start(config, name))
             notes += [note] if note and not self._is_done(name) else []
         return config, notes
@@ -200,16 +199,16 @@ class Run:
         save_config(self.config, self.folder.config)
         if self.choice is not None:
             write_record(self.folder.students, self.choice)
-        if pending & {"teacher", "student"} or not self.folder.environment.exists():  # not what draws a page
-            write_json(
-                self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | self.stages.launch()
-            )
+        # a run that only redraws its page keeps the environment it was trained in
+        if pending & {"teacher", "student"} or not self.folder.environment.exists():
+            launch = launch_of(self.accelerator, self.config)
+            write_json(self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | launch)
 
     def _check_models(self, pending: set[StageName]) -> None:
         """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""
         teacher = self._teacher_architecture() if "teacher" not in pending else self.models.teacher()
         student = self.models.student(lambda: teacher)
-        self.models.check_processes(self.models.task(student, teacher), self.accelerator.num_processes)
+        check_processes(self.models.task(student, teacher), self.accelerator.num_processes)
         trained: dict[Trained, nn.Module] = {"teacher": teacher} if self.config.teacher_epochs > 0 else {}
         for name, model in (trained | {"student": student}).items():
             if name in pending:
@@ -218,11 +217,10 @@ class Run:
             check_exportable(student)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
-        fitted: list[Sized] = [self.data.student_images]
+        batches = self.config.batch_size, self.accelerator.num_processes
         if self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0):
-            fitted.insert(0, self.data.fitting)
-        for images in fitted:
-            steps_per_epoch(len(images), self.config.batch_size, self.accelerator.num_processes)
+            steps_per_epoch(len(self.data.fitting), *batches)
+        steps_per_epoch(len(self.data.student_images), *batches)
         if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
                 check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
@@ -238,9 +236,8 @@ class Run:
         """Take the given teacher, or train one: from pretrained weights, or from random ones."""
         model = self.models.teacher()
         if self.config.teacher_epochs > 0:
-            task = IGDistillationTask(
-                model, task_loss_weight=1.0, distill_loss_weight=0, criterion=self.models.criterion()
-            )
+            criterion = self.models.criterion()
+            task = IGDistillationTask(model, task_loss_weight=1.0, distill_loss_weight=0, criterion=criterion)
             model = self.kept.fit(task, None, "teacher")
         if self.accelerator.is_main_process:
             names = self.data.train.class_names if self.models.teacher_indices(model) is None else None
@@ -288,8 +285,6 @@ class Run:
         )
         write_report(self.folder.path, samples=samples, disagreements=shown)
 
-    # ---- parts of the stages ----
-
     def _add_to_metrics(self, **more: Any) -> None:
         """Add the seconds of all stages to metrics.json, and what else is given; None takes it away."""
         times = self.stages.wall_times() | ({"arms": self.arms.wall_time_s()} if self.arms.all else {})
@@ -297,11 +292,8 @@ class Run:
 
     def _print_usage(self) -> None:
         self._add_to_metrics()
-        for sentence in verdict(self.arms.comparison() if self.config.compare else None):
-            self.accelerator.print(sentence)
-        student = self.folder.model("student")
-        self.accelerator.print(f"report: {self.folder.page}")
-        self.accelerator.print("use the student:\n    import timm")
-        if needs_plugin(self.models.saved("student")):
-            self.accelerator.print("    import timm_igkd")
+        metrics, student = read_metrics(self.folder.metrics), self.folder.model("student")
+        plugin = "\n    import timm_igkd" if metrics.needs_plugin else ""
+        self.accelerator.print(*verdict(metrics.arms), f"report: {self.folder.page}", sep="\n")
+        self.accelerator.print(f"use the student:\n    import timm{plugin}")
         self.accelerator.print(f'    model = timm.create_model("local-dir:{student}", pretrained=True)')

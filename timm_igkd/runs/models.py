@@ -181,6 +181,16 @@ def create_task(
     )
 
 
+def check_processes(task: IGDistillationTask, num_processes: int) -> None:
+    """Raise InputError where processes would wait for gradients of a head that has none."""
+    if num_processes > 1 and not (task.task_loss_weight or task.distill_loss_weight):
+        raise InputError(  # an explanation loss reaches the head's weight, and not its bias
+            "attention transfer and explanation loss alone leave the student's head, or its bias, without a "
+            "gradient, which several processes wait for; set task_loss_weight or distill_loss_weight above 0, or "
+            "launch one process"
+        )
+
+
 class RunModels:
     """Teacher and student of a run: where each starts from, and what is saved of them.
 
@@ -235,15 +245,6 @@ class RunModels:
             img_size=config.img_size,
             start=start if config.student_init == "pretrained" else None,
         )
-
-    def check_processes(self, task: IGDistillationTask, num_processes: int) -> None:
-        """Raise InputError where processes would wait for gradients of a head that has none."""
-        if num_processes > 1 and not (task.task_loss_weight or task.distill_loss_weight):
-            raise InputError(  # an explanation loss reaches the head's weight, and not its bias
-                "attention transfer and explanation loss alone leave the student's head, or its bias, without a "
-                "gradient, which several processes wait for; set task_loss_weight or distill_loss_weight above 0, or "
-                "launch one process"
-            )
 
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
         """Return the task that distils the student."""

@@ -133,7 +133,7 @@ class Stages:
             InputError: the folder holds a stage's output for other settings, or a part of it without --resume, or a
                 damaged marker, or has lost what took long to train.
         """
-        pending = []
+        pending, launch = [], launch_of(self.accelerator, self.config)
         for stage in self.stages:
             marker = self._marker(stage)
             if stage.is_redone:
@@ -152,7 +152,7 @@ class Stages:
                         "it, choose another --name, or delete the folder"
                     )
             pending.append(stage)
-            if marker is not None and is_half_done and (change := launch_change(marker.launch, self.launch())):
+            if marker is not None and is_half_done and (change := launch_change(marker.launch, launch)):
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was begun with {change}; launch it as before, choose "
                     "another --name, or delete the folder"
@@ -182,8 +182,10 @@ class Stages:
         earlier, inputs = self.finished(self.run_dir, stage.name), self.inputs(stage.name)
         arithmetic = str(environment().get("bfloat16", ""))
         settings, threads = self.config.settings_of(stage.name), torch.get_num_threads()
-        begun = StageMarker(settings, inputs, self.launch(), threads, bfloat16=arithmetic)
-        keeps = earlier is not None and not stage.is_redone  # a part of its output was lost, the rest is of then
+        launch = launch_of(self.accelerator, self.config)
+        begun = StageMarker(settings, inputs, launch, threads, bfloat16=arithmetic)
+        # some outputs were lost: the marker keeps saying what the remaining ones were made with
+        keeps = earlier is not None and not stage.is_redone
         if self.accelerator.is_main_process:
             self._note_other_rounding(stage, begun)
             if not keeps:
@@ -227,12 +229,6 @@ class Stages:
     def _marker(self, stage: Stage) -> StageMarker | None:
         return read_marker(_path(self.run_dir, stage.name))
 
-    def launch(self) -> dict[str, Any]:
-        """Return what `accelerate launch` decides, and whether the model is compiled."""
-        accelerator = self.accelerator
-        found = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
-        return found | {"compile": self.config.compile}
-
     def _check(self, stage: Stage, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
             if found.get(key) != value:
@@ -253,6 +249,12 @@ class Stages:
         """Return the seconds of the complete stages."""
         found = {stage.name: self.finished(self.run_dir, stage.name) for stage in self.stages}
         return {name: marker.wall_time_s for name, marker in found.items() if marker and marker.wall_time_s is not None}
+
+
+def launch_of(accelerator: Accelerator, config: RunConfig) -> dict[str, Any]:
+    """Return what `accelerate launch` decides, and whether the model is compiled."""
+    found = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    return found | {"compile": config.compile}
 
 
 def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
