@@ -1,7 +1,6 @@
 """Stages that skip when complete: each leaves a marker with the settings it was run with and its wall time."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError, first_line
-from timm_igkd.files import refuse_special
-from timm_igkd.records import parse_record, write_record
+from timm_igkd.errors import InputError
+from timm_igkd.records import read_record, write_record
 from timm_igkd.runs.settings import RunConfig, StageName
 
 MARKERS = ".stages"
@@ -56,12 +54,11 @@ def read_marker(path: Path) -> StageMarker | None:
     """
     if not path.exists():
         return None
-    refuse_special(path)
     try:
-        return parse_record(StageMarker, json.loads(path.read_text(encoding="utf-8")), "it")
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, or something else
+        return read_record(StageMarker, path)
+    except InputError as error:
         raise InputError(
-            f"{str(path)!r} is no marker of a stage ({first_line(error)}); choose another --name, or delete the folder"
+            f"a stage's marker cannot be read: {error}; or choose another --name, or delete the folder"
         ) from error
 
 
