@@ -13,7 +13,7 @@ from timm_igkd.export.record import Timing
 from timm_igkd.hub.cards import Markdown, cell, code, public_name, read_template, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.licenses import license_metadata, license_of_start
-from timm_igkd.report.run_facts import RunFacts, seed_summary, setting_words, start_of
+from timm_igkd.report.run_facts import RunFacts, origin, seed_summary, setting_words, start_of
 from timm_igkd.report.run_files import Sizes
 from timm_igkd.report.tables import (
     ABSENT,
@@ -255,9 +255,9 @@ def base_models(config: Mapping[str, Any], uses_teacher: bool) -> list[str]:
     Weights that were trained in the run, or are known by no Hub id, are left out.
     """
     names = []
-    if config.get("student_init") == "pretrained" and not config.get("student_checkpoint"):
+    if origin(config, "student") == "pretrained":
         names.append(str(config.get("student") or ""))
-    if uses_teacher and not config.get("teacher_epochs") and not config.get("teacher_checkpoint"):
+    if uses_teacher and not config.get("teacher_epochs") and origin(config, "teacher") == "pretrained":
         names.append(str(config.get("teacher") or ""))
     return list(dict.fromkeys(found for name in names if (found := _hub_id(name)) is not None))
 
