@@ -30,7 +30,6 @@ from timm_igkd.report.tables import (
     signed,
     summary_sentence,
     three_digits,
-    wilson_interval,
 )
 
 pytest.importorskip("matplotlib")
@@ -262,13 +261,6 @@ def test_disagreements_are_those_of_the_predictions(run_dir):
     assert sorted((item.student_confidence for item in found), reverse=True) == [d.student_confidence for d in found]
     with pytest.raises(InputError, match="predictions of 30 images, the dataset 29"):
         collect_disagreements(run_dir, dataset[:-1])
-
-
-def test_wilson_interval_matches_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for correct, n in ((355, 360), (0, 10), (10, 10)):
-        expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
-        assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 @pytest.mark.parametrize("compression", [8.2, 11.0, 18.4, 84, 812])

@@ -1,6 +1,5 @@
 """Numbers of a run in words: the rows and sentences of the report page, as plain text that the template escapes."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from timm_igkd.export.record import ExportSummary, Timing
+from timm_igkd.intervals import wilson_interval
 from timm_igkd.report.run_files import Metrics, ModelMetrics, Robustness, Sizes
 
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
@@ -23,14 +23,6 @@ class Row(NamedTuple):
     teacher: str
     student: str
     comparison: str
-
-
-def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of `correct` out of `n`, as shares in [0, 1]."""
-    share, spread = correct / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def signed(value: float, digits: int = 2) -> str:
