@@ -169,14 +169,14 @@ class StudyResults:
 
     def compare_runs(self, a: str, b: str, of_a: Mapping[int, float], of_b: Mapping[int, float]) -> Comparison:
         """Compare two cells in any number of their runs, seed -> value, on common seeds."""
-        _, first, second = pair_by_seed(of_a, of_b)
+        first, second = pair_by_seed(of_a, of_b)
         if len(first) and (self.is_resampled(a) or self.is_resampled(b)):
             return compare_subsets(first, second, *self.resample_sizes(a if self.is_resampled(a) else b))
         return compare_paired(first, second)
 
     def differences(self, a: str, b: str, column: str) -> np.ndarray:
         """Return a - b on common seeds, [n] float64."""
-        _, first, second = pair_by_seed(self.values(a, column), self.values(b, column))
+        first, second = pair_by_seed(self.values(a, column), self.values(b, column))
         return first - second
 
     @cached_property
@@ -256,7 +256,7 @@ class StudyResults:
             paired_power(comparison.sd, comparison.n, wanted, alpha)
             for alpha in (ALPHA, ALPHA / len(self.config.contrasts))
         )
-        needed = seeds_needed(comparison.sd, wanted, alpha=ALPHA)
+        needed = seeds_needed(comparison.sd, wanted, ALPHA)
         within = None if bound is None else equivalence(self.differences(a, b, column), bound, ALPHA)
         return Contrast(a, b, comparison, holm_p, power, needed, strict_power, within, wanted=wanted)
 
