@@ -4,8 +4,9 @@ import math
 
 from studies.beside_paper import beside_paper
 from studies.cells import has_aligned_overlay, is_aligned_against_control, is_overlay_against_none
+from studies.contrast import Contrast
 from studies.cost import cost_against_teacher
-from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.results import LEAST_SEEDS, StudyResults
 from studies.tables import Answer, has_subsets, probability, signed, span, unit_of
 from timm_igkd.report.tables import NARROW
 

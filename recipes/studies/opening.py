@@ -7,8 +7,9 @@ from studies.answers import ADVANTAGE, failures, finding, robustness, why_nothin
 from studies.beside_paper import beside_unlike_paper
 from studies.cells import Cell, is_aligned_against_control, is_overlay_against_none
 from studies.config import StudyConfig
+from studies.contrast import Contrast
 from studies.origins import source_of
-from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.results import LEAST_SEEDS, StudyResults
 from studies.rows import key_of
 from studies.tables import probability, signed, span
 from timm_igkd.report.tables import NARROW

@@ -4,18 +4,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from studies.cells import Cell
 from studies.config import StudyConfig
+from studies.contrast import ALPHA, Contrast
 from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
 from studies.rows import StudyRows
 from studies.statistics import (
     NAN,
     Comparison,
-    Equivalence,
     Interval,
     Summary,
     compare_paired,
@@ -28,38 +27,9 @@ from studies.statistics import (
 )
 from timm_igkd.errors import InputError
 
-ALPHA = 0.05
 LEAST_SEEDS = 6  # of every cell, for a primary study that ended early to claim anything
 TIES = 0.1  # points by which accuracy can differ between two ways to break ties of low-precision logits
 DIFFERENCE = 0.4  # points: what the paper found between KD&IG and KD; power is told for it
-
-
-class Contrast(NamedTuple):
-    """Cell a minus cell b in one outcome; Holm's p is over the contrasts named in advance, for this outcome alone."""
-
-    a: str
-    b: str
-    comparison: Comparison
-    holm_p: float
-    power: float
-    needed: float
-    strict_power: float = NAN  # at alpha over the number of contrasts, Holm's first step
-    equivalence: Equivalence | None = None
-    equivalence_holm_p: float = NAN
-    wanted: float | None = None  # points that the power is told for
-
-    @property
-    def name(self) -> str:
-        return f"{self.a} − {self.b}"
-
-    @property
-    def is_significant(self) -> bool:
-        return self.holm_p < ALPHA
-
-    @property
-    def is_equivalent(self) -> bool:
-        """Whether the difference is shown to be smaller than the smallest one of interest."""
-        return self.equivalence is not None and self.equivalence_holm_p < ALPHA
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from studies.contrast import Contrast
 from studies.outcomes import OUTCOMES, outcome_of
-from studies.results import Contrast, StudyResults
+from studies.results import StudyResults
 from studies.statistics import Interval, Summary
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_igkd.report import tables

@@ -8,8 +8,9 @@ from scipy import stats
 from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
+from studies.contrast import ALPHA
 from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
-from studies.results import ALPHA, DIFFERENCE
+from studies.results import DIFFERENCE
 from studies.statistics import (
     compare_paired,
     effect_size,
