@@ -26,7 +26,7 @@ from studies.trials import trials_table
 from studies.withheld import withhold_shared_runs
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
-from timm_igkd.report.figures import require_matplotlib, svg_file
+from timm_igkd.report.figures import svg_file
 from timm_igkd.report.page import light_colours, page_style
 
 _HERE = Path(__file__).parent
@@ -67,7 +67,6 @@ def write_report(
     Raises:
         InputError: two studies of one name, rows or predictions that cannot be used, or matplotlib is missing.
     """
-    require_matplotlib()
     names = [config.name for config in configs]
     if not names or len(set(names)) < len(names):
         raise InputError(f"a report needs at least one study, each once, got {names or 'none'}")

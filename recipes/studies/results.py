@@ -40,7 +40,7 @@ class StudyResults:
 
     Attributes:
         runs: cell -> seed -> row (text), planned seeds only.
-        left_out: rows of other settings, or of seeds outside the plan.
+        left_out: rows of other settings, of seeds outside the plan, or begun after the study's last day.
         num_partial: runs of an ended study whose seed is not there in every cell; they do not count.
         withheld_by: name of a primary study that it shares runs with and of which nothing may be seen yet; empty: none.
     """

@@ -204,7 +204,7 @@ def as_text(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
 
 
-def key_of(row: dict[str, Any]) -> RunKey:
+def key_of(row: Mapping[str, Any]) -> RunKey:
     """Return (config hash, seed) of a row."""
     return str(row["config_hash"]), int(row["seed"])
 

@@ -15,7 +15,7 @@ from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
-from timm_igkd.report.figures import learning_curves, require_matplotlib
+from timm_igkd.report.figures import learning_curves
 from timm_igkd.report.run_facts import RunFacts, read_run, setting_phrase, start_of
 from timm_igkd.report.run_files import (
     History,
@@ -66,7 +66,6 @@ def write_report(
         MissingFileError: the run is not finished.
         InputError: a file cannot be read as what it should be, or matplotlib is missing.
     """
-    require_matplotlib()
     run_dir = Path(run_dir)
     context = _context(run_dir, samples, disagreements)
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
