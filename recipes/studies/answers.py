@@ -32,7 +32,9 @@ def answers(results: StudyResults) -> list[Answer]:
     found += [answer for ask in more if (answer := ask(results))]
     cost = cost_against_teacher(results)
     if not found:
-        nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."
+        nothing = "No pre-specified contrast, so nothing is claimed."
+        if results.config.contrasts:
+            nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."
         found = [("What follows from the numbers?", [nothing])]
     return [*found, ("How much smaller and faster is the student?", cost)] if cost else found
 

@@ -24,9 +24,10 @@ def opening(studies: Sequence[StudyResults]) -> str:
     alignment matter; what of the paper holds. Without one nothing is claimed. Paragraphs are apart by an empty line.
     """
     # studies share runs: each counts once
-    done = {(key_of(dict(row)), source_of(row)) for results in studies for row in results.rows}
+    done = {(key_of(row), source_of(row)) for results in studies for row in results.rows}
     planned = {run for results in studies for run in _planned(results.config)}
-    counted = f"{len(done)} of {len(planned)} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
+    together = f"{len(studies)} stud{'y' if len(studies) == 1 else 'ies'}"
+    counted = f"{len(done)} of {len(planned)} planned runs in {together} are done."
     primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
     if not primary:
         return f"{counted} No primary study has been run: nothing is claimed."

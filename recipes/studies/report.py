@@ -33,8 +33,7 @@ _HERE = Path(__file__).parent
 
 PURPOSES = {
     "check": "A check: it tests the machinery on small numbers and draws no conclusion.",
-    "primary": "The primary study: contrasts, outcomes, number of seeds and its rules (also of a blind look at the "
-    "spread, if it names one) were fixed before its first run.",
+    "primary": "The primary study: contrasts, outcomes, number of seeds and its rules were fixed before its first run.",
     "exploratory": "Exploratory: what it shows is a suggestion to be tested, no claim.",
 }
 
@@ -115,6 +114,12 @@ def _purpose(results: StudyResults) -> str:
     return " ".join(filter(None, [text, extension(results.config)]))
 
 
+def _amendments(text: str) -> list[str]:
+    """Return the amendments of a plan: from each "on year-month-day" that begins a sentence to the next."""
+    found = re.split(r"(?:^|(?<=[.!?] ))(?:Again )?on (?=\d{4}-\d\d-\d\d\b)", " ".join(text.split()))
+    return [part.strip() for part in found if part.strip()]
+
+
 def _waits(results: StudyResults) -> str:
     """Return why nothing of a study is shown; empty where it may be."""
     planned = results.num_planned
@@ -144,7 +149,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "title": config.title or config.name,
         "in_appendix": config.appendix,
         "purpose": _purpose(results),
-        "amended": f"Amended since: {config.amended}" if config.amended else "",
+        "amended": _amendments(config.amended),
         "question": config.question,
         "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
         "waits": _waits(results),

@@ -263,7 +263,7 @@ def test_runs_of_two_teachers_are_counted_and_shown_both(helpful, tmp_path):
     add_rows(other)
     edit_rows(tmp_path, lambda row: row.update(teacher_hash="t2"))
     both = [helpful, StudyResults.read(other)]
-    assert opening(both).startswith("119 of 120 planned runs in 2 studies.")
+    assert opening(both).startswith("119 of 120 planned runs in 2 studies are done.")
     assert len(glance(both).rows) == 2 * len(other.contrasts)
 
 
