@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, TrainingTask
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from timm_igkd import (
@@ -34,12 +34,13 @@ from timm_igkd import (
 from timm_igkd.training.accelerator import create_accelerator
 
 SIZE = 32  # the digits' side in pixels
+BATCH = 64
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/minimal"), help="where maps and student are kept")
-    parser.add_argument("--limit", type=int, help="only the first training images")
+    parser.add_argument("--limit", type=int, help="only the first training images, at least 2")
     parser.add_argument("--teacher-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=15, help="of the student")
     parser.add_argument("--n-steps", type=int, default=50, help="of the integration")
@@ -54,9 +55,9 @@ def create_transform(model: torch.nn.Module) -> transforms.Compose:
     return transforms.Compose([transforms.RandomCrop(SIZE, padding=4), transforms.ToTensor(), normalize])
 
 
-def fit(task: TrainingTask, dataset: Dataset, epochs: int, accelerator: Accelerator) -> None:
-    """Train the task's model: AdamW under a cosine, whole batches of 64."""
-    loader = DataLoader(dataset, batch_size=64, shuffle=True, drop_last=True)
+def fit(task: TrainingTask, dataset: IGOverlayDataset, epochs: int, accelerator: Accelerator) -> None:
+    """Train the task's model: AdamW under a cosine, whole batches, or the one that fewer images make."""
+    loader = DataLoader(dataset, BATCH, shuffle=True, drop_last=len(dataset) > BATCH)
     optimizer = create_optimizer_v2(task.trainable_module, opt="adamw", lr=2e-3, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     task.to(accelerator.device)

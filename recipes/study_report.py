@@ -38,15 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
+        require_report_packages()
         if arguments.spread is not None:
-            from studies.results import StudyResults
+            from studies.results import StudyResults  # only here: its packages are an extra
 
             for path in arguments.configs:
                 config = load_study(path)
                 print(f"{config.name}: sd {StudyResults.read(config).spread(arguments.spread):.4f}, {arguments.spread}")
             return
-        require_report_packages()
-        from studies.report import write_report  # only here: its packages are an extra
+        from studies.report import write_report
 
         configs = [load_study(path) for path in arguments.configs]
         write_report(configs, arguments.markdown, arguments.html, arguments.configs, arguments.figures)

@@ -7,12 +7,13 @@ import numpy as np
 
 from studies.answers import answers
 from studies.config import StudyConfig
-from studies.paper import PARAMETERS, TEACHER_PARAMETERS
+from studies.paper import PARAMETERS
 from studies.report import write_report
 from studies.results import StudyResults
 from studies.rows import COLUMNS, StudyRows
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 
+TEACHER_PARAMETERS = 2_236_682
 ALIGNED = "KD&IG aligned"
 KD = {"distill_loss_weight": 0.01}
 IG = {"overlay_prob": 0.1}

@@ -9,7 +9,7 @@ import pytest
 
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.files import read_mapping
-from timm_igkd.records import parse_record, write_record
+from timm_igkd.records import parse_record, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,14 @@ PLAIN: dict[str, Any] = {
 
 def test_a_record_comes_back(tmp_path):
     write_record(tmp_path / "whole.json", WHOLE)
-    assert parse_record(Whole, read_mapping(tmp_path / "whole.json"), "it") == WHOLE
+    assert read_record(Whole, tmp_path / "whole.json") == WHOLE
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("{}", "lacks 'part'")])
+def test_a_file_that_holds_no_record_is_named(content, message, tmp_path):
+    (tmp_path / "whole.json").write_text(content)
+    with pytest.raises(InputError, match=rf"whole\.json' {message}"):
+        read_record(Whole, tmp_path / "whole.json")
 
 
 def test_keys_are_the_fields_in_their_order(tmp_path):

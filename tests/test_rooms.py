@@ -24,6 +24,8 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FREE = {"__init__.py", "__main__.py", "with_plugin.py"}  # of the package itself: they may name any room
 MODULES = sorted(PACKAGE.rglob("*.py"))
+RECIPES = sorted((PACKAGE.parent / "recipes").rglob("*.py"))
+LONGER = {"load_labeled_images"}  # to be split
 
 
 def room_of(parts: tuple[str, ...]) -> str:
@@ -79,8 +81,22 @@ def test_rooms_and_files_are_small():
     for room in {path.parent for path in MODULES}:
         free = FREE if room == PACKAGE else set()
         assert len({path.name for path in room.glob("*.py")} - free) <= 12, f"{room.name}: more than 12 files"
-    too_long = {path.name: lines for path in MODULES if (lines := len(path.read_text().splitlines())) > 300}
+    files = [*MODULES, *RECIPES]
+    too_long = {path.name: lines for path in files if (lines := len(path.read_text().splitlines())) > 300}
     assert not too_long
+
+
+def lines_of(function: ast.FunctionDef) -> int:
+    """Return how many lines a function has below its signature and docstring."""
+    before = function.body[0].lineno - 1 if ast.get_docstring(function) is None else function.body[0].end_lineno
+    return function.end_lineno - before
+
+
+def test_functions_are_short():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (*MODULES, *RECIPES)]
+    functions = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    too_long = {function.name: lines for function in functions if (lines := lines_of(function)) > 50}
+    assert too_long.keys() <= LONGER, too_long
 
 
 def test_the_package_imports_nothing_of_recipes_hub_or_benchmarks():

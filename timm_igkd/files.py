@@ -8,19 +8,25 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import weakref
+import zlib
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
+from zipfile import BadZipFile
 
 import xxhash
 import yaml
 
-from timm_igkd.errors import InputError, MissingFileError, first_line
+from timm_igkd.errors import InputError, MissingFileError, UserError, first_line
 
 _EXPONENT_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_locked_temporary` names them
 _DEEPEST, _MOST_PARTS = 20, 100_000  # of what YAML holds
+# What numpy and zipfile raise for a file that is no archive of arrays, or holds one that is damaged or encrypted.
+_DAMAGED = (OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError, BadZipFile, zlib.error)
 _LOCKS: "weakref.WeakSet[TextIO]" = weakref.WeakSet()
 
 
@@ -49,12 +55,12 @@ def hash_files(paths: Iterable[Path]) -> str:
     """Return a hash of the contents of files in their order, 32 hex digits; empty where none of them is there."""
     digest, found = xxhash.xxh3_128(), False
     for path in paths:
-        if not path.is_file():
+        if path.is_file():
+            found = True
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, xxhash.xxh3_128).digest())
+        else:
             digest.update(b"-")
-            continue
-        found = True
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, xxhash.xxh3_128).digest())
     return digest.hexdigest() if found else ""
 
 
@@ -107,9 +113,6 @@ def _link(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_locked_temporary` names them
-
-
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files below a folder that killed processes left; one whose process may live stays."""
     for path in folder.glob("**/.*.tmp"):
@@ -118,6 +121,13 @@ def remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError), open(path, "r+b") as file:  # renamed by now, or not ours to open
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process holds it
             path.unlink()
+
+
+def remove_written_apart(folder: Path, name: str) -> None:
+    """Remove what a killed `folder_written_apart` left of a folder of that name."""
+    for path in folder.glob(f".{name}-*"):
+        if re.fullmatch(r"[a-z0-9_]{8}", path.name.removeprefix(f".{name}-")):  # as `tempfile` ends them
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes, replace: bool = True) -> None:
@@ -238,14 +248,32 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # text that is no UTF-8, numbers or nesting without end
         raise InputError(f"{str(path)!r} is not {kind} ({first_line(error)}); {remedy}") from error
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path} is missing, expected a finished run or store; run the same command again"
-        ) from error
+        missing = f"{path} is missing, expected a finished run or store; run the same command again"
+        raise MissingFileError(missing) from error
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); {remedy}") from error
     if not isinstance(content, dict):
         raise InputError(f"{str(path)!r} must hold names with values, found {type(content).__name__}; {remedy}")
     return content
+
+
+@contextlib.contextmanager
+def open_arrays(path: Path, remedy: str) -> Iterator[Any]:
+    """Open an .npz file as numpy does; what is wrong with it, or with an array read meanwhile, is one line.
+
+    Raises:
+        InputError: with the remedy; it cannot be read.
+    """
+    import numpy as np  # only here: what answers --help imports this module
+
+    refuse_special(path)
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            yield archive
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        raise InputError(f"{str(path)!r} cannot be read as arrays ({first_line(error)}); {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -268,9 +296,4 @@ def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
         yield is_mine
 
 
-def _leave_locks() -> None:
-    for lock in list(_LOCKS):
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_leave_locks)
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in list(_LOCKS)])

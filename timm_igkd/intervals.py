@@ -5,6 +5,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+Z_TWO_SIDED = statistics.NormalDist().inv_cdf(0.975)
+"""Standard deviations of a normal distribution within which 95 % lie, 1.96."""
+Z_ONE_SIDED = statistics.NormalDist().inv_cdf(0.95)
+"""Standard deviations under which 95 % lie, 1.645."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -23,6 +28,14 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean, half = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half *= t_quantile(len(values) - 1)
     return Interval(mean, mean - half, mean + half)
+
+
+def wilson_interval(found: int, n: int, z: float = Z_TWO_SIDED) -> tuple[float, float]:
+    """Return Wilson's score interval of `found` out of `n`, as shares in [0, 1]; 95 % by default."""
+    share, spread = found / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def t_quantile(degrees: int) -> float:

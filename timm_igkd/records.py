@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from timm_igkd.errors import InputError, nearest
-from timm_igkd.files import json_bytes, write_atomic
+from timm_igkd.files import json_bytes, read_mapping, write_atomic
 
 Record = TypeVar("Record")
 _SCALARS: dict[Any, str] = {
@@ -27,6 +27,11 @@ def record_bytes(record: Any) -> bytes:
 def write_record(path: Path, record: Any, replace: bool = True) -> None:
     """Write a dataclass as strict JSON, atomically; errors as of `files.atomic_file`."""
     write_atomic(path, record_bytes(record), replace)
+
+
+def read_record(kind: type[Record], path: Path) -> Record:
+    """Return what `write_record` wrote; errors as of `files.read_mapping` and `parse_record`."""
+    return parse_record(kind, read_mapping(path), repr(str(path)))
 
 
 def parse_record(kind: type[Record], content: Any, where: str) -> Record:

@@ -4,8 +4,9 @@ import math
 
 from studies.beside_paper import beside_paper
 from studies.cells import has_aligned_overlay, is_aligned_against_control, is_overlay_against_none
+from studies.contrast import Contrast
 from studies.cost import cost_against_teacher
-from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.results import LEAST_SEEDS, StudyResults
 from studies.tables import Answer, has_subsets, probability, signed, span, unit_of
 from timm_igkd.report.tables import NARROW
 
@@ -31,7 +32,9 @@ def answers(results: StudyResults) -> list[Answer]:
     found += [answer for ask in more if (answer := ask(results))]
     cost = cost_against_teacher(results)
     if not found:
-        nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."
+        nothing = "No pre-specified contrast, so nothing is claimed."
+        if results.config.contrasts:
+            nothing = "No contrast named in advance answers a question by itself, so nothing is claimed."
         found = [("What follows from the numbers?", [nothing])]
     return [*found, ("How much smaller and faster is the student?", cost)] if cost else found
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from studies.origins import Origin, decided
 from studies.rows import BETWEEN, as_text
 from timm_igkd.errors import InputError, first_line
-from timm_igkd.files import read_mapping, write_json
+from timm_igkd.records import read_record, write_record
 from timm_igkd.training.checkpoint import TrainingState
 
 
@@ -78,7 +78,7 @@ def begin(checkpoint: Path, row: Mapping[str, Any], same_maps: Collection[str] =
         sessions = before.sessions if session == before.sessions[-1] else (*before.sessions, session)
         trained_s = sum(record.seconds for record in TrainingState.load(checkpoint).history)
         begun = BegunRun(before.origin, before.started, sessions, trained_s)
-    write_json(path, asdict(begun))
+    write_record(path, begun)
     return begun
 
 
@@ -90,15 +90,9 @@ def finish(checkpoint: Path) -> None:
 
 def _read(path: Path, checkpoint: Path) -> BegunRun | None:
     try:
-        content = read_mapping(path)
-        begun = BegunRun(**content | {"sessions": tuple(content["sessions"])})
-        texts = [
-            begun.started,
-            *begun.origin.values(),
-            *(text for session in begun.sessions for text in session.values()),
-        ]
-        if not begun.sessions or not all(isinstance(text, str) for text in texts):
-            raise ValueError("it has no session, or a text is none")
+        begun = read_record(BegunRun, path)
+        if not begun.sessions:
+            raise ValueError("it has no session")
         Origin(**begun.origin)
         _ = begun.columns
     except (InputError, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError) as error:

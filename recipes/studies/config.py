@@ -16,20 +16,13 @@ from typing import Any, Literal
 from studies.cells import ADDED, Cell, create_cell, store_options
 from studies.outcomes import PERCENTAGES
 from timm_igkd.errors import InputError, check_range, nearest
-from timm_igkd.runs.parsing import parse_config
+from timm_igkd.runs.parsing import parse_config, setting
 from timm_igkd.runs.settings import TrackerName
-
-
-def _setting(text: str, default: Any, in_hash: bool = False) -> Any:
-    metadata = {"help": text, "in_hash": in_hash}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 def _in_hash(text: str, default: Any) -> Any:
     """A setting that changes numbers, and with them the name of the runs."""
-    return _setting(text, default, in_hash=True)
+    return setting(text, default, in_hash=True)
 
 
 @dataclass(frozen=True)
@@ -37,18 +30,18 @@ class StudyConfig:
     """One study: a grid of cells and seeds."""
 
     name: str = field(metadata={"help": "of the study"})
-    title: str = _setting("one line for the report", "")
-    purpose: Literal["check", "primary", "exploratory"] = _setting(
+    title: str = setting("one line for the report", "")
+    purpose: Literal["check", "primary", "exploratory"] = setting(
         "check: of the machinery, no conclusion is drawn", "exploratory"
     )
-    appendix: bool = _setting("shown after the others, in the report's appendix", False)
-    question: str = _setting("what the study asks", "")
-    remark: str = _setting("what a reader of its rows must know", "")
-    output_dir: str = _setting("rows and predictions; default: recipes/results/study_<name>", "")
-    work_dir: str = _setting("maps and marks of runs under way; default: runs/study_<name>", "")
+    appendix: bool = setting("shown after the others, in the report's appendix", False)
+    question: str = setting("what the study asks", "")
+    remark: str = setting("what a reader of its rows must know", "")
+    output_dir: str = setting("rows and predictions; default: recipes/results/study_<name>", "")
+    work_dir: str = setting("maps and marks of runs under way; default: runs/study_<name>", "")
 
-    dataset: str = _setting("Hub id, folder or digits", "../shared/data/cifar10")
-    revision: str | None = _setting("of a Hub dataset", None)
+    dataset: str = setting("Hub id, folder or digits", "../shared/data/cifar10")
+    revision: str | None = setting("of a Hub dataset", None)
     train_split: str = _in_hash("split to train on", "train")
     train_limit: int | None = _in_hash("only its first images", None)
     evaluate_on: Literal["test", "validation"] = _in_hash(
@@ -56,51 +49,51 @@ class StudyConfig:
     )
     test_split: str = _in_hash("split to evaluate on", "test")
     test_limit: int | None = _in_hash("only its first images", None)
-    transfer_dataset: str | None = _setting("other images of the same classes", None)
-    transfer_split: str = _setting("its split", "test")
+    transfer_dataset: str | None = setting("other images of the same classes", None)
+    transfer_split: str = setting("its split", "test")
 
-    teacher: str | None = _setting("timm name, hf-hub:… or local-dir:…", None)
+    teacher: str | None = setting("timm name, hf-hub:… or local-dir:…", None)
     teacher_args: dict[str, Any] = _in_hash("its arguments", {})
-    teacher_checkpoint: str | None = _setting("its weights", None)
+    teacher_checkpoint: str | None = setting("its weights", None)
     teacher_mean: tuple[float, float, float] | None = _in_hash("its normalisation", None)
     teacher_std: tuple[float, float, float] | None = _in_hash("its normalisation", None)
     n_steps: int | Literal["auto"] = _in_hash("integration steps of the maps", 50)
 
-    first_seed: int = _setting("number of the first seed", 0)
-    seeds: int = _setting("runs of every cell", 3)
-    planned_seeds: int | None = _setting("seeds before an extension by a rule of the plan; default: seeds", None)
-    base: dict[str, Any] = _setting("settings of all cells", {})
-    cells: dict[str, Any] = _setting("name: settings", {})
-    contrasts: tuple[Any, ...] = _setting("pairs [a, b] of cells, named in advance", ())
-    outcomes: tuple[str, ...] = _setting(
+    first_seed: int = setting("number of the first seed", 0)
+    seeds: int = setting("runs of every cell", 3)
+    planned_seeds: int | None = setting("seeds before an extension by a rule of the plan; default: seeds", None)
+    base: dict[str, Any] = setting("settings of all cells", {})
+    cells: dict[str, Any] = setting("name: settings", {})
+    contrasts: tuple[Any, ...] = setting("pairs [a, b] of cells, named in advance", ())
+    outcomes: tuple[str, ...] = setting(
         "columns in percent, of which more is better; primary first", ("top1", "corruption_top1")
     )
-    smallest_effect: dict[str, Any] = _setting(
+    smallest_effect: dict[str, Any] = setting(
         "outcome: points of the smallest difference of interest, bound of its equivalence tests", {}
     )
-    sensitivity: dict[str, Any] = _setting("name: seeds, sets of seeds in which the contrasts are shown once more", {})
-    amended: str = _setting("when and how a primary study's plan was changed after its first run", "")
-    same_maps: tuple[str, ...] = _setting(
+    sensitivity: dict[str, Any] = setting("name: seeds, sets of seeds in which the contrasts are shown once more", {})
+    amended: str = setting("when and how a primary study's plan was changed after its first run", "")
+    same_maps: tuple[str, ...] = setting(
         "maps_hash of stores that are taken as the same though their rows hold no means; say why in the YAML", ()
     )
-    ends: str = _setting("last day of a study, UTC, year-month-day: no run is begun after it, none that was counts", "")
-    ended: str = _setting("why a primary study ended before its plan was complete; until then it claims nothing", "")
+    ends: str = setting("last day of a study, UTC, year-month-day: no run is begun after it, none that was counts", "")
+    ended: str = setting("why a primary study ended before its plan was complete; until then it claims nothing", "")
 
-    failed_below: float = _setting("a run that ends under this top1 is failed: listed, in no mean and no contrast", 0.0)
+    failed_below: float = setting("a run that ends under this top1 is failed: listed, in no mean and no contrast", 0.0)
 
     corruption_images: int = _in_hash("test images per corruption; 0: none", 0)
     ig_images: int = _in_hash("test images whose IG maps are compared; 0: none", 0)
-    latency: bool = _setting("measure it, once per architecture", True)
+    latency: bool = setting("measure it, once per architecture", True)
 
-    launch: str = _setting("options of accelerate launch, for the command in the report", "")
-    parallel: int = _setting("runs at once, each a process", 1)
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = _setting(
+    launch: str = setting("options of accelerate launch, for the command in the report", "")
+    parallel: int = setting("runs at once, each a process", 1)
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
         "torch.compile mode of the student; reduce-overhead uses CUDA graphs", "none"
     )
-    trackers: tuple[TrackerName, ...] = _setting("Accelerate trackers beside the rows", ())
-    rows_of: tuple[str, ...] = _setting("output folders of studies whose runs are some of its own: taken over", ())
-    merge: tuple[str, ...] = _setting("output folders of other machines to take rows from", ())
-    report: bool = _setting("write the report of this study at the end", True)
+    trackers: tuple[TrackerName, ...] = setting("Accelerate trackers beside the rows", ())
+    rows_of: tuple[str, ...] = setting("output folders of studies whose runs are some of its own: taken over", ())
+    merge: tuple[str, ...] = setting("output folders of other machines to take rows from", ())
+    report: bool = setting("write the report of this study at the end", True)
 
     def __post_init__(self) -> None:
         if "/" in self.name or self.name in ("", ".", ".."):

@@ -10,6 +10,7 @@ PAPER_LATENCY = (
     "The paper's 140 ms and 13 ms are one cold measurement of 64 images each; "
     "its networks' multiply-adds differ by 1.50×."
 )
+_OF_BOTH = ("macs", "latency_ms_1", "latency_ms_64")  # measured of student and teacher
 
 
 def cost_against_teacher(results: StudyResults) -> list[str]:
@@ -25,16 +26,18 @@ def cost_against_teacher(results: StudyResults) -> list[str]:
 
 
 def _sentence(results: StudyResults, name: str) -> str:
-    def pair(column: str) -> tuple[float, float]:
-        return results.constant(name, column), results.constant(name, f"teacher_{column}")
-
-    macs, one, many = pair("macs"), pair("latency_ms_1"), pair("latency_ms_64")
-    if any(math.isnan(value) for value in (*macs, *one, *many)):
+    """Return what one run measured, the lowest seed's with a latency: it holds for that run's machine alone."""
+    seed = next(iter(results.values(name, "latency_ms_1")), None)
+    if seed is None or not (hardware := results.runs[name][seed]["hardware"]):
         return ""
-    threads = round(results.constant(name, "latency_threads"))
-    hardware = next(iter(results.runs[name].values()))["hardware"]
+    columns = (*_OF_BOTH, *(f"teacher_{column}" for column in _OF_BOTH), "latency_threads", "num_parameters")
+    found = {column: results.values(name, column).get(seed, math.nan) for column in columns}
+    if any(math.isnan(value) for value in found.values()):
+        return ""
+    macs, one, many = ((found[column], found[f"teacher_{column}"]) for column in _OF_BOTH)
+    threads = round(found["latency_threads"])
     return (
-        f"{count(results.constant(name, 'num_parameters'))} parameters, {macs[0] / 1e6:.1f}{NARROW}M multiply-adds, "
+        f"{count(found['num_parameters'])} parameters, {macs[0] / 1e6:.1f}{NARROW}M multiply-adds, "
         f"{_ratio(macs)} fewer than the teacher; one image {_times(one)}, 64 images {_times(many)} "
         f"(warm medians, {hardware}, {threads} thread{'' if threads == 1 else 's'})."
     )

@@ -2,7 +2,7 @@
 
 import copy
 import io
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ from studies.cells import Cell, store_options
 from studies.config import StudyConfig
 from studies.latencies import Latencies
 from studies.map_means import maps_means
+from studies.prediction import Evaluated, predict
 from timm_igkd import MapStore, compute_maps, load_labeled_images
 from timm_igkd.data.items import read_item
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import stratified_indices
 from timm_igkd.errors import InputError
-from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.corruptions import corrupt
 from timm_igkd.files import exclusive, hash_files, write_atomic
-from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import count_macs, weights_hash
 from timm_igkd.models.output_names import class_indices
 from timm_igkd.overlay.controls import derangement
@@ -34,19 +33,6 @@ from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.runs.models import create_student, create_teacher
 
 VALIDATION_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Images to evaluate on, and what the teacher makes of them.
-
-    Attributes:
-        images: [N, 3, H, W] uint8 and labels, on the device.
-        teacher_logits: [N, classes] float32, or None without a teacher.
-    """
-
-    images: DeviceImages
-    teacher_logits: Tensor | None
 
 
 class StudyData:
@@ -308,18 +294,3 @@ def _hash_images(*parts: DeviceImages) -> str:
         digest.update(part.images.cpu().numpy().tobytes())
         digest.update(part.labels.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def normalized(model: nn.Module, images: Tensor) -> Tensor:
-    """Return uint8 images [N, 3, H, W] as a model expects them, float32."""
-    config = model_data_config(model)
-    mean, std = (torch.tensor(config[name], device=images.device).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return (images.float() / 255 - mean) / std
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Return a model's logits for uint8 images [N, 3, H, W] on its device, [N, classes] float32, in eval mode."""
-    batch = 1000 if images.device.type == "cuda" else 100
-    with eval_mode(model):
-        return torch.cat([model(normalized(model, part)).float() for part in images.split(batch)])

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from studies.cells import Cell
 from studies.config import StudyConfig
-from studies.data import Evaluated, StudyData, normalized, predict
+from studies.data import StudyData
+from studies.prediction import Evaluated, normalized, predict
 from timm_igkd.attribution.chunk_size import activation_chunk
 from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.engine import FastEngine

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from studies.cells import is_aligned_against_control, is_overlay_against_none
+from studies.contrast import Contrast
 from studies.origins import source_of
-from studies.results import Contrast, StudyResults
+from studies.results import StudyResults
 from studies.statistics import Comparison
 from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
 

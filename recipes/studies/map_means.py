@@ -6,7 +6,7 @@ from timm_igkd import MapStore
 
 NUM_MAPS = 32
 MOST = 0.01
-"""Most that the means of two stores differ on average, in levels of 255, to be the same but for rounding. Maps of
+"""Two stores are the same but for rounding if their mean levels (0 to 255) differ by at most this on average. Maps of
 CIFAR-10 by oneDNN's convolutions for SSE 4.1 and for AVX2 differ by 0.0007, by 200 and 256 steps by 0.03, by 50 and
 automatic steps by 0.6 (benchmarks/map_rounding.py)."""
 

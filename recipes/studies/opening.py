@@ -7,8 +7,9 @@ from studies.answers import ADVANTAGE, failures, finding, robustness, why_nothin
 from studies.beside_paper import beside_unlike_paper
 from studies.cells import Cell, is_aligned_against_control, is_overlay_against_none
 from studies.config import StudyConfig
+from studies.contrast import Contrast
 from studies.origins import source_of
-from studies.results import LEAST_SEEDS, Contrast, StudyResults
+from studies.results import LEAST_SEEDS, StudyResults
 from studies.rows import key_of
 from studies.tables import probability, signed, span
 from timm_igkd.report.tables import NARROW
@@ -23,9 +24,10 @@ def opening(studies: Sequence[StudyResults]) -> str:
     alignment matter; what of the paper holds. Without one nothing is claimed. Paragraphs are apart by an empty line.
     """
     # studies share runs: each counts once
-    done = {(key_of(dict(row)), source_of(row)) for results in studies for row in results.rows}
+    done = {(key_of(row), source_of(row)) for results in studies for row in results.rows}
     planned = {run for results in studies for run in _planned(results.config)}
-    counted = f"{len(done)} of {len(planned)} planned runs in {len(studies)} stud{'y' if len(studies) == 1 else 'ies'}."
+    together = f"{len(studies)} stud{'y' if len(studies) == 1 else 'ies'}"
+    counted = f"{len(done)} of {len(planned)} planned runs in {together} are done."
     primary = [results for results in studies if results.config.purpose == "primary" and results.rows]
     if not primary:
         return f"{counted} No primary study has been run: nothing is claimed."

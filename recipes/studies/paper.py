@@ -25,7 +25,6 @@ PARAMETERS = {
     15: 16_042,
     17: 1_994,
 }
-TEACHER_PARAMETERS = 2_236_682
 
 
 class PaperResult(NamedTuple):

@@ -26,15 +26,14 @@ from studies.trials import trials_table
 from studies.withheld import withhold_shared_runs
 from timm_igkd.errors import InputError
 from timm_igkd.files import write_atomic
-from timm_igkd.report.figures import require_matplotlib, svg_file
+from timm_igkd.report.figures import svg_file
 from timm_igkd.report.page import light_colours, page_style
 
 _HERE = Path(__file__).parent
 
 PURPOSES = {
     "check": "A check: it tests the machinery on small numbers and draws no conclusion.",
-    "primary": "The primary study: contrasts, outcomes, number of seeds and its rules (also of a blind look at the "
-    "spread, if it names one) were fixed before its first run.",
+    "primary": "The primary study: contrasts, outcomes, number of seeds and its rules were fixed before its first run.",
     "exploratory": "Exploratory: what it shows is a suggestion to be tested, no claim.",
 }
 
@@ -67,7 +66,6 @@ def write_report(
     Raises:
         InputError: two studies of one name, rows or predictions that cannot be used, or matplotlib is missing.
     """
-    require_matplotlib()
     names = [config.name for config in configs]
     if not names or len(set(names)) < len(names):
         raise InputError(f"a report needs at least one study, each once, got {names or 'none'}")
@@ -116,6 +114,12 @@ def _purpose(results: StudyResults) -> str:
     return " ".join(filter(None, [text, extension(results.config)]))
 
 
+def _amendments(text: str) -> list[str]:
+    """Return the amendments of a plan: from each "on year-month-day" that begins a sentence to the next."""
+    found = re.split(r"(?:^|(?<=[.!?] ))(?:Again )?on (?=\d{4}-\d\d-\d\d\b)", " ".join(text.split()))
+    return [part.strip() for part in found if part.strip()]
+
+
 def _waits(results: StudyResults) -> str:
     """Return why nothing of a study is shown; empty where it may be."""
     planned = results.num_planned
@@ -145,7 +149,7 @@ def _section(results: StudyResults, path: str | Path) -> dict[str, Any]:
         "title": config.title or config.name,
         "in_appendix": config.appendix,
         "purpose": _purpose(results),
-        "amended": f"Amended since: {config.amended}" if config.amended else "",
+        "amended": _amendments(config.amended),
         "question": config.question,
         "command": " ".join(["accelerate launch", *config.launch.split(), f"recipes/study.py --config {path}"]),
         "waits": _waits(results),

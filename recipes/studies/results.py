@@ -4,18 +4,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from studies.cells import Cell
 from studies.config import StudyConfig
+from studies.contrast import ALPHA, Contrast
 from studies.resampling import compare_subsets, summarize_subsets, two_level_bootstrap
 from studies.rows import StudyRows
 from studies.statistics import (
     NAN,
     Comparison,
-    Equivalence,
     Interval,
     Summary,
     compare_paired,
@@ -28,38 +27,9 @@ from studies.statistics import (
 )
 from timm_igkd.errors import InputError
 
-ALPHA = 0.05
 LEAST_SEEDS = 6  # of every cell, for a primary study that ended early to claim anything
 TIES = 0.1  # points by which accuracy can differ between two ways to break ties of low-precision logits
 DIFFERENCE = 0.4  # points: what the paper found between KD&IG and KD; power is told for it
-
-
-class Contrast(NamedTuple):
-    """Cell a minus cell b in one outcome; Holm's p is over the contrasts named in advance, for this outcome alone."""
-
-    a: str
-    b: str
-    comparison: Comparison
-    holm_p: float
-    power: float
-    needed: float
-    strict_power: float = NAN  # at alpha over the number of contrasts, Holm's first step
-    equivalence: Equivalence | None = None
-    equivalence_holm_p: float = NAN
-    wanted: float | None = None  # points that the power is told for
-
-    @property
-    def name(self) -> str:
-        return f"{self.a} − {self.b}"
-
-    @property
-    def is_significant(self) -> bool:
-        return self.holm_p < ALPHA
-
-    @property
-    def is_equivalent(self) -> bool:
-        """Whether the difference is shown to be smaller than the smallest one of interest."""
-        return self.equivalence is not None and self.equivalence_holm_p < ALPHA
 
 
 @dataclass(frozen=True)
@@ -70,7 +40,7 @@ class StudyResults:
 
     Attributes:
         runs: cell -> seed -> row (text), planned seeds only.
-        left_out: rows of other settings, or of seeds outside the plan.
+        left_out: rows of other settings, of seeds outside the plan, or begun after the study's last day.
         num_partial: runs of an ended study whose seed is not there in every cell; they do not count.
         withheld_by: name of a primary study that it shares runs with and of which nothing may be seen yet; empty: none.
     """
@@ -169,14 +139,14 @@ class StudyResults:
 
     def compare_runs(self, a: str, b: str, of_a: Mapping[int, float], of_b: Mapping[int, float]) -> Comparison:
         """Compare two cells in any number of their runs, seed -> value, on common seeds."""
-        _, first, second = pair_by_seed(of_a, of_b)
+        first, second = pair_by_seed(of_a, of_b)
         if len(first) and (self.is_resampled(a) or self.is_resampled(b)):
             return compare_subsets(first, second, *self.resample_sizes(a if self.is_resampled(a) else b))
         return compare_paired(first, second)
 
     def differences(self, a: str, b: str, column: str) -> np.ndarray:
         """Return a - b on common seeds, [n] float64."""
-        _, first, second = pair_by_seed(self.values(a, column), self.values(b, column))
+        first, second = pair_by_seed(self.values(a, column), self.values(b, column))
         return first - second
 
     @cached_property
@@ -256,7 +226,7 @@ class StudyResults:
             paired_power(comparison.sd, comparison.n, wanted, alpha)
             for alpha in (ALPHA, ALPHA / len(self.config.contrasts))
         )
-        needed = seeds_needed(comparison.sd, wanted, alpha=ALPHA)
+        needed = seeds_needed(comparison.sd, wanted, ALPHA)
         within = None if bound is None else equivalence(self.differences(a, b, column), bound, ALPHA)
         return Contrast(a, b, comparison, holm_p, power, needed, strict_power, within, wanted=wanted)
 

@@ -6,20 +6,18 @@
 
 import csv
 import io
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from studies.origins import Origin, decided
-from timm_igkd.errors import InputError, MissingFileError, UserError, first_line
+from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from timm_igkd.files import exclusive, write_atomic
+from timm_igkd.files import exclusive, open_arrays, write_atomic
 
 RunKey = tuple[str, int]
 
@@ -42,9 +40,6 @@ BETWEEN = "; "
 
 _ADDED = ("diverged_epoch", "n_left_out", "maps_hash", "maps_means", "transfer_hash")
 """Columns that came after the first rows: files without them are read, the values are empty."""
-
-_DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-"""What numpy and zipfile raise for a file that is no archive of arrays."""
 
 
 class StudyRows:
@@ -187,22 +182,12 @@ class StudyRows:
         np.savez_compressed(buffer, **entries)
         write_atomic(self.predictions_path, buffer.getvalue())
 
-    @contextmanager
-    def _archive(self) -> Iterator[Any]:
+    def _archive(self) -> AbstractContextManager[Any]:
         """Open the file of predictions; what is wrong with it is one line."""
-        path = str(self.predictions_path)
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                yield archive
-        except UserError:
-            raise
-        except FileNotFoundError as error:
-            raise MissingFileError(f"{path!r} does not exist; {self.path} needs it: restore it") from error
-        except _DAMAGED as error:
-            raise InputError(
-                f"{path!r} cannot be read ({first_line(error)}); "
-                f"restore it, or delete it and {self.path.name} and repeat the runs"
-            ) from error
+        path = self.predictions_path
+        if not path.exists():
+            raise MissingFileError(f"{str(path)!r} does not exist; {self.path} needs it: restore it")
+        return open_arrays(path, f"restore it, or delete it and {self.path.name} and repeat the runs")
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -219,7 +204,7 @@ def as_text(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
 
 
-def key_of(row: dict[str, Any]) -> RunKey:
+def key_of(row: Mapping[str, Any]) -> RunKey:
     """Return (config hash, seed) of a row."""
     return str(row["config_hash"]), int(row["seed"])
 

@@ -68,7 +68,6 @@ class Normality(NamedTuple):
     ordered: np.ndarray
     slope: float
     intercept: float
-    statistic: float
     p: float
 
 
@@ -80,10 +79,10 @@ class Interval(NamedTuple):
     high: float = NAN
 
 
-def pair_by_seed(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Return the seeds for which both have a finite value, in order, and the values of each as float64 [n]."""
-    seeds = sorted(seed for seed in a.keys() & b.keys() if math.isfinite(a[seed]) and math.isfinite(b[seed]))
-    return seeds, np.array([a[seed] for seed in seeds], float), np.array([b[seed] for seed in seeds], float)
+def pair_by_seed(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of the seeds for which both have a finite one, in the seeds' order, each float64 [n]."""
+    seeds = sorted(a.keys() & b.keys())
+    return complete_pairs(np.array([a[seed] for seed in seeds]), np.array([b[seed] for seed in seeds]))
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -166,7 +165,7 @@ def complete_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return a[known], b[known]
 
 
-def equivalence(differences: np.ndarray, bound: float, alpha: float = 0.05) -> Equivalence:
+def equivalence(differences: np.ndarray, bound: float, alpha: float) -> Equivalence:
     """Test whether the mean of paired differences lies within ±`bound` (TOST).
 
     Args:
@@ -192,7 +191,7 @@ def equivalence(differences: np.ndarray, bound: float, alpha: float = 0.05) -> E
 
 
 def effect_size(differences: np.ndarray) -> Interval:
-    """Return Hedges' corrected d_z of paired differences with its interval from the noncentral t distribution.
+    """Return Hedges' corrected d_z of finite paired differences with its interval from the noncentral t distribution.
 
     The estimate is J * mean / sd, J the exact small-sample correction (gamma functions). The interval holds the
     population's mean / sd: the noncentrality parameters that put the observed t at the 97.5 % and 2.5 % points, over
@@ -200,7 +199,6 @@ def effect_size(differences: np.ndarray) -> Interval:
 
     Source: Hedges, J. Educ. Stat. 6 (1981); Cumming and Finch, Educ. Psychol. Meas. 61 (2001).
     """
-    differences = _finite(differences)
     n = len(differences)
     if n < 3 or not _has_spread(differences):  # with one degree of freedom there is no unbiased estimate
         return Interval(NAN)
@@ -233,11 +231,10 @@ def normality(values: np.ndarray) -> Normality | None:
     if len(values) < FEWEST_FOR_BOOTSTRAP or not _has_spread(values):
         return None
     (theoretical, ordered), (slope, intercept, _) = stats.probplot(values)
-    test = stats.shapiro(values)
-    return Normality(theoretical, ordered, float(slope), float(intercept), float(test.statistic), float(test.pvalue))
+    return Normality(theoretical, ordered, float(slope), float(intercept), float(stats.shapiro(values).pvalue))
 
 
-def paired_power(sd: float, n: int, difference: float = 0.4, alpha: float = 0.05) -> float:
+def paired_power(sd: float, n: int, difference: float, alpha: float) -> float:
     """Return the power of the two-sided paired t test to see a true `difference`, at the observed sd of differences."""
     if not sd > 0 or n < 2:
         return NAN
@@ -247,7 +244,7 @@ def paired_power(sd: float, n: int, difference: float = 0.4, alpha: float = 0.05
     return float(found)
 
 
-def seeds_needed(sd: float, difference: float = 0.4, power: float = 0.8, alpha: float = 0.05) -> float:
+def seeds_needed(sd: float, difference: float, alpha: float, power: float = 0.8) -> float:
     """Return the fewest seeds that give the paired t test `power` for a true `difference`; NaN without spread.
 
     Found by bisection over n of statsmodels' power, as its own `solve_power` does not converge for large effects.

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from studies.contrast import Contrast
 from studies.outcomes import OUTCOMES, outcome_of
-from studies.results import Contrast, StudyResults
+from studies.results import StudyResults
 from studies.statistics import Interval, Summary
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from timm_igkd.report import tables
 from timm_igkd.report.tables import DASH, MINUS, NARROW, count
 
 Answer = tuple[str, list[str]]  # a question, and sentences
@@ -40,18 +42,12 @@ def number(value: float, digits: int = 2) -> str:
     """Return a number with a real minus sign, or a dash for NaN."""
     if not math.isfinite(value):
         return DASH if math.isnan(value) else "∞"
-    return f"{_without_minus_zero(value, digits):.{digits}f}".replace("-", MINUS)
-
-
-def _without_minus_zero(value: float, digits: int) -> float:
-    return round(value, digits) + 0.0
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """Return a difference with its sign."""
-    if math.isnan(value):
-        return DASH
-    return f"{_without_minus_zero(value, digits):+.{digits}f}".replace("-", MINUS)
+    """Return a difference with its sign, or a dash for NaN."""
+    return DASH if math.isnan(value) else tables.signed(value, digits)
 
 
 def span(low: float, high: float, digits: int = 2, sign: bool = False) -> str:

@@ -30,6 +30,12 @@ def test_tiny_run_leaves_maps_and_a_student_that_timm_loads(tmp_path, capsys):
     assert {name: again[name] for name in ("top1", "loss", "ece")}.items() <= metrics.items()
 
 
+def test_fewer_images_than_a_batch_are_one(tmp_path, capsys):
+    minimal.main([*TRIED.replace("128", "20").split(), "--out", str(tmp_path)])
+    assert "epoch 1 of 1: loss" in capsys.readouterr().out
+    assert len(MapStore(tmp_path / "maps")) == 20
+
+
 @pytest.mark.slow
 def test_whole_run_makes_a_student_that_reads_digits(tmp_path):
     metrics = minimal.main(["--out", str(tmp_path)])

@@ -93,7 +93,7 @@ def test_report_opens_with_effect_alignment_and_paper(primary):
     ours = primary.compare(ALIGNED, "KD", "top1")
     interval = f"{signed(ours.low)} to {signed(ours.high)}, not adjusted; n = 12"
     assert f"here {signed(ours.difference)} (95\u202f% interval {interval}); the paper's +0.40 lies below" in third
-    assert text.endswith("60 of 60 planned runs in 1 study.")
+    assert text.endswith("60 of 60 planned runs in 1 study are done.")
 
 
 def test_report_opens_with_harm_as_such(tmp_path):
@@ -328,7 +328,7 @@ def test_robustness_below_the_points_that_matter_is_said_to_be(tmp_path):
 
 def test_runs_that_studies_share_are_counted_once(primary):
     again = StudyResults(primary.config, primary.runs, 0)
-    assert opening([primary, again]).endswith("60 of 60 planned runs in 2 studies.")
+    assert opening([primary, again]).endswith("60 of 60 planned runs in 2 studies are done.")
 
 
 def test_check_draws_no_conclusion(tmp_path):

@@ -155,6 +155,24 @@ def test_an_amended_plan_says_so_before_and_after_it_is_complete(tmp_path):
         assert "before its first run.**\n\nAmended since: on a day, for a reason." in markdown
 
 
+def test_amendments_of_several_days_are_a_list(tmp_path):
+    amended = "on 2026-01-02, blind, for a reason. It stays so on 2026-01-09.\n Again on 2026-01-03, for v1.5 on x86."
+    config = primary_study(tmp_path / "rows", seeds=1, amended=amended)
+    add_rows(config)
+    markdown, page = report(tmp_path, config)
+    first, second = "2026-01-02, blind, for a reason. It stays so on 2026-01-09.", "2026-01-03, for v1.5 on x86."
+    assert f"before its first run.**\n\nAmended since:\n\n- {first}\n- {second}\n\n" in markdown
+    assert f"<ul>\n<li>{first}</li>\n<li>{second}</li>\n</ul>" in page
+
+
+def test_study_without_contrasts_claims_nothing(tmp_path):
+    own = {"cells": {"KD": {"distill_loss_weight": 0.5}}, "contrasts": (), "purpose": "exploratory"}
+    config = primary_study(tmp_path / "rows", seeds=3, **own)
+    add_rows(config)
+    for text in report(tmp_path, config):
+        assert "No pre-specified contrast, so nothing is claimed." in text
+
+
 def test_contrasts_are_shown_in_other_sets_of_seeds(tmp_path):
     config = primary_study(tmp_path / "rows", seeds=7, sensitivity={"but 6": list(range(6)), "only 3": [3]})
     add_rows(config, gains={ALIGNED: 0.5})
@@ -196,6 +214,13 @@ def test_spread_is_the_only_thing_that_is_told_of_a_blind_look(tmp_path, capsys)
     assert capsys.readouterr().out == f"primary: sd {np.sqrt(np.mean(variances)):.4f}, top1\n"
     assert main(["--spread", "corruption_top1", str(path)]) == 2
     assert "a primary study's blind look is at top1 alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--spread", "top1"]])
+def test_a_missing_package_of_the_report_is_one_line(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("studies.find_spec", lambda name: None if name == "scipy" else object())
+    assert main([*flags, str(tmp_path / "study.yaml")]) == 2
+    assert "the study's report needs scipy; install it with: pip install 'timm-igkd[study]'" in capsys.readouterr().err
 
 
 def test_spread_of_an_unfinished_study_is_refused(tmp_path):

@@ -20,7 +20,6 @@ from study_parts import (
 )
 
 from studies.config import load_study
-from studies.cost import cost_against_teacher
 from studies.facts import facts
 from studies.glance import glance
 from studies.opening import opening
@@ -53,8 +52,9 @@ def test_contrasts_are_scipys_on_the_rows(helpful):
 def test_power_is_that_of_04_points_at_the_observed_spread(helpful):
     contrast = helpful.contrasts("top1")[0]
     sd = helpful.differences(contrast.a, contrast.b, "top1").std(ddof=1)
-    assert contrast.power == pytest.approx(paired_power(sd, 12, 0.4))
-    assert paired_power(sd, round(contrast.needed), 0.4) >= 0.8 > paired_power(sd, round(contrast.needed) - 1, 0.4)
+    assert contrast.power == pytest.approx(paired_power(sd, 12, 0.4, 0.05))
+    enough, fewer = (paired_power(sd, round(contrast.needed) - less, 0.4, 0.05) for less in (0, 1))
+    assert enough >= 0.8 > fewer
 
 
 def test_drawn_differences_are_those_of_the_contrast(helpful):
@@ -234,27 +234,6 @@ def test_best_trial_of_every_arm_is_by_its_validation_mean(tmp_path):
     assert trials_table(StudyResults.read(primary_study(tmp_path / "test", seeds=1))) is None
 
 
-def test_cost_is_told_against_the_teachers(tmp_path):
-    config = primary_study(tmp_path, seeds=1)
-    add_rows(config)
-    assert cost_against_teacher(StudyResults.read(config)) == []
-    measured = {"macs": 2e6, "teacher_macs": 3e6, "latency_ms_1": 5, "teacher_latency_ms_1": 10, "latency_ms_64": 20}
-    measured |= {"teacher_latency_ms_64": 80, "latency_threads": 2}
-    edit_rows(tmp_path, lambda row: row.update(measured))
-    sentence, paper = cost_against_teacher(StudyResults.read(config))
-    for part in (
-        "543,498 parameters",
-        "1.5× fewer",
-        "5\u202fms against 10\u202fms (2.0× faster)",
-        "(4.0× faster)",
-        "2 threads",
-    ):
-        assert part in sentence
-    assert "cold" in paper
-    edit_rows(tmp_path, lambda row: row.update(num_parameters=106_778))
-    assert len(cost_against_teacher(StudyResults.read(config))) == 1
-
-
 def test_all_studies_overlays_stand_at_a_glance(helpful, tmp_path):
     check = primary_study(tmp_path / "check", seeds=3, name="check", purpose="check")
     add_rows(check)
@@ -284,7 +263,7 @@ def test_runs_of_two_teachers_are_counted_and_shown_both(helpful, tmp_path):
     add_rows(other)
     edit_rows(tmp_path, lambda row: row.update(teacher_hash="t2"))
     both = [helpful, StudyResults.read(other)]
-    assert opening(both).startswith("119 of 120 planned runs in 2 studies.")
+    assert opening(both).startswith("119 of 120 planned runs in 2 studies are done.")
     assert len(glance(both).rows) == 2 * len(other.contrasts)
 
 

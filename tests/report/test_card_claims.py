@@ -170,8 +170,9 @@ def test_card_names_the_license_of_the_start_unless_one_is_given(facts):
     assert ModelCard(model_card(student, "user/x", started, license="mit")).data.license == "mit"
 
 
-def test_command_on_the_page_keeps_its_quotes():
-    assert _command({"command": ["train.py", "--name", "my run"]}) == "train.py --name 'my run'"
+def test_command_on_the_page_is_that_of_the_run_or_the_recipes():
+    assert _command({"command": "train.py --name 'my run'"}) == "train.py --name 'my run'"
+    assert _command({}) == "accelerate launch recipes/train_igkd.py --config config.yaml"
 
 
 def test_numbers_of_a_part_of_the_split_are_not_called_the_splits(facts):

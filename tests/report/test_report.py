@@ -16,8 +16,9 @@ from timm_igkd.data.images import heat_image
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.overlay.preview import Sample, write_preview
 from timm_igkd.records import write_record
-from timm_igkd.report.page import Disagreement, collect_disagreements, write_report
+from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import parse_metrics
+from timm_igkd.report.sections import Disagreement, collect_disagreements
 from timm_igkd.report.tables import (
     confused_pairs,
     confusion_matrix,
@@ -26,9 +27,9 @@ from timm_igkd.report.tables import (
     percent,
     ratio,
     result_rows,
+    signed,
     summary_sentence,
     three_digits,
-    wilson_interval,
 )
 
 pytest.importorskip("matplotlib")
@@ -64,7 +65,7 @@ def make_run(folder, num_classes, with_teacher=True, n=30):
     }
     side |= {"n": n, "dataset": "digits", "split": "test", "device": "cpu", "threads": 2, "hardware": "a processor"}
     side["latency_ms"] = {f"batch_{b}": {"median": 2.0 * b, "p90": 3.0 * b, "n": 9} for b in (1, 64)}
-    metrics = side | {"num_parameters": 500_000, "needs_plugin": True, "wall_time_s": {"teacher": 70.2, "report": None}}
+    metrics = side | {"num_parameters": 500_000, "needs_plugin": True, "wall_time_s": {"teacher": 70.2, "report": 0.8}}
     if with_teacher:
         metrics |= {"teacher": side, "compression": 4.0, "agreement": 90.0, "teacher_kl": 0.1}
     arrays = {"labels": labels, "student_logits": student}
@@ -262,17 +263,23 @@ def test_disagreements_are_those_of_the_predictions(run_dir):
         collect_disagreements(run_dir, dataset[:-1])
 
 
-def test_wilson_interval_matches_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for correct, n in ((355, 360), (0, 10), (10, 10)):
-        expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
-        assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+@pytest.mark.parametrize("compression", [8.2, 11.0, 18.4, 84, 812])
+def test_a_factor_that_begins_with_a_vowel_has_its_article(compression):
+    metrics = parse_metrics(NUMBERS | {"compression": compression, "teacher": NUMBERS}, "metrics.json")
+    assert summary_sentence(metrics).startswith(f"An {ratio(compression)} smaller student")
 
 
-def test_ratio_and_article():
-    assert [ratio(value) for value in (1.5, 5.9, 1122)] == ["1.50×", "5.9×", "1122×"]
-    metrics = NUMBERS | {"compression": 8.2, "teacher": NUMBERS}
-    assert summary_sentence(parse_metrics(metrics, "metrics.json")).startswith("An 8.2× smaller student")
+@pytest.mark.parametrize(("compression", "shown"), [(1.5, "1.50×"), (5.9, "5.9×"), (110, "110×"), (180, "180×")])
+def test_any_other_factor_has_its_article(compression, shown):
+    metrics = parse_metrics(NUMBERS | {"compression": compression, "teacher": NUMBERS}, "metrics.json")
+    assert summary_sentence(metrics).startswith(f"A {shown} smaller student")
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    metrics = parse_metrics(NUMBERS | {"teacher": NUMBERS | {"ece": NUMBERS["ece"] + 1e-5}}, "metrics.json")
+    (row,) = [row for row in result_rows(metrics) if row.name.startswith("Expected calibration error")]
+    assert row.comparison == "+0.000"
+    assert [signed(value, 1) for value in (-0.04, -0.06, 0.0)] == ["+0.0", "\u22120.1", "+0.0"]
 
 
 def test_confused_pairs_are_sorted_mistakes():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from tiny_parts import NUMBERS
 
@@ -52,8 +53,19 @@ def test_metrics_of_another_version_are_read_and_keep_what_this_one_does_not_kno
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + b"x" * 50, b"\x93NUMPY", b"\x80\x04."])
 def test_damaged_predictions_are_one_line(content, tmp_path):
     (tmp_path / "predictions.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"predictions\.npz is no archive of predictions .*; delete it and run again"):
+    with pytest.raises(InputError, match=r"predictions\.npz' cannot be read as arrays .*; delete it and run again"):
         read_predictions(tmp_path / "predictions.npz")
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "an unknown compression"])
+def test_predictions_whose_entries_zip_cannot_open_are_one_line(offset, value, tmp_path):
+    path = tmp_path / "predictions.npz"
+    np.savez(path, labels=np.zeros(3), student_logits=np.zeros((3, 2)), class_names=np.array(["a", "b"]))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value  # flags and method of the first entry, in the directory
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"predictions\.npz' cannot be read as arrays .*; delete it and run again"):
+        read_predictions(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"a: \xff", b"[" * 50_000])

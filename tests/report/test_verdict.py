@@ -39,6 +39,12 @@ def compared(points: float, low: float | None, high: float | None, seeds: int = 
             -0.004,
             "KD against the student alone: worse by 0.020 points of top-1 (95\u202f% interval \u22120.040",
         ),
+        (
+            -0.03,
+            -0.8,
+            0.74,
+            "KD against the student alone: no difference shown (+0.0 points of top-1; 95\u202f% interval \u22120.8",
+        ),
         (0.3, -0.8, 1.4, "KD against the student alone: no difference shown (+0.3 points of top-1; 95\u202f% interval"),
     ],
 )
@@ -46,7 +52,7 @@ def test_a_difference_is_better_worse_or_not_shown(points, low, high, words):
     sentence, scope = verdict(compared(points, low, high))
     assert sentence.startswith(words)
     assert sentence.endswith("paired over 360 test images).")
-    assert scope == "From one seed, this is about these students; about the method --seeds 3 or more would tell."
+    assert scope == "One seed compares only these students; for a statement about the method, add --seeds 3 or more."
 
 
 def test_several_seeds_speak_about_the_method():

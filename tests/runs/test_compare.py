@@ -259,7 +259,7 @@ def test_page_and_card_open_with_the_verdict(compared):
     opening = page[page.index("<h1>") : page.index("<nav")]
     sentence = "KD against the student alone: "
     assert opening.index("Was it worth it?") < opening.index(sentence) < opening.index("KD + overlay against KD: ")
-    assert opening.index("From one seed, this is about these students") < opening.index("Wilson interval")
+    assert opening.index("One seed compares only these students") < opening.index("Wilson interval")
     assert page.index('<section id="arms">') < page.index('<section id="setup">')
 
     card = model_card(load_model(f"local-dir:{run / 'student'}"), "user/student", read_run(run))

@@ -2,14 +2,14 @@ import dataclasses
 import errno
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pytest
 import yaml
 
 from timm_igkd.errors import InputError, MissingFileError
-from timm_igkd.runs.parsing import parse_config, save_config
+from timm_igkd.runs.parsing import parse_config, save_config, setting
 
 
 @dataclass(frozen=True)
@@ -290,3 +290,14 @@ def test_failed_save_keeps_the_old_file(failing, tmp_path, monkeypatch):
         save_config(Settings(epochs=1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_instance_gets_a_copy_of_a_default_with_what_it_holds():
+    @dataclass
+    class Settings:
+        options: dict[str, int] = setting("of a model", {"drop": 5}, stages=("student",))
+
+    first, second = Settings(), parse_config(Settings, [])
+    first.options["drop"] = 6
+    assert second.options == Settings().options == {"drop": 5}
+    assert fields(Settings)[0].metadata == {"help": "of a model", "stages": ("student",)}

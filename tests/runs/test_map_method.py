@@ -6,6 +6,8 @@ from tiny_parts import tiny_teacher
 
 from timm_igkd import MapStore, RunConfig, save_model
 from timm_igkd.errors import InputError
+from timm_igkd.files import read_mapping
+from timm_igkd.runs.parsing import parse_config, save_config
 
 
 @pytest.fixture
@@ -51,6 +53,21 @@ def test_steps_and_reduction_follow_the_method():
     assert (found.n_steps, found.map_reduction) == (1, "positive")
     assert found.ig_options().method == "grad_cam"
     assert (RunConfig().n_steps, RunConfig().map_reduction) == ("auto", "abs_sum")
+
+
+def test_a_reduction_that_grad_cam_lacks_is_refused_as_its_options_refuse_it():
+    with pytest.raises(InputError, match="reduction of grad_cam must be 'positive'"):
+        RunConfig(map_method="grad_cam", map_reduction="abs_sum")
+
+
+@pytest.mark.parametrize("settings", [{}, {"map_method": "grad_cam"}, {"map_method": "none", "overlay_prob": 0.0}])
+def test_the_saved_settings_of_a_run_hold_the_reduction_and_mean_the_same_run(settings, tmp_path):
+    config, path = RunConfig(**settings), tmp_path / "config.yaml"
+    save_config(config, path)
+    assert read_mapping(path)["map_reduction"] == (
+        "positive" if settings.get("map_method") == "grad_cam" else "abs_sum"
+    )
+    assert parse_config(RunConfig, ["--config", str(path)]) == config
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tiny_parts import tiny_teacher
 from timm_igkd import IGDistillationTask, load_labeled_images
 from timm_igkd.errors import InputError
 from timm_igkd.runs.folder import RunFolder
-from timm_igkd.runs.models import RunModels
+from timm_igkd.runs.models import check_processes
 from timm_igkd.runs.settings import RunConfig
 
 
@@ -188,15 +188,14 @@ def test_batches_of_one_image_are_refused_where_a_batch_norm_sees_one_value(reci
 
 def test_several_processes_need_a_gradient_of_the_head():
     student, teacher = tiny_teacher(size=16), tiny_teacher(size=16, seed=1)
-    check = RunModels(None, None, None).check_processes
     for alone in ("attention_loss_weight", "explanation_loss_weight"):
         weights = {"task_loss_weight": 0.0, "distill_loss_weight": 0.0, alone: 1.0}
         task = IGDistillationTask(student, teacher, verbose=False, **weights)
-        check(task, 1)
+        check_processes(task, 1)
         with pytest.raises(InputError, match="alone leave the student's head, or its bias, without a gradient"):
-            check(task, 2)
+            check_processes(task, 2)
         task.distill_loss_weight = 0.1
-        check(task, 2)
+        check_processes(task, 2)
 
 
 def test_a_run_among_the_images_is_refused(recipe: Runner, command, tiny_images, tmp_path):

@@ -39,9 +39,8 @@ def test_a_marker_comes_back_as_it_was_written(tmp_path):
 def test_a_damaged_marker_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "student.json"
     path.write_bytes(content)
-    with pytest.raises(
-        InputError, match=r"student\.json' is no marker of a stage .*another --name, or delete"
-    ) as error:
+    message = r"a stage's marker cannot be read: '.*student\.json'.* choose another --name, or delete the folder"
+    with pytest.raises(InputError, match=message) as error:
         read_marker(path)
     assert "\n" not in str(error.value)
 

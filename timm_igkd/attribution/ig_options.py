@@ -83,7 +83,7 @@ class IGOptions:
     def __post_init__(self) -> None:
         per_method = {
             "n_steps": default_steps(self.method),
-            "reduction": "positive" if self.method == "grad_cam" else "abs_sum",
+            "reduction": default_reduction(self.method),
         }
         for name, value in per_method.items():
             if getattr(self, name) is None:
@@ -134,6 +134,11 @@ class IGOptions:
 def default_steps(method: Method) -> int:
     """Return how many gradients a method takes of an image, where that is not asked for."""
     return {"ig": 50, "none": 0}.get(method, 1)
+
+
+def default_reduction(method: Method) -> Reduction:
+    """Return how the colour channels of a method's maps are joined, where that is not asked for."""
+    return "positive" if method == "grad_cam" else "abs_sum"  # Grad-CAM as published
 
 
 def check_used(method: Method, given: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from timm_igkd.attribution.ig_options import IGOptions, check_used
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.data.items import refuse_among_images
-from timm_igkd.data.loading import load_labeled_images
+from timm_igkd.data.loading import Labels, load_labeled_images
 from timm_igkd.data.unlabeled import load_unlabeled_images
 from timm_igkd.errors import InputError, check_range
 from timm_igkd.evaluation.evaluated_model import indices_for
@@ -67,19 +67,17 @@ def refuse_unused(args: argparse.Namespace, role: str, why: str) -> None:
 
 def dataset_from(args: argparse.Namespace, needs_labels: bool = True) -> Any:
     """Open the dataset that the options name; maps of the predicted class need no labels."""
-    if needs_labels:
-        return split_from(args, args.split)
-    if args.label_column == "none":
+    if not needs_labels and args.label_column == "none":
         if args.data_dir is not None:
             raise InputError(f"--data-dir {args.data_dir} has no effect beside --label-column none; leave it out")
         return load_unlabeled_images(args.dataset, args.split, args.image_column, args.revision)
-    columns = args.image_column, args.label_column, args.revision, args.data_dir
-    return load_labeled_images(args.dataset, args.split, *columns, labels="optional")
+    return split_from(args, args.split, "required" if needs_labels else "optional")
 
 
-def split_from(args: argparse.Namespace, split: str) -> Any:
+def split_from(args: argparse.Namespace, split: str, labels: Labels = "required") -> Any:
     """Open a split of the dataset that the options name."""
-    return load_labeled_images(args.dataset, split, args.image_column, args.label_column, args.revision, args.data_dir)
+    columns = args.image_column, args.label_column, args.revision, args.data_dir
+    return load_labeled_images(args.dataset, split, *columns, labels=labels)
 
 
 def maps(args: argparse.Namespace) -> None:

@@ -13,14 +13,6 @@ if TYPE_CHECKING:  # a budget that is none is refused before torch is imported
 
 PICTURE = "students.svg"
 _KINDS = {"onnx": "float", "onnx-int8": "int8"}
-_COLOURS = {  # those of the report page by day
-    "ink": "#1c1f24",
-    "muted": "#5f6670",
-    "line": "#dfe0dd",
-    "student": "#1f5fa8",
-    "teacher": "#b2590f",
-    "page": "#fdfdfc",
-}
 
 
 def students_command(args: argparse.Namespace) -> None:
@@ -89,6 +81,7 @@ def _row(student: "MeasuredStudent", file: Any, role: str = "") -> str:
 def pareto_picture(record: "StudentsRecord") -> str:
     """Return an SVG of latency and parameters of all that was measured, with the front of those that fit."""
     from timm_igkd.report.figures import ROLES, render_svg, svg_file
+    from timm_igkd.report.page import light_colours
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -123,7 +116,7 @@ def pareto_picture(record: "StudentsRecord") -> str:
         [_point(student, record) for student in best] or [(float("nan"),) * 2],
         [str(s) for s in best] or [""],
     )
-    return svg_file(render_svg("students", (7.2, 4.6), draw), _COLOURS)
+    return svg_file(render_svg("students", (7.2, 4.6), draw), light_colours())
 
 
 def pareto_front(record: "StudentsRecord") -> list["MeasuredStudent"]:

@@ -9,11 +9,10 @@ from typing import Literal
 import numpy as np
 
 from timm_igkd.errors import InputError
-from timm_igkd.intervals import mean_interval
+from timm_igkd.intervals import Z_ONE_SIDED, Z_TWO_SIDED, mean_interval, wilson_interval
 
 ArmName = Literal["alone", "kd", "kd_overlay", "kd_longer"]
 _CONTRASTS: tuple[tuple[ArmName, ArmName], ...] = (("kd", "alone"), ("kd_overlay", "kd"), ("kd_overlay", "kd_longer"))
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,13 @@ def image_interval(right: np.ndarray, baseline_right: np.ndarray) -> tuple[float
         raise InputError(f"two models are compared on the same images, got {right.shape} and {baseline_right.shape}")
     n = len(right) + 2
     won, lost = (np.sum(right & ~baseline_right) + 1) / n, (np.sum(~right & baseline_right) + 1) / n
-    half = _Z * math.sqrt((won + lost - (won - lost) ** 2) / n)
+    half = Z_TWO_SIDED * math.sqrt((won + lost - (won - lost) ** 2) / n)
     return 100 * max(-1.0, float(won - lost - half)), 100 * min(1.0, float(won - lost + half))
 
 
 def largest_share(found: int, n: int) -> float:
     """Return the upper end of Wilson's one-sided 95 % interval of a share, in percent: of none of 600 it is 0.45."""
-    z, share = 1.6449, found / n
-    middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return 100 * (middle + spread) / (1 + z * z / n)
+    return 100 * wilson_interval(found, n, Z_ONE_SIDED)[1]
 
 
 def seed_interval(differences: Sequence[float]) -> tuple[float, float] | None:

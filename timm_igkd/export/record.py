@@ -12,8 +12,7 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_file import OnnxMetadata, onnx_versions
 from timm_igkd.export.budget import Budget
-from timm_igkd.files import read_mapping
-from timm_igkd.records import parse_record, write_record
+from timm_igkd.records import read_record, write_record
 
 Format = Literal["onnx", "onnx-int8"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "onnx-int8": "model_int8.onnx"}
@@ -248,4 +247,4 @@ def read_export_record(folder: str | Path) -> ExportRecord:
     path = Path(folder) / RECORD
     if not path.is_file():
         raise MissingFileError(f"{str(folder)!r} has no {RECORD}; export the student with: timm-igkd export")
-    return parse_record(ExportRecord, read_mapping(path), repr(str(path)))
+    return read_record(ExportRecord, path)

@@ -20,8 +20,8 @@ from timm_igkd.evaluation.onnx_file import OPSET, onnx_versions, quiet_libraries
 from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.export.int8 import quantise
 from timm_igkd.export.record import FILES, Format
-from timm_igkd.files import json_bytes, read_mapping
-from timm_igkd.records import parse_record, write_record
+from timm_igkd.files import json_bytes
+from timm_igkd.records import read_record, write_record
 
 TIMING_S = 2.0
 AGAIN_S = 1.0
@@ -73,7 +73,7 @@ def measure_files(
     path = _cache_path(key)
     if use_cache:
         with contextlib.suppress(UserError):  # none there, or a damaged one: measured again
-            return parse_record(CachedFiles, read_mapping(path), repr(str(path))).files, True
+            return read_record(CachedFiles, path).files, True
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         found = CachedFiles(key, _measure(model, formats, place))
@@ -87,7 +87,7 @@ def time_again(folder: Path) -> tuple[StudentFile, ...]:
 
     What else a machine does makes a file slower for some seconds, never faster.
     """
-    found = parse_record(CachedFiles, read_mapping(folder / _RECORD), repr(str(folder)))
+    found = read_record(CachedFiles, folder / _RECORD)
     timings = _timings([folder / FILES[file.format] for file in found.files], AGAIN_S)
     lower = [
         min(file.latency_ms, timing, key=lambda t: t.median) for file, timing in zip(found.files, timings, strict=True)

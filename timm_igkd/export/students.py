@@ -19,12 +19,11 @@ from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, rank
 from timm_igkd.export.record import onnx_environment
 from timm_igkd.export.student_latency import AGAIN_S, StudentFile, measure_files, time_again
-from timm_igkd.files import read_mapping
 from timm_igkd.models.loading import count_macs, count_parameters, load_model
 from timm_igkd.models.truncation import truncate
 from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import seeded
-from timm_igkd.records import parse_record
+from timm_igkd.records import read_record
 
 MOST_MEASURED = 24
 MOST_SECONDS = 300.0
@@ -288,4 +287,4 @@ def read_students(path: Path) -> StudentsRecord:
     Raises:
         MissingFileError: no such file. InputError: it is damaged.
     """
-    return parse_record(StudentsRecord, read_mapping(path), repr(str(path)))
+    return read_record(StudentsRecord, path)

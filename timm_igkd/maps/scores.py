@@ -7,10 +7,9 @@ from typing import Literal
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES, IGOptions
 from timm_igkd.errors import InputError, check_range
-from timm_igkd.files import read_mapping
 from timm_igkd.intervals import Interval
 from timm_igkd.maps.manifest import Provenance
-from timm_igkd.records import parse_record
+from timm_igkd.records import read_record
 
 SCORE = "score.json"
 ScoredMaps = Literal["own", "random", "sobel", "centre"]
@@ -98,7 +97,7 @@ def read_score(folder: Path, provenance: Provenance) -> Faithfulness | None:
     if not path.exists():
         return None
     try:
-        found = parse_record(Faithfulness, read_mapping(path), repr(str(path)))
+        found = read_record(Faithfulness, path)
     except InputError as error:
         raise InputError(f"{error}; delete it, or write it again with: timm-igkd score") from error
     scored = found.options, found.weights_sha256, found.keys_hash

@@ -13,8 +13,8 @@ from timm_igkd.evaluation.latency import Timing
 from timm_igkd.hub.cards import Markdown, cell, citations, code, public_name, render_card
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.licenses import license_metadata, license_of_start
-from timm_igkd.report.run_facts import RunFacts, seed_summary, setting_words, start_of
-from timm_igkd.report.run_files import Sizes
+from timm_igkd.report.run_facts import RunFacts, origin, seed_summary, setting_words, start_of
+from timm_igkd.report.run_files import Metrics, Sizes
 from timm_igkd.report.tables import (
     ABSENT,
     NARROW,
@@ -57,10 +57,7 @@ def model_card(
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     metrics = run.metrics
-    teacher, robustness = (metrics.teacher, metrics.robustness) if metrics else (None, None)
-    hardware = metrics.hardware if metrics else None
-    if metrics and hardware:
-        hardware += f", device {metrics.device or '?'}, torch threads: {metrics.threads or '?'}"
+    teacher = metrics.teacher if metrics else None
     return render_card(
         "model_card.md",
         metadata=_metadata(repo_id, run, maps_repo, license or license_of_start(config, run.config)).to_yaml(),
@@ -84,27 +81,47 @@ def model_card(
         + _onnx_rows(metrics.onnx_latency_ms if metrics else {}),
         exports=export_rows(metrics),
         export_note=export_note(metrics),
-        hardware=hardware,
-        robustness=robustness,
-        teacher_robustness=teacher and teacher.robustness,
-        robustness_rows=[
-            [kind, *(f"{value:.1f}" for value in top1)]
-            for kind, top1 in (corruption_rows(robustness) if robustness else {}).items()
-        ],
+        hardware=_hardware(metrics),
+        **_robustness(metrics),
         settings=_settings(run),
         is_distilled=run.is_distilled,
-        ig_options=_ig_options(run),
-        stored_logits_alone=run.provenance is not None and not run.provenance.options.has_maps,
-        method=METHOD_NAMES[_method(run)],
-        overlaid=(run.config.get("overlay_prob") or 0) > 0,
-        overlay_prob=plain(run.config.get("overlay_prob")),
-        overlay_source=run.config.get("overlay_source", "aligned"),
+        **_maps_section(run),
         maps_repo=maps_repo,
         citations=citations(METHOD_PAPERS[_method(run)] if run.uses_maps else None),
         versions=", ".join(
             f"{name} {run.environment[name]}" for name in ("timm_igkd", "timm", "torch") if run.environment.get(name)
         ),
     )
+
+
+def _hardware(metrics: Metrics | None) -> str | None:
+    """Return what latencies were measured on."""
+    if not metrics or not metrics.hardware:
+        return None
+    return f"{metrics.hardware}, device {metrics.device or '?'}, torch threads: {metrics.threads or '?'}"
+
+
+def _robustness(metrics: Metrics | None) -> dict[str, Any]:
+    """Return what the card's section on corruptions shows."""
+    teacher, found = (metrics.teacher, metrics.robustness) if metrics else (None, None)
+    rows = corruption_rows(found) if found else {}
+    return {
+        "robustness": found,
+        "teacher_robustness": teacher and teacher.robustness,
+        "robustness_rows": [[kind, *(f"{value:.1f}" for value in top1)] for kind, top1 in rows.items()],
+    }
+
+
+def _maps_section(run: RunFacts) -> dict[str, Any]:
+    """Return what the card's section on maps shows."""
+    return {
+        "ig_options": _ig_options(run),
+        "stored_logits_alone": run.provenance is not None and not run.provenance.options.has_maps,
+        "method": METHOD_NAMES[_method(run)],
+        "overlaid": (run.config.get("overlay_prob") or 0) > 0,
+        "overlay_prob": plain(run.config.get("overlay_prob")),
+        "overlay_source": run.config.get("overlay_source", "aligned"),
+    }
 
 
 def _introduction(model: nn.Module, run: RunFacts) -> Markdown:
@@ -232,7 +249,10 @@ def _metadata(
     uses_teacher = run.is_distilled or run.uses_maps or run.config.get("student_init") == "teacher"
     bases = base_models(run.config, uses_teacher)
     tags = ["image-classification", "timm", "timm-igkd"]
-    tags += ["knowledge-distillation"] * run.is_distilled + [METHOD_NAMES[_method(run)].lower()] * run.uses_maps
+    if run.is_distilled:
+        tags.append("knowledge-distillation")
+    if run.uses_maps:
+        tags.append(METHOD_NAMES[_method(run)].lower())
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
@@ -252,9 +272,9 @@ def base_models(config: Mapping[str, Any], uses_teacher: bool) -> list[str]:
     Weights that were trained in the run, or are known by no Hub id, are left out.
     """
     names = []
-    if config.get("student_init") == "pretrained" and not config.get("student_checkpoint"):
+    if origin(config, "student") == "pretrained":
         names.append(str(config.get("student") or ""))
-    if uses_teacher and not config.get("teacher_epochs") and not config.get("teacher_checkpoint"):
+    if uses_teacher and not config.get("teacher_epochs") and origin(config, "teacher") == "pretrained":
         names.append(str(config.get("teacher") or ""))
     return list(dict.fromkeys(found for name in names if (found := _hub_id(name)) is not None))
 

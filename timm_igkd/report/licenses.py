@@ -1,14 +1,15 @@
 """The Hub's identifiers of licenses, as its documentation of repository cards lists them."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from timm_igkd.errors import InputError, nearest
+from timm_igkd.report.run_facts import Part, origin
 
 OWN = "apache-2.0"
-"""Of weights that began at random, where nobody says another."""
+"""License of weights trained from a random start, unless the user names another."""
 LICENSES = frozenset(
     """
     apache-2.0 mit openrail openrail++ bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -34,9 +35,7 @@ def check_license(name: str) -> str:
     return name
 
 
-def license_of_start(
-    pretrained_cfg: Mapping[str, Any], config: Mapping[str, Any], part: Literal["teacher", "student"] = "student"
-) -> str:
+def license_of_start(pretrained_cfg: Mapping[str, Any], config: Mapping[str, Any], part: Part = "student") -> str:
     """Return the license that a model's weights stand under by what they started from.
 
     Args:
@@ -48,16 +47,12 @@ def license_of_start(
         apache-2.0 after a random start, "unknown" where nothing is told; see `license_metadata` for what the Hub does
         not list.
     """
-    start = config.get(f"{part}_init", "random" if config else "pretrained")
-    if part == "teacher":
-        start = "teacher"
-    if start == "teacher":
-        part = "teacher"
-        start = config.get("teacher_init", "random") if config.get("teacher_epochs") else "pretrained"
-    if start == "random":
+    found = origin(config, part) if config else "pretrained"
+    if found == "teacher":
+        found = origin(config, "teacher")
+    if found == "random":
         return OWN
-    told = None if config.get(f"{part}_checkpoint") else pretrained_cfg.get("license")
-    return told or "unknown"
+    return (pretrained_cfg.get("license") if found == "pretrained" else None) or "unknown"
 
 
 def license_metadata(license: str) -> dict[str, Any]:
@@ -65,7 +60,7 @@ def license_metadata(license: str) -> dict[str, Any]:
     return {"license": license} if license in LICENSES else {"license": "other", "license_name": license}
 
 
-def tell_license_of_start(model: nn.Module, config: Mapping[str, Any], part: Literal["teacher", "student"]) -> None:
+def tell_license_of_start(model: nn.Module, config: Mapping[str, Any], part: Part) -> None:
     """Note in the `pretrained_cfg` of a run's model the license that it has by its start, see `license_of_start`."""
     pretrained_cfg: Any = model.pretrained_cfg
     tell_license(model, license_of_start(pretrained_cfg, config, part))

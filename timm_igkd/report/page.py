@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.report import tables
-from timm_igkd.report.figures import learning_curves, require_matplotlib
+from timm_igkd.report.figures import learning_curves
 from timm_igkd.report.run_facts import RunFacts, read_run, setting_phrase, start_of
 from timm_igkd.report.run_files import (
     History,
@@ -28,17 +27,11 @@ from timm_igkd.report.run_files import (
 from timm_igkd.report.sections import (
     Disagreement,
     calibration_views,
-    collect_disagreements,
     confusion_view,
     disagreement_view,
     sample_view,
 )
 from timm_igkd.report.verdict import arm_rows, verdict
-
-__all__ = ["Disagreement", "collect_disagreements", "write_report"]
-
-MOST_SAMPLES = 12
-MOST_DISAGREEMENTS = 24
 
 # Row of the setup table -> the setting that switches it on, and what it tells where a run has it.
 _SETUP = {
@@ -54,8 +47,8 @@ _SETUP = {
 def write_report(
     run_dir: str | Path,
     *,
-    samples: Sequence[Sample] | None = None,
-    disagreements: Sequence[Disagreement] | None = None,
+    samples: Sequence[Sample] = (),
+    disagreements: Sequence[Disagreement] = (),
 ) -> Path:
     """Write `run_dir`/report/index.html from the files of a finished run; equal inputs give an equal page.
 
@@ -63,8 +56,8 @@ def write_report(
         run_dir: folder with config.yaml, metrics.json, environment.json, predictions.npz and student_history.csv;
             teacher_history.csv is absent for a released teacher, maps/provenance.json for a run without maps;
             maps/score.json, of `timm-igkd score`, says how faithful they are.
-        samples: training images with their maps, at most 12 are shown.
-        disagreements: images on which student and teacher differ, at most 24 are shown.
+        samples: training images with their maps.
+        disagreements: images on which student and teacher differ.
 
     Returns:
         The path of the page.
@@ -73,9 +66,8 @@ def write_report(
         MissingFileError: the run is not finished.
         InputError: a file cannot be read as what it should be, or matplotlib is missing.
     """
-    require_matplotlib()
     run_dir = Path(run_dir)
-    context = _context(run_dir, (samples or ())[:MOST_SAMPLES], (disagreements or ())[:MOST_DISAGREEMENTS])
+    context = _context(run_dir, samples, disagreements)
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = jinja.from_string(template).render(context)
@@ -205,10 +197,7 @@ def _latency_note(metrics: Metrics) -> str:
 
 
 def _command(environment: Mapping[str, Any]) -> str:
-    command = environment.get("command")
-    if isinstance(command, list):
-        return shlex.join(str(part) for part in command)
-    return str(command) if command else "accelerate launch recipes/train_igkd.py --config config.yaml"
+    return str(environment.get("command") or "accelerate launch recipes/train_igkd.py --config config.yaml")
 
 
 def _stored_facts(provenance: Provenance) -> dict[str, Any]:
@@ -223,17 +212,14 @@ def _stored_facts(provenance: Provenance) -> dict[str, Any]:
 
 def _provenance_groups(run: RunFacts, metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     times = metrics.wall_time_s
-    walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items() if seconds is not None]
+    walls = [(stage, tables.duration(seconds)) for stage, seconds in times.items()]
     if walls:
-        walls.append(("total", tables.duration(sum(seconds for seconds in times.values() if seconds is not None))))
+        walls.append(("total", tables.duration(sum(times.values()))))
     software = {key: value for key, value in run.environment.items() if key != "command"}
-    packages = [
-        (name.removeprefix("packages.").removeprefix("versions."), value) for name, value in tables.flat_rows(software)
-    ]
     stored = "Stored logits" if run.provenance is not None and not run.provenance.options.has_maps else "Maps"
     groups = [
         ("Wall time", walls),
-        ("Software and hardware", packages),
+        ("Software and hardware", tables.flat_rows(software)),
         ("Settings", tables.flat_rows(run.config)),
         (stored, tables.flat_rows({} if run.provenance is None else _stored_facts(run.provenance))),
     ]

@@ -82,17 +82,7 @@ def push_student(
                 "--maps-repo links the maps or logits that a student learnt from, and this run read none; leave it out"
             )
         model: Any = load_model(f"local-dir:{folder}", role="student")
-        files: dict[str, bytes | Path] = {"model.safetensors": folder / "model.safetensors"}
-        files["config.json"] = _signed(folder / "config.json")
-        if eval_task is not None:
-            files[EVAL_RESULT] = eval_result(run, eval_task)
-        if run.metrics and run.metrics.weights_sha256 not in (None, weights_hash(model)):
-            raise InputError(
-                f"metrics.json of {str(student)!r} is of other weights than its student/; push the folder student/, "
-                "which has no results, or evaluate it in a run of its own"
-            )
-        if not isinstance(student, nn.Module):
-            files |= exported_files(Path(student) / "export", weights_hash(model), run)
+        files = _files(student, model, folder, run, eval_task)
         require_login(repo_id)
         pushed = publish(
             Publication(
@@ -115,6 +105,32 @@ def push_student(
     if run.config and run.metrics is None:
         print(f"warning: {str(student)!r} has no metrics.json: the card tells no results", file=sys.stderr)
     return pushed
+
+
+def _files(
+    student: nn.Module | str | Path, model: nn.Module, folder: Path, run: RunFacts, eval_task: str | None
+) -> dict[str, bytes | Path]:
+    """Return all files but the card by their names on the Hub; errors as of `push_student`.
+
+    Args:
+        student: as it was given.
+        model: the same, loaded.
+        folder: with its config.json and model.safetensors.
+        run: what is known of it.
+        eval_task: of the run's data set, or None.
+    """
+    files: dict[str, bytes | Path] = {"model.safetensors": folder / "model.safetensors"}
+    files["config.json"] = _signed(folder / "config.json")
+    if eval_task is not None:
+        files[EVAL_RESULT] = eval_result(run, eval_task)
+    if run.metrics and run.metrics.weights_sha256 not in (None, weights_hash(model)):
+        raise InputError(
+            f"metrics.json of {str(student)!r} is of other weights than its student/; push the folder student/, "
+            "which has no results, or evaluate it in a run of its own"
+        )
+    if not isinstance(student, nn.Module):
+        files |= exported_files(Path(student) / "export", weights_hash(model), run)
+    return files
 
 
 def _signed(config: Path) -> bytes:

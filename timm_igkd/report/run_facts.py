@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.comparison import seed_interval
@@ -13,6 +13,14 @@ from timm_igkd.hub.cards import hub_dataset_id, public_name
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.report.run_files import Metrics, read_maps, read_metrics
 
+Part = Literal["teacher", "student"]
+
+_ORIGINS = {
+    "random": "random weights",
+    "pretrained": "its pretrained weights",
+    "checkpoint": "the weights of a checkpoint",
+    "teacher": "the weights of the teacher's kept layers",
+}
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
 # What a card calls a setting, and how the page's setup says it. One that is not here is shown by its own name; None: it
@@ -180,20 +188,25 @@ def _read_metrics(folder: Path, required: bool = False) -> Metrics | None:
     return read_metrics(path) if required or path.exists() else None
 
 
-def start_of(config: Mapping[str, Any], name: str) -> str:
-    """Return what the teacher or student of a run started from, in words.
+def origin(config: Mapping[str, Any], part: Part) -> str:
+    """Return what the teacher or student of a run started from.
 
     Args:
         config: of the run.
-        name: "teacher" or "student".
+        part: which of the two.
+
+    Returns:
+        "random", "pretrained" (the name's own weights), "checkpoint" (a file's), or of a student "teacher": the layers
+        that it keeps of a teacher, which itself began somewhere.
     """
-    is_given = name == "teacher" and not config.get("teacher_epochs")
-    start = config.get(f"{name}_init", "pretrained" if is_given else "random")
-    if start == "pretrained" and config.get(f"{name}_checkpoint"):
-        return "the weights of a checkpoint"
-    return {"teacher": "the weights of the teacher's kept layers", "pretrained": "its pretrained weights"}.get(
-        start, "random weights"
-    )
+    is_given = part == "teacher" and not config.get("teacher_epochs")
+    start = "pretrained" if is_given else str(config.get(f"{part}_init", "random"))
+    return "checkpoint" if start == "pretrained" and config.get(f"{part}_checkpoint") else start
+
+
+def start_of(config: Mapping[str, Any], part: Part) -> str:
+    """Return the `origin` of a model in words."""
+    return _ORIGINS.get(origin(config, part), _ORIGINS["random"])
 
 
 def setting_words(name: str) -> str | None:

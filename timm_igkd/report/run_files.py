@@ -2,15 +2,12 @@
 
 import csv
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from timm_igkd.data.labels import readable_names
 from timm_igkd.errors import InputError, MissingFileError, first_line
@@ -18,7 +15,7 @@ from timm_igkd.evaluation.comparison import Comparison
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.metrics import Evaluation, write_metrics
 from timm_igkd.export.record import ExportSummary
-from timm_igkd.files import read_mapping, refuse_special, write_atomic
+from timm_igkd.files import open_arrays, read_mapping, refuse_special, write_atomic
 from timm_igkd.maps.manifest import Provenance, read_provenance
 from timm_igkd.records import parse_record
 
@@ -86,7 +83,7 @@ class Metrics(ModelMetrics):
     is_part: bool | None = None
     training_images: TrainingImages | None = None
     onnx_latency_ms: Mapping[str, Timing] = field(default_factory=dict)
-    wall_time_s: Mapping[str, float | None] = field(default_factory=dict)
+    wall_time_s: Mapping[str, float] = field(default_factory=dict)
     exports: tuple[ExportSummary, ...] = ()
     arms: Comparison | None = None
 
@@ -157,13 +154,8 @@ def read_predictions(path: Path) -> Predictions:
     """Read what `write_predictions` wrote."""
     if not path.exists():
         raise MissingFileError(f"{path} is missing, expected a finished run; run the recipe again to complete it")
-    refuse_special(path)
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        message = f"{path} is no archive of predictions ({first_line(error)}); delete it and run again"
-        raise InputError(message) from error
+    with open_arrays(path, "delete it and run again") as archive:
+        arrays = {name: archive[name] for name in archive.files}
     missing = {"labels", "student_logits", "class_names"} - set(arrays)
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again")
@@ -183,21 +175,17 @@ def write_predictions(
     evaluation: Evaluation,
     class_names: Sequence[str],
     *,
-    class_indices: Sequence[int] | None = None,
     teacher_class_indices: Sequence[int] | None = None,
 ) -> None:
     """Write labels and logits over the dataset's classes as an .npz file, which the report page reads."""
-
-    def columns(logits: Tensor, indices: Sequence[int] | None) -> np.ndarray:
-        return (logits if indices is None else logits[:, list(indices)]).numpy()
-
     arrays: dict[str, Any] = {
         "labels": evaluation.labels.numpy(),
-        "student_logits": columns(evaluation.logits, class_indices),
+        "student_logits": evaluation.logits.numpy(),
         "class_names": np.array(list(class_names), dtype=np.str_),
     }
-    if evaluation.teacher_logits is not None:
-        arrays["teacher_logits"] = columns(evaluation.teacher_logits, teacher_class_indices)
+    logits, indices = evaluation.teacher_logits, teacher_class_indices
+    if logits is not None:
+        arrays["teacher_logits"] = (logits if indices is None else logits[:, list(indices)]).numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomic(Path(path), buffer.getvalue())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from timm_igkd.data.images import fit_image
@@ -18,6 +19,8 @@ from timm_igkd.report.figures import data_uri, reliability_diagram
 from timm_igkd.report.run_files import Predictions, read_predictions
 
 MOST_MATRIX_CLASSES = 30
+MOST_SHOWN = 12
+"""Samples, and images on which student and teacher differ, of a run's page."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Disagreement:
     teacher_confidence: float
 
 
-def collect_disagreements(run_dir: str | Path, dataset: Any, limit: int = 12) -> list[Disagreement]:
+def collect_disagreements(run_dir: str | Path, dataset: Any, limit: int = MOST_SHOWN) -> list[Disagreement]:
     """Return the images on which a run's student and teacher differ, the surest student first.
 
     Args:
@@ -113,13 +116,12 @@ def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
     for role, logits in (("student", predictions.student_logits), ("teacher", predictions.teacher_logits)):
         if logits is None:
             continue
-        bins = reliability_bins(_softmax(logits), predictions.labels)
-        filled = bins.counts > 0
-        total = bins.counts.sum()
-        confidence = float((bins.confidence[filled] * bins.counts[filled]).sum() / total)
-        accuracy = float((bins.accuracy[filled] * bins.counts[filled]).sum() / total)
+        probabilities = _softmax(logits)
+        bins = reliability_bins(probabilities, predictions.labels)
+        confidence = float(probabilities.max(axis=1).mean())
+        accuracy = float((probabilities.argmax(axis=1) == predictions.labels).mean())
         gap = 100 * (confidence - accuracy)
-        verdict = "over-confident" if gap > 0 else "under-confident"
+        leaning = "over-confident" if gap > 0 else "under-confident"
         views.append(
             {
                 "role": role,
@@ -127,7 +129,7 @@ def calibration_views(predictions: Predictions) -> list[dict[str, Any]]:
                 "ece": f"{bins.expected_calibration_error:.3f}",
                 "text": f"mean confidence {tables.percent(100 * confidence)}, "
                 f"accuracy {tables.percent(100 * accuracy)}: "
-                + (f"{verdict} by {abs(gap):.1f} points" if abs(gap) >= 0.05 else "no overall gap"),
+                + (f"{leaning} by {abs(gap):.1f} points" if abs(gap) >= 0.05 else "no overall gap"),
             }
         )
     return views
@@ -162,7 +164,6 @@ def disagreement_view(predictions: Predictions, shown: Sequence[Disagreement]) -
     }
 
 
-def _softmax(logits: Any) -> np.ndarray:
-    table = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(table - table.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Return [N, classes] float64 probabilities."""
+    return torch.from_numpy(logits).double().softmax(dim=1).numpy()

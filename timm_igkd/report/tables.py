@@ -1,6 +1,5 @@
 """Numbers of a run in words: the rows and sentences of the report page, as plain text that the template escapes."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.export.record import ExportSummary
+from timm_igkd.intervals import wilson_interval
 from timm_igkd.report.run_files import Metrics, ModelMetrics, Robustness, Sizes
 
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
@@ -26,12 +26,9 @@ class Row(NamedTuple):
     comparison: str
 
 
-def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of `correct` out of `n`, as shares in [0, 1]."""
-    share, spread = correct / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+def signed(value: float, digits: int = 2) -> str:
+    """Return a difference with its sign, a real minus; what rounds to 0 has no minus."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -96,7 +93,7 @@ def summary_sentence(metrics: Metrics) -> str:
     if not teacher:
         subject = "The model"
     elif compression and compression >= 1.05:
-        article = "An" if str(ratio(compression)).startswith(("8", "11.", "18")) else "A"
+        article = "An" if ratio(compression).startswith(("8", "11.", "18.")) else "A"
         subject = f"{article} {ratio(compression)} smaller student"
     elif compression and compression <= 1 / 1.05:
         subject = f"A student {ratio(1 / compression)} its teacher's size"
@@ -112,7 +109,7 @@ def summary_sentence(metrics: Metrics) -> str:
 def _points(teacher: float, student: float) -> str:
     difference = student - teacher
     digits = 1 if abs(difference) >= 0.05 else 2
-    return "equal" if not round(difference, 2) else f"{difference:+.{digits}f} points".replace("-", MINUS)
+    return "equal" if not round(difference, 2) else f"{signed(difference, digits)} points"
 
 
 def result_rows(metrics: Metrics, corruptions: bool = True) -> list[Row]:
@@ -136,7 +133,7 @@ def result_rows(metrics: Metrics, corruptions: bool = True) -> list[Row]:
         ("Cross-entropy", metrics.loss, getattr(teacher, "loss", None)),
         ("Expected calibration error (ECE)", metrics.ece, getattr(teacher, "ece", None)),
     ):
-        change = f"{own - other:+.3f}".replace("-", MINUS) if other is not None else ABSENT
+        change = signed(own - other, 3) if other is not None else ABSENT
         rows.append(Row(name, ABSENT if other is None else f"{other:.3f}", f"{own:.3f}", change))
     if corruptions and metrics.robustness:
         rows += _robustness_rows(metrics.robustness, getattr(teacher, "robustness", None))

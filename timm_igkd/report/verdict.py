@@ -3,7 +3,7 @@
 import statistics
 
 from timm_igkd.evaluation.comparison import ArmName, ArmResult, Comparison, Difference
-from timm_igkd.report.tables import MINUS, NARROW, count, duration, percent
+from timm_igkd.report.tables import NARROW, count, duration, percent, signed
 
 _ARMS: dict[ArmName, str] = {
     "alone": "the student alone",
@@ -22,7 +22,7 @@ def verdict(comparison: Comparison | None) -> list[str]:
         f"From {seeds} seeds, this is about the method with this teacher on these images; the intervals are not "
         "adjusted for the number of differences."
         if seeds > 1
-        else "From one seed, this is about these students; about the method --seeds 3 or more would tell."
+        else "One seed compares only these students; for a statement about the method, add --seeds 3 or more."
     )
     return [*(_sentence(difference) for difference in comparison.differences), scope]
 
@@ -36,13 +36,13 @@ def _sentence(difference: Difference) -> str:
     names = f"{_ARMS[difference.arm]} against {_ARMS[difference.baseline]}"
     over = "test images" if difference.over == "images" else "seeds"
     if difference.low is None or difference.high is None:
-        points = _signed(difference.points, 2)
+        points = signed(difference.points)
         return f"{names}: {points} points of top-1, the same in all {count(difference.n)} seeds, so without interval."
     digits = _digits(difference.points, difference.low, difference.high) if difference.is_shown else 1
-    ends = f"{_signed(difference.low, digits)} to {_signed(difference.high, digits)}"
+    ends = f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
     interval = f"95{NARROW}% interval {ends}, paired over {count(difference.n)} {over}"
     if not difference.is_shown:
-        return f"{names}: no difference shown ({_signed(difference.points, digits)} points of top-1; {interval})."
+        return f"{names}: no difference shown ({signed(difference.points, digits)} points of top-1; {interval})."
     better = "better" if difference.points > 0 else "worse"
     return f"{names}: {better} by {abs(difference.points):.{digits}f} points of top-1 ({interval})."
 
@@ -50,10 +50,6 @@ def _sentence(difference: Difference) -> str:
 def _digits(*points: float) -> int:
     """Return how many digits it takes, from one on, that none of these reads as 0."""
     return next((digits for digits in range(1, 6) if all(round(value, digits) for value in points)), 6)
-
-
-def _signed(points: float, digits: int) -> str:
-    return f"{points:+.{digits}f}".replace("-", MINUS)
 
 
 def arm_rows(comparison: Comparison | None) -> list[tuple[str, str, str, str, str]]:

@@ -25,7 +25,7 @@ from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.overlay.device_images import DeviceImages, SeveralSizesError, StoredMaps
 from timm_igkd.random_streams import restored_state
 from timm_igkd.runs.data import RunData
-from timm_igkd.runs.settings import RunConfig
+from timm_igkd.runs.settings import RunConfig, Trained
 from timm_igkd.training.batch import Batches
 from timm_igkd.training.device_batches import DeviceBatches
 from timm_igkd.training.worker_batches import WorkerBatches
@@ -232,7 +232,7 @@ def _on_device(
 # ---- what batches ask of a model ----
 
 
-def check_norms(config: RunConfig, data: RunData, name: Literal["teacher", "student"], model: nn.Module) -> None:
+def check_norms(config: RunConfig, data: RunData, name: Trained, model: nn.Module) -> None:
     """Raise InputError where batch norms keep a model from learning of the batches of a run.
 
     A batch norm takes no statistics of a single value. And some released weights come with statistics of their batch

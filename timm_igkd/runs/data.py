@@ -81,8 +81,9 @@ class RunData:
     @cached_property
     def validation_hash(self) -> str:
         """Content hash of the images to choose by, empty where they are part of the training split."""
-        is_apart = self.config.validation_split is not None and self.validation is not None
-        return self.validation.content_hash() if is_apart and self.validation is not None else ""
+        if self.config.validation_split is None or self.validation is None:
+            return ""
+        return self.validation.content_hash()
 
     @cached_property
     def unlabeled_hash(self) -> str:

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import re
 import secrets
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,12 +19,12 @@ from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
-from timm_igkd.files import hash_files, remove_abandoned
+from timm_igkd.files import hash_files, remove_abandoned, remove_written_apart
 from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import STAGES
+from timm_igkd.runs.stages import MARKERS
 
 
 @dataclass(frozen=True)
@@ -124,10 +122,10 @@ class RunFolder:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not there, or not empty
                 self.model(name).rmdir()
-            _remove_written_apart(self.path, name)
+            remove_written_apart(self.path, name)
         if "export" in pending:
             for folder in (self.path, self.export):
-                _remove_written_apart(folder, "export")
+                remove_written_apart(folder, "export")
         remove_abandoned(self.path)
 
     def refuse_foreign(self) -> None:
@@ -135,14 +133,14 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{str(self.path)!r} is a file, expected a run's folder; choose another --name")
         names = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
-        if (others := [name for name in names if name != ".lock"]) and STAGES not in names:
+        if (others := [name for name in names if name != ".lock"]) and MARKERS not in names:
             raise InputError(
                 f"{str(self.path)!r} holds {others[0]!r} but no run; choose another --name or --output-dir"
             )
 
     def claim(self) -> None:
         """Make the folder a run's, see `refuse_foreign`."""
-        (self.path / STAGES).mkdir(parents=True, exist_ok=True)
+        (self.path / MARKERS).mkdir(parents=True, exist_ok=True)
 
     def link_maps(self, store: Path) -> None:
         """Let `maps` lead to a store elsewhere, in place of a link that is there.
@@ -155,13 +153,6 @@ class RunFolder:
         link = self.path / f".maps-{secrets.token_hex(4)}.tmp"
         link.symlink_to(store.resolve(), target_is_directory=True)
         os.replace(link, self.maps)
-
-
-def _remove_written_apart(folder: Path, name: str) -> None:
-    """Remove what a killed `files.folder_written_apart` left."""
-    for path in folder.glob(f".{name}-*"):
-        if re.fullmatch(r"[a-z0-9_]{8}", path.name.removeprefix(f".{name}-")):  # as `tempfile` ends them
-            shutil.rmtree(path, ignore_errors=True)
 
 
 class RunInputs:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from accelerate.utils import broadcast_object_list
 from timm.models import get_model_input_config
@@ -26,22 +26,22 @@ from timm_igkd.export.students import StudentsRecord
 from timm_igkd.files import exclusive, write_json
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
-from timm_igkd.models.loading import needs_plugin, save_model
+from timm_igkd.models.loading import save_model
 from timm_igkd.overlay.preview import overlay_samples
 from timm_igkd.records import write_record
 from timm_igkd.report.figures import require_matplotlib
 from timm_igkd.report.licenses import tell_license_of_start
 from timm_igkd.report.page import write_report
-from timm_igkd.report.run_files import update_metrics
-from timm_igkd.report.sections import collect_disagreements
+from timm_igkd.report.run_files import read_metrics, update_metrics
+from timm_igkd.report.sections import MOST_SHOWN, collect_disagreements
 from timm_igkd.report.verdict import verdict
 from timm_igkd.runs.batches import check_norms, choose_batches
 from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own_maps
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
-from timm_igkd.runs.models import RunModels, Trained, find_start
+from timm_igkd.runs.models import RunModels, check_processes, find_start
 from timm_igkd.runs.parsing import save_config
-from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import Stage, Stages
+from timm_igkd.runs.settings import RunConfig, StageName, Trained
+from timm_igkd.runs.stages import Stage, Stages, launch_of
 from timm_igkd.runs.students import Arms, StudentRun, arms_of
 from timm_igkd.training.accelerator import create_accelerator
 from timm_igkd.training.batch import steps_per_epoch
@@ -85,19 +85,23 @@ class Run:
         self.accelerator = create_accelerator(config.trackers, self.folder.trackers)
         self.config, self.notes = self._find_starts(config)  # before all images are opened
         self.data = RunData(self.config)
-        self.models = RunModels(self.config, self.data, self.folder)
         self.choice = self._choose_student() if config.student == AUTO else None
         if config.batches == "auto":
             (chosen,) = broadcast_object_list([self._choose_batches()])  # each device has its own memory
             self.config = replace(self.config, batches=chosen)
-            self.models.config = self.config
         parts = (self.config, self.data, self.folder, self.accelerator)
         self.kept, self.arms = StudentRun(*parts), Arms(*parts)
         inputs = RunInputs(self.config, self.data, self.folder)
         self.stages = self._create_stages(self._stages(), inputs)
-        export = Stage("export", self.export, self.folder.exported(config.export), is_redone=True)
-        report = Stage("report", self.report, [self.folder.page], is_redone=True)
-        self.last = self._create_stages([*[export] * bool(config.export), report], inputs)
+        last = [Stage("report", self.report, [self.folder.page], is_redone=True)]
+        if config.export:
+            last.insert(0, Stage("export", self.export, self.folder.exported(config.export), is_redone=True))
+        self.last = self._create_stages(last, inputs)
+
+    @property
+    def models(self) -> RunModels:
+        """Its teacher and student, by the settings as they are by now."""
+        return RunModels(self.config, self.data, self.folder)
 
     def _create_stages(self, stages: list[Stage], inputs: RunInputs) -> Stages:
         def read(name: StageName) -> dict[str, str]:
@@ -117,8 +121,7 @@ class Run:
     def _find_starts(self, config: RunConfig) -> tuple[RunConfig, list[str]]:
         """Have the weights at hand that the models start from, and return the settings with what was found."""
         notes = []
-        names: tuple[Trained, ...] = ("teacher", "student")
-        for name in names:
+        for name in get_args(Trained):
             config, note = find_start(config, name, fetch=self._needs_start(config, name))
             notes += [note] if note and not self._is_done(name) else []
         return config, notes
@@ -128,7 +131,6 @@ class Run:
         parts = (self.data.num_classes, self.folder, self.accelerator)
         record = choose_student(self.config, self._teacher_architecture, *parts)
         self.config, notes = self._find_starts(with_student(self.config, record))
-        self.models.config = self.config
         self.notes += [record.choice(), *notes]
         return record
 
@@ -137,11 +139,11 @@ class Run:
         found = Stages.finished(self.folder.path, "student")
         if found is not None and found.settings.get("batches") in ("workers", "device"):
             return found.settings["batches"]
-        trains_teacher = self.config.teacher_epochs > 0
 
         def trained() -> Iterator[nn.Module]:
             teacher = self._teacher_architecture()
-            yield from [teacher] * trains_teacher
+            if self.config.teacher_epochs > 0:
+                yield teacher
             yield self.models.student(lambda: teacher, weights=False)
 
         return choose_batches(self.config, self.data, trained(), self.accelerator)
@@ -154,10 +156,12 @@ class Run:
 
     def _stages(self) -> list[Stage]:
         files, checkpoint = self.folder.model_files("teacher"), self.folder.checkpoint("teacher")
-        files += [self.folder.history("teacher")] * (self.config.teacher_epochs > 0)
-        teacher = Stage("teacher", self.teacher, files, partial=checkpoint)
-        maps = Stage("maps", self.maps, [self.folder.maps / "provenance.json"])
-        return [teacher, *[maps] * self.config.needs_maps, *self.kept.stages()]
+        if self.config.teacher_epochs > 0:
+            files.append(self.folder.history("teacher"))
+        stages = [Stage("teacher", self.teacher, files, partial=checkpoint)]
+        if self.config.needs_maps:
+            stages.append(Stage("maps", self.maps, [self.folder.maps / "provenance.json"]))
+        return [*stages, *self.kept.stages()]
 
     def main(self) -> None:
         """Check everything, then run all stages in order."""
@@ -195,16 +199,16 @@ class Run:
         save_config(self.config, self.folder.config)
         if self.choice is not None:
             write_record(self.folder.students, self.choice)
-        if pending & {"teacher", "student"} or not self.folder.environment.exists():  # not what draws a page
-            write_json(
-                self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | self.stages.launch()
-            )
+        # a run that only redraws its page keeps the environment it was trained in
+        if pending & {"teacher", "student"} or not self.folder.environment.exists():
+            launch = launch_of(self.accelerator, self.config)
+            write_json(self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | launch)
 
     def _check_models(self, pending: set[StageName]) -> None:
         """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""
         teacher = self._teacher_architecture() if "teacher" not in pending else self.models.teacher()
         student = self.models.student(lambda: teacher)
-        self.models.check_processes(self.models.task(student, teacher), self.accelerator.num_processes)
+        check_processes(self.models.task(student, teacher), self.accelerator.num_processes)
         trained: dict[Trained, nn.Module] = {"teacher": teacher} if self.config.teacher_epochs > 0 else {}
         for name, model in (trained | {"student": student}).items():
             if name in pending:
@@ -213,9 +217,10 @@ class Run:
             check_exportable(student)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
-        is_fitted_alone = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
-        for images in [self.data.fitting] * bool(is_fitted_alone) + [self.data.student_images]:
-            steps_per_epoch(len(images), self.config.batch_size, self.accelerator.num_processes)
+        batches = self.config.batch_size, self.accelerator.num_processes
+        if self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0):
+            steps_per_epoch(len(self.data.fitting), *batches)
+        steps_per_epoch(len(self.data.student_images), *batches)
         if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
                 check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
@@ -231,9 +236,8 @@ class Run:
         """Take the given teacher, or train one: from pretrained weights, or from random ones."""
         model = self.models.teacher()
         if self.config.teacher_epochs > 0:
-            task = IGDistillationTask(
-                model, task_loss_weight=1.0, distill_loss_weight=0, criterion=self.models.criterion()
-            )
+            criterion = self.models.criterion()
+            task = IGDistillationTask(model, task_loss_weight=1.0, distill_loss_weight=0, criterion=criterion)
             model = self.kept.fit(task, None, "teacher")
         if self.accelerator.is_main_process:
             names = self.data.train.class_names if self.models.teacher_indices(model) is None else None
@@ -273,15 +277,13 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         has_overlay = self.config.overlay_prob > 0
-        samples = overlay_samples(MapStore(self.folder.maps), self.data.mapped, 12) if has_overlay else []
+        samples = overlay_samples(MapStore(self.folder.maps), self.data.mapped, MOST_SHOWN) if has_overlay else []
         shown = collect_disagreements(self.folder.path, self.data.test)  # a damaged file is found before any is written
         self._add_to_metrics(
             arms=asdict(self.arms.comparison()) if self.config.compare else None,
             exports=read_export_record(self.folder.export).metrics() if self.config.export else None,
         )
         write_report(self.folder.path, samples=samples, disagreements=shown)
-
-    # ---- parts of the stages ----
 
     def _add_to_metrics(self, **more: Any) -> None:
         """Add the seconds of all stages to metrics.json, and what else is given; None takes it away."""
@@ -290,11 +292,8 @@ class Run:
 
     def _print_usage(self) -> None:
         self._add_to_metrics()
-        for sentence in verdict(self.arms.comparison() if self.config.compare else None):
-            self.accelerator.print(sentence)
-        student = self.folder.model("student")
-        self.accelerator.print(f"report: {self.folder.page}")
-        self.accelerator.print("use the student:\n    import timm")
-        if needs_plugin(self.models.saved("student")):
-            self.accelerator.print("    import timm_igkd")
+        metrics, student = read_metrics(self.folder.metrics), self.folder.model("student")
+        plugin = "\n    import timm_igkd" if metrics.needs_plugin else ""
+        self.accelerator.print(*verdict(metrics.arms), f"report: {self.folder.page}", sep="\n")
+        self.accelerator.print(f"use the student:\n    import timm{plugin}")
         self.accelerator.print(f'    model = timm.create_model("local-dir:{student}", pretrained=True)')

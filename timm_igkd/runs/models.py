@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -19,24 +19,22 @@ from timm_igkd.random_streams import derive_seed, seeded
 from timm_igkd.runs.checks import check_checkpoint
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder
-from timm_igkd.runs.settings import RunConfig
-
-Trained = Literal["teacher", "student"]
+from timm_igkd.runs.settings import RunConfig, Trained
 
 
 @dataclass(frozen=True)
-class Start:
+class Pretrained:
     """Pretrained weights that a student starts from.
 
     Attributes:
         class_names: of the dataset, or None; a head for other classes is replaced.
-        checkpoint: file of the weights, or None: the name's own.
+        checkpoint: file of the weights; None: the name's own.
         weights: False: the architecture alone, with random weights.
     """
 
-    class_names: Sequence[str] | None = None
-    checkpoint: str | None = None
-    weights: bool = True
+    class_names: Sequence[str] | None
+    checkpoint: str | None
+    weights: bool
 
 
 def find_start(config: RunConfig, name: Trained, *, fetch: bool) -> tuple[RunConfig, str | None]:
@@ -111,7 +109,7 @@ def create_student(
     image_size: tuple[int, int],
     seed: int,
     img_size: int | None = None,
-    start: Start | None = None,
+    start: Pretrained | None = None,
 ) -> nn.Module:
     """Return a student; what is random in it, only (architecture, seed) decide.
 
@@ -183,6 +181,16 @@ def create_task(
     )
 
 
+def check_processes(task: IGDistillationTask, num_processes: int) -> None:
+    """Raise InputError where processes would wait for gradients of a head that has none."""
+    if num_processes > 1 and not (task.task_loss_weight or task.distill_loss_weight):
+        raise InputError(  # an explanation loss reaches the head's weight, and not its bias
+            "attention transfer and explanation loss alone leave the student's head, or its bias, without a "
+            "gradient, which several processes wait for; set task_loss_weight or distill_loss_weight above 0, or "
+            "launch one process"
+        )
+
+
 class RunModels:
     """Teacher and student of a run: where each starts from, and what is saved of them.
 
@@ -225,7 +233,7 @@ class RunModels:
             weights: read those that it starts from; False for its architecture alone.
         """
         config = self.config
-        is_pretrained = config.student_init == "pretrained"
+        start = Pretrained(self.data.train.class_names, config.student_checkpoint, weights)
         return create_student(
             config.student,
             config.student_args,
@@ -235,17 +243,8 @@ class RunModels:
             image_size=self.data.image_size,
             seed=config.seed,
             img_size=config.img_size,
-            start=Start(self.data.train.class_names, config.student_checkpoint, weights) if is_pretrained else None,
+            start=start if config.student_init == "pretrained" else None,
         )
-
-    def check_processes(self, task: IGDistillationTask, num_processes: int) -> None:
-        """Raise InputError where processes would wait for gradients of a head that has none."""
-        if num_processes > 1 and not (task.task_loss_weight or task.distill_loss_weight):
-            raise InputError(  # an explanation loss reaches the head's weight, and not its bias
-                "attention transfer and explanation loss alone leave the student's head, or its bias, without a "
-                "gradient, which several processes wait for; set task_loss_weight or distill_loss_weight above 0, or "
-                "launch one process"
-            )
 
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
         """Return the task that distils the student."""

@@ -1,7 +1,7 @@
 """Settings of a recipe: one flat frozen dataclass whose fields are the flags and the keys of its YAML file.
 
 `--config x.yaml` gives the defaults and flags win. A field's type says how a value is read: bool, int, float, str,
-Literal, `X | None`, tuple, list, dict[str, Any]; `field(metadata={"help": …})` is its line in `--help`.
+Literal, `X | None`, tuple, list, dict[str, Any]; `setting` gives it a default and a line in `--help`.
 """
 
 import argparse
@@ -20,6 +20,20 @@ Config = TypeVar("Config")
 _SHORT = reprlib.Repr()  # of a value in a message; the whole of one can be endless
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict = 200, 200, 20, 20
 _NONE_TEXTS = ("none", "null")
+
+
+def setting(text: str, default: Any, **more: Any) -> Any:
+    """Return a field of a dataclass of settings.
+
+    Args:
+        text: its line in `--help`.
+        default: its value where none is given; of a dict or list every instance gets a copy.
+        more: what else its metadata holds.
+    """
+    metadata = {"help": text, **more}
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from timm_igkd.attribution.ig_options import default_steps
+from timm_igkd.attribution.ig_options import default_reduction, default_steps
 from timm_igkd.errors import check_choice
 
 Protocol = Literal["demo", "modern", "paper", "fast"]
@@ -140,8 +140,8 @@ def resolve_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         found["student_init"] = "teacher"  # the weights that the kept layers of a truncated teacher have
     if wanted["map_method"] != "ig" and "n_steps" in found:
         found["n_steps"] = default_steps(wanted["map_method"])
-    if wanted["map_method"] == "grad_cam" and wanted["map_reduction"] == "abs_sum":
-        found["map_reduction"] = "positive"  # Grad-CAM as published
+    if wanted["map_reduction"] is None:
+        found["map_reduction"] = default_reduction(wanted["map_method"])
     dataset = Path(settings["dataset"])
     own = dataset.resolve().name if dataset.name in ("", "..") else dataset.name  # of ".." the folder's that it means
     name = settings["name"] or ("demo" if is_demo else own or "run")

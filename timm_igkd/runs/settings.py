@@ -5,7 +5,7 @@ A field says which stages its value changes; a stage that is complete is compare
 
 import json
 import os
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,10 +14,12 @@ from timm_igkd.distillation.options import ExplanationMap, JoinedChannels, Teach
 from timm_igkd.export.budget import AUTO, Budget
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
 from timm_igkd.runs.checks import check_settings
+from timm_igkd.runs.parsing import setting
 from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
 from timm_igkd.training.augmentation import TrainAugmentation
 from timm_igkd.training.settings import TrainCrop, TrainingSettings
 
+Trained = Literal["teacher", "student"]
 Start = Literal["pretrained", "random"]
 StageName = Literal["teacher", "maps", "student", "evaluate", "export", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -32,10 +34,7 @@ _NONE = ()  # names, places, speed: no output depends on it
 
 
 def _setting(text: str, default: Any, stages: tuple[str, ...], bare: str | None = None) -> Any:
-    metadata = {"help": text, "stages": stages, "bare": bare}  # bare: the value of a flag without one
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return setting(text, default, stages=stages, bare=bare)  # bare: the value of a flag without one
 
 
 def _preset(text: str, stages: tuple[str, ...], bare: str | None = None) -> Any:
@@ -89,7 +88,6 @@ class RunConfig:
         "epochs to train the teacher on these images, pretrained weights getting a new head; 0: it is taken as it is",
         _TEACHER,
     )
-
     teacher_lr: float | None = _preset("learning rate of its training; none: lr", _TEACHER)
     freeze_teacher_bn: bool = _setting("its batch norms keep their statistics in fine-tuning", False, _TEACHER)
     student: str | None = _preset(
@@ -105,7 +103,6 @@ class RunConfig:
     student_init: Literal["pretrained", "random", "teacher"] = _preset(
         "weights a student starts from; teacher: a truncated one's kept layers, as pretrained is there", _STUDENT
     )
-
     freeze_student_bn: bool = _setting("its batch norms keep their statistics in training", False, _STUDENT)
     img_size: int | None = _setting("side of both models' input; none: their own", None, _TEACHER)
 
@@ -127,7 +124,9 @@ class RunConfig:
     map_baseline: Baseline = _setting("start of the integration path", "mean", _MAPS)
     map_target: Target = _setting("class whose output is attributed", "label", _MAPS)
     map_output: Output = _setting("logit or probability", "logit", _MAPS)
-    map_reduction: Reduction = _setting("how colour channels are joined; grad_cam: positive", "abs_sum", _MAPS)
+    map_reduction: Reduction | None = _setting(
+        "how colour channels are joined; none: abs_sum, positive for grad_cam", None, _MAPS
+    )
     map_size: int | None = _setting("side of the stored maps", None, _MAPS)
 
     loss_type: Literal["kl", "dkd", "dist", "standardized", "mse"] = _setting("distillation loss", "kl", _STUDENT)
@@ -213,6 +212,7 @@ class RunConfig:
 
     def ig_options(self) -> IGOptions:
         """Return which maps are computed."""
+        assert self.map_reduction is not None  # resolved
         return IGOptions(
             method=self.map_method,
             n_steps=self.n_steps,
@@ -237,7 +237,7 @@ class RunConfig:
         """Return what happens to a training image after the overlay."""
         return TrainAugmentation(**self._named(TrainAugmentation))
 
-    def training(self, name: Literal["teacher", "student"]) -> TrainingSettings:
+    def training(self, name: Trained) -> TrainingSettings:
         """Return how the teacher or the student is trained."""
         own: dict[str, Any] = {"compile_mode": "default" if self.compile else "none"}
         if name == "teacher":  # one that is given is not trained: any settings do

@@ -1,7 +1,6 @@
 """Stages that skip when complete: each leaves a marker with the settings it was run with and its wall time."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError, first_line
-from timm_igkd.files import refuse_special
-from timm_igkd.records import parse_record, write_record
+from timm_igkd.errors import InputError
+from timm_igkd.records import read_record, write_record
 from timm_igkd.runs.settings import RunConfig, StageName
 
-STAGES = ".stages"
+MARKERS = ".stages"
 """The folder of the markers, by which a run's folder is known."""
 
 
@@ -56,12 +54,11 @@ def read_marker(path: Path) -> StageMarker | None:
     """
     if not path.exists():
         return None
-    refuse_special(path)
     try:
-        return parse_record(StageMarker, json.loads(path.read_text(encoding="utf-8")), "it")
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, or something else
+        return read_record(StageMarker, path)
+    except InputError as error:
         raise InputError(
-            f"{str(path)!r} is no marker of a stage ({first_line(error)}); choose another --name, or delete the folder"
+            f"a stage's marker cannot be read: {error}; or choose another --name, or delete the folder"
         ) from error
 
 
@@ -133,7 +130,7 @@ class Stages:
             InputError: the folder holds a stage's output for other settings, or a part of it without --resume, or a
                 damaged marker, or has lost what took long to train.
         """
-        pending = []
+        pending, launch = [], launch_of(self.accelerator, self.config)
         for stage in self.stages:
             marker = self._marker(stage)
             if stage.is_redone:
@@ -152,7 +149,7 @@ class Stages:
                         "it, choose another --name, or delete the folder"
                     )
             pending.append(stage)
-            if marker is not None and is_half_done and (change := launch_change(marker.launch, self.launch())):
+            if marker is not None and is_half_done and (change := launch_change(marker.launch, launch)):
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was begun with {change}; launch it as before, choose "
                     "another --name, or delete the folder"
@@ -182,8 +179,10 @@ class Stages:
         earlier, inputs = self.finished(self.run_dir, stage.name), self.inputs(stage.name)
         arithmetic = str(environment().get("bfloat16", ""))
         settings, threads = self.config.settings_of(stage.name), torch.get_num_threads()
-        begun = StageMarker(settings, inputs, self.launch(), threads, bfloat16=arithmetic)
-        keeps = earlier is not None and not stage.is_redone  # a part of its output was lost, the rest is of then
+        launch = launch_of(self.accelerator, self.config)
+        begun = StageMarker(settings, inputs, launch, threads, bfloat16=arithmetic)
+        # some outputs were lost: the marker keeps saying what the remaining ones were made with
+        keeps = earlier is not None and not stage.is_redone
         if self.accelerator.is_main_process:
             self._note_other_rounding(stage, begun)
             if not keeps:
@@ -227,12 +226,6 @@ class Stages:
     def _marker(self, stage: Stage) -> StageMarker | None:
         return read_marker(_path(self.run_dir, stage.name))
 
-    def launch(self) -> dict[str, Any]:
-        """Return what `accelerate launch` decides, and whether the model is compiled."""
-        accelerator = self.accelerator
-        found = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
-        return found | {"compile": self.config.compile}
-
     def _check(self, stage: Stage, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
             if found.get(key) != value:
@@ -255,6 +248,12 @@ class Stages:
         return {name: marker.wall_time_s for name, marker in found.items() if marker and marker.wall_time_s is not None}
 
 
+def launch_of(accelerator: Accelerator, config: RunConfig) -> dict[str, Any]:
+    """Return what `accelerate launch` decides, and whether the model is compiled."""
+    found = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    return found | {"compile": config.compile}
+
+
 def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return the first thing in which two launches differ, in words; None where they are alike in what both tell."""
     changed = (name for name in now if earlier.get(name, now[name]) != now[name])
@@ -262,4 +261,4 @@ def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
 
 
 def _path(run_dir: Path, name: StageName) -> Path:
-    return run_dir / STAGES / f"{name}.json"
+    return run_dir / MARKERS / f"{name}.json"

@@ -24,9 +24,9 @@ from timm_igkd.report.run_files import read_history, read_metrics, read_predicti
 from timm_igkd.runs.batches import create_batches, use_channels_last
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs
-from timm_igkd.runs.models import RunModels, Trained
-from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import Stage, StageMarker, Stages, launch_change
+from timm_igkd.runs.models import RunModels
+from timm_igkd.runs.settings import RunConfig, StageName, Trained
+from timm_igkd.runs.stages import Stage, StageMarker, Stages, launch_change, launch_of
 from timm_igkd.training.batch import steps_per_epoch
 from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.validation import create_validation_loader
@@ -197,7 +197,7 @@ class Arms:
 
     def _check_launch(self, arm: Arm) -> None:
         trained = Stages.finished(self._folder(arm).path, "student")
-        change = trained and launch_change(trained.launch, self._stages(arm, 0).launch())
+        change = trained and launch_change(trained.launch, launch_of(self.accelerator, self.config))
         if change:
             raise InputError(
                 f"arm {arm.label} of {self.folder.path} was trained with {change}; arms are compared that were trained "
