@@ -93,6 +93,12 @@ SETTINGS = {
 """Of each device, whose contexts are entered here without one."""
 
 
+def as_torch_begins() -> None:
+    BACKENDS.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    BACKENDS.cudnn.conv.fp32_precision = "tf32"
+
+
 @pytest.fixture(params=["medium", "all"])
 def short_products(request: pytest.FixtureRequest) -> Iterator[None]:
     """A host that lets products of float32 be shorter, by the one function of torch or by the other."""
@@ -101,8 +107,7 @@ def short_products(request: pytest.FixtureRequest) -> Iterator[None]:
     else:
         BACKENDS.fp32_precision = "tf32"
     yield
-    BACKENDS.fp32_precision = "none"
-    torch.set_float32_matmul_precision("highest")
+    as_torch_begins()
 
 
 def precisions(device: str) -> list[str]:
@@ -123,6 +128,18 @@ def test_products_are_in_full_float32_and_the_hosts_settings_return(device, othe
     assert precisions(device) == before
 
 
+@pytest.mark.parametrize("device", SETTINGS)
+def test_what_a_setting_has_of_its_parent_follows_that_one_afterwards(device):
+    try:
+        BACKENDS.fp32_precision = "tf32"
+        with exact_arithmetic(torch.device(device)):
+            pass
+        BACKENDS.fp32_precision = "ieee"
+        assert precisions(device) == ["ieee", "ieee"]
+    finally:
+        as_torch_begins()
+
+
 @pytest.mark.usefixtures("short_products")
 def test_products_stay_in_full_float32_until_the_last_thread_leaves():
     before = precisions("cpu")
@@ -137,6 +154,7 @@ def test_products_stay_in_full_float32_until_the_last_thread_leaves():
 
 def test_convolutions_on_a_gpu_are_in_float32_by_default_too():
     """cuDNN's default is TF32."""
+    as_torch_begins()
     assert precisions("cuda")[0] == "tf32"
     with exact_arithmetic(torch.device("cuda")):
         assert precisions("cuda")[0] == "ieee"

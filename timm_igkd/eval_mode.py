@@ -153,7 +153,9 @@ class _FullProducts:
             self._inside -= 1
             if self._inside == 0:
                 for setting, value in self._shorter:
-                    setting.fp32_precision = value
+                    setting.fp32_precision = "none"  # a value that it had of its parent goes on following that one
+                    if setting.fp32_precision != value:
+                        setting.fp32_precision = value
 
 
 _backends: Any = torch.backends

@@ -10,6 +10,8 @@ from command_lines import subprocess_environment
 from run_command_parts import MODEL, TRAIN, WARNINGS, run_alone, summary, train
 from timm.data import auto_augment
 
+from timm_igkd.overlay import timm_ops
+
 pytestmark = WARNINGS
 
 
@@ -81,6 +83,7 @@ def test_augmentation_splits_overlay_by_the_option_and_warn_that_the_name_does_n
     options = ["--aug-splits", "2", "--smoothing", "0", "--aa", "rand-m9-n8-p1-tigkd"]
     found = []
     for probability, name in enumerate(("none", "all")):
+        timm_ops._warn_once.cache_clear()
         run = ("--maps", maps, "--overlay-prob", probability)
         with pytest.warns(UserWarning, match="IGOverlay changes nothing outside"):
             found.append(train(command, folder, tmp_path / name, *options, run=run))

@@ -118,6 +118,15 @@ def test_pickle_of_a_store_that_was_touched_since_maps_the_new_file(store):
     assert len(cached(store)) == 1
 
 
+def test_a_file_that_is_replaced_before_it_is_mapped_is_no_damage(store, monkeypatch):
+    """Another process sees the shards touched, and converts them, between the look for the file and its mapping."""
+    paths = iter([store.path.parent / "gone.arrow"])
+    real = arrow_cache.arrow_file
+    monkeypatch.setattr("timm_igkd.maps.store.arrow_file", lambda *args: next(paths, None) or real(*args))
+    assert np.array_equal(MapStore(store.path).levels(4), ramp(4, 16, 16))
+    assert next(paths, "used") == "used"
+
+
 def test_pickle_of_a_store_that_is_another_since_is_one_line(store):
     data = pickle.dumps(store)
     shutil.rmtree(store.path)

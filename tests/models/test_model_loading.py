@@ -52,6 +52,14 @@ def test_another_head_than_the_folders_has_no_names_of_its_classes(model, tmp_pa
     assert len(output_names(load_model(f"local-dir:{tmp_path}", num_classes=10))[0]) == 10
 
 
+def test_the_folders_own_head_keeps_its_names_where_some_outputs_have_none(model, tmp_path):
+    save_model(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"label_names": {"0": "cat", "2": "dog"}}))
+    for arguments in ({}, {"num_classes": 10}):
+        assert output_names(load_model(f"local-dir:{tmp_path}", **arguments))[0] == {"cat": 0, "dog": 2}
+
+
 def test_others_may_read_the_weights_where_they_may_read_the_config(model, tmp_path):
     save_model(model, tmp_path / "student")
     modes = {path.stat().st_mode for path in (tmp_path / "student").iterdir()}

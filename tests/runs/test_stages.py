@@ -39,7 +39,8 @@ def test_a_marker_comes_back_as_it_was_written(tmp_path):
 def test_a_damaged_marker_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "student.json"
     path.write_bytes(content)
-    message = r"a stage's marker cannot be read: '.*student\.json'.* choose another --name, or delete the folder"
+    cause = r"^a stage's marker cannot be read: '.*student\.json'[^;]*"
+    message = cause + "; restore it, choose another --name, or delete the folder$"
     with pytest.raises(InputError, match=message) as error:
         read_marker(path)
     assert "\n" not in str(error.value)

@@ -94,7 +94,10 @@ class IGOptions:
             defaults = {field.name: field.default for field in fields(self)} | per_method
             check_used(self.method, [name for name in _OF_A_MAP if getattr(self, name) != defaults[name]])
         if self.method == "grad_cam" and self.reduction == "abs_sum":
-            raise InputError("reduction of grad_cam must be 'positive' (as published) or 'sum' (signed), got 'abs_sum'")
+            raise InputError(
+                "reduction of grad_cam must be 'positive' (as published) or 'sum' (signed), got 'abs_sum'; leave the "
+                "reduction out for the first"
+            )
         if self.n_steps != "auto":
             if not isinstance(self.n_steps, int) or isinstance(self.n_steps, bool):
                 raise InputError(f"n_steps must be a whole number or 'auto', got {self.n_steps!r}")

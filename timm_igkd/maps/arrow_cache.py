@@ -25,7 +25,7 @@ def arrow_file(shards: Sequence[Path], manifest: Manifest) -> Path:
     """Return the Arrow stream file with the rows of these shards, written where it is not there yet.
 
     A shard that was written again (another size or time of change) makes another file, which takes the place of the
-    folder's earlier ones. Who has mapped one of those keeps its rows.
+    folder's earlier ones. Who has mapped one of those on a local disk keeps its rows.
 
     Args:
         shards: all of a store, in one folder.
@@ -53,10 +53,12 @@ def mapped_table(path: Path) -> pa.Table:
     """Return an Arrow stream file as a table whose values stay on disk until they are read.
 
     Raises:
-        InputError: the file was damaged.
+        InputError: the file was damaged. FileNotFoundError: another one has taken its place.
     """
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
             f"cached maps {str(path)!r} are damaged ({error}); delete that file, it will be made again"

@@ -140,14 +140,19 @@ def preprocessing(teacher: Any) -> dict[str, Any]:
     return {"input_size": view.shape, **view.statistics, "interpolation": view.interpolation_name}
 
 
+_SAME_VIEW = {  # by the names of `SourceTeacher`: what to do
+    "input_size": "give the same --teacher-args (in a run, the same --img-size)",
+    "mean": "give the same --teacher-mean and --teacher-std",
+    "std": "give the same --teacher-mean and --teacher-std",
+    "interpolation": "name it in the pretrained_cfg of the teacher's config.json, or build the maps again",
+}
+
+
 def view_difference(made: SourceTeacher, teacher: Any) -> str | None:
     """Return in what a teacher sees images otherwise than the one that made maps, in words; None where it does not."""
     for name, sees in preprocessing(bare_model(teacher)).items():
         if (seen := getattr(made, name)) != sees:
-            return (
-                f"its {name} is {_list(seen)} there, {_list(sees)} here; give the same --teacher-mean, --teacher-std "
-                "and --teacher-args"
-            )
+            return f"its {name} is {_list(seen)} there, {_list(sees)} here; {_SAME_VIEW[name]}"
     return None
 
 

@@ -57,8 +57,13 @@ class MapStore:
         self._map_rows()
 
     def _map_rows(self) -> None:
-        self._file = arrow_file(shard_paths(self.path, self.provenance), self.provenance)
-        self._table = mapped_table(self._file)
+        shards = shard_paths(self.path, self.provenance)
+        self._file = arrow_file(shards, self.provenance)
+        try:
+            self._table = mapped_table(self._file)
+        except FileNotFoundError:  # another process has seen the shards touched, and replaced it in between
+            self._file = arrow_file(shards, self.provenance)
+            self._table = mapped_table(self._file)
         if len(self) != self.provenance.n:
             raise InputError(f"map store {str(self.path)!r} has {len(self)} rows, expected {self.provenance.n}")
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
@@ -84,9 +89,9 @@ class MapStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._file.exists():
+        try:
             self._table = mapped_table(self._file)
-        else:
+        except FileNotFoundError:
             self._map_again()
 
     @property
@@ -94,9 +99,12 @@ class MapStore:
         """The memory-mapped Hugging Face dataset, one row per image; opened by each call."""
         import datasets  # here alone: see arrow_cache.py
 
-        if not self._file.exists():
+        try:
+            rows = datasets.Dataset.from_file(str(self._file))
+        except FileNotFoundError:
             self._map_again()
-        return datasets.Dataset.from_file(str(self._file)).cast_column("map", datasets.Image(decode=False))
+            rows = datasets.Dataset.from_file(str(self._file))
+        return rows.cast_column("map", datasets.Image(decode=False))
 
     @property
     def signed(self) -> bool:

@@ -58,11 +58,11 @@ class CifarNetwork(SingleTrunk):
         channels: of each block's output.
         reductions: of each block's output, the input's side over its own.
         drop_blocks: feature blocks that were cut from the end.
+        has_norm: whether a batch norm and ReLU follow the last block, as behind pre-activation blocks.
         num_classes: outputs of the classifier, 0 for none.
         in_chans: image channels.
         drop_rate: dropout before the classifier.
         global_pool: a pooling of timm's, "" for none.
-        has_norm: whether a batch norm and ReLU follow the last block, as behind pre-activation blocks.
     """
 
     shape_args: dict[str, Any]
@@ -73,13 +73,14 @@ class CifarNetwork(SingleTrunk):
         blocks: Sequence[nn.Module],
         channels: Sequence[int],
         reductions: Sequence[int],
+        drop_blocks: int,
+        has_norm: bool,
+        /,  # what follows is the user's, who is told of any other
         *,
-        drop_blocks: int = 0,
         num_classes: int = 10,
         in_chans: int = 3,
         drop_rate: float = 0.0,
         global_pool: str = "avg",
-        has_norm: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:

@@ -114,9 +114,7 @@ class ConvNetCifar(CifarNetwork):
         blocks = _create_blocks(
             self_widths, kept_blocks("convnet_cifar", drop_blocks, 1 + 2 * len(self_widths)), in_chans
         )
-        super().__init__(
-            *blocks, drop_blocks=drop_blocks, in_chans=in_chans, global_pool=global_pool, has_norm=False, **options
-        )
+        super().__init__(*blocks, drop_blocks, False, in_chans=in_chans, global_pool=global_pool, **options)
         self.shape_args = {"widths": self_widths}
 
     def _init_weights(self, module: nn.Module) -> None:

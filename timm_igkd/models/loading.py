@@ -77,10 +77,10 @@ def load_model(
         MissingFileError: no such checkpoint or folder.
         RunError: the Hub cannot be reached or refuses.
     """
-    given = {"mean": mean, "std": std}
-    statistics = {key: _check_statistics(key, value, role) for key, value in given.items() if value is not None}
+    given = {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
+    statistics = {name: _check_statistics(name, value, role) for name, value in given.items()}
     check_model_arguments(arguments := dict(model_args or {}), flag_name(role, "args"))
-    if checkpoint is None and use_ema:
+    if use_ema and checkpoint is None:
         raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
     source, stored = find_model(spec, role, weights=pretrained and checkpoint is None)
     if num_classes is not None and arguments.setdefault("num_classes", num_classes) != num_classes:
@@ -94,14 +94,14 @@ def load_model(
             wanted = resolve_model_input_args(source, {"img_size": img_size}, **arguments)
             arguments |= {"img_size": wanted["img_size"]} if "img_size" in wanted else {}
         if checkpoint is not None:
-            weights = read_checkpoint(Path(checkpoint), use_ema, role)
-            model = _create_with(weights, source, arguments, exact=True)
+            model = _create_with(read_checkpoint(Path(checkpoint), use_ema, role), source, arguments, exact=True)
         elif stored is not None:
             model = _create_with(read_checkpoint(stored, False, role), source, arguments, exact=False)
         else:
             model = timm.create_model(source, pretrained=pretrained, **arguments)
-    if arguments.get("num_classes") is not None and len(_cfg(model).get("label_names") or ()) != model.num_classes:
-        forget_names(model)  # those of the folder's own head
+    own = _cfg(model).get("num_classes") if checkpoint is None else len(_cfg(model).get("label_names") or ())
+    if arguments.get("num_classes") not in (None, own):
+        forget_names(model)  # of the folder's own head, whose number of outputs a checkpoint's took the place of
     _cfg(model).update(statistics)
     check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}")
     _cfg(model).update(built_size(model))

@@ -57,9 +57,7 @@ class MobileNetV2Cifar(CifarNetwork):
 
     def __init__(self, drop_blocks: int = 0, *, in_chans: int = 3, drop_rate: float = 0.2, **options: Any) -> None:
         blocks = _create_blocks(kept_blocks("mobilenetv2_cifar", drop_blocks, NUM_BLOCKS), in_chans)
-        super().__init__(
-            *blocks, drop_blocks=drop_blocks, in_chans=in_chans, drop_rate=drop_rate, has_norm=False, **options
-        )
+        super().__init__(*blocks, drop_blocks, False, in_chans=in_chans, drop_rate=drop_rate, **options)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

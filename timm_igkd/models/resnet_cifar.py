@@ -121,9 +121,9 @@ class ResNetCifar(CifarNetwork):
             blocks,
             channels,
             reductions,
-            drop_blocks=drop_blocks,
+            drop_blocks,
+            pre_activation,
             in_chans=in_chans,
-            has_norm=pre_activation,
             **options,
         )
         self.stage_blocks = self_stage_blocks

@@ -7,6 +7,7 @@
 """
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -25,12 +26,17 @@ _POSTERIZE = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")
 
 def overlay_op(image: Image.Image, *args: Any, **kwargs: Any) -> Image.Image:
     """Return the image, and warn: without an `IGOverlayDataset`, which takes this op out, there are no maps."""
+    _warn_once()
+    return image
+
+
+@functools.cache  # Python's own "once a place" begins anew wherever filters of warnings change, as for each image read
+def _warn_once() -> None:
     warnings.warn(
         f"{OP_NAME} changes nothing outside a timm_igkd.IGOverlayDataset: the image's map is unknown here; set the "
         "transform on such a dataset, or train with: timm-igkd run",
-        stacklevel=2,
+        stacklevel=3,
     )
-    return image
 
 
 def unchanged(image: Image.Image, *args: Any, **kwargs: Any) -> Image.Image:

@@ -57,8 +57,9 @@ def read_marker(path: Path) -> StageMarker | None:
     try:
         return read_record(StageMarker, path)
     except InputError as error:
+        cause = str(error).partition("; ")[0]
         raise InputError(
-            f"a stage's marker cannot be read: {error}; or choose another --name, or delete the folder"
+            f"a stage's marker cannot be read: {cause}; restore it, choose another --name, or delete the folder"
         ) from error
 
 
