@@ -14,15 +14,18 @@ from studies.tables import DASH, NARROW, Entry, Table, probability, signed, span
 def glance(studies: Sequence[StudyResults]) -> Table | None:
     """Return the overlay's contrasts of all studies that were run, checks of the machinery left out; None: none."""
     first: dict[frozenset[Any], StudyResults] = {}  # by the runs of both cells: studies share some
-    rows = [
-        (f"{_called(results)}: {contrast.name}", _entries(results, contrast))
-        for results in studies
-        if results.rows and results.config.purpose != "check" and not results.is_withheld
-        for contrast in results.contrasts("top1")
-        if contrast.comparison.n > 1
-        and _is_of_overlay(results, contrast)
-        and first.setdefault(_runs_of(results, contrast), results) is results
-    ]
+    rows: list[tuple[str, list[Entry]]] = []
+    for results in studies:
+        if not results.rows or results.config.purpose == "check" or results.is_withheld:
+            continue
+        found = [
+            (contrast.name, _entries(results, contrast))
+            for contrast in results.contrasts("top1")
+            if contrast.comparison.n > 1
+            and _is_of_overlay(results, contrast)
+            and first.setdefault(_runs_of(results, contrast), results) is results
+        ]
+        rows += [(_called(results), []), *found] if found else []
     if not rows:
         return None
     columns = ["Runs of each", "Clean accuracy, points", "Holm p", "Under corruption, points", "Holm p"]

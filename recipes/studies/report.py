@@ -135,8 +135,8 @@ def _waits(results: StudyResults) -> str:
         how = "Ended" if results.missing else "Complete"
         return f"{how}; nothing is shown before the blind look at its spread, after which its file says report: true."
     return (
-        f"Interim: {len(results.rows)} of {planned} runs are there. No number of theirs is shown before the plan is "
-        "complete; it stops for time only, never for a result."
+        f"Interim: {len(results.rows)} of {planned} runs are done. No result is shown before all are; the study can "
+        "end early for lack of time alone, never for a result."
     )
 
 

@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table with row headings; `columns` does not count theirs."""
+    """A table with row headings, which `columns` does not count; a row without entries heads those below."""
 
     title: str
     columns: Sequence[str]

@@ -197,7 +197,7 @@ def test_primary_study_shows_no_number_before_it_is_complete(tmp_path, ended):
     waiting = helpful_study(tmp_path / "primary", skip=skip, ended=ended)
     found = waiting.contrasts("top1")[0].comparison
     for text in report(tmp_path, waiting.config):
-        why = "Ended with fewer than 6 seeds of every cell" if ended else "Interim: 59 of 60 runs are there. No number"
+        why = "Ended with fewer than 6 seeds of every cell" if ended else "Interim: 59 of 60 runs are done. No result"
         assert why in text
         assert signed(found.difference) not in html.unescape(text)
     assert not list(tmp_path.glob("figures/*"))

@@ -239,13 +239,15 @@ def test_all_studies_overlays_stand_at_a_glance(helpful, tmp_path):
     add_rows(check)
     table = glance([helpful, StudyResults.read(check)])
     controls = [other for other in PRIMARY_CELLS if other != ALIGNED]
-    assert [name for name, _ in table.rows] == [f"Primary: {ALIGNED} − {other}" for other in controls]
-    for (_, entries), contrast in zip(table.rows, helpful.contrasts("top1"), strict=True):
+    heading, *rows = table.rows
+    assert heading == ("Primary", [])
+    assert [name for name, _ in rows] == [f"{ALIGNED} − {other}" for other in controls]
+    for (_, entries), contrast in zip(rows, helpful.contrasts("top1"), strict=True):
         corrupted = helpful.compare(contrast.a, contrast.b, "corruption_top1")
         assert entries[1].main == signed(contrast.comparison.difference)
         assert entries[2].main == probability(contrast.holm_p)
         assert entries[3].main == signed(corrupted.difference)
-    assert [entries[4].main for _, entries in table.rows] == [
+    assert [entries[4].main for _, entries in rows] == [
         probability(contrast.holm_p) for contrast in helpful.contrasts("corruption_top1")
     ]
     again = primary_study(helpful.config.output_dir, name="again", purpose="exploratory")
@@ -264,7 +266,8 @@ def test_runs_of_two_teachers_are_counted_and_shown_both(helpful, tmp_path):
     edit_rows(tmp_path, lambda row: row.update(teacher_hash="t2"))
     both = [helpful, StudyResults.read(other)]
     assert opening(both).startswith("119 of 120 planned runs in 2 studies are done.")
-    assert len(glance(both).rows) == 2 * len(other.contrasts)
+    assert [name for name, entries in glance(both).rows if not entries] == ["Primary", "Second"]
+    assert len(glance(both).rows) == 2 * (1 + len(other.contrasts))
 
 
 def test_command_of_the_report_is_that_of_the_config(tmp_path):
