@@ -191,18 +191,6 @@ def test_contrasts_are_shown_in_other_sets_of_seeds(tmp_path):
     assert "Sensitivity: other sets of seeds" in report(tmp_path, config)[0]
 
 
-@pytest.mark.parametrize("ended", ["", "the time was over"])
-def test_primary_study_shows_no_number_before_it_is_complete(tmp_path, ended):
-    skip = [(name, seed) for name in PRIMARY_CELLS for seed in range(5, 12)] if ended else [("KD&IG blank", 11)]
-    waiting = helpful_study(tmp_path / "primary", skip=skip, ended=ended)
-    found = waiting.contrasts("top1")[0].comparison
-    for text in report(tmp_path, waiting.config):
-        why = "Ended with fewer than 6 seeds of every cell" if ended else "Interim: 59 of 60 runs are done. No result"
-        assert why in text
-        assert signed(found.difference) not in html.unescape(text)
-    assert not list(tmp_path.glob("figures/*"))
-
-
 def test_spread_is_the_only_thing_that_is_told_of_a_blind_look(tmp_path, capsys):
     results = helpful_study(tmp_path / "primary")
     path = tmp_path / "study.yaml"

@@ -1,18 +1,20 @@
-"""Runs of a primary study that nobody may see yet are not seen through another study either."""
+"""Runs of a primary study that nobody may see yet are not seen, through another study either."""
 
+import html
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from command_lines import RECIPES
-from study_parts import ALIGNED, add_rows, edit_rows, primary_study, report
+from study_parts import ALIGNED, PRIMARY_CELLS, add_rows, edit_rows, helpful_study, primary_study, report
 
 from studies import withheld
 from studies.config import StudyConfig, load_study
 from studies.data import StudyData
 from studies.glance import glance
 from studies.results import StudyResults
+from studies.tables import signed
 from studies.withheld import refuse_shared_runs, refuse_withheld_rows, withhold_shared_runs
 from timm_igkd.errors import InputError
 
@@ -121,3 +123,15 @@ def test_the_command_refuses_before_anything_is_trained(real, run_study, setting
     assert "1 runs of 'tiny' are also those of the primary study 'real'" in outcome.error
     assert not (tmp_path / "out" / "results.csv").exists()
     assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("ended", ["", "the time was over"])
+def test_primary_study_shows_no_number_before_it_is_complete(tmp_path, ended):
+    skip = [(name, seed) for name in PRIMARY_CELLS for seed in range(5, 12)] if ended else [("KD&IG blank", 11)]
+    waiting = helpful_study(tmp_path / "primary", skip=skip, ended=ended)
+    found = waiting.contrasts("top1")[0].comparison
+    for text in report(tmp_path, waiting.config):
+        why = "Ended with fewer than 6 seeds of every cell" if ended else "Interim: 59 of 60 runs are done. No result"
+        assert why in text
+        assert signed(found.difference) not in html.unescape(text)
+    assert not list(tmp_path.glob("figures/*"))
