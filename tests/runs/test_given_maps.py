@@ -43,7 +43,7 @@ def build(monkeypatch):
     monkeypatch.setattr("timm_igkd.runs.data.compute_maps", lambda *args, **kwargs: pytest.fail("maps were built"))
 
 
-def test_given_maps_are_used_and_not_built_again(recipe: Runner, images, options, store, build, tmp_path):
+def test_given_maps_are_used_and_not_built_again(recipe: Runner, images, options, store, build, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     outcome = recipe(*tiny_run(images, *options, "--maps", store))
     assert outcome.code == 0, outcome.error
@@ -52,6 +52,10 @@ def test_given_maps_are_used_and_not_built_again(recipe: Runner, images, options
     assert len(MapStore(run / "maps")) == 16
     assert "integrated-gradients maps" in (run / "report" / "index.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    monkeypatch.chdir(store.parent)
+    again = recipe(*tiny_run(images, *options, "--maps", f"./{store.name}"))
+    assert again.code == 0, again.error
+    assert again.output.count("complete, skipped") == outcome.output.count(": done in")
 
 
 def test_score_of_given_maps_comes_onto_the_page(recipe: Runner, command: Runner, images, options, store, tmp_path):

@@ -13,6 +13,8 @@ import numpy as np
 import timm.data
 import torch.utils.data
 from PIL import Image
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torchvision.datasets import DatasetFolder
 
 from timm_igkd.data.images import decode_image, to_rgb
 from timm_igkd.data.labeled_images import LabeledImages
@@ -127,12 +129,28 @@ def dataset_name(dataset: Any) -> str:
     return without_credentials(name)
 
 
-def refuse_among_images(dataset: Any, out: Path, remedy: str) -> None:
-    """Raise InputError for an output in a folder all of whose files are a data set's: it could not be read again."""
+def refuse_among_images(dataset: Any, out: Path, remedy: str, writes_tables: bool = False) -> None:
+    """Raise InputError for an output in a folder that a data set is looked for in: it would be taken for its data.
+
+    Args:
+        dataset: whose images are read from there.
+        out: the file or folder to be written.
+        remedy: end of the message.
+        writes_tables: it holds parquet, JSON or CSV, of which `datasets` would read the most frequent.
+    """
     for part in parts(dataset):
-        folder = getattr(part, "folder", None)
-        if folder is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
-            raise InputError(f"{str(out)!r} lies among the images of {dataset_name(part)!r}; {remedy}")
+        folders = [_image_folder(part), getattr(part, "table_folder", None) if writes_tables else None]
+        for folder in filter(None, folders):
+            if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
+                raise InputError(f"{str(out)!r} lies among the images of {dataset_name(part)!r}; {remedy}")
+
+
+def _image_folder(dataset: Any) -> str | None:
+    """Return the folder that a data set looks for images in, at whatever depth; None where it does not."""
+    reader = getattr(dataset, "reader", dataset)
+    if isinstance(reader, ReaderImageFolder | DatasetFolder):
+        return str(reader.root)
+    return getattr(dataset, "folder", None)
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

@@ -92,7 +92,11 @@ def _load_folder(
     folder = split_folder(path, split)
     if folder is None:
         rows = load_rows(dataset, path, True, split, None, None)
-        return _images_of_rows(rows, dataset, split, path, image_column, label_column, labels)
+        images = _images_of_rows(rows, dataset, split, path, image_column, label_column, labels)
+        if not is_saved_to_disk(path):  # `datasets` looks for the same kind of files in all of it
+            are_images = rows.builder_name == "imagefolder"
+            images.folder, images.table_folder = (path, None) if are_images else (None, path)
+        return images
     if labels == "ignored" or (labels == "optional" and not folder.has_class_folders):
         columns = {"--image-column": image_column, "--label-column": label_column}
         _refuse(dataset, columns, "its images lie in a folder without columns")

@@ -167,7 +167,7 @@ class Run:
         """Check everything, then run all stages in order."""
         self.folder.refuse_foreign()
         for images in (self.data.mapped, self.data.test):
-            refuse_among_images(images, self.folder.path, "choose another --output-dir")
+            refuse_among_images(images, self.folder.path, "choose another --output-dir", writes_tables=True)
         pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)

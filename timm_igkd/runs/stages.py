@@ -1,6 +1,7 @@
 """Stages that skip when complete: each leaves a marker with the settings it was run with and its wall time."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from timm_igkd.runs.settings import RunConfig, StageName
 
 MARKERS = ".stages"
 """The folder of the markers, by which a run's folder is known."""
+_LOCAL_DIR = "local-dir:"
+_PLACES = ("teacher", "teacher_checkpoint", "student", "student_checkpoint", "maps", "unlabeled")
 
 
 @dataclass(frozen=True)
@@ -222,14 +225,18 @@ class Stages:
             return False
         if not stage.is_redone:
             return True
-        return marker.settings == self.config.settings_of(stage.name) and marker.inputs == self.inputs(stage.name)
+        wanted = self.config.settings_of(stage.name)
+        is_same = marker.settings.keys() == wanted.keys() and all(
+            is_same_setting(key, marker.settings[key], value) for key, value in wanted.items()
+        )
+        return is_same and marker.inputs == self.inputs(stage.name)
 
     def _marker(self, stage: Stage) -> StageMarker | None:
         return read_marker(_path(self.run_dir, stage.name))
 
     def _check(self, stage: Stage, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
-            if found.get(key) != value:
+            if not is_same_setting(key, found.get(key), value):
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was run with {key} = {found.get(key)!r}, now it is "
                     f"{value!r}; choose another --name, or delete the folder"
@@ -259,6 +266,18 @@ def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
     """Return the first thing in which two launches differ, in words; None where they are alike in what both tell."""
     changed = (name for name in now if earlier.get(name, now[name]) != now[name])
     return next((f"{name} = {earlier[name]!r}, now it is {now[name]!r}" for name in changed), None)
+
+
+def is_same_setting(name: str, earlier: Any, now: Any) -> bool:
+    """Return whether two values of a setting mean the same; a file or folder may be spelled in several ways."""
+    if earlier == now:
+        return True
+    if name not in _PLACES or not (isinstance(earlier, str) and isinstance(now, str)):
+        return False
+    if earlier.startswith(_LOCAL_DIR) != now.startswith(_LOCAL_DIR):
+        return False
+    paths = [os.path.expanduser(value.removeprefix(_LOCAL_DIR)) for value in (earlier, now)]
+    return all(map(os.path.exists, paths)) and os.path.samefile(*paths)
 
 
 def _path(run_dir: Path, name: StageName) -> Path:
