@@ -88,10 +88,12 @@ def test_soft_targets_of_mixup_work_with_a_live_teacher(batch):
     torch.testing.assert_close(result["task_loss"], F.cross_entropy(result["output"], soft))
 
 
-def test_teacher_class_indices_select_the_students_classes(batch):
+@pytest.mark.parametrize("begin", [0.01, 0.0])
+def test_teacher_class_indices_select_the_students_classes(begin, batch):
     indices = [19, 3, 5, 7, 0, 2, 4, 6, 8, 10]
     student, teacher = tiny().eval(), tiny(seed=1, classes=20)
-    task = build(student, teacher, teacher_class_indices=indices).eval()
+    task = build(student, teacher, teacher_class_indices=indices, distill_loss_weight=begin).eval()
+    task.distill_loss_weight = 0.5  # a schedule's, also from 0
     expected = kd_kl(student(batch[0]), teacher(batch[0])[:, indices], 2.5)
     torch.testing.assert_close(task(*batch)["distill_loss"], expected)
 

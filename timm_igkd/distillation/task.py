@@ -120,7 +120,8 @@ class IGDistillationTask(TrainingTask):
             check_loss_type(loss_type, getattr(bare_model(student), "num_classes", None))
             if loss_type == "dkd" and isinstance(criterion, LabeledCrossEntropy):
                 raise InputError("loss_type 'dkd' needs the label of every image, some have none here; use 'kl'")
-        class_index = resolve_class_index(teacher_class_indices, student, teacher) if distills else None
+        may_distill = distills or teacher_class_indices is not None  # the weight may be raised from 0 later
+        class_index = resolve_class_index(teacher_class_indices, student, teacher) if may_distill else None
         self._class_index: Tensor | None
         self.register_buffer("_class_index", class_index, persistent=False)
         self._last_class = -1 if class_index is None else int(class_index.max())
