@@ -6,6 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import timm
 import yaml
 from card_parts import ARXIV, HOSTILE, table_row
 from hub_parts import code_blocks, make_run, plain_student, plugin_student
@@ -17,6 +18,7 @@ from timm_igkd.attribution.ig_options import METHOD_PAPERS, IGOptions, Method
 from timm_igkd.errors import InputError
 from timm_igkd.files import read_mapping
 from timm_igkd.maps.card import dataset_card
+from timm_igkd.models.loading import save_model
 from timm_igkd.report.card import base_models, model_card
 from timm_igkd.report.run_facts import RunFacts, read_run, seed_summary
 from timm_igkd.report.run_files import parse_metrics
@@ -50,6 +52,16 @@ def test_card_tells_size_speed_and_hardware(card):
     assert "80\u202fM" in table_row(card, "Multiply-accumulates per image")
     assert "2.00\u202fms" in table_row(card, "Latency, one image")
     assert "on Some CPU @ 2 GHz, device cpu, torch threads: 2" in card
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_code_of_a_card_reads_images_of_the_students_channels(in_chans, tmp_path, capsys):
+    student = timm.create_model("test_resnet", num_classes=2, in_chans=in_chans)
+    save_model(student, tmp_path / "student", label_names=["a", "b"])
+    student = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
+    (usage,) = code_blocks(model_card(student, "user/x", RunFacts()))
+    exec(usage.replace("hf-hub:user/x", f"local-dir:{tmp_path / 'student'}"), {})
+    assert capsys.readouterr().out.split()[0] in ("a", "b")
 
 
 def test_card_tells_how_it_was_distilled(card):

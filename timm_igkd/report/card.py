@@ -69,6 +69,7 @@ def model_card(
         needs_plugin=needs_plugin(model),
         architecture=config["architecture"],
         input_size=config["input_size"],
+        image_mode="L" if config["input_size"][0] == 1 else "RGB",
         num_classes=model.num_classes,
         dataset_name=run.public_dataset,
         metrics=metrics,
