@@ -56,7 +56,6 @@ def test_equivalence_within_the_smallest_effect_is_said(tmp_path):
     assert "KD&IG aligned − KD, clean accuracy: equivalent within ±0.2 points" in text
     assert "TOST, Holm-adjusted p = 0.001, 90" in text
     assert "clean accuracy equivalent within ±0.2 points" in opening([results])
-    assert "TOST p 0.001" in opening([results])
 
 
 def test_a_shown_difference_below_the_smallest_effect_is_said_to_be_small(tmp_path):
@@ -82,13 +81,14 @@ def test_report_opens_with_effect_alignment_and_paper(primary):
     text = opening([primary])
     first, second, third = text.split("\n\n")[:3]
     assert first.startswith(
-        "Overlays of aligned maps against none, for this teacher and on these test images (points, "
+        "Does the overlay help? For this teacher, on these test images, aligned overlays against none (points, "
     )
     assert "clean accuracy higher, +" in first
     assert "accuracy under corruption higher, +" in first
     assert re.search(r"balanced transfer accuracy [+−].*; n = 12\), exploratory; robustness", first)
-    assert second.startswith("Aligned maps against the same maps of other images, likewise: clean accuracy higher, +")
-    assert third.startswith("The paper reports +0.40 points (95")
+    asked = "Does alignment matter? Aligned maps against the same maps of other images, likewise: "
+    assert second.startswith(f"{asked}clean accuracy higher, +")
+    assert third.startswith("What of the paper holds? The paper reports +0.40 points (95")
     assert "+0.03 to +0.77, 10 runs each) for overlays beside KD, and −0.05 for the same arms in its table" in third
     ours = primary.compare(ALIGNED, "KD", "top1")
     interval = f"{signed(ours.low)} to {signed(ours.high)}, not adjusted; n = 12"
@@ -204,7 +204,7 @@ def test_opening_is_one_paragraph_an_answer(tmp_path):
     config = primary_study(tmp_path, amended="other machine.")
     add_rows(config, {ALIGNED: 2.0})
     paragraphs = opening([StudyResults.read(config)]).split("\n\n")
-    begin = ["Overlays of aligned maps", "Aligned maps against", "The plan was amended", "60 of 60 planned runs"]
+    begin = ["Does the overlay help?", "Does alignment matter?", "The plan was amended", "60 of 60 planned runs"]
     assert [any(text.startswith(words) for text in paragraphs) for words in begin] == [True] * 4
     _, page = report(tmp_path, config)
     for paragraph in paragraphs:
