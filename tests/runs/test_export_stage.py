@@ -100,6 +100,17 @@ def test_a_student_that_cannot_be_exported_ends_the_run_before_anything_is_train
     assert not (tmp_path / "runs" / "run" / "student").exists()
 
 
+def test_a_student_that_cannot_be_quantised_ends_the_run_before_anything_is_trained(run, monkeypatch, tmp_path):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", refuse)
+    outcome = run(*INT8)
+    assert outcome.code == 1
+    assert "the file cannot be quantised: no such operator; export it without int8" in outcome.error
+    assert not (tmp_path / "runs" / "run" / "student").exists()
+
+
 def test_unknown_format_offers_the_nearest(run):
     outcome = run("--export", "onnx-int")
     assert (outcome.code, "onnx-int8" in outcome.error) == (2, True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import Subset
 
@@ -16,7 +17,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.int8 import MOST_VERIFIED, quantise_best, spread_indices
+from timm_igkd.export.int8 import MOST_VERIFIED, quantise, quantise_best, spread_indices
 from timm_igkd.export.record import (
     FILES,
     RECORD,
@@ -121,10 +122,19 @@ def export_student(
     return record
 
 
-def check_exportable(model: nn.Module) -> None:
-    """Raise RunError where a model cannot be exported: asked before it is trained, whatever its weights."""
+def check_exportable(model: nn.Module, int8: bool = False) -> None:
+    """Raise RunError where a model cannot be exported: asked before it is trained, whatever its weights.
+
+    Args:
+        model: in any mode, on any device.
+        int8: also to int8, here with noise for images.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        write_onnx(model, Path(temporary) / FILES["onnx"])
+        file = Path(temporary) / FILES["onnx"]
+        size = write_onnx(model, file).input_size
+        if int8:
+            noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+            quantise(file, file.with_name(FILES["onnx-int8"]), [noise])
 
 
 def _check_output_folder(out: Path) -> None:

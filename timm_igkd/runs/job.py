@@ -214,7 +214,7 @@ class Run:
             if name in pending:
                 check_norms(self.config, self.data, name, model)
         if self.config.export and self.accelerator.is_main_process:
-            check_exportable(student)
+            check_exportable(student, "onnx-int8" in self.config.export)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
         batches = self.config.batch_size, self.accelerator.num_processes
