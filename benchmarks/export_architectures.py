@@ -3,9 +3,10 @@
     nice python benchmarks/export_architectures.py        # half an hour on one core; nothing is timed
 
 A family is what `timm-igkd students` takes for one (`Candidate.family`), its smallest architecture that of the fewest
-multiply-accumulates in timm_igkd/export/architectures.csv; of 10^9 or more, it is not tried. Each is exported, which compares the file's logits with
-PyTorch's, and quantised to int8 with two images of noise. Writes benchmarks/results/export_architectures_cpu.json: for
-each architecture why a file could not be written, empty where it could. One that is there is not tried again.
+multiply-accumulates in timm_igkd/export/architectures.csv; of 10^9 or more, it is not tried. Each is exported, which
+compares the file's logits with PyTorch's, and quantised to int8 with two images of noise. Writes
+benchmarks/results/export_architectures_cpu.json: for each architecture why a file could not be written, empty where
+it could. One that is there is not tried again.
 """
 
 import argparse
@@ -22,7 +23,6 @@ from timm_igkd.evaluation.onnx_file import write_onnx
 from timm_igkd.export.candidates import Architecture, Candidate, read_architectures
 from timm_igkd.export.int8 import quantise
 from timm_igkd.files import read_mapping, write_json
-
 
 MOST_MACS = 1e9
 
