@@ -51,8 +51,8 @@ def beside_unlike_paper(results: StudyResults) -> str:
             return (
                 f"The paper reports {signed(theirs.estimate)} points (95{NARROW}% interval by Welch "
                 f"{span(theirs.low, theirs.high, sign=True)}, {NUM_RUNS} runs each) for overlays beside KD, and "
-                f"{signed(other)} for the same arms in its table by compression; with another network and recipe, and "
-                "each image's own map, where its code has another image's, it is here "
+                f"{signed(other)} for the same arms in its table by compression; this is no repetition of it: with "
+                "another network and recipe, and each image's own map, where its code has another image's, it is here "
                 f"{signed(found.difference)} ({_interval(found)}){_place(found, theirs.estimate)}."
             )
     return ""

@@ -14,7 +14,7 @@ from studies.rows import key_of
 from studies.tables import signed, span
 from timm_igkd.report.tables import NARROW
 
-_KEY = f"(points, 95{NARROW}% interval, not adjusted; p is in the tables)"
+_KEY = f"(points, 95{NARROW}% interval, not adjusted; words by Holm's p, in the tables)"
 
 
 def opening(studies: Sequence[StudyResults]) -> str:

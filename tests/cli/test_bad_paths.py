@@ -129,7 +129,7 @@ def test_folder_of_an_odd_name_works(
     out = tmp_path / f"maps of {name}"
     data = ["--dataset", odd, "--split", "train"]
     assert command("maps", "--teacher", f"local-dir:{teacher_folder}", *data, "--n-steps", 1, "--out", out).code == 0
-    assert command("preview", "--maps", out, *data, "--out", odd / "p.png").code == 0
+    assert command("preview", "--maps", out, *data, "--out", tmp_path / f"{name}.png").code == 0
     assert len(MapStore(out)) == 8
 
 

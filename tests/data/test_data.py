@@ -9,12 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_parts import keys
 from PIL import Image
-from tiny_parts import ImageList, noise_image
-from torch.utils.data import ConcatDataset, Subset
-from torchvision.datasets import ImageFolder
+from tiny_parts import noise_image
 
 from timm_igkd.data.images import content_key
-from timm_igkd.data.items import read_item, refuse_among_images
+from timm_igkd.data.items import read_item
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 
@@ -285,50 +283,3 @@ def test_files_of_splits_in_upper_case_are_not_read_as_one(tmp_path):
         write_parquet(tmp_path / f"{split}.parquet", ["cat", "dog"])
     with pytest.raises(InputError, match=r"'Test.parquet' of dataset .* would be part of split 'train': .*; rename it"):
         load_labeled_images(str(tmp_path), "train")
-
-
-@pytest.mark.parametrize("layout", ["flat", "described", "parquet", "saved"])
-def test_an_output_in_a_folder_that_datasets_looks_through_is_refused(layout, tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    if layout in ("flat", "described"):
-        for number in range(2):
-            noise_image(number).save(folder / f"{number}.png")
-    if layout == "described":
-        (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "of": 0}\n{"file_name": "1.png", "of": 1}\n')
-    elif layout != "flat":
-        write_parquet(folder / "train.parquet", ["cat", "dog"])
-    if layout == "saved":
-        datasets.load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train").save_to_disk(folder)
-    found = load_labeled_images(str(folder), "train", labels="ignored")
-    refuse_among_images(found, tmp_path / "maps", "name another")
-    if layout == "saved":  # its own files say what belongs to it
-        refuse_among_images(found, folder / "maps", "name another")
-        return
-    for out in (folder / "maps", folder / "runs" / "maps"):
-        with pytest.raises(InputError, match=r"lies among the images of .*; name another"):
-            refuse_among_images(found, out, "name another", writes_tables=True)
-    if layout == "parquet":  # a picture is none of its rows
-        refuse_among_images(found, folder / "grid.png", "name another")
-
-
-@pytest.mark.parametrize("kind", ["timm", "torchvision"])
-def test_an_output_in_a_folder_that_another_library_looks_through_is_refused(kind, tmp_path):
-    for number, name in enumerate("ab"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        noise_image(number).save(tmp_path / "images" / name / "0.png")
-    folder = tmp_path / "images"
-    timms = kind == "timm"
-    found = load_labeled_images("folder/", "train", data_dir=str(folder)) if timms else ImageFolder(str(folder))
-    with pytest.raises(InputError, match=r"lies among the images of .*; name another"):
-        refuse_among_images(found, folder / "a" / "grid.png", "name another")
-    refuse_among_images(found, tmp_path / "grid.png", "name another")
-
-
-def test_a_file_among_the_images_of_any_part_is_refused(tmp_path):
-    named, foldered = ImageList([noise_image(0)], [0], "named"), ImageList([noise_image(1)], [0], "foldered")
-    foldered.folder = str(tmp_path / "images")
-    joined = Subset(ConcatDataset([named, foldered]), [0])
-    with pytest.raises(InputError, match="lies among the images of 'foldered'; name another"):
-        refuse_among_images(joined, tmp_path / "images" / "grid.png", "name another")
-    refuse_among_images(joined, tmp_path / "grid.png", "name another")

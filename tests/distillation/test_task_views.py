@@ -283,3 +283,8 @@ def test_a_loss_that_has_nothing_to_learn_of_two_classes_is_refused():
 def test_decoupled_distillation_of_images_without_labels_is_refused():
     with pytest.raises(InputError, match="loss_type 'dkd' needs the label of every image"):
         IGDistillationTask(tiny(), tiny(seed=1), LabeledCrossEntropy(), loss_type="dkd", verbose=False)
+    options = {"loss_type": "dkd", "distill_loss_weight": 0, "verbose": False}
+    task = IGDistillationTask(tiny(), tiny(seed=1), LabeledCrossEntropy(), **options)
+    task.distill_loss_weight = 0.5
+    with pytest.raises(InputError, match="loss_type 'dkd' needs the label of every image"):
+        task(torch.zeros(2, 3, 32, 32), torch.tensor([0, -1]))

@@ -49,9 +49,11 @@ class ByColour(torch.nn.Module):
 
 @pytest.mark.parametrize("order", [CLASSES, ("cat", "ant", "bee")])
 def test_images_of_a_split_that_counts_its_classes_otherwise_are_judged_by_name(order, tmp_path):
-    coloured(tmp_path, "train", CLASSES)
-    coloured(tmp_path, "test", order)
-    train, test = (load_labeled_images(str(tmp_path), split) for split in ("train", "test"))
+    images = tmp_path / "images"
+    images.mkdir()
+    coloured(images, "train", CLASSES)
+    coloured(images, "test", order)
+    train, test = (load_labeled_images(str(images), split) for split in ("train", "test"))
     record = export_student(ByColour(), tmp_path / "out", calibration=train, evaluation=test, progress=False)
     assert (record.pytorch_top1, record.exports[0].top1) == (100, 100)
     assert record.metadata.class_names == CLASSES

@@ -54,7 +54,7 @@ def test_card_tells_size_speed_and_hardware(card):
     assert "on Some CPU @ 2 GHz, device cpu, torch threads: 2" in card
 
 
-@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("in_chans", [1, 2, 3, 4])
 def test_code_of_a_card_reads_images_of_the_students_channels(in_chans, tmp_path, capsys):
     student = timm.create_model("test_resnet", num_classes=2, in_chans=in_chans)
     save_model(student, tmp_path / "student", label_names=["a", "b"])

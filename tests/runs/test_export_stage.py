@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from command_lines import Outcome, Runner, tiny_run, two_splits
@@ -100,14 +101,19 @@ def test_a_student_that_cannot_be_exported_ends_the_run_before_anything_is_train
     assert not (tmp_path / "runs" / "run" / "student").exists()
 
 
-def test_a_student_that_cannot_be_quantised_ends_the_run_before_anything_is_trained(run, monkeypatch, tmp_path):
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise ValueError("no such operator")
+@pytest.mark.parametrize("fault", ["refused", "rubbish"])
+def test_a_student_that_cannot_be_quantised_ends_the_run_before_anything_is_trained(fault, run, monkeypatch, tmp_path):
+    def quantise(source: object, target: Path, *args: object, **kwargs: object) -> None:
+        if fault == "refused":
+            raise ValueError("no such operator")
+        target.write_bytes(b"rubbish")
 
-    monkeypatch.setattr("onnxruntime.quantization.quantize_static", refuse)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", quantise)
     outcome = run(*INT8)
     assert outcome.code == 1
-    assert "the file cannot be quantised: no such operator; export it without int8" in outcome.error
+    why = "the file cannot be quantised: no such operator" if fault == "refused" else "does not run the int8 file: "
+    assert why in outcome.error
+    assert "; export it without int8" in outcome.error
     assert not (tmp_path / "runs" / "run" / "student").exists()
 
 

@@ -203,12 +203,14 @@ def test_a_run_among_the_images_is_refused(recipe: Runner, command, tiny_images,
     test = tiny_images("folder", n=4, split="test") / "test"
     shutil.copytree(test, tmp_path / "all" / "test")
     shutil.copytree(images, tmp_path / "all" / "train")
-    options = [*command, "--dataset", tmp_path / "all"]
-    outcome = recipe(*options, "--output-dir", tmp_path / "all" / "train" / "runs")
-    assert outcome.code == 2
-    assert "lies among the images of" in outcome.error
-    assert "choose another --output-dir" in outcome.error
-    assert not (tmp_path / "all" / "train" / "runs").exists()
+    shutil.copytree(test, tmp_path / "all" / "dev")
+    options = [*command, "--dataset", tmp_path / "all", "--validation-split", "dev"]
+    for split in ("train", "dev", "test"):
+        outcome = recipe(*options, "--output-dir", tmp_path / "all" / split / "runs")
+        assert outcome.code == 2
+        assert "lies among the images of" in outcome.error
+        assert "choose another --output-dir" in outcome.error
+        assert not (tmp_path / "all" / split / "runs").exists()
     outcome = recipe(*options, "--output-dir", tmp_path / "all" / "runs")
     assert outcome.code == 0, outcome.error
     assert len(load_labeled_images(str(tmp_path / "all"), "train")) == 8

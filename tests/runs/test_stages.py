@@ -52,20 +52,40 @@ def test_a_pipe_in_the_place_of_a_marker_is_not_waited_for(tmp_path):
         read_marker(tmp_path / "student.json")
 
 
-@pytest.mark.parametrize(
-    "name", ["maps", "unlabeled", "teacher", "student", "teacher_checkpoint", "student_checkpoint"]
-)
-def test_another_spelling_of_a_place_is_the_same_setting(name, tmp_path, monkeypatch):
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Two folders, and a link to one of them, in the working directory and the home folder."""
     for folder in ("given", "other"):
         (tmp_path / folder).mkdir()
     (tmp_path / "link").symlink_to("given")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for prefix in ("local-dir:", "") if name in ("teacher", "student") else ("",):
-        for spelling in ("given", "./given/", "link", "~/given", str(tmp_path / "given")):
-            assert is_same_setting(name, f"{prefix}given", f"{prefix}{spelling}")
-            assert not is_same_setting(name, f"{prefix}other", f"{prefix}{spelling}")
-    assert not is_same_setting(name, "given", "local-dir:given")
-    assert not is_same_setting(name, "given", None)
-    assert not is_same_setting(name, "gone", "./gone")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["maps", "unlabeled", "teacher", "student", "teacher_checkpoint"])
+def test_another_spelling_of_a_place_is_the_same_setting(name, places):
+    is_model = name in ("teacher", "student")
+    prefix = "local-dir:" if is_model else ""
+    for spelling in ("given", "./given/", "link", "~/given", str(places / "given")):
+        assert is_same_setting(name, f"{prefix}given", f"{prefix}{spelling}")
+        assert not is_same_setting(name, f"{prefix}other", f"{prefix}{spelling}")
+        assert is_same_setting(name, "given", spelling) == (not is_model or spelling == "given")  # timm's bare names
+    assert not is_same_setting(name, f"{prefix}given", "hf-hub:given")
+    assert not is_same_setting(name, f"{prefix}given", None)
+    assert is_same_setting(name, f"{prefix}gone", f"{prefix}./gone")
     assert not is_same_setting("train_split", "given", "./given")
+
+
+def test_given_maps_are_those_that_the_run_links_to(places):
+    """Wherever it was started: a relative path means another folder in another working directory."""
+    (places / "maps").symlink_to("given")
+    for earlier in ("given", "store"):
+        for spelling in ("given", "link", str(places / "given")):
+            assert is_same_setting("maps", earlier, spelling, places / "maps")
+        assert not is_same_setting("maps", earlier, "other", places / "maps")
+    assert is_same_setting("maps", "user/store", "user/store", places / "maps")
+    assert not is_same_setting("maps", None, "given", places / "maps")
+    assert not is_same_setting("maps", "given", None, places / "maps")
+    (places / "given").rmdir()
+    assert is_same_setting("maps", "given", "given", places / "maps")

@@ -183,6 +183,7 @@ def score(args: argparse.Namespace) -> None:
     keep_freed_memory()
     store, teacher = MapStore(args.maps), model_from(args, "teacher")
     dataset = dataset_from(args, store.provenance.options.needs_labels)
+    refuse_among_images(dataset, args.out, "choose another --out")
     found = score_maps(store, teacher, dataset, limit=args.limit, steps=args.steps, seed=args.seed)
     write_record(args.out, found)
     if (own := store.path / SCORE).exists() and args.out.samefile(own):  # a link may spell it otherwise
@@ -200,6 +201,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
     if args.teacher is None:
         refuse_unused(args, "teacher", "without --teacher; name it too")
     dataset = dataset_from(args)
+    refuse_among_images(dataset, args.out, "choose another --out")
     model = evaluated_model_from(args, "model")
     teacher = evaluated_model_from(args, "teacher") if args.teacher else None
     result = evaluate(

@@ -29,6 +29,7 @@ _SPLIT_WORDS = {  # as `datasets` has them in its patterns of data files
 }
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 TABLES = (".parquet", ".arrow", ".tar", ".zip")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}.*\.")  # as `datasets` tells them from other files
 _SYSTEM_FOLDERS = ("/proc/", "/sys/")  # their files change under one's eyes, and to list them takes minutes
 
 
@@ -144,6 +145,28 @@ def _class_names(file: str) -> tuple[str, ...]:
 def is_saved_to_disk(path: str) -> bool:
     """Say whether `save_to_disk` wrote a folder."""
     return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def searched_folder(path: str) -> str | None:
+    """Return the folder whose files `datasets` takes for data, whatever is put there; None where others tell them.
+
+    It is `path`, or data/ in it where that holds shards such as train-00000-of-00002.parquet; a card's `data_files` and
+    what `save_to_disk` wrote name the files.
+    """
+    if is_saved_to_disk(path) or _card_names_files(os.path.join(path, "README.md")):
+        return None
+    data = os.path.join(path, "data")
+    has_shards = os.path.isdir(data) and any(_SHARD.search(name) for name in os.listdir(data))
+    return data if has_shards else path
+
+
+def _card_names_files(card: str) -> bool:
+    from timm_igkd.hub.cards import metadata  # here: who reads no card does without
+
+    if not os.path.isfile(card):
+        return False
+    configs = metadata(Path(card).read_text(encoding="utf-8", errors="replace")).get("configs")
+    return isinstance(configs, list) and any(isinstance(one, dict) and "data_files" in one for one in configs)
 
 
 def splits_named(path: str) -> set[str]:

@@ -129,28 +129,35 @@ def dataset_name(dataset: Any) -> str:
     return without_credentials(name)
 
 
-def refuse_among_images(dataset: Any, out: Path, remedy: str, writes_tables: bool = False) -> None:
-    """Raise InputError for an output in a folder that a data set is looked for in: it would be taken for its data.
+def refuse_among_images(dataset: Any, out: str | Path, remedy: str) -> None:
+    """Raise InputError for an output in a folder whose files are taken for data: it would become a part of it.
+
+    `datasets` reads the most frequent kind of files in a folder: two pictures beside a table are the data.
 
     Args:
         dataset: whose images are read from there.
         out: the file or folder to be written.
         remedy: end of the message.
-        writes_tables: it holds parquet, JSON or CSV, of which `datasets` would read the most frequent.
     """
+    above = [Path(os.path.abspath(out)), Path(os.path.realpath(out))]  # as it is spelled, and through links
+    places = [place for path in above for place in (path, *path.parents)]
     for part in parts(dataset):
-        folders = [_image_folder(part), getattr(part, "table_folder", None) if writes_tables else None]
-        for folder in filter(None, folders):
-            if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
-                raise InputError(f"{str(out)!r} lies among the images of {dataset_name(part)!r}; {remedy}")
+        folder = _searched_folder(part)
+        if folder is not None and any(os.path.realpath(place) == os.path.realpath(folder) for place in places):
+            raise InputError(f"{str(out)!r} lies among the images of {dataset_name(part)!r}; {remedy}")
 
 
-def _image_folder(dataset: Any) -> str | None:
-    """Return the folder that a data set looks for images in, at whatever depth; None where it does not."""
-    reader = getattr(dataset, "reader", dataset)
-    if isinstance(reader, ReaderImageFolder | DatasetFolder):
+def _searched_folder(dataset: Any) -> str | None:
+    """Return the folder whose files a data set takes for data, at whatever depth; None where it does not."""
+    if isinstance(dataset, LabeledImages):
+        return dataset.folder
+    reader = getattr(dataset, "reader", None)
+    if isinstance(reader, ReaderImageFolder):
         return str(reader.root)
-    return getattr(dataset, "folder", None)
+    if isinstance(dataset, DatasetFolder) and dataset.samples:  # whose root may be that of a download
+        first, last = (os.path.dirname(os.path.abspath(dataset.samples[index][0])) for index in (0, -1))
+        return os.path.commonpath([first, last])
+    return None
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

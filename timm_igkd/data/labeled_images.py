@@ -4,7 +4,7 @@ import copy
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.utils.data
@@ -33,10 +33,7 @@ class LabeledImages(torch.utils.data.Dataset):
         class_names: one name per class, or None where the labels are plain integers.
         revision: commit of a Hub dataset.
         roots: folders that image files named in rows must lie below.
-        folder: that is looked through for images, at whatever depth; None where rows come from elsewhere.
-
-    Attributes:
-        table_folder: that is looked through for tables, at whatever depth; None where rows come from elsewhere.
+        folder: whose files are taken for data, at whatever depth; None where rows come from elsewhere.
 
     Items are (8-bit RGB PIL image, or what `transform` makes of it; int label).
     """
@@ -57,7 +54,7 @@ class LabeledImages(torch.utils.data.Dataset):
         self.name, self.split, self.revision = without_credentials(name), split, revision
         self.image_column, self.label_column = image_column, label_column
         self.class_names, self.roots = class_names, [os.path.abspath(root) for root in roots]
-        self.folder, self.table_folder = folder, cast(str | None, None)
+        self.folder = folder
         self.is_part = False  # True after `subset`: not the whole split
         self._label_table: np.ndarray | None = None
         self.transform: Callable[[Image.Image], Any] | None = None

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub import constants as hub_constants
 
 from timm_igkd.data.class_folders import load_class_folders, load_image_folder, split_folder
-from timm_igkd.data.folders import is_saved_to_disk, local_folder, refuse_stream, tar_class_names
+from timm_igkd.data.folders import (
+    check_folder,
+    is_saved_to_disk,
+    local_folder,
+    refuse_stream,
+    searched_folder,
+    tar_class_names,
+)
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
 from timm_igkd.data.named_datasets import HFDS, TIMM_PREFIXES, load_digits_split, load_timm_dataset
@@ -88,22 +95,21 @@ def _load_hub_rows(
 def _load_folder(
     dataset: str, split: str, image_column: str | None, label_column: str | None, labels: Labels
 ) -> LabeledImages:
-    path = local_folder(dataset)
+    path, given = local_folder(dataset), os.path.abspath(check_folder(dataset))
     folder = split_folder(path, split)
     if folder is None:
         rows = load_rows(dataset, path, True, split, None, None)
         images = _images_of_rows(rows, dataset, split, path, image_column, label_column, labels)
-        if not is_saved_to_disk(path):  # `datasets` looks for the same kind of files in all of it
-            are_images = rows.builder_name == "imagefolder"
-            images.folder, images.table_folder = (path, None) if are_images else (None, path)
+        images.folder = searched_folder(given)
         return images
     if labels == "ignored" or (labels == "optional" and not folder.has_class_folders):
         columns = {"--image-column": image_column, "--label-column": label_column}
         _refuse(dataset, columns, "its images lie in a folder without columns")
-        return load_image_folder(dataset, folder, split)
-    rows = load_class_folders(path, folder, split)
-    images = _images_of_rows(rows, dataset, split, path, image_column, label_column, labels)
-    images.folder = folder.path
+        images = load_image_folder(dataset, folder, split)
+    else:
+        rows = load_class_folders(path, folder, split)
+        images = _images_of_rows(rows, dataset, split, path, image_column, label_column, labels)
+    images.folder = os.path.normpath(os.path.join(given, os.path.relpath(folder.path, path)))
     return images
 
 

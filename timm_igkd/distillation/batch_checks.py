@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.live_teacher import check_has_classifier
 from timm_igkd.distillation.losses import is_soft
 from timm_igkd.errors import InputError
@@ -64,6 +66,12 @@ def check_maps(maps: Tensor | None, input: Tensor, target: Tensor) -> None:
             "the explanation loss explains one class per image, got the soft targets of Mixup or CutMix; switch those "
             "off, or set explanation_loss_weight=0"
         )
+
+
+def check_labels(loss_type: str, criterion: Any) -> None:
+    """Raise InputError for a distillation loss that needs labels beside a task loss that some images have none for."""
+    if loss_type == "dkd" and isinstance(criterion, LabeledCrossEntropy):
+        raise InputError("loss_type 'dkd' needs the label of every image, some have none here; use 'kl'")
 
 
 def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teacher: nn.Module | None) -> Tensor | None:

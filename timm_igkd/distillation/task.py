@@ -17,9 +17,14 @@ from timm.task.classification import resolve_classification_loss
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from timm_igkd.distillation.batch_checks import check_maps, check_stored_logits, resolve_class_index, select_classes
+from timm_igkd.distillation.batch_checks import (
+    check_labels,
+    check_maps,
+    check_stored_logits,
+    resolve_class_index,
+    select_classes,
+)
 from timm_igkd.distillation.explanation import explanation_loss
-from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.live_teacher import LiveTeacher, check_logits, check_pair, resolve_attention_index
 from timm_igkd.distillation.losses import KD_LOSSES, attention_transfer, check_loss_type
 from timm_igkd.distillation.options import TeacherViewMode, check_temperature
@@ -118,8 +123,7 @@ class IGDistillationTask(TrainingTask):
         distills = self.distill_loss_weight > 0
         if distills:
             check_loss_type(loss_type, getattr(bare_model(student), "num_classes", None))
-            if loss_type == "dkd" and isinstance(criterion, LabeledCrossEntropy):
-                raise InputError("loss_type 'dkd' needs the label of every image, some have none here; use 'kl'")
+            check_labels(loss_type, criterion)
         may_distill = distills or teacher_class_indices is not None  # the weight may be raised from 0 later
         class_index = resolve_class_index(teacher_class_indices, student, teacher) if may_distill else None
         self._class_index: Tensor | None
@@ -230,6 +234,7 @@ class IGDistillationTask(TrainingTask):
             losses["task_loss"] = self.criterion(output, target)
         if distills:
             assert teacher_logits is not None
+            check_labels(self.loss_type, self.criterion)
             teacher_logits = select_classes(teacher_logits.to(output.device), self._class_index, self._last_class)
             kd_loss = KD_LOSSES[self.loss_type]
             losses["distill_loss"] = kd_loss(output, teacher_logits, self.temperature, target, **self._kd_options)

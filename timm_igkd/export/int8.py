@@ -13,9 +13,9 @@ from torch.utils.data import Subset
 
 from timm_igkd.data.items import known_labels, read_item
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.errors import InputError, RunError, first_line
+from timm_igkd.errors import InputError, RunError, UserError, first_line
 from timm_igkd.evaluation.metrics import teacher_agreement
-from timm_igkd.evaluation.onnx_file import OnnxMetadata, quiet_libraries, write_metadata
+from timm_igkd.evaluation.onnx_file import OnnxMetadata, open_session, quiet_libraries, write_metadata
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.record import Quantisation, images_of
 from timm_igkd.models.arguments import model_data_config
@@ -76,6 +76,28 @@ def quantise(
             raise RunError(f"the file cannot be quantised: {first_line(error)}; export it without int8") from error
         finally:
             shaped.unlink(missing_ok=True)
+
+
+def check_quantisable(source: Path, input_size: Sequence[int]) -> None:
+    """Raise RunError where an ONNX file cannot be quantised, in either way, or onnxruntime does not run the result.
+
+    Args:
+        source: float32, of any weights; files beside it are written and removed.
+        input_size: (C, H, W) of the noise that it is calibrated with.
+    """
+    noise, target = torch.rand(2, *input_size, generator=torch.Generator().manual_seed(0)), source.with_suffix(".int8")
+    try:
+        for float_edges in (False, True):
+            quantise(source, target, [noise], float_edges=float_edges)
+            open_session(target).run(None, {"image": noise.numpy()})
+    except UserError:
+        raise
+    except Exception as error:  # onnxruntime's own, of no common kind
+        raise RunError(
+            f"onnxruntime does not run the int8 file: {first_line(error)}; export it without int8"
+        ) from error
+    finally:
+        target.unlink(missing_ok=True)
 
 
 def weighted_layers(proto: object) -> list[str]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.data import Subset
 
@@ -17,7 +16,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.int8 import MOST_VERIFIED, quantise, quantise_best, spread_indices
+from timm_igkd.export.int8 import MOST_VERIFIED, check_quantisable, quantise_best, spread_indices
 from timm_igkd.export.record import (
     FILES,
     RECORD,
@@ -133,8 +132,7 @@ def check_exportable(model: nn.Module, int8: bool = False) -> None:
         file = Path(temporary) / FILES["onnx"]
         size = write_onnx(model, file).input_size
         if int8:
-            noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
-            quantise(file, file.with_name(FILES["onnx-int8"]), [noise])
+            check_quantisable(file, size)
 
 
 def _check_output_folder(out: Path) -> None:

@@ -106,7 +106,7 @@ def compute_maps(
     _check_sizes(limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
     _check_shard_argument(shard)
     given, teacher, out = teacher, teacher_copy(teacher), Path(out)
-    refuse_among_images(dataset, out, "choose another --out", writes_tables=True)
+    refuse_among_images(dataset, out, "choose another --out")
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     source, shape = _source_dataset(dataset, limit), TeacherView(teacher).shape
     options = options or IGOptions()

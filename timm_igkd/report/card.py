@@ -69,7 +69,7 @@ def model_card(
         needs_plugin=needs_plugin(model),
         architecture=config["architecture"],
         input_size=config["input_size"],
-        image_mode="L" if config["input_size"][0] == 1 else "RGB",
+        image_mode={1: "L", 2: "LA", 4: "RGBA"}.get(config["input_size"][0], "RGB"),
         num_classes=model.num_classes,
         dataset_name=run.public_dataset,
         metrics=metrics,

@@ -24,7 +24,7 @@ from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import MARKERS
+from timm_igkd.runs.stages import MARKERS, is_same_setting
 
 
 @dataclass(frozen=True)
@@ -261,8 +261,9 @@ def _choose_student(config: RunConfig, teacher: nn.Module, num_classes: int, cho
     else:
         record = read_students(chosen)
         side = get_model_input_config(teacher)["input_size"][-1]
-        found = record.teacher, record.img_size, record.num_classes, record.use_weights, record.budget
-        if found != (config.teacher, side, num_classes, uses_weights, budget):
+        found = record.img_size, record.num_classes, record.use_weights, record.budget
+        is_same_teacher = is_same_setting("teacher", record.teacher, config.teacher)
+        if not is_same_teacher or found != (side, num_classes, uses_weights, budget):
             raise InputError(
                 f"{str(chosen)!r} is a choice for {record.budget} of {record.teacher} at {record.img_size} px, not for "
                 "the settings of now; name the student as config.yaml does, or choose another --name"

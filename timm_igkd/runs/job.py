@@ -107,7 +107,7 @@ class Run:
         def read(name: StageName) -> dict[str, str]:
             return inputs.of(name) | (self.arms.inputs() if name == "report" else {})
 
-        return Stages(self.folder.path, self.config, self.accelerator, stages, read)
+        return Stages(self.folder.path, self.config, self.accelerator, stages, read, self.folder.maps)
 
     def _is_done(self, name: Trained) -> bool:
         files = self.folder.model_files(name)
@@ -166,8 +166,9 @@ class Run:
     def main(self) -> None:
         """Check everything, then run all stages in order."""
         self.folder.refuse_foreign()
-        for images in (self.data.mapped, self.data.test):
-            refuse_among_images(images, self.folder.path, "choose another --output-dir", writes_tables=True)
+        for images in (self.data.mapped, self.data.validation, self.data.test):
+            if images is not None:
+                refuse_among_images(images, self.folder.path, "choose another --output-dir")
         pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)

@@ -99,6 +99,7 @@ class Stages:
         accelerator: stages run on all processes, markers are written by the main one.
         stages: what there is to do.
         inputs: tells the hashes of what a stage reads, see `RunInputs`.
+        maps: folder of the run's maps, or its link to those that were given.
         label: what lines begin with.
     """
 
@@ -109,10 +110,11 @@ class Stages:
         accelerator: Accelerator,
         stages: list[Stage],
         inputs: Callable[[StageName], Mapping[str, str]],
+        maps: Path,
         label: str = "",
     ):
         self.run_dir, self.config, self.accelerator, self.stages = run_dir, config, accelerator, stages
-        self.inputs, self.label = inputs, label
+        self.inputs, self.maps, self.label = inputs, maps, label
 
     @staticmethod
     def finished(run_dir: Path, name: StageName) -> StageMarker | None:
@@ -227,7 +229,7 @@ class Stages:
             return True
         wanted = self.config.settings_of(stage.name)
         is_same = marker.settings.keys() == wanted.keys() and all(
-            is_same_setting(key, marker.settings[key], value) for key, value in wanted.items()
+            is_same_setting(key, marker.settings[key], value, self.maps) for key, value in wanted.items()
         )
         return is_same and marker.inputs == self.inputs(stage.name)
 
@@ -236,7 +238,7 @@ class Stages:
 
     def _check(self, stage: Stage, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
-            if not is_same_setting(key, found.get(key), value):
+            if not is_same_setting(key, found.get(key), value, self.maps):
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was run with {key} = {found.get(key)!r}, now it is "
                     f"{value!r}; choose another --name, or delete the folder"
@@ -268,16 +270,25 @@ def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
     return next((f"{name} = {earlier[name]!r}, now it is {now[name]!r}" for name in changed), None)
 
 
-def is_same_setting(name: str, earlier: Any, now: Any) -> bool:
-    """Return whether two values of a setting mean the same; a file or folder may be spelled in several ways."""
-    if earlier == now:
-        return True
-    if name not in _PLACES or not (isinstance(earlier, str) and isinstance(now, str)):
+def is_same_setting(name: str, earlier: Any, now: Any, maps: Path | None = None) -> bool:
+    """Return whether two values of a setting mean the same; a file or folder may be spelled in several ways.
+
+    Args:
+        name: of the setting.
+        earlier: its value in a marker, relative to a working directory that may have been another.
+        now: its value in this call.
+        maps: link of the run to the store that `maps` meant.
+    """
+    if earlier == now or name not in _PLACES or not (isinstance(earlier, str) and isinstance(now, str)):
+        return bool(earlier == now)
+    if name == "maps" and maps is not None and maps.exists() and os.path.isdir(found := os.path.expanduser(now)):
+        return os.path.samefile(found, maps)  # no hash of a given store is in the marker of its stage
+    is_model = name in ("teacher", "student")  # a bare name is timm's, whatever lies here
+    if is_model and not (earlier.startswith(_LOCAL_DIR) and now.startswith(_LOCAL_DIR)):
         return False
-    if earlier.startswith(_LOCAL_DIR) != now.startswith(_LOCAL_DIR):
-        return False
-    paths = [os.path.expanduser(value.removeprefix(_LOCAL_DIR)) for value in (earlier, now)]
-    return all(map(os.path.exists, paths)) and os.path.samefile(*paths)
+    paths = [os.path.expanduser(value.removeprefix(_LOCAL_DIR) if is_model else value) for value in (earlier, now)]
+    both_exist = all(map(os.path.exists, paths))
+    return os.path.samefile(*paths) if both_exist else os.path.abspath(paths[0]) == os.path.abspath(paths[1])
 
 
 def _path(run_dir: Path, name: StageName) -> Path:

@@ -229,7 +229,8 @@ class Arms:
         config, folder = arm.settings(self.config, more_epochs), self._folder(arm)
         student = StudentRun(config, self.data, folder, self.accelerator, arm.label)
         inputs = RunInputs(config, self.data, folder)
-        return Stages(folder.path, config, self.accelerator, student.stages(), inputs.of, label=f"{arm.label} ")
+        stages = student.stages()
+        return Stages(folder.path, config, self.accelerator, stages, inputs.of, folder.maps, label=f"{arm.label} ")
 
     def _more_epochs(self, arm: Arm) -> int | None:
         """Return the epochs that an arm has more than the run; None where they are not measured yet.
