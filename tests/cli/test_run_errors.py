@@ -235,11 +235,14 @@ def test_no_network_ends_with_1(
         command("maps", "--teacher", "test_resnet", "--dataset", images, *split),
         command("maps", "--teacher", "test_resnet", "--dataset", "user/none", *split),
         recipe(*tiny_run("user/none")),
+        recipe(*tiny_run("nowhere")),
         recipe(*tiny_run(images, "--teacher-epochs", 0, "--teacher-args", "num_classes=2")),
     ]
     for outcome in outcomes:
         assert outcome.code == 1, outcome
         assert re.search("cannot be reached|connection to the Hub", outcome.error)
+    for outcome, name in zip(outcomes[2:5], ("user/none", "user/none", "nowhere"), strict=True):
+        assert f"(there is no folder '{name}' here either)" in outcome.error
     assert not (tmp_path / "maps").exists()
 
 

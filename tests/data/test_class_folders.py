@@ -240,6 +240,20 @@ def test_images_of_every_kind_that_pillow_opens_are_read(tmp_path):
     assert len(load_labeled_images(folder, "train")) == 5
 
 
+@pytest.mark.parametrize("file", ["train/a/x.HEIC", "train/c/x.heif", "train/c/d/x.jxl", "test/c/x.hif"])
+@pytest.mark.parametrize("labels", ["required", "optional", "ignored"])
+def test_an_image_that_pillow_does_not_open_is_not_left_out_without_a_word(file, labels, tmp_path):
+    """A class of nothing else would disappear."""
+    folder, split = two_splits(tmp_path, "a", "b"), file.split("/")[0]
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(b"x")
+    (tmp_path / split / "a" / "._x.heic").write_bytes(b"x")  # macOS puts them beside files, hidden
+    with pytest.raises(InputError, match=rf"{file}' is an image of a format that Pillow does not open here; convert"):
+        load_labeled_images(folder, split, labels=labels)
+    (tmp_path / file).unlink()
+    assert len(load_labeled_images(folder, split, labels=labels)) == 4
+
+
 def test_a_folder_called_as_the_digits_is_not_passed_over(tmp_path, monkeypatch):
     two_splits(tmp_path / "digits", "a", "b")
     monkeypatch.chdir(tmp_path)

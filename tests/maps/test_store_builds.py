@@ -15,7 +15,7 @@ from tiny_parts import ImageList, noise_image, ramp, tiny_teacher
 from timm_igkd.attribution.options import IGOptions
 from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, teacher_copy
 from timm_igkd.data.loading import load_labeled_images
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.files import read_mapping, write_json
 from timm_igkd.maps.build import check_teacher, recompute_rows, teacher_difference
 from timm_igkd.maps.manifest import read_manifest
@@ -138,6 +138,25 @@ def test_other_settings_into_the_same_folder_are_refused_and_named(copied, teach
     with pytest.raises(InputError, match=f"holds maps made with other settings: {name}.* choose another --out"):
         build(teacher, images, copied, **{"logits": True} | change)
     assert files_of(copied) == before
+
+
+def test_a_store_that_was_begun_without_maps_is_called_so(teacher, images, tmp_path, monkeypatch):
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("timm_igkd.maps.build.ShardBuilder.build", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(teacher, images, tmp_path / "maps")
+    with pytest.raises(InputError, match=r"a store without maps yet, begun with other settings: n is 10 there, 5 here"):
+        build(teacher, images, tmp_path / "maps", limit=5)
+
+
+@pytest.mark.parametrize("dataset", ["images", ["a", "b"]])
+def test_what_gives_no_images_leaves_no_store(dataset, teacher, tmp_path):
+    with pytest.raises(InputTypeError, match=r"is a str, expected \(PIL image, label\)"):
+        build(teacher, dataset, tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
 
 
 def test_another_teacher_into_the_same_folder_is_refused(copied, images):

@@ -29,6 +29,7 @@ _SPLIT_WORDS = {  # as `datasets` has them in its patterns of data files
 }
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 TABLES = (".parquet", ".arrow", ".tar", ".zip")
+_OTHER_IMAGES = (".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl")  # telephones and browsers write them
 _SHARD = re.compile(r"-\d{5}-of-\d{5}.*\.")  # as `datasets` tells them from other files
 _SYSTEM_FOLDERS = ("/proc/", "/sys/")  # their files change under one's eyes, and to list them takes minutes
 
@@ -86,7 +87,8 @@ def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield what `os.walk` does, through links to folders too.
 
     Raises:
-        InputError: a folder that may not be read, or a link to one that holds it; an image's name that is not UTF-8.
+        InputError: a folder that may not be read, or a link to one that holds it; an image's name that is not UTF-8; an
+            image that this Pillow does not open: it would be left out without a word, and so would a class of them.
     """
 
     def refuse(error: OSError) -> None:
@@ -101,6 +103,11 @@ def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
             if os.path.islink(path) and is_within(root, path):
                 raise InputError(f"folder {path!r} is a link to a folder that holds it; remove the link")
         for name in names:
+            if is_unopened_image(name):
+                raise InputError(
+                    f"{os.path.join(root, name)!r} is an image of a format that Pillow does not open here; convert it "
+                    "to JPEG or PNG, or move it elsewhere"
+                )
             if is_image(name) and os.fsencode(name) != name.encode(errors="replace"):
                 raise InputError(f"file {os.path.join(root, name)!r} has a name that is not UTF-8; rename it")
         yield root, folders, names
@@ -177,6 +184,11 @@ def splits_named(path: str) -> set[str]:
 def is_image(name: str) -> bool:
     """Say whether a file is an image by its name; hidden files are none."""
     return os.path.splitext(name)[1].lower() in _image_suffixes() and not os.path.basename(name).startswith(".")
+
+
+def is_unopened_image(name: str) -> bool:
+    """Say whether a file is an image, by its name, of a format that this Pillow does not open."""
+    return os.path.splitext(name)[1].lower() in _OTHER_IMAGES and not name.startswith(".") and not is_image(name)
 
 
 @functools.cache

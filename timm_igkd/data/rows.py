@@ -49,7 +49,7 @@ def load_rows(
     """
     import datasets
 
-    with _errors_in_one_line(dataset, split):
+    with _errors_in_one_line(dataset, split, is_local):
         if is_local and is_saved_to_disk(path):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -68,17 +68,18 @@ def load_rows(
 
 
 @contextmanager
-def _errors_in_one_line(dataset: str, split: str) -> Iterator[None]:
-    """Turn what `datasets`, Arrow and the Hub's client raise into one line."""
+def _errors_in_one_line(dataset: str, split: str, is_local: bool) -> Iterator[None]:
+    """Turn what `datasets`, Arrow and the Hub's client raise into one line; a name may be meant as a folder."""
     import datasets
 
     try:
         yield
     except (datasets.exceptions.DatasetNotFoundError, hub_errors.HfHubHTTPError, ConnectionError) as error:
-        raise hub_error(error, f"dataset {dataset!r}") or RunError(  # datasets cuts some causes off
+        found = hub_error(error, f"dataset {dataset!r}") or RunError(  # datasets cuts some causes off
             f"dataset {dataset!r} does not exist, or is private and this login may not see it ({first_line(error)}); "
             "check the id, or log in: hf auth login"
-        ) from error
+        )
+        raise found if is_local else type(found)(f"{found} (there is no folder {dataset!r} here either)") from error
     except (datasets.data_files.EmptyDatasetError, datasets.exceptions.DataFilesNotFoundError) as error:
         raise InputError(
             f"folder {dataset!r} holds no data, expected parquet files or class folders of images"

@@ -16,7 +16,7 @@ from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.attribution.options import TeacherView
 from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, teacher_copy
-from timm_igkd.data.items import class_map, class_names, dataset_name, refuse_among_images
+from timm_igkd.data.items import class_map, class_names, dataset_name, read_item, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import evenly_spread
 from timm_igkd.data.unlabeled import MixedImages
@@ -188,6 +188,7 @@ def _begin_store(
 def _source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
     if len(dataset) == 0:
         raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
+    read_item(dataset, 0)  # what gives no images is refused before anything is written
     return SourceDataset(
         name=dataset_name(dataset),
         split=str(getattr(dataset, "split", "train")),

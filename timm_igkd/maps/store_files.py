@@ -74,8 +74,9 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     if found.dataset.content_hash is not None and found.dataset.content_hash == wanted.dataset.content_hash:
         wanted = replace(wanted, dataset=replace(wanted.dataset, name=found.dataset.name))  # another path to the same
     if (difference := first_difference(found, wanted)) is not None:
+        what = "maps made" if has_data else "a store without maps yet, begun"
         raise InputError(
-            f"{str(out)!r} holds maps made with other settings: {difference}; choose another --out or delete it"
+            f"{str(out)!r} holds {what} with other settings: {difference}; choose another --out or delete it"
         )
     return found
 
