@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.data.items import refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import stratified_indices, stratified_limit
 from timm_igkd.data.loading import Labels, load_labeled_images
@@ -99,6 +100,12 @@ class RunData:
     def fitting_images(self) -> DeviceImages:
         """The student's images, decoded once, on the CPU; a SeveralSizesError where they have several sizes."""
         return load_images(self.student_images)
+
+    def refuse_output(self, folder: Path) -> None:
+        """Raise InputError for a run's folder that would become a part of its own images."""
+        for images in (self.mapped, self.validation, self.test):
+            if images is not None:
+                refuse_among_images(images, folder, "choose another --output-dir")
 
 
 def load_split(config: RunConfig, split: str, limit: int | None = None, labels: Labels = "required") -> LabeledImages:

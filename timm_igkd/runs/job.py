@@ -13,10 +13,9 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.attribution.grad_cam import check_method
-from timm_igkd.data.items import refuse_among_images
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import AUTO
@@ -63,9 +62,12 @@ def distill(config: RunConfig | None = None) -> Path:
     Raises:
         InputError: settings, data and models that do not fit together, found before anything is written; a folder of
             another run; a damaged file.
+        InputTypeError: the settings are no RunConfig.
         RunError: the run could not go on.
     """
-    run = Run(config or RunConfig())
+    if not isinstance(config, RunConfig | None):
+        raise InputTypeError(f"distill takes a RunConfig, got a {type(config).__name__}; give it RunConfig(…)")
+    run = Run(RunConfig() if config is None else config)
     run.main()
     return run.folder.path
 
@@ -166,9 +168,7 @@ class Run:
     def main(self) -> None:
         """Check everything, then run all stages in order."""
         self.folder.refuse_foreign()
-        for images in (self.data.mapped, self.data.validation, self.data.test):
-            if images is not None:
-                refuse_among_images(images, self.folder.path, "choose another --output-dir")
+        self.data.refuse_output(self.folder.path)
         pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)

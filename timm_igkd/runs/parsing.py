@@ -163,12 +163,18 @@ def convert_value(name: str, value: Any, annotation: Any) -> Any:
     try:
         return _convert(value, annotation)
     except (ValueError, OverflowError) as error:
-        words = isinstance(value, list) and all(isinstance(part, str) for part in value)
-        found = _SHORT.repr(" ".join(value) if words else value)
-        literals = [member for member in _members(annotation) if get_origin(member) is Literal]
-        choices = [str(choice) for literal in literals for choice in get_args(literal)]
-        hint = nearest(found.strip("'"), choices) or ("; put it in quotes" if annotation in (str, str | None) else "")
-        raise InputError(f"{name} must be {_type_name(annotation)}, got {found}{hint}") from error
+        is_text = annotation in (str, str | None) and not isinstance(value, str)
+        raise wrong_value(name, value, annotation, "; put it in quotes" if is_text else "") from error
+
+
+def wrong_value(name: str, value: Any, annotation: Any, hint: str = "") -> InputError:
+    """Return the error of a value that does not fit its type; it ends with a hint, or the nearest of choices."""
+    words = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    found = " ".join(_SHORT.repr(" ".join(value) if words else value).splitlines())
+    literals = [inner for member in _members(annotation) for inner in (member, *get_args(member))]
+    choices = [str(choice) for inner in literals if get_origin(inner) is Literal for choice in get_args(inner)]
+    ending = hint or nearest(found.strip("'"), choices)
+    return InputError(f"{name} must be {_type_name(annotation)}, got {found}{ending}")
 
 
 def _convert(value: Any, annotation: Any) -> Any:
