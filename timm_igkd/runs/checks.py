@@ -18,6 +18,8 @@ from timm_igkd.runs.protocols import PRESETS, PerProtocol
 if TYPE_CHECKING:
     from timm_igkd.runs.settings import RunConfig
 
+MARKERS = ".stages"
+"""The folder of the markers of a run's stages, by which its folder is known."""
 _type_hints = functools.cache(get_type_hints)
 _PLAIN = (bool, int, float, str)  # in this order: a bool is an int
 _PLAIN_VALUES = "; give text, numbers, booleans, None, or lists and mappings of these"

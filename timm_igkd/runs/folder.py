@@ -22,9 +22,10 @@ from timm_igkd.export.students import StudentsRecord, find_students, read_studen
 from timm_igkd.files import hash_files, remove_abandoned, remove_written_apart
 from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
+from timm_igkd.runs.checks import MARKERS
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import MARKERS, is_same_setting
+from timm_igkd.runs.stages import is_same_setting
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,10 @@ class RunFolder:
             raise InputError(
                 f"{str(self.path)!r} holds {others[0]!r} but no run; choose another --name or --output-dir"
             )
+
+    def has_begun(self) -> bool:
+        """Return whether any stage of a run has begun here."""
+        return any((self.path / MARKERS).glob("*.json"))
 
     def claim(self) -> None:
         """Make the folder a run's, see `refuse_foreign`."""

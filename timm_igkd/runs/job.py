@@ -62,8 +62,7 @@ def distill(config: RunConfig | None = None) -> Path:
     Raises:
         InputError: settings, data and models that do not fit together, found before anything is written; a folder of
             another run; a damaged file.
-        InputTypeError: the settings are no RunConfig.
-        RunError: the run could not go on.
+        InputTypeError: the settings are no RunConfig. RunError: the run could not go on.
     """
     if not isinstance(config, RunConfig | None):
         raise InputTypeError(f"distill takes a RunConfig, got a {type(config).__name__}; give it RunConfig(…)")
@@ -173,6 +172,8 @@ class Run:
         if "student" in pending | arms:
             self._check_models(pending)
             self.stages.inputs("evaluate")  # reads the test images, whose files are to be there before anything trains
+        if self.config.resume and not self.folder.has_begun():
+            self.notes.append(f"resume: no stage of {self.folder.path} has begun, so there is nothing to go on from")
         for note in self.notes:
             self.accelerator.print(note)
         self.accelerator.wait_for_everyone()
@@ -218,10 +219,9 @@ class Run:
             check_exportable(student, "onnx-int8" in self.config.export)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
-        batches = self.config.batch_size, self.accelerator.num_processes
-        if self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0):
-            steps_per_epoch(len(self.data.fitting), *batches)
-        steps_per_epoch(len(self.data.student_images), *batches)
+        needs_labels = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
+        fewest = self.data.fitting if needs_labels else self.data.student_images
+        steps_per_epoch(len(fewest), self.config.batch_size, self.accelerator.num_processes)
         if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
                 check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
