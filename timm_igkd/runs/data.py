@@ -1,4 +1,4 @@
-"""The images of a run: what it fits, what it chooses by, what it is tested on; and whether given maps are of them."""
+"""The images of a run: what it fits, watches the epochs by and is tested on; and whether given maps are of them."""
 
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,9 @@ from timm_igkd.overlay.device_images import DeviceImages, load_images
 from timm_igkd.runs.checks import check_unlabeled
 from timm_igkd.runs.settings import RunConfig
 
+MOST_DECODED = 10_000
+"""Images of a split that are decoded before anything is trained; of others their headers are read."""
+
 
 class RunData:
     """Splits of one run, opened and their labels checked when it begins; all count the training split's classes.
@@ -34,7 +37,7 @@ class RunData:
         train: the training split; it may lack labels, then the classes are those of the test split.
         unlabeled: images without labels beside it, or None.
         fitting: the part of `train` that models are fitted to.
-        validation: images to choose by, or None.
+        validation: images to watch the epochs by, or None; nothing is chosen by them.
         test: images that are read once, at the end.
         num_classes: of the training split.
     """
@@ -81,7 +84,7 @@ class RunData:
 
     @cached_property
     def validation_hash(self) -> str:
-        """Content hash of the images to choose by, empty where they are part of the training split."""
+        """Content hash of the images to watch by, empty where they are part of the training split."""
         if self.config.validation_split is None or self.validation is None:
             return ""
         return self.validation.content_hash()
@@ -106,6 +109,22 @@ class RunData:
         for images in (self.mapped, self.validation, self.test):
             if images is not None:
                 refuse_among_images(images, folder, "choose another --output-dir")
+
+    def check_images(self, mapped_first: bool) -> None:
+        """Read what is going to be trained on and evaluated, before either; see `LabeledImages.check_images`.
+
+        Of a split, MOST_DECODED images are decoded: seconds for small ones, a minute or two for photographs.
+
+        Args:
+            mapped_first: the stage of the maps, which decodes every image that it reads, comes before all training.
+        """
+        is_read = mapped_first or "fitting_images" in vars(self)  # decoded already, for batches on the device
+        found = [] if is_read else [self.fitting, self.unlabeled]
+        own_split = self.config.validation_split is not None
+        found += [self.validation if own_split or not mapped_first else None, self.test]
+        for images in found:
+            if images is not None:
+                images.check_images(MOST_DECODED)
 
 
 def load_split(config: RunConfig, split: str, limit: int | None = None, labels: Labels = "required") -> LabeledImages:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from timm.models import get_model_input_config
 from torch import nn
 
-from timm_igkd.errors import InputError, UserError
+from timm_igkd.errors import InputError
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
@@ -26,6 +25,7 @@ from timm_igkd.runs.checks import MARKERS
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import is_same_setting
+from timm_igkd.training.accelerator import on_main
 
 
 @dataclass(frozen=True)
@@ -244,17 +244,7 @@ def choose_student(
     Raises:
         InputError: no student fits; the choice made before was for other settings.
     """
-    found: list[StudentsRecord | UserError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [_choose_student(config, create_teacher(), num_classes, folder.students)]
-        except UserError as error:
-            found = [error]
-    (record,) = broadcast_object_list(found)
-    if isinstance(record, UserError):
-        raise record
-    assert record is not None
-    return record
+    return on_main(accelerator, lambda: _choose_student(config, create_teacher(), num_classes, folder.students))
 
 
 def _choose_student(config: RunConfig, teacher: nn.Module, num_classes: int, chosen: Path) -> StudentsRecord:

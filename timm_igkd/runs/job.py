@@ -42,7 +42,7 @@ from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName, Trained
 from timm_igkd.runs.stages import Stage, Stages, launch_of
 from timm_igkd.runs.students import Arms, StudentRun, arms_of
-from timm_igkd.training.accelerator import create_accelerator
+from timm_igkd.training.accelerator import create_accelerator, on_main
 from timm_igkd.training.batch import steps_per_epoch
 
 
@@ -171,7 +171,6 @@ class Run:
         pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)
-            self.stages.inputs("evaluate")  # reads the test images, whose files are to be there before anything trains
         if self.config.resume and not self.folder.has_begun():
             self.notes.append(f"resume: no stage of {self.folder.path} has begun, so there is nothing to go on from")
         for note in self.notes:
@@ -219,8 +218,8 @@ class Run:
             check_exportable(student, "onnx-int8" in self.config.export)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
-        needs_labels = self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0)
-        fewest = self.data.fitting if needs_labels else self.data.student_images
+        trains_teacher = "teacher" in pending and self.config.teacher_epochs > 0
+        fewest = self.data.fitting if self.config.compare or trains_teacher else self.data.student_images
         steps_per_epoch(len(fewest), self.config.batch_size, self.accelerator.num_processes)
         if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
@@ -230,6 +229,7 @@ class Run:
             store = MapStore(self.config.maps if "maps" in pending else self.folder.maps)
             given = teacher if "teacher" in pending else self.models.saved("teacher")
             check_given_maps(self.config, store, given, self.data)
+        on_main(self.accelerator, lambda: self.data.check_images("maps" in pending and not trains_teacher))
 
     # ---- stages ----
 
