@@ -1,5 +1,6 @@
 """The images of a run: what it fits, watches the epochs by and is tested on; and whether given maps are of them."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,9 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
 
 
 def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
-    """Return the images to fit and those to choose by: a split of their own, or a stratified part of `train`.
+    """Return the images to fit and those to watch the epochs by: a split of their own, or a stratified part of `train`.
 
-    Nothing is cut from images without labels, which are none to choose by.
+    Nothing is cut from images without labels, of which no accuracy is known.
     """
     if config.validation_split is not None:
         return train, load_other_split(config, config.validation_split, train)
@@ -190,9 +191,11 @@ def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImag
     held_out = stratified_indices(labels, config.validation_fraction, config.seed, "validation").numpy()
     fitting = np.setdiff1d(np.arange(len(labels)), held_out)
     if not len(held_out) or not len(fitting):
+        most = int(np.bincount(labels).max())  # images of a class, of which such a share is one
+        other = f"{math.ceil(100 / most) / 100:g}, or to 0 for none" if most > 1 else "0 for none"
         raise InputError(
             f"validation_fraction {config.validation_fraction:g} leaves {len(fitting)} of {len(labels)} images to "
-            f"train on and {len(held_out)} to choose by; give another, or 0 for none"
+            f"train on and {len(held_out)} to watch the epochs by; set it to {other}"
         )
     return train.subset(fitting), train.subset(held_out)
 
