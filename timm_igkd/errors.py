@@ -65,7 +65,9 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
     """Raise InputError unless low <= value <= high (NaN fails)."""
     if not low <= value <= high:
         allowed = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
-        raise InputError(f"{name} must be {allowed}, got {value:g}")
+        is_shown = not isinstance(value, int) or abs(value) < 1 << 1000  # no float holds a larger int
+        got = f"{value:g}" if is_shown else "one of hundreds of digits"
+        raise InputError(f"{name} must be {allowed}, got {got}")
 
 
 def check_count(name: str, count: int, low: int = 1, most: int = 2**31 - 1) -> None:

@@ -231,7 +231,8 @@ def _parts(value: Any) -> list[Any]:
 
 def dump_yaml(content: Any) -> str:
     """Return YAML that `load_yaml` reads back to the same."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    is_safe = "\\x85" not in ascii(content)  # this character PyYAML writes as it is, and reads as the end of a line
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=is_safe, width=120)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from command_lines import tiny_run, two_splits
 
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError
 from timm_igkd.runs.data import cut_validation, load_other_split, load_split
 from timm_igkd.runs.settings import RunConfig
@@ -43,6 +45,48 @@ def test_cut_parts_the_images_and_follows_the_seed(config):
 def test_no_fraction_means_no_validation(config):
     train = load_split(config, "train")
     assert cut_validation(replace(config, validation_fraction=0.0), train) == (train, None)
+
+
+@pytest.mark.parametrize(
+    ("counts", "fraction", "remedy"),
+    [
+        ([4, 4, 4], 0.1, "0.25, or to 0 for none"),
+        ([1, 3, 2], 0.1, "0.34, or to 0 for none"),
+        ([2, 2], 0.2, "0.5, or to 0 for none"),
+        ([6, 1], 0.05, "0.17, or to 0 for none"),
+        ([3, 3], 0.9, "0.34, or to 0 for none"),
+        ([150, 2], 0.001, "0.01, or to 0 for none"),
+        ([1, 1, 1], 0.1, "0 for none"),
+        ([1, 1, 1], 1.0, "0 for none"),
+    ],
+)
+def test_fraction_that_parts_nothing_is_refused_with_one_that_does(config, counts, fraction, remedy):
+    images = load_split(config, "train").rows
+    rows = images.select([0] * sum(counts)).remove_columns("label")
+    rows = rows.add_column("label", np.repeat(np.arange(len(counts)), counts).tolist())
+    train = LabeledImages(rows, "few", "train")
+    with pytest.raises(InputError, match=r"to watch the epochs by; set it to") as raised:
+        cut_validation(replace(config, validation_fraction=fraction), train)
+    assert str(raised.value).startswith(f"validation_fraction {fraction:g} leaves ")
+    assert str(raised.value).endswith(f"; set it to {remedy}")
+    parts = cut_validation(replace(config, validation_fraction=float(remedy.partition(",")[0].split()[0])), train)
+    assert sum(len(part) for part in parts if part is not None) == sum(counts)
+    assert (parts[1] is None) == (max(counts) == 1)
+
+
+def test_remedies_of_a_small_data_set_lead_to_a_run(recipe, tiny_images, monkeypatch):
+    """Four images of each class, with the protocol's fraction and batch."""
+    monkeypatch.setattr("timm_igkd.runs.job.write_report", lambda *args, **kwargs: None)
+    command = [*tiny_run(two_splits(tiny_images, n=8)), "--overlay-prob", 0, "--batch-size", 64]
+    outcome = recipe(*command, "--validation-fraction", 0.1)
+    assert outcome.error.endswith(
+        "leaves 8 of 8 images to train on and 0 to watch the epochs by; set it to 0.25, or to 0 for none"
+    )
+    for fraction, count in ((0.25, 6), (0, 8)):
+        options = [*command, "--validation-fraction", fraction, "--name", f"run{count}"]
+        assert f"there are {count} to train on; lower batch_size" in recipe(*options).error
+        outcome = recipe(*options, "--batch-size", 2)
+        assert outcome.code == 0, outcome.error
 
 
 def test_limit_draws_by_the_seed(config):

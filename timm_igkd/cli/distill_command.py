@@ -1,13 +1,17 @@
 """`timm-igkd distill`: the whole job; its flags are the settings of a run."""
 
+import argparse
+import os
+import shlex
 from collections.abc import Sequence
 
 from timm_igkd.cli.arguments import existing_maps
 from timm_igkd.cli.definitions import DISTILL_SUMMARY
 from timm_igkd.cli.exit_codes import RUN_INTERRUPTED, run_reporting_errors
 from timm_igkd.cli.freed_memory import keep_freed_memory
-from timm_igkd.runs.checks import check_checkpoint
-from timm_igkd.runs.parsing import parse_config
+from timm_igkd.errors import InputError
+from timm_igkd.runs.checks import MARKERS, check_checkpoint
+from timm_igkd.runs.parsing import OneLineParser, flag_of, parse_config, with_hyphens
 from timm_igkd.runs.settings import RunConfig
 
 _DESCRIPTION = f"""{DISTILL_SUMMARY}
@@ -26,6 +30,7 @@ def distill_command(argv: Sequence[str], prog: str = "timm-igkd distill", descri
     def run() -> None:
         keep_freed_memory()
         config = parse_config(RunConfig, argv, prog=prog, description=description)
+        _refuse_moved(config, argv)
         if not config.run_dir.exists():  # a run that has begun may need these no more
             check_checkpoint(config, "teacher")
             check_checkpoint(config, "student")
@@ -39,3 +44,27 @@ def distill_command(argv: Sequence[str], prog: str = "timm-igkd distill", descri
         PartialState().destroy_process_group()  # not in `distill`: a program may have more to do in its processes
 
     return run_reporting_errors(run, prog, RUN_INTERRUPTED)
+
+
+def _refuse_moved(config: RunConfig, argv: Sequence[str]) -> None:
+    """Raise InputError where --config is a run's own, and the folder that it names is not, or no more, that run's.
+
+    Whoever goes on with a run that was moved, or from another directory, would train all of it anew somewhere else. A
+    name or output_dir on the command line says where to.
+    """
+    parser = OneLineParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in ("config", "name", "output_dir"):
+        parser.add_argument(flag_of(name), dest=name)
+    given = vars(parser.parse_known_args(with_hyphens(argv))[0])
+    if given.keys() != {"config"}:
+        return
+    folder, file = os.path.split(os.path.realpath(given["config"]))
+    is_runs = file == "config.yaml" and os.path.isdir(os.path.join(folder, MARKERS))
+    if not is_runs or (config.run_dir.exists() and os.path.samefile(config.run_dir, folder)):
+        return
+    parent, name = os.path.split(folder)
+    more = "" if name == config.name else f" --name {shlex.quote(name)}"
+    raise InputError(
+        f"{given['config']!r} is of the run in {folder!r}, but its settings name {str(config.run_dir)!r}; to go on "
+        f"with that run add --output-dir {shlex.quote(parent)}{more}, to repeat it from the start another --name"
+    )

@@ -81,6 +81,15 @@ def decode_image(data: bytes, name: Name) -> Image.Image:
         InputError: not an image, a cut file, pixels of 16 bits, or more of them than Pillow's `Image.MAX_IMAGE_PIXELS`;
             the message begins with `name`.
     """
+    return _read_image(data, name, has_pixels=True)
+
+
+def check_header(data: bytes, name: Name) -> None:
+    """Raise the InputError of `decode_image` as far as an image's header tells: all of them but for a cut file."""
+    _read_image(data, name, has_pixels=False)
+
+
+def _read_image(data: bytes, name: Name, has_pixels: bool) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by the same limit
@@ -88,6 +97,10 @@ def decode_image(data: bytes, name: Name) -> Image.Image:
         _check_size(image, name)
         if (data.startswith(_PNG_HEADER) and data[24:25] == b"\x10") or _loses_bits(image):  # bit depth in IHDR
             raise InputError(DEEP_PIXELS.format(text(name), "16-bit"))
+        if image.mode.startswith(_DEEP_MODES):
+            raise InputError(DEEP_PIXELS.format(text(name), image.mode))
+        if not has_pixels:
+            return image
         image.load()
         return to_rgb(image, name)
     except InputError:

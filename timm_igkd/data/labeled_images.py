@@ -11,9 +11,10 @@ import torch.utils.data
 import xxhash
 from PIL import Image
 
-from timm_igkd.data.images import decode_image
+from timm_igkd.data.images import check_header, decode_image
 from timm_igkd.data.labels import UNLABELED, label_table, to_label
 from timm_igkd.errors import InputError, without_credentials
+from timm_igkd.progress import progress_bar
 
 if TYPE_CHECKING:
     import datasets
@@ -164,18 +165,35 @@ class LabeledImages(torch.utils.data.Dataset):
         Of the bytes of files, not of decoded pixels: as fast as reading them, and another for any change of a pixel.
         """
         digest = xxhash.xxh3_128(self.labels.tobytes())
+        for data, _ in self._files():
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+    def check_images(self, num_decoded: int) -> None:
+        """Read every image once, so that one that cannot be used is found before it is needed.
+
+        Args:
+            num_decoded: so many, from the first on, are decoded whole; of the others the header alone is looked at,
+                which tells size and kind of pixels, but not that a file is cut.
+
+        Raises:
+            InputError: the first image that is not there or cannot be decoded; see `images.decode_image`.
+        """
+        files = progress_bar(self._files(), total=len(self), desc=f"check {self.split}", unit="img")
+        for index, (data, name) in enumerate(files):
+            (decode_image if index < num_decoded else check_header)(bytes(data), name)
+
+    def _files(self) -> Iterator[tuple[Any, str]]:
+        """Yield each image as it is encoded, bytes or a buffer of them, and how messages name it."""
         columns = self.rows.select_columns([self.image_column]).with_format("arrow")
         index = 0
         for batch in columns.iter(_ROWS_AT_ONCE):
             for cell in batch[self.image_column]:
-                data = cell["bytes"].as_buffer()
-                if data is None:
-                    path = cell["path"].as_py()
-                    data = self._read_file(path, self._row_name(index, {"path": path}))
-                digest.update(len(data).to_bytes(8, "little"))
-                digest.update(data)
+                path, data = cell["path"].as_py(), cell["bytes"].as_buffer()
+                name = self._row_name(index, {"path": path})
+                yield self._read_file(path, name) if data is None else data, name
                 index += 1
-        return digest.hexdigest()
 
     @property
     def has_labels(self) -> bool:

@@ -1,16 +1,83 @@
-"""Ranges and combinations of a run's settings, checked before anything expensive starts."""
+"""Types, ranges and combinations of a run's settings, checked before anything expensive starts."""
 
+import functools
+import os
 import sys
+import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from timm_igkd.distillation.options import check_temperature
 from timm_igkd.errors import MOST_WORKERS, InputError, MissingFileError, check_count, check_range
 from timm_igkd.export.budget import AUTO
-from timm_igkd.runs.protocols import PRESETS
+from timm_igkd.files import dump_yaml, load_yaml
+from timm_igkd.runs.parsing import convert_value, wrong_value
+from timm_igkd.runs.protocols import PRESETS, PerProtocol
 
 if TYPE_CHECKING:
     from timm_igkd.runs.settings import RunConfig
+
+MARKERS = ".stages"
+"""The folder of the markers of a run's stages, by which its folder is known."""
+_type_hints = functools.cache(get_type_hints)
+_PLAIN = (bool, int, float, str)  # in this order: a bool is an int
+_PLAIN_VALUES = "; give text, numbers, booleans, None, or lists and mappings of these"
+
+
+def plain_settings(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that were given from Python as config.yaml holds them, so that it reads back to the same.
+
+    A path becomes text, a scalar or array of numpy or torch Python's own; one text for several is the only one, and
+    `none` is None, as on the command line. Text is read as nothing else, and nothing is rounded.
+
+    Args:
+        cls: dataclass whose fields they are.
+        given: by name; PerProtocol is let through.
+
+    Raises:
+        InputError: a value that is not of its field's type.
+    """
+    hints = _type_hints(cls)
+    return {
+        name: value if isinstance(value, PerProtocol) else _plain_setting(name, value, hints[name])
+        for name, value in given.items()
+    }
+
+
+def _plain_setting(name: str, value: Any, annotation: Any) -> Any:
+    try:
+        plain = _plain(value)
+        if isinstance(plain, dict | list) and load_yaml(dump_yaml(plain)) != plain:  # what equals nothing, a nan
+            raise ValueError(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise wrong_value(name, value, annotation, _PLAIN_VALUES) from error
+    if plain is None and types.NoneType not in get_args(annotation):
+        raise wrong_value(name, value, annotation, "; leave it out for the default")
+    if isinstance(plain, str) and get_origin(annotation) is tuple:
+        plain = [plain]
+    found = convert_value(name, plain, annotation)
+    if found is not None and plain != (list(found) if isinstance(found, tuple) else found):
+        raise wrong_value(name, value, annotation, "; give it without quotes" if isinstance(value, str) else "")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return what YAML has for a value, at any depth; TypeError where it has nothing."""
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if hasattr(value, "tolist") and hasattr(value, "ndim"):  # an array or a scalar; neither numpy nor torch is imported
+        return _plain(value.tolist())
+    for kind in _PLAIN:
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)  # of an enumeration's member the text that it is
+    if value is not None:
+        raise TypeError(f"config.yaml holds no {type(value).__name__}")
+    return None
 
 
 def check_settings(config: "RunConfig") -> None:

@@ -1,5 +1,6 @@
-"""The images of a run: what it fits, what it chooses by, what it is tested on; and whether given maps are of them."""
+"""The images of a run: what it fits, watches the epochs by and is tested on; and whether given maps are of them."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions
+from timm_igkd.data.items import refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import stratified_indices, stratified_limit
 from timm_igkd.data.loading import Labels, load_labeled_images
@@ -22,6 +24,9 @@ from timm_igkd.overlay.device_images import DeviceImages, load_images
 from timm_igkd.runs.checks import check_unlabeled
 from timm_igkd.runs.settings import RunConfig
 
+MOST_DECODED = 10_000
+"""Images of a split that are decoded before anything is trained; of others their headers are read."""
+
 
 class RunData:
     """Splits of one run, opened and their labels checked when it begins; all count the training split's classes.
@@ -33,7 +38,7 @@ class RunData:
         train: the training split; it may lack labels, then the classes are those of the test split.
         unlabeled: images without labels beside it, or None.
         fitting: the part of `train` that models are fitted to.
-        validation: images to choose by, or None.
+        validation: images to watch the epochs by, or None; nothing is chosen by them.
         test: images that are read once, at the end.
         num_classes: of the training split.
     """
@@ -80,7 +85,7 @@ class RunData:
 
     @cached_property
     def validation_hash(self) -> str:
-        """Content hash of the images to choose by, empty where they are part of the training split."""
+        """Content hash of the images to watch by, empty where they are part of the training split."""
         if self.config.validation_split is None or self.validation is None:
             return ""
         return self.validation.content_hash()
@@ -99,6 +104,28 @@ class RunData:
     def fitting_images(self) -> DeviceImages:
         """The student's images, decoded once, on the CPU; a SeveralSizesError where they have several sizes."""
         return load_images(self.student_images)
+
+    def refuse_output(self, folder: Path) -> None:
+        """Raise InputError for a run's folder that would become a part of its own images."""
+        for images in (self.mapped, self.validation, self.test):
+            if images is not None:
+                refuse_among_images(images, folder, "choose another --output-dir")
+
+    def check_images(self, mapped_first: bool) -> None:
+        """Read what is going to be trained on and evaluated, before either; see `LabeledImages.check_images`.
+
+        Of a split, MOST_DECODED images are decoded: seconds for small ones, a minute or two for photographs.
+
+        Args:
+            mapped_first: the stage of the maps, which decodes every image that it reads, comes before all training.
+        """
+        is_read = mapped_first or "fitting_images" in vars(self)  # decoded already, for batches on the device
+        found = [] if is_read else [self.fitting, self.unlabeled]
+        own_split = self.config.validation_split is not None
+        found += [self.validation if own_split or not mapped_first else None, self.test]
+        for images in found:
+            if images is not None:
+                images.check_images(MOST_DECODED)
 
 
 def load_split(config: RunConfig, split: str, limit: int | None = None, labels: Labels = "required") -> LabeledImages:
@@ -152,9 +179,9 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
 
 
 def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
-    """Return the images to fit and those to choose by: a split of their own, or a stratified part of `train`.
+    """Return the images to fit and those to watch the epochs by: a split of their own, or a stratified part of `train`.
 
-    Nothing is cut from images without labels, which are none to choose by.
+    Nothing is cut from images without labels, of which no accuracy is known.
     """
     if config.validation_split is not None:
         return train, load_other_split(config, config.validation_split, train)
@@ -164,9 +191,11 @@ def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImag
     held_out = stratified_indices(labels, config.validation_fraction, config.seed, "validation").numpy()
     fitting = np.setdiff1d(np.arange(len(labels)), held_out)
     if not len(held_out) or not len(fitting):
+        most = int(np.bincount(labels).max())  # images of a class, of which such a share is one
+        other = f"{math.ceil(100 / most) / 100:g}, or to 0 for none" if most > 1 else "0 for none"
         raise InputError(
             f"validation_fraction {config.validation_fraction:g} leaves {len(fitting)} of {len(labels)} images to "
-            f"train on and {len(held_out)} to choose by; give another, or 0 for none"
+            f"train on and {len(held_out)} to watch the epochs by; set it to {other}"
         )
     return train.subset(fitting), train.subset(held_out)
 

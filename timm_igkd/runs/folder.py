@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from timm.models import get_model_input_config
 from torch import nn
 
-from timm_igkd.errors import InputError, UserError
+from timm_igkd.errors import InputError
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
@@ -22,9 +21,11 @@ from timm_igkd.export.students import StudentsRecord, find_students, read_studen
 from timm_igkd.files import hash_files, remove_abandoned, remove_written_apart
 from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
+from timm_igkd.runs.checks import MARKERS
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
-from timm_igkd.runs.stages import MARKERS, is_same_setting
+from timm_igkd.runs.stages import is_same_setting
+from timm_igkd.training.accelerator import on_main
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,10 @@ class RunFolder:
                 f"{str(self.path)!r} holds {others[0]!r} but no run; choose another --name or --output-dir"
             )
 
+    def has_begun(self) -> bool:
+        """Return whether any stage of a run has begun here."""
+        return any((self.path / MARKERS).glob("*.json"))
+
     def claim(self) -> None:
         """Make the folder a run's, see `refuse_foreign`."""
         (self.path / MARKERS).mkdir(parents=True, exist_ok=True)
@@ -239,17 +244,7 @@ def choose_student(
     Raises:
         InputError: no student fits; the choice made before was for other settings.
     """
-    found: list[StudentsRecord | UserError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [_choose_student(config, create_teacher(), num_classes, folder.students)]
-        except UserError as error:
-            found = [error]
-    (record,) = broadcast_object_list(found)
-    if isinstance(record, UserError):
-        raise record
-    assert record is not None
-    return record
+    return on_main(accelerator, lambda: _choose_student(config, create_teacher(), num_classes, folder.students))
 
 
 def _choose_student(config: RunConfig, teacher: nn.Module, num_classes: int, chosen: Path) -> StudentsRecord:

@@ -13,10 +13,9 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_igkd.attribution.grad_cam import check_method
-from timm_igkd.data.items import refuse_among_images
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import AUTO
@@ -43,7 +42,7 @@ from timm_igkd.runs.parsing import save_config
 from timm_igkd.runs.settings import RunConfig, StageName, Trained
 from timm_igkd.runs.stages import Stage, Stages, launch_of
 from timm_igkd.runs.students import Arms, StudentRun, arms_of
-from timm_igkd.training.accelerator import create_accelerator
+from timm_igkd.training.accelerator import create_accelerator, on_main
 from timm_igkd.training.batch import steps_per_epoch
 
 
@@ -63,9 +62,11 @@ def distill(config: RunConfig | None = None) -> Path:
     Raises:
         InputError: settings, data and models that do not fit together, found before anything is written; a folder of
             another run; a damaged file.
-        RunError: the run could not go on.
+        InputTypeError: the settings are no RunConfig. RunError: the run could not go on.
     """
-    run = Run(config or RunConfig())
+    if not isinstance(config, RunConfig | None):
+        raise InputTypeError(f"distill takes a RunConfig, got a {type(config).__name__}; give it RunConfig(…)")
+    run = Run(RunConfig() if config is None else config)
     run.main()
     return run.folder.path
 
@@ -166,13 +167,12 @@ class Run:
     def main(self) -> None:
         """Check everything, then run all stages in order."""
         self.folder.refuse_foreign()
-        for images in (self.data.mapped, self.data.validation, self.data.test):
-            if images is not None:
-                refuse_among_images(images, self.folder.path, "choose another --output-dir")
+        self.data.refuse_output(self.folder.path)
         pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)
-            self.stages.inputs("evaluate")  # reads the test images, whose files are to be there before anything trains
+        if self.config.resume and not self.folder.has_begun():
+            self.notes.append(f"resume: no stage of {self.folder.path} has begun, so there is nothing to go on from")
         for note in self.notes:
             self.accelerator.print(note)
         self.accelerator.wait_for_everyone()
@@ -218,10 +218,9 @@ class Run:
             check_exportable(student, "onnx-int8" in self.config.export)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
         self.config.augmentation().transform(model_data_config(student))
-        batches = self.config.batch_size, self.accelerator.num_processes
-        if self.config.compare or ("teacher" in pending and self.config.teacher_epochs > 0):
-            steps_per_epoch(len(self.data.fitting), *batches)
-        steps_per_epoch(len(self.data.student_images), *batches)
+        trains_teacher = "teacher" in pending and self.config.teacher_epochs > 0
+        fewest = self.data.fitting if self.config.compare or trains_teacher else self.data.student_images
+        steps_per_epoch(len(fewest), self.config.batch_size, self.accelerator.num_processes)
         if "maps" in pending and self.config.reads_maps:
             with eval_mode(teacher):
                 check_method(teacher, self.config.ig_options(), get_model_input_config(teacher)["input_size"])
@@ -230,6 +229,7 @@ class Run:
             store = MapStore(self.config.maps if "maps" in pending else self.folder.maps)
             given = teacher if "teacher" in pending else self.models.saved("teacher")
             check_given_maps(self.config, store, given, self.data)
+        on_main(self.accelerator, lambda: self.data.check_images("maps" in pending and not trains_teacher))
 
     # ---- stages ----
 

@@ -60,18 +60,18 @@ def parse_config(
         MissingFileError: the file of `--config` does not exist.
     """
     annotations = get_type_hints(cls)
-    flags, unknown = _create_parser(cls, annotations, prog, description).parse_known_args(_with_hyphens(argv))
+    flags, unknown = _create_parser(cls, annotations, prog, description).parse_known_args(with_hyphens(argv))
     names = [field.name for field in _fields(cls)]
     if unknown:
-        options = ["--config", *(_flag(name) for name in names)]
+        options = ["--config", *(flag_of(name) for name in names)]
         raise InputError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].partition('=')[0], options)}; see --help")
     given = vars(flags)
     config_path = given.pop("config", None)
     values = {} if config_path is None else _read_file(Path(config_path), annotations, names)
-    values |= {name: convert_value(_flag(name), text, annotations[name]) for name, text in given.items()}
+    values |= {name: convert_value(flag_of(name), text, annotations[name]) for name, text in given.items()}
     for field in _fields(cls):
         if field.name not in values and _is_required(field):
-            raise InputError(f"{_flag(field.name)} is required: {_type_name(annotations[field.name])}; see --help")
+            raise InputError(f"{flag_of(field.name)} is required: {_type_name(annotations[field.name])}; see --help")
     return cls(**values)
 
 
@@ -98,24 +98,27 @@ def _create_parser(cls: type, annotations: dict[str, Any], prog: str | None, des
         metavar = _type_name(annotation).removesuffix(" …")
         options: dict[str, Any] = {"dest": field.name, "metavar": metavar, "help": help_text}
         if bool in kinds:
-            parser.add_argument(_flag(field.name), nargs="?", const="true", **options)
-            negation = f"--no{_flag(field.name)[1:]}"
+            parser.add_argument(flag_of(field.name), nargs="?", const="true", **options)
+            negation = f"--no{flag_of(field.name)[1:]}"
             parser.add_argument(negation, dest=field.name, action="store_const", const="false", help=argparse.SUPPRESS)
         elif {tuple, list, dict} & set(kinds):
-            parser.add_argument(_flag(field.name), nargs="*", **options)
+            parser.add_argument(flag_of(field.name), nargs="*", **options)
         else:
             bare = field.metadata.get("bare")
-            parser.add_argument(_flag(field.name), **options, **({"nargs": "?", "const": bare} if bare else {}))
+            parser.add_argument(flag_of(field.name), **options, **({"nargs": "?", "const": bare} if bare else {}))
     return parser
 
 
-def _with_hyphens(argv: Sequence[str]) -> list[str]:
+def with_hyphens(argv: Sequence[str]) -> list[str]:
     """Write the flags of `argv` with hyphens; values stay."""
     parts = [argument.partition("=") for argument in argv]
-    return [_flag(name[2:]) + "".join(rest) if name.startswith("--") else name + "".join(rest) for name, *rest in parts]
+    return [
+        flag_of(name[2:]) + "".join(rest) if name.startswith("--") else name + "".join(rest) for name, *rest in parts
+    ]
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return the flag of a field."""
     return "--" + name.replace("_", "-")
 
 
@@ -163,12 +166,18 @@ def convert_value(name: str, value: Any, annotation: Any) -> Any:
     try:
         return _convert(value, annotation)
     except (ValueError, OverflowError) as error:
-        words = isinstance(value, list) and all(isinstance(part, str) for part in value)
-        found = _SHORT.repr(" ".join(value) if words else value)
-        literals = [member for member in _members(annotation) if get_origin(member) is Literal]
-        choices = [str(choice) for literal in literals for choice in get_args(literal)]
-        hint = nearest(found.strip("'"), choices) or ("; put it in quotes" if annotation in (str, str | None) else "")
-        raise InputError(f"{name} must be {_type_name(annotation)}, got {found}{hint}") from error
+        is_text = annotation in (str, str | None) and not isinstance(value, str)
+        raise wrong_value(name, value, annotation, "; put it in quotes" if is_text else "") from error
+
+
+def wrong_value(name: str, value: Any, annotation: Any, hint: str = "") -> InputError:
+    """Return the error of a value that does not fit its type; it ends with a hint, or the nearest of choices."""
+    words = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    found = " ".join(_SHORT.repr(" ".join(value) if words else value).splitlines())
+    literals = [inner for member in _members(annotation) for inner in (member, *get_args(member))]
+    choices = [str(choice) for inner in literals if get_origin(inner) is Literal for choice in get_args(inner)]
+    ending = hint or nearest(found.strip("'"), choices)
+    return InputError(f"{name} must be {_type_name(annotation)}, got {found}{ending}")
 
 
 def _convert(value: Any, annotation: Any) -> Any:

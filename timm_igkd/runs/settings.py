@@ -13,7 +13,7 @@ from timm_igkd.attribution.ig_options import Baseline, IGOptions, Method, Output
 from timm_igkd.distillation.options import ExplanationMap, JoinedChannels, TeacherViewMode
 from timm_igkd.export.budget import AUTO, Budget
 from timm_igkd.overlay.blend import IGOverlay, OverlaySource
-from timm_igkd.runs.checks import check_settings
+from timm_igkd.runs.checks import check_settings, plain_settings
 from timm_igkd.runs.parsing import setting
 from timm_igkd.runs.protocols import PerProtocol, Protocol, resolve_defaults
 from timm_igkd.training.augmentation import TrainAugmentation
@@ -45,7 +45,8 @@ def _preset(text: str, stages: tuple[str, ...], bare: str | None = None) -> Any:
 class RunConfig:
     """One run: teacher, maps, student, evaluation, report.
 
-    What is not given is the protocol's (protocols.py); without any argument the run is the digits demo.
+    What is not given is the protocol's (protocols.py); without any argument the run is the digits demo. A value that is
+    not of its field's type, or does not go with another, is an InputError; paths, and numbers of numpy, become plain.
     """
 
     name: str = _setting("the run's folder under output_dir; empty: demo, or the dataset's own name", "", _NONE)
@@ -77,12 +78,8 @@ class RunConfig:
     teacher: str = _preset("timm name, hf-hub:… or local-dir:…", _TEACHER)
     teacher_args: dict[str, Any] = _setting("arguments of the teacher, k=v", {}, _TEACHER)
     teacher_checkpoint: str | None = _setting(".safetensors or timm .pth.tar", None, _TEACHER)
-    teacher_mean: tuple[float, float, float] | None = _setting(
-        "normalisation, where the model's own is not right", None, _TEACHER
-    )
-    teacher_std: tuple[float, float, float] | None = _setting(
-        "normalisation, where the model's own is not right", None, _TEACHER
-    )
+    teacher_mean: tuple[float, float, float] | None = _setting("normalisation, if its own is not right", None, _TEACHER)
+    teacher_std: tuple[float, float, float] | None = _setting("normalisation, if its own is not right", None, _TEACHER)
     teacher_init: Start = _preset("weights it starts from", _TEACHER)
     teacher_epochs: int = _preset(
         "epochs to train the teacher on these images, pretrained weights getting a new head; 0: it is taken as it is",
@@ -201,7 +198,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Fill in what was not given, then check it all before anything expensive starts."""
-        for name, value in resolve_defaults(vars(self)).items():
+        given = plain_settings(RunConfig, vars(self))
+        for name, value in (given | resolve_defaults(given)).items():
             object.__setattr__(self, name, value)
         check_settings(self)
 

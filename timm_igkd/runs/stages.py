@@ -14,10 +14,9 @@ from accelerate import Accelerator
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
 from timm_igkd.records import read_record, write_record
+from timm_igkd.runs.checks import MARKERS
 from timm_igkd.runs.settings import RunConfig, StageName
 
-MARKERS = ".stages"
-"""The folder of the markers, by which a run's folder is known."""
 _LOCAL_DIR = "local-dir:"
 _PLACES = ("teacher", "teacher_checkpoint", "student", "student_checkpoint", "maps", "unlabeled")
 

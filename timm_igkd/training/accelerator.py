@@ -1,20 +1,21 @@
 """The accelerator of a run: its device, precision and trackers."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from timm_igkd.environment import LONGEST_WAIT
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, UserError
 from timm_igkd.rounded_bfloat16 import round_where_missing
 
+Result = TypeVar("Result")
 _FIRST_SCALES: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
@@ -44,6 +45,20 @@ def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Acce
             file=sys.stderr,
         )
     return accelerator
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Return to every process what a function returns to the main one, which alone calls it; its UserError ends all."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = function()
+        except UserError as error:
+            found[1] = error
+    result, failure = broadcast_object_list(found)
+    if failure is not None:
+        raise failure
+    return result
 
 
 def renew_scale(accelerator: Accelerator) -> None:

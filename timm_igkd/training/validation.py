@@ -1,4 +1,4 @@
-"""Loss and accuracy on images to choose by."""
+"""Loss and accuracy on the images that the epochs are watched by."""
 
 from collections.abc import Callable
 from typing import Any
