@@ -47,8 +47,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
     Other attributes (`classes`, `reader`, `filename`, …) are the wrapped dataset's.
 
     Raises:
-        InputTypeError: a stream. InputError: a dataset with a transform, of images other than RGB or with
-            `additional_features`, or logits or maps of items without a store.
+        InputTypeError: a stream, or maps that are no store. InputError: a dataset that is overlaid already, with a
+            transform, of images other than RGB or with `additional_features`, or logits or maps of items without a store.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         with_logits: bool = False,
         with_maps: bool = False,
     ):
-        if isinstance(dataset, torch.utils.data.IterableDataset):
+        is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
+        if is_stream and not isinstance(dataset, OverlaidViews):
             raise InputTypeError(f"{dataset_name(dataset)!r} is a stream, expected items by index; use IGOverlayStream")
         self.dataset = dataset
         super().__init__(dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits, with_maps)

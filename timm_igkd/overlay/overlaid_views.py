@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
@@ -54,6 +55,8 @@ class OverlaidViews:
     ):
         check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         check_choice("overlay_source", overlay_source, get_args(OverlaySource))
+        _check_kinds(maps, overlay)
+        refuse_overlaid(dataset)
         for part in parts(dataset):
             if getattr(part, "transform", None) is not None:
                 raise InputError(
@@ -222,6 +225,30 @@ class OverlaidViews:
         with restored_state():
             teacher = transform(clean)
         return TwoViews((transform(student), teacher))
+
+
+def _check_kinds(maps: Any, overlay: Any) -> None:
+    """Raise InputTypeError unless both are what they are named, or None."""
+    if not isinstance(maps, MapStore | None):
+        remedy = f"open it: MapStore({str(maps)!r})" if isinstance(maps, str | Path) else "open one: MapStore(folder)"
+        raise InputTypeError(f"maps must be a MapStore, got {type(maps).__name__}; {remedy}")
+    if not isinstance(overlay, IGOverlay | None):
+        is_number = isinstance(overlay, int | float)
+        made = f"IGOverlay(overlay_prob={overlay})" if is_number else "IGOverlay(overlay_prob=0.1)"
+        raise InputTypeError(f"overlay must be an IGOverlay, got {type(overlay).__name__}; give {made}")
+
+
+def refuse_overlaid(dataset: Any) -> None:
+    """Raise InputError where a dataset, or a part of it, is overlaid already.
+
+    The maps are of the images as they are: of one that was blended before, by a coin, none would be found.
+    """
+    for part in parts(dataset):
+        if isinstance(part, OverlaidViews):
+            raise InputError(
+                f"{dataset_name(part)!r} is overlaid already, by the {type(part).__name__} that holds it, and has no "
+                "maps of overlaid images; run the script without `timm-igkd run`, or drop one of the wrappers"
+            )
 
 
 def _refuse_other_items(dataset: Any) -> None:
