@@ -47,8 +47,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
     Other attributes (`classes`, `reader`, `filename`, …) are the wrapped dataset's.
 
     Raises:
-        InputTypeError: a stream, or maps that are no store. InputError: a dataset that is overlaid already, with a
-            transform, of images other than RGB or with `additional_features`, or logits or maps of items without a store.
+        InputTypeError: a stream, or maps that are no store. InputError: a dataset that is overlaid already, has a
+            transform, images other than RGB or `additional_features`, or logits or maps of items without a store.
     """
 
     def __init__(
