@@ -13,8 +13,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.lighter_model import outputs_and_gradient
-from timm_igkd.errors import InputError, InputTypeError, RunError, first_line
-from timm_igkd.eval_mode import bare_model, copy_model, exact_arithmetic
+from timm_igkd.errors import InputError, RunError, first_line
+from timm_igkd.eval_mode import bare_model, check_model, copy_model, exact_arithmetic
 
 _NEEDED = ("input_size", "mean", "std")
 
@@ -33,8 +33,7 @@ def teacher_copy(teacher: Any) -> Any:
         RunError: outputs that are not finite.
     """
     bare = bare_model(teacher)
-    if not isinstance(bare, nn.Module):
-        raise InputTypeError(f"teacher must be a model, got {type(bare).__name__}; make it with timm.create_model")
+    check_model("teacher", bare)
     config, name = getattr(bare, "pretrained_cfg", None) or {}, type(bare).__name__
     if missing := [key for key in _NEEDED if config.get(key) is None]:
         raise InputError(

@@ -3,6 +3,7 @@
 Only safetensors and `weights_only` pickles are read; nothing of a model's repository is executed.
 """
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_igkd.errors import InputError, RunError, check_count, first_line
+from timm_igkd.errors import InputError, InputTypeError, RunError, check_count, check_path, first_line, listed
 from timm_igkd.eval_mode import eval_mode, frozen
 from timm_igkd.files import folder_written_apart
 from timm_igkd.hub.weights import fetch_folder
-from timm_igkd.models.arguments import built_size, check_model_arguments
+from timm_igkd.models.arguments import built_size, check_model_arguments, check_of_timm
 from timm_igkd.models.checkpoint import (
     check_spec,
     fetch_weights,
@@ -76,7 +77,10 @@ def load_model(
     """
     given = {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
     statistics = {name: _check_statistics(name, value, role) for name, value in given.items()}
-    check_model_arguments(arguments := dict(model_args or {}), args_flag := flag_name(role, "args"))
+    check_model_arguments(model_args or {}, args_flag := flag_name(role, "args"))
+    arguments = dict(model_args or {})
+    if checkpoint is not None:
+        check_path("checkpoint", checkpoint)
     if use_ema and checkpoint is None:
         raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
     source, stored = find_model(spec, role, weights=pretrained and checkpoint is None)
@@ -132,7 +136,9 @@ def find_model(spec: str, role: str = "model", *, weights: bool = True) -> tuple
 
 
 def _check_statistics(name: str, values: Sequence[float], role: str) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(TypeError, ValueError):  # no numbers
+        numbers = tuple(float(value) for value in values)
     if len(numbers) != 3 or not all(math.isfinite(n) for n in numbers) or (name == "std" and min(numbers) <= 0):
         above = " above 0" if name == "std" else ""
         raise InputError(
@@ -205,12 +211,19 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
         label_names: names of the outputs, in order.
 
     Raises:
+        InputTypeError: an argument of another kind, such as one text for `label_names`.
         InputError: `label_names` of another number than the outputs, or a model timm could not build again.
         RunError: the folder cannot be written.
     """
+    check_of_timm(model, "save_model")
+    check_path("folder", folder)
     folder = Path(folder)
-    if label_names is not None and (len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes):
-        raise InputError(f"expected {model.num_classes} different label names, one per output, got {list(label_names)}")
+    if label_names is not None:
+        label_names = listed("label_names", label_names, "texts")
+        if not all(isinstance(name, str) for name in label_names):
+            raise InputTypeError(f"label_names must be texts, got {label_names}; write them as texts")
+        if len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes:
+            raise InputError(f"expected {model.num_classes} different label names, one per output, got {label_names}")
     described: Any = copy.copy(model)
     described.pretrained_cfg = _cfg(model) | built_size(model)
     model_config: dict[str, Any] = {}

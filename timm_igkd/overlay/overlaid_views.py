@@ -19,7 +19,7 @@ from timm.data import AugMixDataset, create_loader
 
 from timm_igkd.data.items import dataset_name, parts
 from timm_igkd.distillation.options import TeacherViewMode
-from timm_igkd.errors import InputError, InputTypeError, check_choice
+from timm_igkd.errors import InputError, InputTypeError, check_choice, check_kind
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource, control_map
@@ -55,7 +55,11 @@ class OverlaidViews:
     ):
         check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         check_choice("overlay_source", overlay_source, get_args(OverlaySource))
-        _check_kinds(maps, overlay)
+        if maps is not None:
+            check_store("maps", maps)
+        if overlay is not None:
+            prob = overlay if isinstance(overlay, float) else IGOverlay.overlay_prob
+            check_kind("overlay", overlay, IGOverlay, "an IGOverlay", f"give IGOverlay(overlay_prob={prob})")
         refuse_overlaid(dataset)
         for part in parts(dataset):
             if getattr(part, "transform", None) is not None:
@@ -227,15 +231,10 @@ class OverlaidViews:
         return TwoViews((transform(student), teacher))
 
 
-def _check_kinds(maps: Any, overlay: Any) -> None:
-    """Raise InputTypeError unless both are what they are named, or None."""
-    if not isinstance(maps, MapStore | None):
-        remedy = f"open it: MapStore({str(maps)!r})" if isinstance(maps, str | Path) else "open one: MapStore(folder)"
-        raise InputTypeError(f"maps must be a MapStore, got {type(maps).__name__}; {remedy}")
-    if not isinstance(overlay, IGOverlay | None):
-        is_number = isinstance(overlay, int | float)
-        made = f"IGOverlay(overlay_prob={overlay})" if is_number else "IGOverlay(overlay_prob=0.1)"
-        raise InputTypeError(f"overlay must be an IGOverlay, got {type(overlay).__name__}; give {made}")
+def check_store(name: str, store: Any) -> None:
+    """Raise InputTypeError unless something is an open store of maps."""
+    folder = repr(str(store)) if isinstance(store, str | Path) else "folder"
+    check_kind(name, store, MapStore, "a MapStore", f"open it with MapStore({folder})")
 
 
 def refuse_overlaid(dataset: Any) -> None:
