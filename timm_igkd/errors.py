@@ -4,8 +4,10 @@ Every error that a DataLoader's worker may raise takes a single string, from whi
 """
 
 import difflib
+import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 MOST_WORKERS = 1024
 """Processes that a loader may have; far more than any machine has cores."""
@@ -61,8 +63,53 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def check_kind(name: str, value: object, kind: Any, expected: str, remedy: str) -> None:
+    """Raise InputTypeError unless a value is of a type; `expected` says that in words."""
+    if not isinstance(value, kind):
+        raise InputTypeError(f"{name} must be {expected}, got {type(value).__name__}; {remedy}")
+
+
+def check_path(name: str, value: object) -> None:
+    """Raise InputTypeError unless a value is a path."""
+    check_kind(name, value, (str, os.PathLike), "a path", "give a text or a pathlib.Path")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise InputTypeError unless a value is a number, be it numpy's or a tensor of one."""
+    if not hasattr(value, "__float__"):
+        raise InputTypeError(f"{name} must be a number, got {type(value).__name__}; give one")
+
+
+def check_numbers(name: str, values: Any) -> list[Any]:
+    """Return numbers as a list; InputTypeError where they are none."""
+    found = listed(name, values, "numbers")
+    for value in found:
+        check_number(f"each of {name}", value)
+    return found
+
+
+def listed(name: str, values: Any, of: str) -> list[Any]:
+    """Return values as a list; InputTypeError for a text, whose letters nobody means, and for what holds none."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InputTypeError(f"{name} must be a list of {of}, got {type(values).__name__}; give a list")
+    return list(values)
+
+
+def check_images(name: str, dataset: object) -> None:
+    """Raise InputTypeError unless something has items by index, as a map-style data set does; a name has letters."""
+    from torch.utils.data import IterableDataset  # here: the command line answers --help without torch
+
+    is_indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, str | bytes | os.PathLike | Mapping | IterableDataset) or not is_indexed:
+        raise InputTypeError(
+            f"{name} must be a map-style data set of (PIL image, label), got {type(dataset).__name__}; open it with "
+            "timm_igkd.load_labeled_images"
+        )
+
+
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise InputError unless low <= value <= high (NaN fails)."""
+    """Raise InputError unless low <= value <= high (NaN fails); InputTypeError unless it is a number."""
+    check_number(name, value)
     if not low <= value <= high:
         allowed = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
         is_shown = not isinstance(value, int) or abs(value) < 1 << 1000  # no float holds a larger int

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from timm_igkd.errors import InputError, check_kind
+
 
 def bare_model(model: Any) -> Any:
     """Return the model inside DataParallel, DDP, torch.compile, an average of weights or timm's DistillationTeacher.
@@ -31,6 +33,27 @@ def bare_model(model: Any) -> Any:
             model = model._modules["_orig_mod"]
         else:
             return model
+
+
+def check_model(role: str, model: object) -> None:
+    """Raise InputTypeError unless something is a torch module."""
+    check_kind(role, model, nn.Module, "a model", "make it with timm.create_model or load_model")
+
+
+def preprocessed_model(role: str, model: Any) -> Any:
+    """Return the bare model; an error that calls it by its role unless it is one that says how images are fed to it.
+
+    Raises:
+        InputTypeError: no torch module. InputError: no `pretrained_cfg`.
+    """
+    check_kind(f"the {role}", model, nn.Module, "a torch module", "load it with load_model")
+    bare = bare_model(model)
+    if not getattr(bare, "pretrained_cfg", None):
+        raise InputError(
+            f"the {role} must carry its preprocessing as timm models do, found no pretrained_cfg; set "
+            "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
+        )
+    return bare
 
 
 def in_precision_of(model: nn.Module, images: Tensor) -> Tensor:

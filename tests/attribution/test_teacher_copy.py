@@ -214,13 +214,20 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: Returns(lambda x: x), r"must return logits .* got float32 of shape \[1, 3, 32, 32\]"),
     (lambda: Returns(lambda x: pooled(x).mean(1)), r"got float32 of shape \[1\]"),
     (lambda: Returns(lambda x: pooled(x).argmax(1, keepdim=True)), r"got int64 of shape \[1, 1\]"),
-    (lambda: Returns(lambda x: pooled(x.detach())), "cannot be attributed"),
+    (lambda: Returns(lambda x: pooled(x.detach())), "cannot be attributed .*must be differentiable in float32"),
     (lambda: Returns(lambda x: pooled(x) - pooled(x).mean(0)), "answers an image differently beside another"),
     (lambda: Returns(pooled, pretrained_cfg={}), "has no input_size; set teacher.pretrained_cfg"),
     (lambda: Returns(pooled, pretrained_cfg={"input_size": (3, 8, 8), "mean": (0, 0, 0)}), "has no std"),
     (lambda: Returns(pooled, num_classes=5), "num_classes 5, but returns 3"),
     (lambda: Net("in place on a view", activation=nn.ReLU).eval(), "cannot be attributed .*modified by an inplace"),
-    (lambda: Returns(lambda x: nn.Linear(7, 2)(x.flatten(1))), "cannot be attributed on an image"),
+    (
+        lambda: Returns(lambda x: nn.Linear(7, 2)(x.flatten(1))),
+        r"cannot be attributed on an image of \[3, 32, 32\] \(.*\); choose another img_size, or set a pretrained_cfg",
+    ),
+    (
+        lambda: timm.create_model("test_vit", img_size=50),
+        r"on an image of \[3, 50, 50\] \(.*divisible by patch size.*\); choose another img_size",
+    ),
 ]
 
 

@@ -299,6 +299,15 @@ def test_other_split_and_missing_store_fail_verify(
     assert "does not exist" in outcome.error
 
 
+@pytest.mark.parametrize("name", ["p.jpg", "p"])
+def test_preview_of_another_suffix_is_refused_before_the_store_is_opened(name, command: Runner, tmp_path: Path) -> None:
+    data = ["--maps", tmp_path, "--dataset", tmp_path, "--split", "train"]
+    outcome = command("preview", *data, "--out", tmp_path / name)
+    assert outcome.code == 2
+    assert f"a preview is a PNG file, {str(tmp_path / name)!r}" in outcome.error
+    assert f"call it {str(tmp_path / 'p.png')!r}" in outcome.error
+
+
 def test_store_without_provenance_is_not_complete(command: Runner, store: Path, tmp_path: Path) -> None:
     (store / "provenance.json").unlink()
     outcome = command(

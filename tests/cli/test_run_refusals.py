@@ -57,6 +57,21 @@ def test_a_script_without_a_training_dataset_is_named(command, folder, maps, tmp
     assert f"{str(script)!r} ended without asking timm.data.create_dataset for a training dataset" in outcome.error
 
 
+@pytest.mark.parametrize("wrapped", ["{}", "Subset({}, [3, 5])"])
+def test_a_script_that_overlays_its_images_itself_is_told_when_it_does(command, folder, maps, tmp_path, wrapped):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom timm.data import create_dataset\nfrom torch.utils.data import Subset\n"
+        "from timm_igkd import IGOverlayDataset, MapStore\n"
+        "images = create_dataset('', root=sys.argv[1], split='train', is_training=True)\n"
+        f"IGOverlayDataset({wrapped.format('images')}, MapStore(sys.argv[2]))\nprint('made')\n"
+    )
+    outcome = command("run", "--maps", maps, "--", script, folder, maps)
+    assert (outcome.code, "made" in outcome.output) == (2, False)
+    assert "is overlaid already" in outcome.error
+    assert "run the script without `timm-igkd run`, or drop one of the wrappers" in outcome.error
+
+
 def test_run_says_first_what_it_overlays(maps, tmp_path, capsys):
     script = tmp_path / "script.py"
     script.write_text("import sys; print('script', file=sys.stderr)")

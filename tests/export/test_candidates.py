@@ -17,6 +17,7 @@ from timm_igkd.export.candidates import (
     candidates,
     rank,
     read_architectures,
+    size_mb,
     truncations,
 )
 from timm_igkd.models.loading import count_macs, count_parameters, load_model
@@ -26,8 +27,8 @@ def candidate(name="resnet18", macs=100, weights=True, parameters=10, drop=0):
     return Candidate(name, drop, weights, parameters, macs)
 
 
-def of(teacher, budget):
-    return candidates(teacher, 10, budget, TEACHER, True, TABLE)
+def of(teacher):
+    return candidates(teacher, 10, TEACHER, True, TABLE)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
@@ -51,7 +52,7 @@ def test_table_is_small_and_holds_most_of_timm():
 
 def test_only_what_is_smaller_than_the_teacher_is_a_candidate():
     slow = Architecture("resnet18", 224, 1000, 10, 10**12, "a1_in1k")
-    found = candidates(tiny(), 10, Budget(1.0), TEACHER, True, [*TABLE, slow])
+    found = candidates(tiny(), 10, TEACHER, True, [*TABLE, slow])
     names = {c.name for c in found if not c.drop}
     assert names == {"test_convnext.r160_in1k", "test_efficientnet.r160_in1k", "lcnet_035"}
 
@@ -60,20 +61,19 @@ def test_the_teachers_own_architecture_is_no_candidate():
     """With fewer classes it is smaller than the teacher."""
     teacher = load_model("resnet18", pretrained=False, img_size=96)
     table = [row for row in read_architectures() if row.name in ("resnet18", "resnet14t")]
-    found = candidates(teacher, 10, Budget(max_size_mb=1000), "resnet18", False, table)
+    found = candidates(teacher, 10, "resnet18", False, table)
     assert {candidate.name.split(".")[0] for candidate in found if not candidate.drop} == {"resnet14t"}
 
 
 def test_candidates_are_counted_for_their_classes_and_size():
-    (found,) = [c for c in of(tiny(), Budget(1.0)) if c.name == "lcnet_035"]
+    (found,) = [c for c in of(tiny()) if c.name == "lcnet_035"]
     assert (found.num_parameters, found.macs) == (350_000 + 10 * 1281, round(30_000_000 * (SIDE / 224) ** 2))
     assert not found.has_weights
 
 
 def test_int8_lets_four_times_the_parameters_into_a_size():
-    floats, int8 = (of(tiny(), Budget(max_size_mb=0.4, int8=int8)) for int8 in (False, True))
-    assert max(c.num_parameters for c in floats) * 4 <= 400_000 < max(c.num_parameters for c in int8) * 4
-    assert max(c.num_parameters for c in int8) <= 400_000
+    floats, int8 = (size_mb(candidate(parameters=100_000), Budget(max_size_mb=1, int8=int8)) for int8 in (False, True))
+    assert (floats, int8) == (0.4, 0.1)
 
 
 def test_truncations_are_counted_as_they_are_built():

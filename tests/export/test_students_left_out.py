@@ -1,4 +1,4 @@
-"""Students that cannot be measured: named and left out; what the machine raises ends the search."""
+"""Students that cannot be measured, or are none: named and left out, with a remedy; what the machine raises ends it."""
 
 import pytest
 from students_parts import TEACHER, file, find, say_latency
@@ -88,3 +88,57 @@ def test_a_student_that_cannot_be_measured_anew_is_left_out_and_counted_once(mon
     assert [str(student) for student in record.others].count("lcnet_035") == 0
     with pytest.raises(InputError, match="5 of 5 smaller ones were tried; the fastest"):
         record.best()
+
+
+def why_none(budget: Budget, **options: object) -> str:
+    with pytest.raises(InputError) as raised:
+        find(budget, **options).best()
+    return str(raised.value)
+
+
+def test_smaller_ones_are_counted_whatever_the_size_allowed(monkeypatch):
+    asked = say_latency(monkeypatch)
+    record = find(Budget(max_size_mb=1e-3))
+    sizes = [4e-6 * student.num_parameters for student in find(Budget(100.0)).students]
+    least = min(sizes)
+    assert (asked[0], record.candidates, record.students, record.others) == ("resnet10t", 5, (), ())
+    why = why_none(Budget(max_size_mb=1e-3))
+    assert f"fits 0.001 MB: the smallest of 5 smaller ones, {record.smallest}, takes about {least:.3g} MB; " in why
+    assert why.endswith("raise the budget")
+    fitting = find(Budget(max_size_mb=1.5 * least))
+    assert 0 < len(fitting.students) < fitting.candidates == 5
+
+
+def test_int8_takes_a_quarter_of_the_size_that_is_named(monkeypatch):
+    say_latency(monkeypatch)
+    smallest = find(Budget(100.0)).smallest
+    why = why_none(Budget(max_size_mb=1e-3, int8=True))
+    assert f"takes about {1e-6 * smallest.num_parameters:.3g} MB" in why
+
+
+@pytest.mark.parametrize(
+    ("budget", "nearest", "helps"),
+    [
+        (Budget(max_size_mb=1000), "the smallest", False),
+        (Budget(1e-9), "the fastest", True),
+        (Budget(1e-9, 1000), "the fastest", True),
+    ],
+)
+def test_smaller_images_are_offered_where_time_is_short(monkeypatch, budget, nearest, helps):
+    say_latency(monkeypatch)
+    monkeypatch.setattr(students, "measure_files", lambda model, **options: ((file(9.0, 2e3),), False))
+    why = why_none(budget)
+    assert f"5 of 5 smaller ones were tried; {nearest}, " in why
+    assert ("choose a smaller --img-size" in why) is helps
+
+
+def test_smaller_images_are_no_remedy_where_nothing_is_small_enough(monkeypatch):
+    say_latency(monkeypatch)
+    assert "--img-size" not in why_none(Budget(100.0, 1e-3))
+
+
+def test_where_nothing_smaller_is_known_no_budget_would_help(monkeypatch):
+    say_latency(monkeypatch)
+    monkeypatch.setattr("timm_igkd.export.candidates.truncations", lambda *arguments: [])
+    why = why_none(Budget(100.0), architectures=[])
+    assert why.endswith("none is known that is smaller; choose a larger teacher, or name the student")

@@ -61,6 +61,81 @@ def test_folder_without_config_is_an_error(tmp_path):
         load_model(f"local-dir:{tmp_path}")
 
 
+@pytest.mark.parametrize("made", [("student", "teacher"), ("teacher",)])
+def test_folder_of_a_run_names_its_models(model, tmp_path, made):
+    for name in made:
+        save_model(model, tmp_path / "run" / name)
+    names = " or ".join(f"local-dir:{tmp_path / 'run' / name}" for name in made)
+    with pytest.raises(MissingFileError) as raised:
+        load_model(f"local-dir:{tmp_path / 'run'}")
+    assert str(raised.value).endswith(f"run' is a run's folder, which holds its models; write {names}")
+    with pytest.raises(InputError) as raised:
+        load_model(str(tmp_path / "run"))
+    assert str(raised.value).endswith(f"run' is a folder; write {names}")
+    for name in str(raised.value).split("write ")[1].split(" or "):
+        assert load_model(name).num_classes == 10
+
+
+def test_folder_of_a_model_is_no_run_whatever_else_it_holds(model, tmp_path):
+    save_model(model, tmp_path / "mine")
+    save_model(model, tmp_path / "mine" / "student")
+    assert load_model(f"local-dir:{tmp_path / 'mine'}").num_classes == 10
+    with pytest.raises(InputError, match=r"is a folder; write local-dir:.*/mine$"):
+        load_model(str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_file_of_a_models_folder_names_the_folder(model, tmp_path, prefix, file):
+    save_model(model, tmp_path / "student")
+    with pytest.raises(InputError, match=r"is a file of a model's folder; write local-dir:") as raised:
+        load_model(f"{prefix}{tmp_path / 'student' / file}")
+    assert load_model(str(raised.value).split("write ")[1]).num_classes == 10
+
+
+@pytest.mark.parametrize(("role", "flag"), [("teacher", "--teacher-checkpoint"), ("model", "--checkpoint")])
+@pytest.mark.parametrize("name", ["{}/weights.safetensors", "weights.safetensors", "local-dir:{}/weights.safetensors"])
+def test_file_of_weights_alone_belongs_beside_a_timm_name(name, role, flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=rf"is a file; name the timm model .* give it by {flag} .*weights\.safetensors$"
+    ):
+        load_model(name.format(tmp_path), role=role)
+
+
+def test_timm_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_resnet").mkdir()
+    assert load_model("test_resnet", pretrained=False).num_classes == 1000
+
+
+@pytest.mark.parametrize("spec", ["a/" + "x" * 300, "local-dir:" + "x" * 300])
+def test_name_longer_than_a_path_may_be_is_unknown(spec):
+    with pytest.raises((InputError, MissingFileError), match="x"):
+        load_model(spec)
+
+
+SIZED = {
+    "of the model": ("test_vit", {"img_size": 50}, "50 x 50"),
+    "two sides": ("test_vit", {"img_size": (48, 50)}, "48 x 50"),
+    "of what is cut": ("igkd_truncated", {"base": "test_vit", "drop": 1, "base_args": {"img_size": 50}}, "50 x 50"),
+}
+
+
+@pytest.mark.parametrize("case", SIZED)
+def test_arguments_of_a_size_that_the_model_cannot_read_are_refused_when_it_is_loaded(case):
+    name, arguments, size = SIZED[case]
+    message = rf"cannot read images of {size} pixels \(.*divisible.*\); choose another img_size in --teacher-args$"
+    with pytest.raises(InputError, match=message):
+        load_model(name, model_args=arguments, pretrained=False, role="teacher")
+
+
+def test_arguments_of_a_size_that_it_reads_are_kept():
+    model = load_model("test_vit", model_args={"img_size": 48, "in_chans": 1}, pretrained=False)
+    assert model.pretrained_cfg["input_size"][1:] == (48, 48)
+
+
 def test_folder_without_weights_is_an_error(model, tmp_path):
     save_model(model, tmp_path)
     (tmp_path / "model.safetensors").unlink()

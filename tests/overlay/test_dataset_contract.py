@@ -176,6 +176,33 @@ def test_transform_of_any_part_is_refused_by_the_name_of_the_part(noisy):
         IGOverlayDataset(joined, noisy[1])
 
 
+WITHIN = {
+    "itself": lambda overlaid: overlaid,
+    "a Subset": lambda overlaid: Subset(overlaid, [1]),
+    "a ConcatDataset": lambda overlaid: ConcatDataset([overlaid.dataset, overlaid]),
+    "a Subset of a ConcatDataset of a Subset": lambda overlaid: Subset(ConcatDataset([Subset(overlaid, [0])]), [0]),
+}
+
+
+@pytest.mark.parametrize("case", WITHIN)
+@pytest.mark.parametrize("overlay", [ALWAYS, NEVER])
+def test_dataset_that_is_overlaid_already_is_refused_when_it_is_made(noisy, case, overlay):
+    overlaid = IGOverlayDataset(*noisy, overlay)
+    with pytest.raises(InputError, match=r"'noise' is overlaid already, .* without `timm-igkd run`, or drop one"):
+        IGOverlayDataset(WITHIN[case](overlaid), noisy[1])
+    overlaid.transform = torchvision.transforms.ToTensor()
+    with pytest.raises(InputError, match="overlaid already"):
+        IGOverlayDataset(WITHIN[case](overlaid), None)
+    with pytest.raises(InputError, match="overlaid already"):
+        load_images(WITHIN[case](overlaid))
+
+
+def test_parts_of_an_overlaid_dataset_are_what_a_loader_takes(noisy):
+    overlaid = IGOverlayDataset(*noisy, ALWAYS)
+    assert Subset(overlaid, [1])[0][1] == 1
+    assert len(IGOverlayDataset(overlaid.dataset, noisy[1])) == N
+
+
 def test_unknown_view_is_refused(noisy):
     with pytest.raises(InputError, match="teacher_view must be one of same, clean, got 'both'"):
         wrap(noisy, ALWAYS, teacher_view="both")

@@ -259,3 +259,10 @@ def test_each_wrapper_refuses_the_others_kind(images, store, tars):
         IGOverlayDataset(timm_stream(tars), store)
     with pytest.raises(InputTypeError, match="expected timm's IterableImageDataset, got a ImageList"):
         IGOverlayStream(images, store)  # type: ignore[arg-type]
+
+
+def test_stream_or_dataset_that_is_overlaid_already_is_refused_by_both(tars, store, images):
+    for overlaid in (stream_of(tars, store), IGOverlayDataset(images, store, EXACT)):
+        for wrapper in (IGOverlayStream, IGOverlayDataset):
+            with pytest.raises(InputError, match=f"overlaid already, by the {type(overlaid).__name__} that holds it"):
+                wrapper(overlaid, store, EXACT)

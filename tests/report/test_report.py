@@ -304,6 +304,30 @@ def test_preview_takes_any_size(tmp_path, size):
         assert grid.format == "PNG"
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("p.jpg", "ends in '.jpg'; call it "),
+        ("p", "has no suffix; call it "),
+        ("p.xyz", "ends in '.xyz'; call it "),
+        ("p.png.webp", "ends in '.webp'; call it "),
+        (".png", "has no suffix; call it "),
+    ],
+)
+def test_preview_is_no_png_under_another_name(tmp_path, name, why):
+    with pytest.raises(InputError, match=rf"a preview is a PNG file, .*{name}' {why}") as raised:
+        write_preview(tmp_path / name, [sample("bird", (5, 9))])
+    assert list(tmp_path.iterdir()) == []
+    write_preview(str(raised.value).split("call it ")[1].strip("'"), [sample("bird", (5, 9))])
+    (found,) = tmp_path.iterdir()
+    assert found.suffix == ".png"
+
+
+def test_preview_takes_a_suffix_in_capitals(tmp_path):
+    write_preview(tmp_path / "grid.PNG", [sample("bird", (5, 9))])
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.PNG"]
+
+
 def test_preview_needs_samples(tmp_path):
     with pytest.raises(InputError, match="at least one sample"):
         write_preview(tmp_path / "grid.png", [])

@@ -93,6 +93,15 @@ def test_none_that_fits_ends_before_anything_is_written(recipe: Runner, images, 
     assert not (tmp_path / "runs" / "run").exists()
 
 
+def test_none_that_is_small_enough_is_told_without_a_remedy_that_cannot_help(recipe: Runner, images, monkeypatch):
+    say_latency(monkeypatch)
+    outcome = run(recipe, images, "--student", "auto", "--max-size-mb", 1e-3)
+    assert outcome.code == 2
+    assert re.search(
+        r"fits 0.001 MB: the smallest of \d+ smaller ones, .* MB; raise the budget$", outcome.error.strip()
+    )
+
+
 @pytest.mark.parametrize(("export", "int8"), [((), False), (("onnx",), False), (("onnx-int8",), True)])
 def test_int8_counts_where_the_run_exports_it(export, int8):
     assert RunConfig(student="auto", max_latency_ms=5.0, export=export).budget().int8 is int8

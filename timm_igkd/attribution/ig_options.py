@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from timm_igkd.errors import InputError, check_choice, check_range
+from timm_igkd.errors import InputError, check_choice, check_number, check_range
 
 Method = Literal["ig", "input_x_gradient", "saliency", "grad_cam", "none"]
 Baseline = Literal["mean", "black", "blur", "noise"]
@@ -81,6 +81,7 @@ class IGOptions:
     reduction: Reduction = _per_method()
 
     def __post_init__(self) -> None:
+        check_choice("method", self.method, get_args(Method))
         per_method = {
             "n_steps": default_steps(self.method),
             "reduction": default_reduction(self.method),
@@ -103,6 +104,7 @@ class IGOptions:
                 raise InputError(f"n_steps must be a whole number or 'auto', got {self.n_steps!r}")
             check_range("n_steps", self.n_steps, min(1, default_steps(self.method)), MOST_STEPS)
         check_range("max_steps", self.max_steps, 2, MOST_STEPS)
+        check_number("tolerance", self.tolerance)
         if not 0 < self.tolerance < 1:
             raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
 

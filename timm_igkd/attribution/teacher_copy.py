@@ -13,8 +13,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.lighter_model import outputs_and_gradient
-from timm_igkd.errors import InputError, InputTypeError, RunError, first_line
-from timm_igkd.eval_mode import bare_model, copy_model, exact_arithmetic
+from timm_igkd.errors import InputError, RunError, first_line
+from timm_igkd.eval_mode import bare_model, check_model, copy_model, exact_arithmetic
 
 _NEEDED = ("input_size", "mean", "std")
 
@@ -33,8 +33,7 @@ def teacher_copy(teacher: Any) -> Any:
         RunError: outputs that are not finite.
     """
     bare = bare_model(teacher)
-    if not isinstance(bare, nn.Module):
-        raise InputTypeError(f"teacher must be a model, got {type(bare).__name__}; make it with timm.create_model")
+    check_model("teacher", bare)
     config, name = getattr(bare, "pretrained_cfg", None) or {}, type(bare).__name__
     if missing := [key for key in _NEEDED if config.get(key) is None]:
         raise InputError(
@@ -100,10 +99,12 @@ def _try(model: Any, shape: tuple[int, ...]) -> None:
     """Raise unless the model gives an image logits that have a gradient and are its own; let it say how many."""
     name, device = type(model).__name__, next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    remedy = "choose another img_size, or set a pretrained_cfg whose input_size it reads"
     try:
         with torch.no_grad(), exact_arithmetic(device):
             found = model(images[:1])
             together = model(images)
+        remedy = "it must be differentiable in float32 at this input_size, its pretrained_cfg's"
         is_logits = isinstance(found, Tensor) and found.shape[:-1] == (1,) and found.is_floating_point()
         if is_logits:
             outputs_and_gradient(model, images[:1])
@@ -111,8 +112,7 @@ def _try(model: Any, shape: tuple[int, ...]) -> None:
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
         raise InputError(
-            f"the teacher {name} cannot be attributed on an image of {list(shape)} ({first_line(error)}); it must be "
-            "differentiable in float32 at its pretrained_cfg's input_size"
+            f"the teacher {name} cannot be attributed on an image of {list(shape)} ({first_line(error)}); {remedy}"
         ) from error
     if not is_logits:
         is_tensor = isinstance(found, Tensor)

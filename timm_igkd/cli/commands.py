@@ -22,7 +22,7 @@ from timm_igkd.maps.scores import SCORE
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.checkpoint import flag_name
 from timm_igkd.models.loading import load_model
-from timm_igkd.overlay.preview import overlay_samples, write_preview
+from timm_igkd.overlay.preview import check_picture_name, overlay_samples, write_preview
 from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 from timm_igkd.runs.stages import Stages
@@ -171,6 +171,7 @@ def preview(args: argparse.Namespace) -> None:
     """Draw images beside their maps and overlays."""
     if args.count < 1:
         raise InputError(f"--count must be at least 1, got {args.count}")
+    check_picture_name(args.out)
     store = MapStore(args.maps)
     dataset = dataset_from(args, store.provenance.options.needs_labels)
     refuse_among_images(dataset, args.out, "choose another --out")

@@ -97,7 +97,9 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 def _preview_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maps", required=True, type=arguments.maps_argument, help="folder of a store, or user/name")
     arguments.add_dataset_arguments(parser)
-    parser.add_argument("--out", required=True, type=arguments.file_argument, help="PNG file")
+    parser.add_argument(
+        "--out", required=True, type=arguments.file_argument, help="PNG file to write, its name ends in .png"
+    )
     parser.add_argument("--count", type=int, default=16, help="images shown, evenly spread")
 
 

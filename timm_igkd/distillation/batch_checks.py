@@ -1,7 +1,7 @@
 """What comes with a batch beside its views: stored logits and maps, held against what a task's terms call for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.live_teacher import check_has_classifier
 from timm_igkd.distillation.losses import is_soft
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, check_kind, check_numbers
 from timm_igkd.eval_mode import bare_model
 
 
@@ -74,6 +74,13 @@ def check_labels(loss_type: str, criterion: Any) -> None:
         raise InputError("loss_type 'dkd' needs the label of every image, some have none here; use 'kl'")
 
 
+def check_criterion(criterion: Any) -> Any:
+    """Return a task loss, None for the default; an InputTypeError where it is none."""
+    if criterion is not None:
+        check_kind("criterion", criterion, Callable, "a loss module", "give one, such as torch.nn.CrossEntropyLoss()")
+    return criterion
+
+
 def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teacher: nn.Module | None) -> Tensor | None:
     """Return the checked indices of the teacher's outputs for the student's classes."""
     classes: int | None = getattr(bare_model(student), "num_classes", None)
@@ -88,7 +95,7 @@ def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teach
                 "teacher's outputs for the student's classes with teacher_class_indices"
             )
         return None
-    index = [int(i) for i in indices]
+    index = [int(i) for i in check_numbers("teacher_class_indices", indices)]
     if classes is not None and len(index) != classes:
         raise InputError(
             f"teacher_class_indices must name one teacher output per class of the student ({classes}), got "

@@ -9,8 +9,8 @@ from timm.models import get_model_input_config
 from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
 
-from timm_igkd.errors import InputError, InputTypeError
-from timm_igkd.eval_mode import bare_model, eval_mode, in_precision_of
+from timm_igkd.errors import InputError, InputTypeError, check_numbers
+from timm_igkd.eval_mode import bare_model, check_model, eval_mode, in_precision_of
 
 
 class LiveTeacher(nn.Module):
@@ -43,7 +43,7 @@ class LiveTeacher(nn.Module):
         model = bare_model(model) if isinstance(model, DistillationTeacher) else model
         self.model: Any = model.requires_grad_(False).eval()
         self.attention_index = attention_index
-        self.input_size = input_size or own_input_size(model)
+        self.input_size = own_input_size(model) if input_size is None else _checked_size(input_size)
         student_statistics, statistics = _mean_std("student", student), _mean_std("teacher", model)
         self._same_normalization = student_statistics == statistics
         for name, values in zip(
@@ -165,6 +165,13 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
     return index % len(entries)
 
 
+def _checked_size(size: Any) -> tuple[int, int]:
+    sides = check_numbers("teacher_input_size", size)
+    if len(sides) != 2:
+        raise InputError(f"teacher_input_size must be (height, width), got {size}")
+    return int(sides[0]), int(sides[1])
+
+
 def own_input_size(model: nn.Module) -> tuple[int, int] | None:
     """Return the (H, W) a model is built for, an `img_size` given to `timm.create_model` included; None if unknown."""
     model = bare_model(model)
@@ -177,10 +184,8 @@ def own_input_size(model: nn.Module) -> tuple[int, int] | None:
 def check_pair(student: nn.Module, teacher: nn.Module | None) -> None:
     """Raise unless the two are models that read the same channels and share no weights."""
     for role, model in (("student", student), ("teacher", teacher)):
-        if model is not None and not isinstance(model, nn.Module):
-            raise InputTypeError(
-                f"{role} must be a model, got {type(model).__name__}; make it with timm.create_model or load_model"
-            )
+        if model is not None:
+            check_model(role, model)
     if teacher is None:
         return
     if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:

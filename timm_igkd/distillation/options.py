@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, check_number
 
 TeacherViewMode = Literal["same", "clean"]
 """What a teacher in the loop sees of an overlaid image: the overlay too, or the image without it."""
@@ -15,6 +15,7 @@ JoinedChannels = Literal["abs_sum", "positive"]
 
 def check_temperature(temperature: float) -> float:
     """Return a softmax temperature; an InputError unless it is positive and finite."""
+    check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be positive and finite, got {temperature:g}; the paper's is 2.5")
     return temperature

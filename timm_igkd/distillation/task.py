@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from timm_igkd.distillation.batch_checks import (
+    check_criterion,
     check_labels,
     check_maps,
     check_stored_logits,
@@ -119,7 +120,7 @@ class IGDistillationTask(TrainingTask):
         self.temperature = check_temperature(temperature)
         dkd_options = {"alpha": check_weight("dkd_alpha", dkd_alpha), "beta": check_weight("dkd_beta", dkd_beta)}
         self._kd_options = dkd_options if loss_type == "dkd" else {}
-        self.criterion = resolve_classification_loss(criterion, self.device)
+        self.criterion = resolve_classification_loss(check_criterion(criterion), self.device)
         distills = self.distill_loss_weight > 0
         if distills:
             check_loss_type(loss_type, getattr(bare_model(student), "num_classes", None))

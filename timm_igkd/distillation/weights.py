@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, check_number
 
 PAPER_DISTILL_WEIGHT = 0.01
 
@@ -19,6 +19,7 @@ class Weights(NamedTuple):
 
 def check_weight(name: str, weight: float) -> float:
     """Return the weight of a term; an InputError unless it is finite and at least 0."""
+    check_number(name, weight)
     if not 0 <= weight < math.inf:
         raise InputError(f"{name} must be finite and at least 0, got {weight:g}; 0 switches the term off")
     return weight

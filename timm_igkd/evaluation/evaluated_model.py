@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names, first_part
 from timm_igkd.distillation.live_teacher import check_has_classifier, check_logits
-from timm_igkd.errors import InputError, InputTypeError, RunError
-from timm_igkd.eval_mode import bare_model, in_precision_of
+from timm_igkd.errors import InputError, RunError, check_numbers
+from timm_igkd.eval_mode import in_precision_of, preprocessed_model
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices, output_names
 
@@ -98,14 +98,8 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
         InputError: no preprocessing, images other than colour ones, no classifier, or the dataset's classes are not the
             model's.
     """
-    if not isinstance(model, nn.Module):
-        raise InputTypeError(f"the {role} must be a torch module, got {type(model).__name__}; load it with load_model")
-    model = bare_model(model)
-    if not getattr(model, "pretrained_cfg", None):
-        raise InputError(
-            f"the {role} must carry its preprocessing as timm models do, found no pretrained_cfg; set "
-            "model.pretrained_cfg = {'input_size': ..., 'mean': ..., 'std': ...}"
-        )
+    model = preprocessed_model(role, model)
+    indices = None if indices is None else check_numbers(f"class_indices of the {role}", indices)
     check_reads_colour(model, role)
     check_has_classifier(model, role)
     names, num_classes = class_names(dataset), getattr(model, "num_classes", None)

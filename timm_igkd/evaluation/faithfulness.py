@@ -26,7 +26,8 @@ from timm_igkd.attribution.options import TeacherView, gaussian_blur
 from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import known_labels, read_item, row_name
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.errors import check_count, check_range
+from timm_igkd.errors import check_count, check_images, check_number, check_range
+from timm_igkd.eval_mode import bare_model, check_model
 from timm_igkd.intervals import Interval, mean_interval
 from timm_igkd.maps.build import check_teacher, package_versions
 from timm_igkd.maps.manifest import Provenance
@@ -34,6 +35,7 @@ from timm_igkd.maps.scores import CONTROLS, Faithfulness, MapScore, ScoredMaps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import OverlaySource
 from timm_igkd.overlay.controls import control_map
+from timm_igkd.overlay.overlaid_views import check_store
 from timm_igkd.progress import progress_bar
 
 Curves = tuple[Tensor, Tensor]
@@ -137,13 +139,18 @@ def measure_curves(
     progress: bool = True,
 ) -> dict[str, Curves]:
     """Return the curves of each store by its name and of each control, all of the same images; see `score_maps`."""
+    check_model("teacher", bare_model(teacher))
+    check_images("dataset", dataset)
+    check_count("steps", steps, most=10_000)
+    if limit is not None:
+        check_number("limit", limit)
     for store in stores.values():
+        check_store("store", store)
         store.require_maps()
         check_teacher(store.provenance, teacher)
     total = min(len(dataset), *(len(store) for store in stores.values()))
     count = total if limit is None else min(limit, total)
     check_range("images to score", count, 2)
-    check_count("steps", steps, most=10_000)
     labels = known_labels(dataset)
     indices = evenly_spread(total, count, None if labels is None else labels[:total])
     scorer = _Scorer(stores, teacher, dataset, steps, seed)

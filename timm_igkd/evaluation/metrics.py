@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, first_part, read_item
-from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_range
+from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_images, check_range
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.evaluation.evaluated_model import (
@@ -102,6 +102,7 @@ def evaluate(
         InputError: empty dataset, labels outside the model's classes, or negative `corruptions`.
         RunError: non-finite logits.
     """
+    check_images("dataset", dataset)
     if len(dataset) == 0:
         raise InputError("the dataset to evaluate on has no image; name another split")
     check_range("batch_size", batch_size, 1)

@@ -72,7 +72,7 @@ class Candidate:
         drop: entries cut from the teacher's end, 0: the architecture as it is.
         has_weights: it starts from pretrained weights, or the teacher's.
         num_parameters: with the classifier.
-        macs: at the budget's input size, scaled with the area from the table's.
+        macs: at the students' input size, scaled with the area from the table's.
     """
 
     name: str
@@ -96,19 +96,17 @@ class Candidate:
 def candidates(
     teacher: nn.Module,
     num_classes: int,
-    budget: Budget,
     teacher_name: str,
     teacher_has_weights: bool,
     architectures: Sequence[Architecture] | None = None,
 ) -> list[Candidate]:
-    """Return what is smaller than the teacher, in parameters and multiply-accumulates, and within the size allowed.
+    """Return what is smaller than the teacher, in parameters and multiply-accumulates.
 
     The teacher's own architecture is none, be it smaller for having fewer classes.
 
     Args:
         teacher: of the input size that the students read, square.
         num_classes: of the students.
-        budget: for them.
         teacher_name: of its truncations.
         teacher_has_weights: those of its truncations.
         architectures: default: the table.
@@ -124,9 +122,12 @@ def candidates(
         macs = round(row.macs * (side / row.size) ** 2)
         found.append(Candidate(row.name + tag, 0, bool(row.weights), parameters, macs))
     parameters, macs = count_parameters(teacher), count_macs(teacher)
-    if budget.max_size_mb is not None:
-        parameters = min(parameters, int(1e6 * budget.max_size_mb / _BYTES[budget.int8]))
     return [candidate for candidate in found if candidate.num_parameters < parameters and candidate.macs < macs]
+
+
+def size_mb(candidate: Candidate, budget: Budget) -> float:
+    """Return about what the smallest file of a candidate takes that a budget allows, in 10^6 bytes."""
+    return candidate.num_parameters * _BYTES[budget.int8] / 1e6
 
 
 def truncations(teacher: nn.Module, num_classes: int, name: str, has_weights: bool) -> list[Candidate]:

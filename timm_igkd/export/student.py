@@ -11,8 +11,8 @@ from torch.utils.data import Subset
 from timm_igkd.data.items import check_class_numbers, class_names, known_labels, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.errors import InputError, check_range
-from timm_igkd.eval_mode import eval_mode
+from timm_igkd.errors import InputError, check_images, check_kind, check_path, check_range
+from timm_igkd.eval_mode import eval_mode, preprocessed_model
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
 from timm_igkd.export.budget import Budget
@@ -50,7 +50,7 @@ def export_student(
     nothing was made, else on noise.
 
     Args:
-        model: a timm classifier in float32; its mode and device are the same afterwards.
+        model: a timm classifier in float32, wrappers are taken off; its mode and device are the same afterwards.
         out: folder for the files and export.json, which comes last; an earlier export there is replaced, and what else
             is there stays.
         int8: also export in int8; needs `calibration`.
@@ -68,10 +68,14 @@ def export_student(
         The record. A file that lost more than `max_drop` is kept, and has `passed` false.
 
     Raises:
-        InputError: a package of the extra `onnx` is missing, int8 without images or with those of `evaluation`, classes
-            that are not the model's, numbers out of range, an output that would replace something else than a file.
+        InputTypeError: an argument of another kind, such as a model's name for a model.
+        InputError: no `pretrained_cfg`, a package of the extra `onnx` is missing, int8 without images or with those of
+            `evaluation`, classes that are not the model's, numbers out of range, an output that would replace something
+            else than a file.
         RunError: the model cannot be exported or quantised, or the float file's logits are not PyTorch's.
     """
+    model = preprocessed_model("model", model)
+    _check_kinds(out, budget, calibration=calibration, evaluation=evaluation)
     require_onnx_packages("an export")
     if int8 and calibration is None:
         raise InputError("int8 needs images to calibrate with, of the training split; name them, or leave int8 out")
@@ -119,6 +123,16 @@ def export_student(
         )
         write_export_record(written, record)
     return record
+
+
+def _check_kinds(out: Any, budget: Any, **datasets: Any) -> None:
+    """Raise InputTypeError unless all but None are what they are called."""
+    check_path("out", out)
+    for name, images in datasets.items():
+        if images is not None:
+            check_images(name, images)
+    if budget is not None:
+        check_kind("budget", budget, Budget, "a Budget", "give Budget(max_latency_ms=…) or Budget(max_size_mb=…)")
 
 
 def check_exportable(model: nn.Module, int8: bool = False) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from timm_igkd.errors import InputError, UserError, first_line, message_of
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, rank
+from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, rank, size_mb
 from timm_igkd.export.record import onnx_environment
 from timm_igkd.export.student_latency import AGAIN_S, StudentFile, measure_files, time_again
 from timm_igkd.models.loading import count_macs, count_parameters, load_model
@@ -69,9 +69,10 @@ class StudentsRecord:
         students: that fit, the best first.
         others: that were measured and do not fit, the fastest first.
         left_out: of those tried, and of the teacher, what could not be measured, and why.
-        candidates: how many there were to choose from.
+        candidates: how many are known that are smaller than the teacher, whatever the budget.
         seconds: that all took.
         environment: versions and hardware.
+        smallest: of the candidates; None where there are none, and in older records.
     """
 
     teacher: str
@@ -86,6 +87,7 @@ class StudentsRecord:
     candidates: int
     seconds: float
     environment: Mapping[str, str | int | None]
+    smallest: Candidate | None = None
 
     def choice(self) -> str:
         """Return a line that says which student is the best, and in which of its files."""
@@ -98,23 +100,28 @@ class StudentsRecord:
         )
 
     def best(self) -> MeasuredStudent:
-        """Return the best student.
-
-        Raises:
-            InputError: none fits the budget.
-        """
+        """Return the best student; an InputError where none fits the budget."""
         if self.students:
             return self.students[0]
+        raise InputError(f"no student of {self.teacher} at {self.img_size} px fits {self.budget}: {self._why_none()}")
+
+    def _why_none(self) -> str:
+        """Return why no student fits, and what to do."""
         missed = {name: why for name, why in self.left_out.items() if name != self.teacher}
+        if not self.candidates:
+            return "none is known that is smaller; choose a larger teacher, or name the student"
+        if not (self.others or missed) and self.smallest is not None:
+            least = f"{self.smallest}, takes about {size_mb(self.smallest, self.budget):.3g} MB"
+            return f"the smallest of {self.candidates} smaller ones, {least}; raise the budget"
+        is_timed = self.budget.max_latency_ms is not None
         nearest = "".join([f"; none could be measured: {name} ({why})" for name, why in missed.items()][:1])
         if self.others:
-            file = self.others[0].fastest
-            nearest = f"; the fastest, {self.others[0]}, takes {file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
-        raise InputError(
-            f"no student of {self.teacher} at {self.img_size} px fits {self.budget}: "
-            f"{len(self.others) + len(missed)} of {self.candidates} smaller ones were tried{nearest}; "
-            "raise the budget, or choose a smaller --img-size"
-        )
+            files = [(one, file) for one in self.others for file in one.files]
+            one, file = min(files, key=lambda f: f[1].latency_ms.median if is_timed else f[1].size_mb)
+            what = f"the {'fastest' if is_timed else 'smallest'}, {one}"
+            nearest = f"; {what}, takes {file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
+        remedy = "raise the budget" + is_timed * ", or choose a smaller --img-size"
+        return f"{len(self.others) + len(missed)} of {self.candidates} smaller ones were tried{nearest}; {remedy}"
 
 
 def find_students(
@@ -157,8 +164,9 @@ def find_students(
             f"{teacher_name} reads {channels} x {side} x {width}; give --img-size"
         )
     classes = cast(int, teacher.num_classes) if num_classes is None else num_classes
-    pool = candidates(teacher, classes, budget, teacher_name, teacher_has_weights, architectures)
-    pool = [replace(candidate, has_weights=candidate.has_weights and use_weights) for candidate in pool]
+    known = candidates(teacher, classes, teacher_name, teacher_has_weights, architectures)
+    known = [replace(candidate, has_weights=candidate.has_weights and use_weights) for candidate in known]
+    pool = [candidate for candidate in known if budget.allows(0, size_mb(candidate, budget))]
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(teacher, classes, side, budget.int8, use_cache, Path(folder))
         own = bench.measure(Candidate(teacher_name, 0, teacher_has_weights, 0, 0), teacher)
@@ -179,9 +187,10 @@ def find_students(
         students=tuple(sorted(fitting, key=rank, reverse=True)),
         others=tuple(sorted((s for s in found if s not in fitting), key=lambda s: s.fastest.latency_ms.median)),
         left_out=bench.left_out,
-        candidates=len(pool),
+        candidates=len(known),
         seconds=round(bench.seconds, 1),
         environment=onnx_environment(),
+        smallest=min(known, key=lambda candidate: candidate.num_parameters, default=None),
     )
 
 

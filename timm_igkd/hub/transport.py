@@ -11,7 +11,7 @@ from typing import Any, Literal
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, Discussion, HfApi
 
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import InputError, RunError, check_number
 from timm_igkd.hub import TIMEOUT_S
 from timm_igkd.hub.cards import is_ours, is_untouched, metadata
 from timm_igkd.hub.client import quiet, watched_requests
@@ -119,11 +119,12 @@ def repo_label(repo_id: str, repo_type: str) -> str:
 
 def check_repo_id(repo_id: str, timeout_s: float = TIMEOUT_S, *, option: str = "--repo-id") -> None:
     """Raise InputError, which names the option, unless `repo_id` is user/name and the time-out is above 0."""
-    if "/" not in repo_id or not is_repo_id(repo_id):
+    if not isinstance(repo_id, str) or "/" not in repo_id or not is_repo_id(repo_id):
         raise InputError(
             f"{option} must be user/name, each at most 96 letters, digits, '-', '_' and '.', without '--' and '..' and "
             f"with neither '-', '.' nor '.git' at an end, got {repo_id!r}"
         )
+    check_number("--timeout", timeout_s)
     if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
         raise InputError(f"--timeout must be above 0 and at most {_LONGEST_TIMEOUT_S} seconds, got {timeout_s:g}")
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+import timm
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.eval_mode import bare_model
 
 DEEPEST = 8
@@ -78,6 +79,20 @@ def _check_value(value: Any, where: str) -> None:
             raise InputError(f"{where} is {value!r}, an address; an architecture is built from names and numbers alone")
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where} is {value}, expected a finite number")
+
+
+def check_of_timm(model: Any, user: str) -> None:
+    """Raise an error unless timm built a model, and could build it again; `user` is what needs that, in words.
+
+    Raises:
+        InputTypeError: no torch module. InputError: one that timm does not know.
+    """
+    message = f"{user} needs a model from timm.create_model, got {type(model).__name__}"
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"{message}; load it with load_model" if isinstance(model, str) else message)
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    if not timm.is_model(config.get("architecture", "")):
+        raise InputError(message)
 
 
 def model_data_config(model: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weights: where they are, read without running their code; one line for what timm and the Hub's client raise."""
+"""Names and weights: where they lead, read without running their code; one line for what timm and the Hub raise."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -15,10 +16,12 @@ from safetensors import SafetensorError
 from timm.models import clean_state_dict
 from torch import Tensor
 
-from timm_igkd.errors import InputError, MissingFileError, RunError, UserError, first_line
+from timm_igkd.errors import InputError, InputTypeError, MissingFileError, RunError, UserError, first_line, nearest
 from timm_igkd.hub.errors import hub_error
 from timm_igkd.hub.weights import WEIGHT_FILES, cached_file, fetch_file, fetch_url, url_file
+from timm_igkd.models.folder_config import models_of_run, read_folder_config
 
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 _NO_MODEL = "has no timm config.json and weights; choose a repository of a timm model"
 
 
@@ -44,6 +47,68 @@ def expand_home(spec: str) -> str:
     """Return a model's name with `~` in the folder of local-dir: as the home folder, which no shell does there."""
     source, separator, rest = spec.partition(":")
     return f"{source}:{os.path.expanduser(rest)}" if source == "local-dir" and separator else spec
+
+
+def check_spec(spec: Any, role: str, needs_weights: bool) -> str:
+    """Return a model's name, `~` in it as the home folder.
+
+    Args:
+        spec: a timm name, `hf-hub:user/name` or `local-dir:folder`.
+        role: whose flags an error names.
+        needs_weights: the architecture alone is not enough.
+
+    Raises:
+        InputTypeError: no text. InputError, MissingFileError: a name that leads nowhere on this machine.
+    """
+    if not isinstance(spec, str):
+        remedy = f"local-dir:{spec}" if isinstance(spec, os.PathLike) else "hf-hub:user/name or local-dir:folder"
+        raise InputTypeError(f"{role} must be a timm name, got {type(spec).__name__}; give one, or {remedy}")
+    spec = expand_home(spec)
+    source, separator, rest = spec.partition(":")
+    if not separator:
+        _check_registered(spec, role, needs_weights)
+    elif source == "local-dir":
+        _check_folder(Path(rest), role, needs_weights)
+    elif source != "hf-hub" or not rest:
+        raise InputError(f"model {spec!r} is neither a timm name nor hf-hub:user/name nor local-dir:folder")
+    return spec
+
+
+def _check_registered(name: str, role: str, needs_weights: bool) -> None:
+    if name.endswith(".onnx"):
+        raise InputError(f"{name!r} is an exported file, which only evaluate reads; name the model it was made from")
+    path = Path(os.path.expanduser(name))
+    if not timm.is_model(name) and os.path.isfile(path):
+        raise InputError(_file_for_model(path, role))
+    if not timm.is_model(name) and os.path.isdir(path):
+        raise InputError(f"model {name!r} is a folder; write {models_of_run(path) or f'local-dir:{path}'}")
+    if "/" in name or "\\" in name:
+        raise InputError(f"model {name!r} looks like a path or a Hub id; write local-dir:{name} or hf-hub:{name}")
+    if not timm.is_model(name):
+        hint = nearest(name.split(".")[0], timm.list_models())
+        raise InputError(f"unknown model {name!r}{hint}; timm.list_models() shows the names")
+    architecture = name.split(".")[0]
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+    if name != architecture and name not in tagged:
+        raise InputError(f"unknown pretrained tag in {name!r}{nearest(name, tagged)}; {architecture} has {tagged}")
+    if needs_weights and not has_weights(name):
+        raise InputError(f"timm has no pretrained weights for {name!r}; give {flag_name(role, 'checkpoint')} FILE")
+
+
+def _file_for_model(path: Path, role: str) -> str:
+    """Return what to say to a file in a model's place."""
+    if (path.parent / "config.json").is_file():
+        return f"model {str(path)!r} is a file of a model's folder; write local-dir:{path.parent}"
+    flag = flag_name(role, "checkpoint")
+    return f"model {str(path)!r} is a file; name the timm model whose weights it holds, and give it by {flag} {path}"
+
+
+def _check_folder(folder: Path, role: str, needs_weights: bool) -> None:
+    if os.path.isfile(folder):
+        raise InputError(_file_for_model(folder, role))
+    read_folder_config(folder)
+    if needs_weights and not any(file.name.endswith(_WEIGHT_SUFFIXES) and file.is_file() for file in folder.iterdir()):
+        raise MissingFileError(f"model folder {str(folder)!r} has no weights; expected model.safetensors")
 
 
 def start_files(spec: str, checkpoint: str | Path | None = None) -> list[Path]:

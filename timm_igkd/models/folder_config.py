@@ -1,6 +1,7 @@
 """config.json of a timm folder: read once, checked, wrong in one line."""
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
     Raises:
         MissingFileError: no folder, no file. InputError: whatever is wrong with the file, in one line.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MissingFileError(f"no model folder {str(folder)!r}; expected a timm folder with config.json and weights")
     path = folder / "config.json"
     if not path.is_file():
+        if names := models_of_run(folder):
+            raise MissingFileError(f"{str(folder)!r} is a run's folder, which holds its models; write {names}")
         raise MissingFileError(
             f"model folder {str(folder)!r} has no config.json; save the model with timm's save_for_hf"
         )
@@ -39,6 +42,12 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
     check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}", num_classes)
     _check_names(config.get("label_names"), where, num_classes)
     return config
+
+
+def models_of_run(folder: Path) -> str:
+    """Return how the models in a run's folder are named, the student first; empty for a model's folder or another."""
+    paths = [] if (folder / "config.json").exists() else [folder / name for name in ("student", "teacher")]
+    return " or ".join(f"local-dir:{path}" for path in paths if (path / "config.json").is_file())
 
 
 def _check_num_classes(config: dict[str, Any], where: str) -> int | None:

@@ -3,6 +3,7 @@
 Only safetensors and `weights_only` pickles are read; nothing of a model's repository is executed.
 """
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -19,23 +20,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_igkd.errors import InputError, MissingFileError, RunError, check_count, first_line, nearest
+from timm_igkd.errors import InputError, InputTypeError, RunError, check_count, check_path, first_line, listed
 from timm_igkd.eval_mode import eval_mode, frozen
 from timm_igkd.files import folder_written_apart
 from timm_igkd.hub.weights import fetch_folder
-from timm_igkd.models.arguments import built_size, check_model_arguments
+from timm_igkd.models.arguments import built_size, check_model_arguments, check_of_timm
 from timm_igkd.models.checkpoint import (
-    expand_home,
+    check_spec,
     fetch_weights,
     flag_name,
-    has_weights,
     read_checkpoint,
     translated_errors,
 )
 from timm_igkd.models.folder_config import check_preprocessing, read_folder_config
 from timm_igkd.models.output_names import forget_names
-
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:
@@ -79,13 +77,16 @@ def load_model(
     """
     given = {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
     statistics = {name: _check_statistics(name, value, role) for name, value in given.items()}
-    check_model_arguments(arguments := dict(model_args or {}), flag_name(role, "args"))
+    check_model_arguments(model_args or {}, args_flag := flag_name(role, "args"))
+    arguments = dict(model_args or {})
+    if checkpoint is not None:
+        check_path("checkpoint", checkpoint)
     if use_ema and checkpoint is None:
         raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
     source, stored = find_model(spec, role, weights=pretrained and checkpoint is None)
     if num_classes is not None and arguments.setdefault("num_classes", num_classes) != num_classes:
         raise InputError(
-            f"{flag_name(role, 'args')} has num_classes={arguments['num_classes']}, but the data set decides, "
+            f"{args_flag} has num_classes={arguments['num_classes']}, but the data set decides, "
             f"which has {num_classes}; leave it out"
         )
     with translated_errors(spec, role, weights=None if checkpoint is None else str(checkpoint)):
@@ -104,9 +105,13 @@ def load_model(
         forget_names(model)  # of the folder's own head, whose number of outputs a checkpoint's took the place of
     _cfg(model).update(statistics)
     check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}")
-    _cfg(model).update(built_size(model))
+    _cfg(model).update(resized := built_size(model))
+    if img_size is not None or resized:
+        channels, height, width = _cfg(model)["input_size"]
+        shape = (arguments.get("in_chans", channels), img_size or height, img_size or width)
+        _check_reads(model.eval(), spec, shape, f"img_size in {args_flag}" if img_size is None else "--img-size")
     if img_size is not None:
-        _set_input_size(model.eval(), img_size, spec, arguments.get("in_chans", _cfg(model)["input_size"][0]))
+        _cfg(model).update(input_size=shape, test_input_size=None)
     return model.eval()
 
 
@@ -119,8 +124,7 @@ def find_model(spec: str, role: str = "model", *, weights: bool = True) -> tuple
     Raises:
         as `load_model` does; without a network within seconds.
     """
-    spec = expand_home(spec)
-    _check_spec(spec, role, weights)
+    spec = check_spec(spec, role, weights)
     source, _, rest = spec.partition(":")
     with translated_errors(spec, role):
         if source == "hf-hub":
@@ -131,40 +135,10 @@ def find_model(spec: str, role: str = "model", *, weights: bool = True) -> tuple
         return spec, None if rest or not weights else fetch_weights(spec)
 
 
-def _check_spec(spec: str, role: str, needs_weights: bool) -> None:
-    source, separator, rest = spec.partition(":")
-    if not separator:
-        _check_registered(spec, role, needs_weights)
-    elif source == "local-dir":
-        _check_folder(Path(rest), needs_weights)
-    elif source != "hf-hub" or not rest:
-        raise InputError(f"model {spec!r} is neither a timm name nor hf-hub:user/name nor local-dir:folder")
-
-
-def _check_registered(name: str, role: str, needs_weights: bool) -> None:
-    if name.endswith(".onnx"):
-        raise InputError(f"{name!r} is an exported file, which only evaluate reads; name the model it was made from")
-    if "/" in name or "\\" in name:
-        raise InputError(f"model {name!r} looks like a path or a Hub id; write local-dir:{name} or hf-hub:{name}")
-    if not timm.is_model(name):
-        hint = nearest(name.split(".")[0], timm.list_models())
-        raise InputError(f"unknown model {name!r}{hint}; timm.list_models() shows the names")
-    architecture = name.split(".")[0]
-    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
-    if name != architecture and name not in tagged:
-        raise InputError(f"unknown pretrained tag in {name!r}{nearest(name, tagged)}; {architecture} has {tagged}")
-    if needs_weights and not has_weights(name):
-        raise InputError(f"timm has no pretrained weights for {name!r}; give {flag_name(role, 'checkpoint')} FILE")
-
-
-def _check_folder(folder: Path, needs_weights: bool) -> None:
-    read_folder_config(folder)
-    if needs_weights and not any(file.name.endswith(WEIGHT_SUFFIXES) and file.is_file() for file in folder.iterdir()):
-        raise MissingFileError(f"model folder {str(folder)!r} has no weights; expected model.safetensors")
-
-
 def _check_statistics(name: str, values: Sequence[float], role: str) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(TypeError, ValueError):  # no numbers
+        numbers = tuple(float(value) for value in values)
     if len(numbers) != 3 or not all(math.isfinite(n) for n in numbers) or (name == "std" and min(numbers) <= 0):
         above = " above 0" if name == "std" else ""
         raise InputError(
@@ -192,10 +166,8 @@ def _create_with(weights: dict[str, Tensor], source: str, arguments: dict[str, A
     return model
 
 
-def _set_input_size(model: nn.Module, img_size: int, spec: str, channels: int) -> None:
-    """Note the size that a model was built for, and see that it can read it."""
-    shape = (channels, img_size, img_size)
-    _cfg(model).update(input_size=shape, test_input_size=None)
+def _check_reads(model: nn.Module, spec: str, shape: tuple[int, ...], option: str) -> None:
+    """See that a model can read images of the size that it was built for; `option` is what that came from."""
     try:
         with torch.no_grad():
             model(torch.zeros(1, *shape, dtype=next(model.parameters()).dtype))
@@ -203,8 +175,8 @@ def _set_input_size(model: nn.Module, img_size: int, spec: str, channels: int) -
         raise
     except Exception as error:  # each architecture says it with an exception of its own
         raise InputError(
-            f"model {spec!r} cannot read images of {img_size} x {img_size} pixels ({first_line(error)}); choose "
-            "another --img-size"
+            f"model {spec!r} cannot read images of {shape[1]} x {shape[2]} pixels ({first_line(error)}); choose "
+            f"another {option}"
         ) from error
 
 
@@ -239,12 +211,19 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
         label_names: names of the outputs, in order.
 
     Raises:
+        InputTypeError: an argument of another kind, such as one text for `label_names`.
         InputError: `label_names` of another number than the outputs, or a model timm could not build again.
         RunError: the folder cannot be written.
     """
+    check_of_timm(model, "save_model")
+    check_path("folder", folder)
     folder = Path(folder)
-    if label_names is not None and (len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes):
-        raise InputError(f"expected {model.num_classes} different label names, one per output, got {list(label_names)}")
+    if label_names is not None:
+        label_names = listed("label_names", label_names, "texts")
+        if not all(isinstance(name, str) for name in label_names):
+            raise InputTypeError(f"label_names must be texts, got {label_names}; write them as texts")
+        if len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes:
+            raise InputError(f"expected {model.num_classes} different label names, one per output, got {label_names}")
     described: Any = copy.copy(model)
     described.pretrained_cfg = _cfg(model) | built_size(model)
     model_config: dict[str, Any] = {}

@@ -11,8 +11,9 @@ import timm
 from timm.models import get_model_input_config, get_model_traits
 from torch import nn
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, check_range
 from timm_igkd.eval_mode import copy_model
+from timm_igkd.models.arguments import check_of_timm
 from timm_igkd.models.cifar_network import CifarNetwork, check_drop
 from timm_igkd.models.output_names import forget_names
 from timm_igkd.models.truncated_model import TruncatedModel, below_base, check_cuttable, cut_cfg
@@ -86,14 +87,14 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
         InputError: `drop` out of range, or a model that timm did not build or cannot cut.
     """
     source: Any = model
-    name = getattr(model, "pretrained_cfg", {}).get("architecture", "")
-    if not timm.is_model(name):
-        raise InputError(f"truncate needs a model from timm.create_model, got {type(model).__name__}")
+    check_of_timm(model, "truncate")
+    name = source.pretrained_cfg["architecture"]
     check_cuttable(model, name)
     entries = len(source.feature_info)
     highest = entries - (2 if isinstance(model, CifarNetwork) else 1)
     check_drop("drop", drop, highest, f"{name} has {entries} feature entries")
     outputs = source.num_classes if num_classes is None else num_classes
+    check_range("num_classes", outputs, 0)
     if drop == 0:
         student: Any = copy_model(source)
         if outputs != source.num_classes:

@@ -9,7 +9,7 @@ import torch.utils.data
 
 from timm_igkd.data.items import class_names, dataset_name, read_items, row_name
 from timm_igkd.distillation.options import TeacherViewMode
-from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.errors import InputError, InputTypeError, check_images
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource
@@ -47,8 +47,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
     Other attributes (`classes`, `reader`, `filename`, …) are the wrapped dataset's.
 
     Raises:
-        InputTypeError: a stream. InputError: a dataset with a transform, of images other than RGB or with
-            `additional_features`, or logits or maps of items without a store.
+        InputTypeError: a stream, or maps that are no store. InputError: a dataset that is overlaid already, has a
+            transform, images other than RGB or `additional_features`, or logits or maps of items without a store.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         with_logits: bool = False,
         with_maps: bool = False,
     ):
-        if isinstance(dataset, torch.utils.data.IterableDataset):
-            raise InputTypeError(f"{dataset_name(dataset)!r} is a stream, expected items by index; use IGOverlayStream")
+        if not isinstance(dataset, OverlaidViews):
+            _check_map_style(dataset)
         self.dataset = dataset
         super().__init__(dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits, with_maps)
 
@@ -110,3 +110,9 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
 
     def _name(self, index: Any) -> str:
         return row_name(self.dataset, index)
+
+
+def _check_map_style(dataset: Any) -> None:
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        raise InputTypeError(f"{dataset_name(dataset)!r} is a stream, expected items by index; use IGOverlayStream")
+    check_images("dataset", dataset)

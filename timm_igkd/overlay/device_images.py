@@ -17,6 +17,7 @@ from timm_igkd.data.items import dataset_name, read_item, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.controls import OverlaySource, control_map
+from timm_igkd.overlay.overlaid_views import refuse_overlaid
 
 
 class SeveralSizesError(InputError):
@@ -60,8 +61,9 @@ def load_images(dataset: Any) -> DeviceImages:
 
     Raises:
         SeveralSizesError: they have more than one size.
-        InputError: there are none, or one cannot be read.
+        InputError: there are none, one cannot be read, or they are overlaid already.
     """
+    refuse_overlaid(dataset)
     if len(dataset) == 0:
         raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
     pixels: np.ndarray | None = None

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from timm.data import AugMixDataset, create_loader
 
 from timm_igkd.data.items import dataset_name, parts
 from timm_igkd.distillation.options import TeacherViewMode
-from timm_igkd.errors import InputError, InputTypeError, check_choice
+from timm_igkd.errors import InputError, InputTypeError, check_choice, check_kind
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource, control_map
@@ -54,6 +55,12 @@ class OverlaidViews:
     ):
         check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         check_choice("overlay_source", overlay_source, get_args(OverlaySource))
+        if maps is not None:
+            check_store("maps", maps)
+        if overlay is not None:
+            prob = overlay if isinstance(overlay, float) else IGOverlay.overlay_prob
+            check_kind("overlay", overlay, IGOverlay, "an IGOverlay", f"give IGOverlay(overlay_prob={prob})")
+        refuse_overlaid(dataset)
         for part in parts(dataset):
             if getattr(part, "transform", None) is not None:
                 raise InputError(
@@ -222,6 +229,25 @@ class OverlaidViews:
         with restored_state():
             teacher = transform(clean)
         return TwoViews((transform(student), teacher))
+
+
+def check_store(name: str, store: Any) -> None:
+    """Raise InputTypeError unless something is an open store of maps."""
+    folder = repr(str(store)) if isinstance(store, str | Path) else "folder"
+    check_kind(name, store, MapStore, "a MapStore", f"open it with MapStore({folder})")
+
+
+def refuse_overlaid(dataset: Any) -> None:
+    """Raise InputError where a dataset, or a part of it, is overlaid already.
+
+    The maps are of the images as they are: of one that was blended before, by a coin, none would be found.
+    """
+    for part in parts(dataset):
+        if isinstance(part, OverlaidViews):
+            raise InputError(
+                f"{dataset_name(part)!r} is overlaid already, by the {type(part).__name__} that holds it, and has no "
+                "maps of overlaid images; run the script without `timm-igkd run`, or drop one of the wrappers"
+            )
 
 
 def _refuse_other_items(dataset: Any) -> None:

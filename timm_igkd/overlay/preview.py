@@ -60,16 +60,26 @@ def sample_panels(sample: Sample) -> tuple[Image.Image, Image.Image, Image.Image
     return image, fit_image(heat), fit_image(sample.overlaid)
 
 
+def check_picture_name(path: str | Path) -> None:
+    """Raise InputError for the name of a picture that is no PNG's: it would say another format than the file has."""
+    suffix = Path(path).suffix
+    if suffix.lower() != ".png":
+        found = f"ends in {suffix!r}" if suffix else "has no suffix"
+        name = str(Path(path).with_suffix(".png")) if Path(path).name else "grid.png"
+        raise InputError(f"a preview is a PNG file, {str(path)!r} {found}; call it {name!r}")
+
+
 def write_preview(path: str | Path, samples: Sequence[Sample]) -> None:
     """Write a PNG grid, each cell an image, its map and the overlaid image above the label.
 
     Args:
-        path: the PNG file; it is replaced in one step.
+        path: the PNG file, whose name ends in .png; it is replaced in one step.
         samples: in reading order.
 
     Raises:
-        InputError: no samples.
+        InputError: no samples, or another suffix.
     """
+    check_picture_name(path)
     if not samples:
         raise InputError("a preview needs at least one sample, got none; raise the limit")
     columns = min(_COLUMNS, len(samples))

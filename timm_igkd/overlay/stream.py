@@ -47,7 +47,7 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
         seed: int = 0,
         with_logits: bool = False,
     ):
-        if not isinstance(dataset, IterableImageDataset):
+        if not isinstance(dataset, IterableImageDataset | OverlaidViews):
             raise InputTypeError(f"expected timm's IterableImageDataset, got a {type(dataset).__name__}")
         OverlaidViews.__init__(self, dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits)
         IterableImageDataset.__init__(self, root=None, reader=dataset.reader, target_transform=dataset.target_transform)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.errors import InputError, MissingFileError, RunError, check_kind, listed
 from timm_igkd.files import read_mapping
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
-from timm_igkd.models.arguments import model_data_config
+from timm_igkd.models.arguments import check_of_timm, model_data_config
 from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.report.card import model_card
 from timm_igkd.report.companions import EVAL_RESULT, LEFT_BEHIND, eval_result, exported_files
@@ -70,6 +71,10 @@ def push_student(
         RunError: no login, no access, no network, a repository that holds another model, or the download does not match
             what was pushed.
     """
+    check_kind("student", student, (nn.Module, str, os.PathLike), "a folder or a timm model", "name a run's folder")
+    if isinstance(student, nn.Module):
+        check_of_timm(student, "push_student")
+    seed_runs = listed("seed_runs", seed_runs, "run folders")
     if license is not None:
         check_license(license)
     check_repo_id(repo_id, timeout_s)
