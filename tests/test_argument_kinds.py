@@ -7,12 +7,17 @@ import pytest
 import torch
 import torchvision
 from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 import timm_igkd as igkd
 from timm_igkd.errors import InputError, InputTypeError, UserError
 
 IMAGES = ImageList([noise_image(index, 32, 32) for index in range(4)], [0, 1, 0, 1])
+
+
+def called(value: object) -> str:
+    """Name a value in a test's id; an object's repr holds its address, which is another in every process."""
+    return repr(value) if isinstance(value, str | int | Path | dict) else type(value).__name__
 
 
 class Stream(IterableDataset):
@@ -63,7 +68,7 @@ NO_MODEL = {
 }
 
 
-@pytest.mark.parametrize("wrong", ["resnet18", "local-dir:runs/digits/student", Path("student"), 3, IMAGES], ids=repr)
+@pytest.mark.parametrize("wrong", ["resnet18", "local-dir:runs/digits/student", Path("student"), 3, IMAGES], ids=called)
 @pytest.mark.parametrize("function", NO_MODEL)
 def test_what_is_no_model_is_refused(function, wrong, model, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -99,6 +104,7 @@ def test_a_model_that_is_not_timms_is_refused_where_more_is_needed(
 
 
 NO_IMAGES = {
+    "compute_maps": lambda wrong, model, store: igkd.compute_maps(model, wrong, "out"),
     "evaluate": lambda wrong, model, store: evaluate(model, wrong),
     "score_maps": lambda wrong, model, store: igkd.score_maps(store, model, wrong),
     "export_student calibrated": lambda wrong, model, store: igkd.export_student(
@@ -110,7 +116,7 @@ NO_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("wrong", ["images", Path("images"), 3, {"image": 1}, NoLength(), Stream()], ids=repr)
+@pytest.mark.parametrize("wrong", ["images", Path("images"), 3, {"image": 1}, NoLength(), Stream()], ids=called)
 @pytest.mark.parametrize("function", NO_IMAGES)
 def test_what_is_no_data_set_is_refused(function, wrong, model, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -119,7 +125,7 @@ def test_what_is_no_data_set_is_refused(function, wrong, model, store, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", ["maps", Path("maps"), 3, IMAGES], ids=repr)
+@pytest.mark.parametrize("wrong", ["maps", Path("maps"), 3, IMAGES], ids=called)
 def test_what_is_no_store_is_refused_with_how_it_is_opened(wrong, model):
     how = r"MapStore\('maps'\)" if str(wrong) == "maps" else r"MapStore\(folder\)"
     message = rf"must be a MapStore, got {type(wrong).__name__}; open it with {how}$"
@@ -130,6 +136,35 @@ def test_what_is_no_store_is_refused_with_how_it_is_opened(wrong, model):
 
 
 SLIPS = {
+    "overlaid images for maps": (
+        lambda model, store: igkd.compute_maps(model, igkd.IGOverlayDataset(IMAGES, store), "out"),
+        "is overlaid already, by the IGOverlayDataset",
+    ),
+    "overlaid images to verify": (
+        lambda model, store: store.verify(Subset(igkd.IGOverlayDataset(IMAGES, store), [0])),
+        "is overlaid already, by the IGOverlayDataset",
+    ),
+    "overlaid images to score": (
+        lambda model, store: igkd.score_maps(store, model, igkd.IGOverlayDataset(IMAGES, store)),
+        "is overlaid already, by the IGOverlayDataset",
+    ),
+    "no folder for maps": (lambda model, store: igkd.compute_maps(model, IMAGES, None), "out must be a path, got None"),
+    "a mapping for options": (
+        lambda model, store: igkd.compute_maps(model, IMAGES, "out", options={"n_steps": 2}),
+        "options must be IGOptions, got dict",
+    ),
+    "a text for a shard": (
+        lambda model, store: igkd.compute_maps(model, IMAGES, "out", shard="0/1"),
+        "shard must be two whole numbers, got '0/1'",
+    ),
+    "no store": (lambda model, store: igkd.MapStore(None), "path must be a path, got NoneType"),
+    "a store to push": (lambda model, store: igkd.push_maps(store, "user/x"), "folder must be a path, got MapStore"),
+    "no data set": (lambda model, store: igkd.load_labeled_images(None, "train"), "must be a name or a folder, got No"),
+    "a number for a split": (
+        lambda model, store: igkd.load_labeled_images("digits", 3),
+        "split must be a name, got in",
+    ),
+    "a name for a run": (lambda model, store: igkd.distill("digits"), "RunConfig"),
     "a number for an overlay": (lambda model, store: igkd.IGOverlayDataset(IMAGES, store, 0.2), r"overlay_prob=0\.2"),
     "a text for an overlay": (lambda model, store: igkd.IGOverlayDataset(IMAGES, store, "x"), "must be an IGOverlay"),
     "a text for a probability": (lambda model, store: igkd.IGOverlay("0.1"), "overlay_prob must be a number, got str"),
@@ -202,3 +237,11 @@ def test_names_may_come_from_anything_that_is_gone_through(model, tmp_path):
 def test_a_list_of_pairs_is_a_data_set(model, store):
     assert evaluate(model, list(IMAGES)).metrics["n"] == 4
     assert len(igkd.IGOverlayDataset(list(IMAGES), store)) == 4
+
+
+def test_a_folder_of_images_may_be_a_path(tmp_path):
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        noise_image(1).save(tmp_path / "train" / name / "0.png")
+    images = igkd.load_labeled_images(tmp_path, "train")
+    assert (len(images), images.name) == (2, str(tmp_path))

@@ -147,6 +147,17 @@ def refuse_among_images(dataset: Any, out: str | Path, remedy: str) -> None:
             raise InputError(f"{str(out)!r} lies among the images of {dataset_name(part)!r}; {remedy}")
 
 
+def refuse_overlaid(dataset: Any) -> None:
+    """Raise InputError where a dataset, or a part of it, is overlaid already: maps are of the images as they are."""
+    for part in parts(dataset):
+        if getattr(part, "is_overlaid", False) is True:
+            raise InputError(
+                f"{dataset_name(part)!r} is overlaid already, by the {type(part).__name__} that holds it, and has no "
+                "maps of overlaid images; give the images without it (run a script that overlays them without "
+                "`timm-igkd run`)"
+            )
+
+
 def _searched_folder(dataset: Any) -> str | None:
     """Return the folder whose files a data set takes for data, at whatever depth; None where it does not."""
     if isinstance(dataset, LabeledImages):

@@ -22,7 +22,7 @@ from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import class_order
 from timm_igkd.data.named_datasets import HFDS, TIMM_PREFIXES, load_digits_split, load_timm_dataset
 from timm_igkd.data.rows import NO_ROWS, load_rows, resolved_revision
-from timm_igkd.errors import InputError, nearest
+from timm_igkd.errors import InputError, check_kind, nearest
 from timm_igkd.hub.names import is_repo_id
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Labels = Literal["required", "optional", "ignored"]
 
 
 def load_labeled_images(
-    dataset: str,
+    dataset: str | os.PathLike[str],
     split: str,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -66,6 +66,9 @@ def load_labeled_images(
         InputError: wrong split or column, corrupt data.
         RunError: Hub not reachable.
     """
+    check_kind("dataset", dataset, (str, os.PathLike), "a name or a folder", "give a text or a pathlib.Path")
+    check_kind("split", split, str, "a name", "give one such as 'train'")
+    dataset = os.fspath(dataset)
     refuse_stream(dataset)
     _check_split(dataset, split)
     columns = {"--image-column": image_column, "--label-column": label_column}

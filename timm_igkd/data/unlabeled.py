@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch.utils.data
@@ -81,3 +82,12 @@ class MixedImages(torch.utils.data.ConcatDataset):
     def content_hash(self) -> str:
         """Return a hash of both parts, 32 hex digits."""
         return xxhash.xxh3_128_hexdigest((self.labeled.content_hash() + self.unlabeled.content_hash()).encode())
+
+
+def content_hash_of(dataset: Any, limit: int | None) -> str | None:
+    """Return the hash of a data set's images, of the first `limit` alone; None where it tells none of its own."""
+    if isinstance(dataset, MixedImages) and not limit:
+        return dataset.content_hash()
+    if not isinstance(dataset, LabeledImages):
+        return None
+    return (dataset.subset(range(limit)) if limit and limit < len(dataset) else dataset).content_hash()

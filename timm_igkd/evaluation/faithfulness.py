@@ -24,7 +24,7 @@ from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView, gaussian_blur
 from timm_igkd.attribution.teacher_copy import teacher_copy
-from timm_igkd.data.items import known_labels, read_item, row_name
+from timm_igkd.data.items import known_labels, read_item, refuse_overlaid, row_name
 from timm_igkd.data.labels import evenly_spread
 from timm_igkd.errors import check_count, check_images, check_number, check_range
 from timm_igkd.eval_mode import bare_model, check_model
@@ -141,6 +141,7 @@ def measure_curves(
     """Return the curves of each store by its name and of each control, all of the same images; see `score_maps`."""
     check_model("teacher", bare_model(teacher))
     check_images("dataset", dataset)
+    refuse_overlaid(dataset)
     check_count("steps", steps, most=10_000)
     if limit is not None:
         check_number("limit", limit)

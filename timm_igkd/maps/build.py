@@ -16,12 +16,18 @@ from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.attribution.ig_options import Dtype, IGOptions
 from timm_igkd.attribution.options import TeacherView
 from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, teacher_copy
-from timm_igkd.data.items import class_map, class_names, dataset_name, read_item, refuse_among_images
-from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.items import (
+    class_map,
+    class_names,
+    dataset_name,
+    read_item,
+    refuse_among_images,
+    refuse_overlaid,
+)
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.data.unlabeled import MixedImages
+from timm_igkd.data.unlabeled import content_hash_of
 from timm_igkd.environment import LONGEST_WAIT, PACKAGES, environment
-from timm_igkd.errors import InputError, check_range
+from timm_igkd.errors import InputError, check_images, check_kind, check_path, check_range
 from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import remove_abandoned
 from timm_igkd.maps.card import write_store_card
@@ -34,7 +40,7 @@ from timm_igkd.maps.row_maker import (
     preprocessing,
     view_difference,
 )
-from timm_igkd.maps.shard_builder import ShardBuilder
+from timm_igkd.maps.shard_builder import ShardBuilder, check_division
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import (
     check_shard,
@@ -103,8 +109,8 @@ def compute_maps(
         InputError: unusable options, image, label or folder.
         RunError: maps that are not finite, or no compiler.
     """
-    _check_sizes(limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
-    _check_shard_argument(shard)
+    check_division(shard, limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
+    _check_kinds(dataset, out, options)
     given, teacher, out = teacher, teacher_copy(teacher), Path(out)
     refuse_among_images(dataset, out, "choose another --out")
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
@@ -155,16 +161,12 @@ def compute_maps(
     return MapStore(out)
 
 
-def _check_sizes(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None:
-            check_range(name, size, 1)
-
-
-def _check_shard_argument(shard: tuple[int, int]) -> None:
-    index, count = shard
-    if not 0 <= index < count:
-        raise InputError(f"shard must be i/n with 0 <= i < n, got {index}/{count}")
+def _check_kinds(dataset: Any, out: Any, options: Any) -> None:
+    check_images("dataset", dataset)
+    refuse_overlaid(dataset)
+    check_path("out", out)
+    if options is not None:
+        check_kind("options", options, IGOptions, "IGOptions", "give timm_igkd.IGOptions(…)")
 
 
 def _begin_store(
@@ -195,17 +197,8 @@ def _source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
         revision=getattr(dataset, "revision", None),
         num_images=len(dataset),
         class_names=class_names(dataset) or None,
-        content_hash=_content_hash(dataset, limit),
+        content_hash=content_hash_of(dataset, limit),
     )
-
-
-def _content_hash(dataset: Any, limit: int | None) -> str | None:
-    """Return the hash of the images that get maps, by which a store knows them again when it is finished later."""
-    if isinstance(dataset, MixedImages) and not limit:
-        return dataset.content_hash()
-    if not isinstance(dataset, LabeledImages):
-        return None
-    return (dataset.subset(range(limit)) if limit and limit < len(dataset) else dataset).content_hash()
 
 
 def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Module | None = None) -> SourceTeacher:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
 
-from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.errors import InputError, MissingFileError, RunError, check_path
 from timm_igkd.hub.cache_notice import cache_use_is_told, cached_revision_is_kept
 from timm_igkd.hub.cards import public_dataset, public_name
 from timm_igkd.hub.errors import with_retries
@@ -62,6 +62,7 @@ def push_maps(
         InputError: unfinished or corrupt store, or a bad name.
         RunError: no login, no access, no network, or the name is taken: by what `replace` is for.
     """
+    check_path("folder", folder)
     folder = Path(folder)
     check_repo_id(repo_id, timeout_s)
     provenance = require_complete(folder)

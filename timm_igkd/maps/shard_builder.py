@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from timm_igkd.data.images import content_key
 from timm_igkd.data.items import read_item, row_name
 from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.errors import InputError, RunError
+from timm_igkd.errors import InputError, InputTypeError, RunError, check_range
 from timm_igkd.files import exclusive
 from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
@@ -27,6 +27,18 @@ from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 
 MOST_READERS = 8
+
+
+def check_division(shard: Any, **sizes: int | None) -> None:
+    """Raise InputError, or InputTypeError, for a part of the shards that is none, or a size below 1."""
+    for name, size in sizes.items():
+        if size is not None:
+            check_range(name, size, 1)
+    if not isinstance(shard, tuple | list) or [type(part) for part in shard] != [int, int]:
+        raise InputTypeError(f"shard must be two whole numbers, got {shard!r}; give (0, 4) for the first of four parts")
+    index, count = shard
+    if not 0 <= index < count:
+        raise InputError(f"shard must be i/n with 0 <= i < n, got {index}/{count}")
 
 
 class ShardBuilder:

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from timm_igkd.data.images import Name, content_key, text
-from timm_igkd.data.items import check_class_numbers, read_item, row_name
-from timm_igkd.errors import InputError
+from timm_igkd.data.items import check_class_numbers, read_item, refuse_overlaid, row_name
+from timm_igkd.errors import InputError, check_path
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
 from timm_igkd.maps.manifest import Provenance
@@ -50,6 +50,7 @@ class MapStore:
     """
 
     def __init__(self, path: str | Path, revision: str | None = None):
+        check_path("path", path)
         path = path.expanduser() if isinstance(path, Path) else os.path.expanduser(path)
         repository = repository_of(path, revision)
         self.path = Path(path) if repository is None else fetch_maps(*repository)
@@ -266,6 +267,7 @@ class MapStore:
         Raises:
             InputError: the first row that fails is named.
         """
+        refuse_overlaid(dataset)
         total, rows, keys = self.provenance.dataset.num_images, self._file_rows(), list[str]()
         for index in progress(range(min(len(self), len(dataset)))):
             row, (image, label) = next(rows), read_item(dataset, index)

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from timm_igkd.data.items import dataset_name, read_item, row_name
+from timm_igkd.data.items import dataset_name, read_item, refuse_overlaid, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.controls import OverlaySource, control_map
-from timm_igkd.overlay.overlaid_views import refuse_overlaid
 
 
 class SeveralSizesError(InputError):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from timm.data import AugMixDataset, create_loader
 
-from timm_igkd.data.items import dataset_name, parts
+from timm_igkd.data.items import dataset_name, parts, refuse_overlaid
 from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.errors import InputError, InputTypeError, check_choice, check_kind
 from timm_igkd.maps.store import MapStore
@@ -41,6 +41,8 @@ class TwoViews(tuple):
 
 class OverlaidViews:
     """The base of `IGOverlayDataset`, whose arguments these are, and of `IGOverlayStream`."""
+
+    is_overlaid = True
 
     def __init__(
         self,
@@ -235,19 +237,6 @@ def check_store(name: str, store: Any) -> None:
     """Raise InputTypeError unless something is an open store of maps."""
     folder = repr(str(store)) if isinstance(store, str | Path) else "folder"
     check_kind(name, store, MapStore, "a MapStore", f"open it with MapStore({folder})")
-
-
-def refuse_overlaid(dataset: Any) -> None:
-    """Raise InputError where a dataset, or a part of it, is overlaid already.
-
-    The maps are of the images as they are: of one that was blended before, by a coin, none would be found.
-    """
-    for part in parts(dataset):
-        if isinstance(part, OverlaidViews):
-            raise InputError(
-                f"{dataset_name(part)!r} is overlaid already, by the {type(part).__name__} that holds it, and has no "
-                "maps of overlaid images; run the script without `timm-igkd run`, or drop one of the wrappers"
-            )
 
 
 def _refuse_other_items(dataset: Any) -> None:
