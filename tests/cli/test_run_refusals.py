@@ -69,7 +69,7 @@ def test_a_script_that_overlays_its_images_itself_is_told_when_it_does(command, 
     outcome = command("run", "--maps", maps, "--", script, folder, maps)
     assert (outcome.code, "made" in outcome.output) == (2, False)
     assert "is overlaid already" in outcome.error
-    assert "run the script without `timm-igkd run`, or drop one of the wrappers" in outcome.error
+    assert "(run a script that overlays them without `timm-igkd run`)" in outcome.error
 
 
 def test_run_says_first_what_it_overlays(maps, tmp_path, capsys):
