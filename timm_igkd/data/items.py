@@ -140,10 +140,10 @@ def refuse_among_images(dataset: Any, out: str | Path, remedy: str) -> None:
         remedy: end of the message.
     """
     above = [Path(os.path.abspath(out)), Path(os.path.realpath(out))]  # as it is spelled, and through links
-    places = [place for path in above for place in (path, *path.parents)]
+    places = {os.path.realpath(place) for path in above for place in (path, *path.parents)}
     for part in parts(dataset):
         folder = _searched_folder(part)
-        if folder is not None and any(os.path.realpath(place) == os.path.realpath(folder) for place in places):
+        if folder is not None and os.path.realpath(folder) in places:
             raise InputError(f"{str(out)!r} lies among the images of {dataset_name(part)!r}; {remedy}")
 
 
