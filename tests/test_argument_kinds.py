@@ -68,6 +68,19 @@ NO_MODEL = {
 }
 
 
+@pytest.mark.parametrize("argument", ["device", "latency_device"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("gpu", "'gpu' cannot be used here: .*; give cpu"), ("cuda:99", "'cuda:99' cannot be used here: .*; give cpu")]
+    + [("", "'' cannot be used here: .*; give cpu"), ("meta", "'meta' holds no values; give cpu"), (3.5, "must be a t")],
+)
+def test_a_device_that_is_not_there_is_refused(argument, wrong, message, model):
+    weights = [weight.clone() for weight in model.parameters()]
+    with pytest.raises(UserError, match=rf"^{argument} {message}"):
+        evaluate(model, **{argument: wrong})
+    assert all(map(torch.equal, model.parameters(), weights))
+
+
 @pytest.mark.parametrize("wrong", ["resnet18", "local-dir:runs/digits/student", Path("student"), 3, IMAGES], ids=called)
 @pytest.mark.parametrize("function", NO_MODEL)
 def test_what_is_no_model_is_refused(function, wrong, model, store, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from timm_igkd.errors import InputError, check_kind
+from timm_igkd.errors import InputError, check_kind, first_line
 
 
 def bare_model(model: Any) -> Any:
@@ -114,6 +114,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def usable_device(name: str, device: torch.device | str) -> torch.device:
+    """Return the device that an argument names; an InputError unless this process can make a tensor there."""
+    check_kind(name, device, (str, torch.device), "a torch device", "give a text such as cpu or cuda:0")
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: torch without CUDA
+        raise InputError(f"{name} {str(device)!r} cannot be used here: {first_line(error)}; give cpu") from error
+    if found.type == "meta":  # a model that went there has lost its weights
+        raise InputError(f"{name} 'meta' holds no values; give cpu")
+    return found
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, first_part, read_item
 from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_images, check_range
-from timm_igkd.eval_mode import eval_mode
+from timm_igkd.eval_mode import eval_mode, usable_device
 from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.evaluation.evaluated_model import (
     EvaluatedModel,
@@ -99,7 +99,8 @@ def evaluate(
         Metrics, logits and labels.
 
     Raises:
-        InputError: empty dataset, labels outside the model's classes, or negative `corruptions`.
+        InputError: empty dataset, labels outside the model's classes, negative `corruptions`, or a device that this
+            machine does not have.
         RunError: non-finite logits.
     """
     check_images("dataset", dataset)
@@ -108,18 +109,18 @@ def evaluate(
     check_range("batch_size", batch_size, 1)
     check_count("num_workers", num_workers, 0, MOST_WORKERS)
     check_range("corruptions", corruptions, 0)
+    device = usable_device("device", device)
+    timed_on = device if latency_device is None else usable_device("latency_device", latency_device)
     batch_size = min(batch_size, len(dataset))
     models = [create_evaluated_model("model", model, class_indices, dataset)]
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
         if not have_same_outputs(models):
             models = [replace(evaluated, only_dataset_classes=True) for evaluated in models]
-    device = torch.device(device)
-    timed_on = torch.device(device if latency_device is None else latency_device) if measure_latency else None
     with eval_mode(*(evaluated.model for evaluated in models), device=device):
         all_logits, labels = predict(models, dataset, batch_size, num_workers, device, progress)
         results = [_measure(evaluated, logits, labels) for evaluated, logits in zip(models, all_logits, strict=True)]
-        if timed_on is not None:
+        if measure_latency:
             results = [result | times for result, times in zip(results, _latencies(models, timed_on), strict=True)]
         if corruptions:
             limit = min(corruptions, len(dataset))
