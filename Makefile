@@ -29,12 +29,15 @@ test-slow: $(VENV)/.installed-dev
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m gpu
 
+# Into a file of its own, as the committed ones have other machines' figures. Its data: see CONTRIBUTING.md.
 bench: $(VENV)/.installed-demo
-	$(BIN)/python benchmarks/attribution.py
+	$(BIN)/python benchmarks/attribution.py --out build/attribution.json
 
-# CIFAR-10 and the released student are expected beside the repository, see the header of the configuration.
+# Into folders of its own, as the committed rows would leave nothing to train. CIFAR-10 and the released student are expected
+# beside the repository, see the header of the configuration.
 study: $(VENV)/.installed-study
-	$(LAUNCH) recipes/study.py --config recipes/configs/study_check.yaml --parallel 2
+	$(LAUNCH) recipes/study.py --config recipes/configs/study_check.yaml --parallel 2 \
+		--output_dir runs/make_study/results --work_dir runs/make_study
 
 # Writes recipes/RESULTS.md with its figures, and RESULTS.html: the same as one page, in light and dark, not committed.
 report: $(VENV)/.installed-study

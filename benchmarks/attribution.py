@@ -16,6 +16,7 @@ Every variant runs in a process of its own (peak memory is that process's), in r
 ratios are medians of the ratios within a round; efficiency is the ratio to `limit`. Maps are compared with 1,000
 midpoint steps, and c's with captum's. Random weights serve for speed only: their rows have no accuracy. Teachers are
 measured one after the other and merged into one JSON file, so that calls can be divided: one file for each processor.
+A teacher that the file has is not measured again; `make bench` has a file of its own, build/attribution.json.
 
 On a CUDA device captum is timed as torch runs it by default, its convolutions in TF32, and compared in float32. There
 c, d and limit compute float32 in float32.
@@ -29,7 +30,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from paired import ROOT, alternating, commit, facts, run_child, summarize
+from paired import ROOT, alternating, commit, facts, origin, run_child, summarize
 
 VARIANTS = ("a", "b", "c", "d", "limit")
 TEACHERS = ("cifar", "mobilenetv2", "resnet50", "vit_small")
@@ -197,15 +198,19 @@ def row_of(teacher: str, variant: str, rounds: list[dict[str, dict[str, Any]]]) 
     return row | {"ratio_to_a": ratio("a"), "ratio_to_b": ratio("b"), "efficiency": ratio("limit")}
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(result: dict[str, Any]) -> None:
+    """Print the rows of a result file, after the machine that each teacher was measured on."""
+
     def show(column: str, value: Any) -> str:
         digits = 4 if column.startswith("corr") else 3
         return "-" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
     columns = "teacher variant images_per_s n ratio_to_a ratio_to_b efficiency corr_median corr_worst".split()
     columns += "share_corr_ge_099 mae_median mae_worst delta_median delta_p90 peak_memory_mb".split()
+    for teacher, measured in result["measurements"].items():
+        print(f"{teacher}: measured on {origin(measured)}")
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for row in rows:
+    for row in result["rows"]:
         print("| " + " | ".join(show(column, row.get(column)) for column in columns) + " |")
 
 
@@ -230,7 +235,7 @@ def main() -> None:
     args = parser.parse_args()
     args.device = device
     if not args.shared.is_dir():
-        raise SystemExit(f"{args.shared} does not exist; name the folder with data/ and weights/ by --shared")
+        raise SystemExit(f"{args.shared} does not exist; name the folder that CONTRIBUTING.md describes by --shared")
     result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": [], "measurements": {}}
     for teacher in args.teachers if args.before else []:
         compared = facts() | measure_before(args, teacher)
@@ -240,13 +245,14 @@ def main() -> None:
         write_json(args.out, result)
     for teacher in [] if args.before else args.teachers:
         if teacher in result["measurements"] and not args.overwrite:
-            print(f"{teacher}: already in {args.out}; measure again with --overwrite")
+            there = origin(result["measurements"][teacher])
+            print(f"{teacher}: already in {args.out}, measured on {there}; measure it again with --overwrite or --out")
             continue
         rows, measured = measure_teacher(args, teacher)
         result["measurements"][teacher] = facts() | measured
         result["rows"] = [row for row in result["rows"] if row["teacher"] != teacher] + rows
         write_json(args.out, result)
-    print_table(result["rows"])
+    print_table(result)
 
 
 if __name__ == "__main__":

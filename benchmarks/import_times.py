@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 from paired import facts
@@ -77,7 +76,6 @@ def main() -> None:
     timm, ours = (times[f"import timm, then timm_igkd: import {name}"] for name in ("timm", "timm_igkd"))
     share = statistics.median(after / before for before, after in zip(timm, ours, strict=True))
     record = {
-        "date": date.today().isoformat(),
         "share_of_timm": round(share, 4),
         "share_allowed": MOST_OF_TIMM,
         "times": results,

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paired import facts
+from paired import facts, origin
 
 from timm_igkd.files import write_json
 
@@ -161,12 +161,13 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=default_shared, help="folder with data/ and weights/")
     args = parser.parse_args()
     if not args.shared.is_dir():
-        raise SystemExit(f"{args.shared} does not exist; name the folder with data/ and weights/ by --shared")
+        raise SystemExit(f"{args.shared} does not exist; name the folder that CONTRIBUTING.md describes by --shared")
     result = json.loads(args.out.read_text()) if args.out.exists() else {}
     measures = {"processes": measure_processes, "memory": measure_memory, "disk": measure_disk}
     for part in args.parts:
         if part in result and not args.overwrite:
-            print(f"{part}: already in {args.out}; measure again with --overwrite")
+            there = origin(result[part])
+            print(f"{part}: already in {args.out}, measured on {there}; measure it again with --overwrite or --out")
             continue
         with tempfile.TemporaryDirectory() as folder:
             found = measures[part](args, Path(folder))

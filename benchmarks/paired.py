@@ -7,7 +7,8 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,17 @@ def cpu_family() -> str | None:
 
 
 def facts() -> dict[str, Any]:
-    """Return what a result was measured with: command, commit, load of the last 15 minutes, versions and hardware."""
+    """Return what a result was measured with: command, commit, day, load of the last 15 minutes, versions, hardware."""
     from timm_igkd.environment import environment  # torch: a benchmark's own process may need none
 
     command, load = shlex.join(["python", *sys.argv]), os.getloadavg()[2]
     hardware = {"cpu_family": cpu_family(), "environment": environment()}
-    return {"command": command, "commit": commit(), "load_average": load} | hardware
+    return {"command": command, "commit": commit(), "date": date.today().isoformat(), "load_average": load} | hardware
+
+
+def origin(found: Mapping[str, Any]) -> str:
+    """Return machine, commit and day of a result with its `facts`; what early results lack is said to be unknown."""
+    environment = found["environment"]
+    processor = " ".join(filter(None, (environment["cpu"], found.get("cpu_family"))))
+    machine = " and ".join([f"{processor}, {environment['logical_cores']} cores", *environment["gpus"]])
+    return f"{machine}, commit {found.get('commit') or 'unknown'}, {found.get('date') or 'day unknown'}"

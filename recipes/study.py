@@ -1,6 +1,6 @@
 """Do aligned IG overlays help? A grid of cells and seeds: train, evaluate, one row each, then the report.
 
-    accelerate launch recipes/study.py --config recipes/configs/study_check.yaml     # two CPU cores, under an hour
+    accelerate launch recipes/study.py --config recipes/configs/study_check.yaml --output_dir runs/check    # minutes
     accelerate launch --mixed_precision bf16 recipes/study.py --config recipes/configs/study_real.yaml --parallel 4
     accelerate launch recipes/study.py --config recipes/configs/study_real.yaml --merge rows_of_another_machine
 
@@ -252,7 +252,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"study {config.name!r} ended ({config.ended}): no run is begun any more")
         for folder in (*config.rows_of, *config.merge):
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
-        if config.parallel > 1 and study.missing():
+        if not study.missing():
+            if not config.ended:
+                print(f"all {len(list(study.runs()))} runs of study {config.name!r} have a row; nothing to train")
+        elif config.parallel > 1:
             study.check_time()
             study.data.prepare()
             torch.cuda.empty_cache()  # for the processes that share the device

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -71,8 +72,13 @@ NO_MODEL = {
 @pytest.mark.parametrize("argument", ["device", "latency_device"])
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [("gpu", "'gpu' cannot be used here: .*; give cpu"), ("cuda:99", "'cuda:99' cannot be used here: .*; give cpu")]
-    + [("", "'' cannot be used here: .*; give cpu"), ("meta", "'meta' holds no values; give cpu"), (3.5, "must be a t")],
+    [
+        ("gpu", "'gpu' cannot be used here: .*; give cpu"),
+        ("cuda:99", "'cuda:99' cannot be used here: .*; give cpu"),
+        ("", "'' cannot be used here: .*; give cpu"),
+        ("meta", "'meta' holds no values; give cpu"),
+        (3.5, "must be a torch device, got float; give a text such as cpu"),
+    ],
 )
 def test_a_device_that_is_not_there_is_refused(argument, wrong, message, model):
     weights = [weight.clone() for weight in model.parameters()]
@@ -198,6 +204,35 @@ SLIPS = {
     "texts for indices": (lambda model, store: evaluate(model, class_indices=["a", "b"]), "must be a number, got str"),
     "a number for indices": (lambda model, store: evaluate(model, class_indices=1), "must be a list of numbers"),
     "text for a batch": (lambda model, store: evaluate(model, batch_size="8"), "batch_size must be a number"),
+    "parts of indices": (lambda model, store: evaluate(model, class_indices=[0.2, 1.7]), "a whole number, got 0.2"),
+    "part of a batch": (lambda model, store: evaluate(model, batch_size=1.5), "batch_size must be a whole number, got"),
+    "a yes for a batch": (lambda model, store: evaluate(model, batch_size=True), "must be a whole number, got bool"),
+    "part of a worker": (lambda model, store: evaluate(model, num_workers=0.5), "num_workers must be a whole number"),
+    "part of an image": (lambda model, store: evaluate(model, corruptions=2.5), "corruptions must be a whole number"),
+    "part of a class": (lambda model, store: igkd.truncate(model, 1, 2.5), "num_classes must be a whole number"),
+    "less than no class": (lambda model, store: igkd.truncate(model, 1, -1), "num_classes must be at least 0, got -1"),
+    "part of an image to calibrate with": (
+        lambda model, store: igkd.export_student(model, "o", int8=True, calibration=IMAGES, calibration_images=1.5),
+        "calibration must be a whole number, got 1.5",
+    ),
+    "parts of a task's indices": (
+        lambda model, store: task(model, tiny_teacher(), teacher_class_indices=[0.5, 1]),
+        "each of teacher_class_indices must be a whole number, got 0.5",
+    ),
+    "a list for a loss": (lambda model, store: task(model, loss_type=["kl"]), r"loss_type must be one of .*got \['kl'"),
+    "no device for a task": (lambda model, store: task(model, device="gpu"), "device 'gpu' cannot be used here"),
+    "a text for an entry": (
+        lambda model, store: task(model, tiny_teacher(), attention_loss_weight=1, student_attention_index="a"),
+        "student_attention_index must be a number, got str",
+    ),
+    "part of an entry": (
+        lambda model, store: task(model, tiny_teacher(), attention_loss_weight=1, teacher_attention_index=1.5),
+        "teacher_attention_index must be a whole number, got 1.5",
+    ),
+    "no pixels": (
+        lambda model, store: task(model, tiny_teacher(), teacher_input_size=(0, 32)),
+        "each of teacher_input_size must be at least 1, got 0",
+    ),
     "text for a task's indices": (
         lambda model, store: task(model, tiny_teacher(), teacher_class_indices="01"),
         "teacher_class_indices must be a list",
@@ -240,6 +275,12 @@ def test_slip_is_one_line_of_ours_before_anything_is_written(slip, model, store,
         call(model, store)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_numbers_may_be_numpys_or_torchs(model):
+    given = {"batch_size": np.int64(3), "num_workers": np.uint8(0), "class_indices": torch.tensor([1, 0])}
+    found, plain = evaluate(model, **given), evaluate(model, class_indices=[1, 0])
+    assert found.metrics == plain.metrics
 
 
 def test_names_may_come_from_anything_that_is_gone_through(model, tmp_path):

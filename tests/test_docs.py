@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import nbformat
@@ -11,10 +13,25 @@ import pytest
 from nbclient import NotebookClient
 
 import timm_igkd
+from studies.config import load_study
+from studies.contrast import Contrast
+from studies.results import StudyResults
+from studies.tables import probability, signed, span
 from timm_igkd.runs.protocols import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 TOUR = ROOT / "docs" / "tour.ipynb"
+README, STUDIES = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/studies.md"))
+OVERLAY = ("KD&IG aligned", "KD")
+TABLED_SHARES = {"a tenth of the images": "cpu", "half of them": "cpu_maps"}
+CONTROLS = {
+    "other images' maps (shuffled)": "shuffled",
+    "their own, pixels permuted": "permuted",
+    "noise": "noise",
+    "a blank map": "blank",
+    "Sobel edges": "sobel",
+    "an untrained network's maps": "random teacher",
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +68,133 @@ def test_site_loads_nothing_from_elsewhere(site: Path):
         assert [tag for tag in loaded if "canonical" not in tag] == [], page.name
 
 
-def test_numbers_on_the_studies_page_are_those_of_the_results():
-    page, results = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/studies.md", "recipes/RESULTS.md"))
-    numbers = re.findall(r"[+−]\d+\.\d+ \([+−]\d+\.\d+ to [+−]\d+\.\d+\)", page)
-    assert len(numbers) > 12
-    assert [number for number in numbers if number not in results] == []
+def table_rows(text: str, heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading, its own head first, without the line of dashes."""
+    below = text.partition(f"## {heading}\n")[2].splitlines()
+    lines = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), below)))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+@cache
+def results_of(name: str) -> StudyResults:
+    config = ROOT / "recipes" / "configs" / f"study_{name}.yaml"
+    return StudyResults.read(load_study(config, f"--output_dir={ROOT / 'recipes' / 'results' / f'study_{name}'}"))
+
+
+def contrast_of(study: str, a: str, b: str, column: str = "top1") -> Contrast:
+    (found,) = [one for one in results_of(study).contrasts(column) if (one.a, one.b) == (a, b)]
+    return found
+
+
+def written(contrast: Contrast) -> str:
+    found = contrast.comparison
+    return f"{signed(found.difference)} ({span(found.low, found.high, sign=True)})"
+
+
+def test_effect_of_overlays_on_the_studies_page_is_that_of_the_rows():
+    contrasts = {
+        "a tenth of the images": ("cpu", *OVERLAY),
+        "half of them": ("cpu_maps", *OVERLAY),
+        "a tenth, another teacher (ResNet-10-T)": ("cpu_pair", *OVERLAY),
+        "a tenth, over 20 subsets of 80 %": ("cpu_monte_carlo", "KD&IG", "KD"),
+    }
+    expected = [["overlaid", "seeds", "points", "Holm p"]]
+    for label, contrast in contrasts.items():
+        found = contrast_of(*contrast)
+        expected.append([label, str(found.comparison.n), written(found), probability(found.holm_p)])
+    assert table_rows(STUDIES, "Does the overlay help?") == expected
+
+
+def test_controls_on_the_studies_page_are_those_of_the_rows():
+    """Holm's p stands where the interval by itself would show a difference that the correction does not."""
+    columns = [(share, results_of(study).contrasts("top1")) for share, study in TABLED_SHARES.items()]
+    expected = [["aligned maps minus", *(f"{share}, n = {found[0].comparison.n}" for share, found in columns)]]
+    for label, control in CONTROLS.items():
+        cells = {share: "" for share, _ in columns}
+        for share, contrasts in columns:
+            for contrast in contrasts:
+                if contrast.b == f"KD&IG {control}":
+                    assert contrast.comparison.n == contrasts[0].comparison.n
+                    is_hidden = contrast.comparison.p < 0.05 <= contrast.holm_p
+                    note = f", Holm p {probability(contrast.holm_p)}" if is_hidden else ""
+                    cells[share] = written(contrast) + note
+        expected.append([label, *cells.values()])
+    assert table_rows(STUDIES, "Does it matter whether the map belongs to the image?") == expected
+
+
+def test_weights_of_kd_on_the_studies_page_are_those_of_the_rows():
+    cells = {
+        "none": ("real_recipe", "Student, lr 0.2"),
+        "0.01, 2.5 (the paper's)": ("real_kd", "KD weight 0.01 T 2.5"),
+        "0.5, 4": ("real_kd", "KD weight 0.5 T 4"),
+        "0.9, 4": ("real_kd", "KD weight 0.9 T 4"),
+    }
+    expected = [
+        [label, f"{results_of(study).summary(cell, 'top1').mean:.2f} %"] for label, (study, cell) in cells.items()
+    ]
+    assert table_rows(STUDIES, "How much should the teacher count?")[1:] == expected
+
+
+def test_numbers_between_the_tables_of_the_studies_page_are_those_of_the_rows():
+    tenth, half = (contrast_of(study, *OVERLAY, "corruption_top1") for study in ("cpu", "cpu_maps"))
+    foreign = contrast_of("cpu_pair", "KD&IG aligned", "KD&IG shuffled")
+    permuted = contrast_of("cpu_pair", "KD&IG aligned", "KD&IG permuted", "corruption_top1")
+    sentences = [
+        f"Accuracy under corruption: {written(tenth)} at a tenth of the images, where no difference is shown; ",
+        f"; {written(half)} at half of them",
+        f"is shown: {written(foreign)} over shuffled maps, n = {foreign.comparison.n}.",
+        f"aligned minus permuted maps {written(permuted)}, Holm p {probability(permuted.holm_p)}.",
+    ]
+    prose = " ".join(line for line in STUDIES.splitlines() if not line.startswith("|"))
+    assert [sentence for sentence in sentences if sentence not in prose] == []
+    assert len(re.findall(r"[+−]\d+\.\d+ \(", prose)) == len(sentences)
+    of_pair = [one for column in ("top1", "corruption_top1") for one in results_of("cpu_pair").contrasts(column)]
+    shown = [(one.name, written(one)) for one in of_pair if one.is_significant]
+    assert shown == [(permuted.name, written(permuted))]  # "the only difference that its study shows"
+
+
+def test_numbers_of_the_readme_are_those_of_the_studies():
+    rows = []
+    for label, study in (("a tenth of the images overlaid, n = {} seeds", "cpu"), ("half of them, n = {}", "cpu_maps")):
+        found = [contrast_of(study, *OVERLAY, column) for column in ("top1", "corruption_top1")]
+        rows.append([label.format(found[0].comparison.n), *map(written, found)])
+    assert table_rows(README, "Does the overlay help?")[1:] == rows
+    first, second = (
+        written(contrast_of(study, "KD&IG aligned", "KD&IG shuffled")).replace(" (", ", ").rstrip(")")
+        for study in ("cpu", "cpu_pair")
+    )
+    prose = " ".join(README.split())
+    assert f"Aligned maps scored above other images' maps in clean accuracy ({first}, at a tenth)" in prose
+    assert f"with a second teacher ({second}) and against blank overlays no difference is shown" in prose
+
+
+def test_every_overlay_is_below_none_and_two_of_four_differences_are_shown():
+    contrasts = []
+    for study in ("cpu", "cpu_maps", "cpu_pair", "cpu_monte_carlo"):
+        results = results_of(study)
+        means = {name: results.summary(name, "top1").mean for name in results.cells}
+        overlaid = [name for name in means if results.cell(name).overlay_prob > 0]
+        assert [name for name in overlaid if means[name] >= means["KD"]] == []
+        contrasts += [one for one in results.contrasts("top1") if one.a in overlaid and one.b == "KD"]
+    assert [one.is_significant for one in contrasts] == [True, True, False, False]
+    for text in (README, STUDIES, (ROOT / "docs" / "distill.md").read_text(encoding="utf-8")):
+        assert "clean accuracy with every overlay was below that without" in " ".join(text.split())
+
+
+def test_benchmarks_write_the_files_that_stand_beside_their_commands():
+    found = 0
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        files: list[str] = []
+        for line in page.read_text(encoding="utf-8").splitlines():
+            files = re.findall(r"`(benchmarks/results/[\w.]+)`", line) or files  # "same file": of the row above
+            for command in re.findall(r"`python (benchmarks/[^`]+)`", line):
+                script, *words = command.split()
+                source = (ROOT / script).read_text(encoding="utf-8").replace("{device}", "cpu")
+                named = words[words.index("--out") + 1] if "--out" in words else None
+                assert named in files if named else any(Path(file).name in source for file in files), command
+                found += 1
+    assert found > 15
 
 
 def test_table_of_protocols_is_that_of_the_code():

@@ -4,6 +4,7 @@ Every error that a DataLoader's worker may raise takes a single string, from whi
 """
 
 import difflib
+import operator
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -80,12 +81,9 @@ def check_number(name: str, value: object) -> None:
         raise InputTypeError(f"{name} must be a number, got {type(value).__name__}; give one")
 
 
-def check_numbers(name: str, values: Any) -> list[Any]:
-    """Return numbers as a list; InputTypeError where they are none."""
-    found = listed(name, values, "numbers")
-    for value in found:
-        check_number(f"each of {name}", value)
-    return found
+def check_indices(name: str, values: Any) -> list[int]:
+    """Return whole numbers as a list of ints; errors as of `check_whole`, with InputTypeError where it is no list."""
+    return [check_whole(f"each of {name}", value) for value in listed(name, values, "numbers")]
 
 
 def listed(name: str, values: Any, of: str) -> list[Any]:
@@ -117,10 +115,31 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
         raise InputError(f"{name} must be {allowed}, got {got}")
 
 
-def check_count(name: str, count: int, low: int = 1, most: int = 2**31 - 1) -> None:
-    """Raise InputError unless low <= count <= most; no machine has more of anything that is counted."""
-    check_range(name, count, low)
-    check_range(name, count, low, most)
+def check_whole(name: str, value: Any) -> int:
+    """Return a whole number, be it numpy's or a tensor of one, as an int.
+
+    Raises:
+        InputTypeError: no number, or a truth value. InputError: a number with a fraction, or of a type for those.
+    """
+    check_number(name, value)
+    if isinstance(value, bool):
+        raise InputTypeError(f"{name} must be a whole number, got bool; give a number")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be a whole number, got {value}; give one without a point") from None
+
+
+def check_count(name: str, count: Any, low: int = 1, most: int = 2**31 - 1) -> int:
+    """Return a whole number of low to most, as an int; no machine has more of anything that is counted.
+
+    Raises:
+        as `check_whole` does, and InputError outside of that range.
+    """
+    number = check_whole(name, count)
+    check_range(name, number, low)
+    check_range(name, number, low, most)
+    return number
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
@@ -131,7 +150,7 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     """Return `value`; an InputError that offers the nearest unless it is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
     return value
 

@@ -37,6 +37,15 @@ def test_rows_that_are_there_are_skipped_and_lost_ones_repeated(run_study, setti
     assert without_time(after[5:]) == without_time(before[2:3])
 
 
+def test_a_study_with_all_its_rows_says_that_nothing_is_trained(run_study, settings):
+    one = settings | {"cells": {"KD": ARMS["KD"]}}
+    assert "nothing to train" not in run_study(one).output
+    for flags in ([], ["--parallel", "2"]):
+        outcome = run_study(one, *flags)
+        assert outcome.code == 0
+        assert "all 2 runs of study 'tiny' have a row; nothing to train" in outcome.output
+
+
 @pytest.mark.slow
 def test_rows_of_another_machine_are_merged_once(run_study, settings, tmp_path):
     assert run_study(settings | {"seeds": 1}).code == 0

@@ -189,6 +189,7 @@ def test_a_study_that_ended_begins_no_run_and_takes_rows(run_study, settings, tm
         outcome = run_study(settings | {"ended": "time was over"}, *flags)
         assert outcome.code == 0
         assert "study 'tiny' ended (time was over): no run is begun any more" in outcome.output
+        assert "have a row" not in outcome.output
         assert len(rows_of(settings)) == there
 
 

@@ -14,10 +14,11 @@ from tiny_parts import tiny_teacher
 from timm_igkd import IGDistillationTask
 from timm_igkd.errors import InputError
 from timm_igkd.runs import batches as batches_module
-from timm_igkd.runs.batches import choose_batches, use_channels_last
+from timm_igkd.runs.batches import choose_batches
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
+from timm_igkd.training.accelerator import use_channels_last
 
 
 def chosen(config: RunConfig, accelerator: Accelerator, *sizes: int) -> str:

@@ -39,6 +39,24 @@ def test_a_dataset_of_ones_own_gets_the_modern_protocol_and_its_name():
     assert (config.overlay_prob, config.teacher_view, config.sched) == (0, "same", "cosine")
 
 
+def test_the_last_rate_of_a_protocol_is_at_most_the_first():
+    assert parse(*MINE).min_lr == 1e-5
+    assert parse(*MINE, "--lr", 1e-6).min_lr == 1e-6
+    config = parse(*MINE, "--teacher-epochs", 1, "--teacher-lr", 5e-6)
+    assert (config.training("teacher").min_lr, config.training("student").min_lr) == (5e-6, 1e-5)
+    with pytest.raises(InputError, match=r"min_lr 0\.01 is above lr 0\.001, and the rate would rise to it"):
+        parse(*MINE, "--min-lr", 0.01)
+
+
+def test_the_smallest_area_is_of_resized_crops_alone(tmp_path):
+    assert parse(*MINE, "--scale-min", 0.9).scale_min == 0.9
+    for protocol, more in (("fast", []), ("modern", ["--train-crop", "pad"])):
+        with pytest.raises(InputError, match="scale_min goes with train_crop rrc alone, got pad; drop it"):
+            parse(*MINE, "--protocol", protocol, "--scale-min", 0.9, *more)
+    save_config(parse(*MINE, "--protocol", "fast"), tmp_path / "config.yaml")  # which holds the protocol's
+    assert parse("--config", tmp_path / "config.yaml").train_crop == "pad"
+
+
 def test_paper_protocol_is_the_papers_settings():
     config = parse(*MINE, "--protocol", "paper")
     assert (config.opt, config.lr, config.batch_size, config.epochs) == ("adam", 1e-3, 64, 100)

@@ -73,8 +73,8 @@ GIVEN: list[dict[str, Any]] = [
     {"explanation_loss_weight": 1.0, "explanation_map": "grad_cam", "compare": "arms", "seeds": 3},
     {"stored_logits": True, "epochs": 3, "batch_size": 6, "opt": "sgd", "lr": 0.3, "weight_decay": 0.0},
     {"layer_decay": 0.5, "momentum": 0.1, "sched": "none", "warmup_epochs": 0, "min_lr": 1e-7, "grad_accum_steps": 2},
-    {"clip_grad": 1.0, "model_ema": True, "model_ema_decay": 0.5, "compile": True},
-    {"train_crop": "rrc", "scale_min": 0.5, "hflip": 0.25, "aa": "rand-m9", "color_jitter": 0.1, "reprob": 0.2},
+    {"clip_grad": 1.0, "model_ema": True, "model_ema_decay": 0.5, "model_ema_warmup": False, "compile": True},
+    {"train_crop": "rrc", "scale_min": 0.5, "hflip": 0.25, "aa": "3a", "color_jitter": 0.1, "reprob": 0.2},
     {"mixup": 0.1, "cutmix": 0.2, "smoothing": 0.1, "batches": "workers", "max_steps_per_epoch": 2, "workers": 3},
     {"trackers": ("wandb", "tensorboard"), "export": ("onnx-int8",)},
 ]

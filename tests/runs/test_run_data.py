@@ -10,7 +10,7 @@ from command_lines import tiny_run, two_splits
 
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.errors import InputError
-from timm_igkd.runs.data import cut_validation, load_other_split, load_split
+from timm_igkd.runs.data import RunData, cut_validation, load_other_split, load_split
 from timm_igkd.runs.settings import RunConfig
 
 
@@ -40,6 +40,14 @@ def test_cut_parts_the_images_and_follows_the_seed(config):
     assert not first[0] & first[1]
     assert len(first[0] | first[1]) == 40
     assert first == again != other
+
+
+@pytest.mark.parametrize("setting", ["test_split", "validation_split"])
+def test_the_training_split_is_neither_watched_nor_tested_on(setting, tiny_images):
+    config = RunConfig(protocol="demo", dataset=str(two_splits(tiny_images)), validation_split="test")
+    with pytest.raises(InputError, match=r"split 'train' of .* is the one to train on, .*; name another"):
+        RunData(replace(config, **{setting: "train"}))
+    assert len(RunData(config).test) == 8
 
 
 def test_no_fraction_means_no_validation(config):

@@ -35,6 +35,7 @@ FIRST_STAGE = {
     "training": {  # of the teacher too, where it is trained
         *("batch_size", "opt", "lr", "weight_decay", "momentum", "sched", "warmup_epochs", "min_lr"),
         *("layer_decay", "grad_accum_steps", "clip_grad", "model_ema", "model_ema_decay", "max_steps_per_epoch"),
+        "model_ema_warmup",
         *(
             "train_crop",
             "scale_min",

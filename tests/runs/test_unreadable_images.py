@@ -44,7 +44,7 @@ def images(tiny_images) -> Path:
 @pytest.fixture(autouse=True)
 def norms_are_not_tried(monkeypatch):
     """It reads some of the training images."""
-    monkeypatch.setattr("timm_igkd.runs.job.check_norms", lambda *args: None)
+    monkeypatch.setattr("timm_igkd.runs.job.check_trainable", lambda *args: None)
 
 
 @pytest.fixture

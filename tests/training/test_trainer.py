@@ -163,16 +163,18 @@ def test_schedule_steps_once_per_update(accelerator):
     assert len(rates) == 6
 
 
-def test_ema_is_updated_once_per_update_and_is_what_is_kept(accelerator):
-    trainer = linear_trainer(accelerator, 4, grad_accum_steps=3, model_ema=True, model_ema_decay=0.5)
+@pytest.mark.parametrize(("warmup", "decays"), [(False, [0, 0.5, 0.5]), (True, [0, 1 - 2 ** (-2 / 3), 0.5])])
+def test_ema_is_updated_once_per_update_and_is_what_is_kept(accelerator, warmup, decays):
+    """Of the first update it takes the weights; then its decay rises as timm's, here up to a half."""
+    average_of = {"model_ema": True, "model_ema_decay": 0.5, "model_ema_warmup": warmup}
+    trainer = linear_trainer(accelerator, 4, grad_accum_steps=2, **average_of)
     weights = []
     trained = trainer.task.trainable_module
     trainer.optimizer.optimizer.register_step_post_hook(lambda *_: weights.append(trained.weight.detach().clone()))
     trainer.fit()
     average = torch.zeros(2, 3)
-    for weight in weights:
-        average = 0.5 * average + 0.5 * weight
-    assert len(weights) == 2
+    for weight, decay in zip(weights, decays, strict=True):
+        average = decay * average + (1 - decay) * weight
     assert torch.allclose(trainer.final_model().weight, average)
 
 

@@ -135,12 +135,23 @@ def test_colour_jitter_is_refused_with_a_crop_that_has_none(crop):
         TrainAugmentation(train_crop=crop, color_jitter=0.4)
 
 
-@pytest.mark.parametrize(("aa", "is_changed"), [(None, True), ("rand-m0-n0", False)])
-def test_colour_jitter_changes_colours_of_resized_crops_without_auto_augment(aa, is_changed):
+@pytest.mark.parametrize("aa", [None, "3a"])
+def test_colour_jitter_changes_colours_of_resized_crops(aa):
     image = Image.new("RGB", (16, 16), (200, 100, 50))
     seed_global(0)
     found = TrainAugmentation(train_crop="rrc", color_jitter=0.9, aa=aa).transform(CONFIG)(image)
-    assert (found[:, 0, 0].tolist() != [200, 100, 50]) == is_changed
+    assert found[:, 0, 0].tolist() != [200, 100, 50]
+
+
+def test_colour_jitter_is_refused_beside_what_timm_has_none_with():
+    with pytest.raises(InputError, match=r"no color_jitter beside aa, got 0.9 and 'rand-m9-n2'; drop one"):
+        TrainAugmentation(train_crop="rrc", color_jitter=0.9, aa="rand-m9-n2")
+
+
+@pytest.mark.parametrize("aa", ["rand-m9-n2-tigkd", "rand-tigkd-m9", "rand-m9-p0.5-tigkd-inc1"])
+def test_an_overlay_among_the_augmentations_is_refused(aa):
+    with pytest.raises(InputError, match=r"overlay comes before all .*; drop tigkd, set overlay_prob"):
+        TrainAugmentation(train_crop="rrc", aa=aa)
 
 
 def test_images_are_resized_as_the_models_are_in_evaluation():

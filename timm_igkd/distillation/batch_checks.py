@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.live_teacher import check_has_classifier
 from timm_igkd.distillation.losses import is_soft
-from timm_igkd.errors import InputError, check_kind, check_numbers
+from timm_igkd.errors import InputError, check_indices, check_kind
 from timm_igkd.eval_mode import bare_model
 
 
@@ -95,7 +95,7 @@ def resolve_class_index(indices: Sequence[int] | None, student: nn.Module, teach
                 "teacher's outputs for the student's classes with teacher_class_indices"
             )
         return None
-    index = [int(i) for i in check_numbers("teacher_class_indices", indices)]
+    index = check_indices("teacher_class_indices", indices)
     if classes is not None and len(index) != classes:
         raise InputError(
             f"teacher_class_indices must name one teacher output per class of the student ({classes}), got "

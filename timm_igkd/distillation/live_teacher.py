@@ -9,7 +9,7 @@ from timm.models import get_model_input_config
 from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
 
-from timm_igkd.errors import InputError, InputTypeError, check_numbers
+from timm_igkd.errors import InputError, InputTypeError, check_count, check_whole, listed
 from timm_igkd.eval_mode import bare_model, check_model, eval_mode, in_precision_of
 
 
@@ -150,8 +150,7 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
         raise InputError(
             f"forward_intermediates of {role} {name} must lead to the logits of its forward, got others; {remedy}"
         )
-    if index is None:
-        index = len(entries) // 2
+    index = len(entries) // 2 if index is None else check_whole(f"{role}_attention_index", index)
     if not -len(entries) <= index < len(entries):
         raise InputError(
             f"{role}_attention_index must be in [{-len(entries)}, {len(entries) - 1}] for {name}, got {index}; "
@@ -162,14 +161,21 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
             f"attention transfer needs feature maps, got shape {tuple(entries[index].shape)} at entry {index} of "
             f"{role} {name}; {remedy}"
         )
+    if entries[index].shape[-2:].numel() == 1:
+        raise InputError(
+            f"attention transfer needs features at several positions, got shape {tuple(entries[index].shape)} at entry "
+            f"{index} of {role} {name}; take larger images, an earlier entry as {role}_attention_index, or "
+            "attention_loss_weight=0"
+        )
     return index % len(entries)
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
-    sides = check_numbers("teacher_input_size", size)
+    sides = listed("teacher_input_size", size, "numbers")
     if len(sides) != 2:
         raise InputError(f"teacher_input_size must be (height, width), got {size}")
-    return int(sides[0]), int(sides[1])
+    height, width = (check_count("each of teacher_input_size", side) for side in sides)
+    return height, width
 
 
 def own_input_size(model: nn.Module) -> tuple[int, int] | None:

@@ -33,7 +33,7 @@ from timm_igkd.distillation.trained_student import TrainedStudent
 from timm_igkd.distillation.views import VIEW_LAYOUTS, ViewReader, Views
 from timm_igkd.distillation.weights import check_built, check_weight, resolve_weights
 from timm_igkd.errors import InputError, InputTypeError, check_choice
-from timm_igkd.eval_mode import bare_model
+from timm_igkd.eval_mode import bare_model, usable_device
 
 _logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class IGDistillationTask(TrainingTask):
         view_layout: str = "pair",
         dkd_alpha: float = 1.0,
         dkd_beta: float = 8.0,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ):
@@ -110,7 +110,8 @@ class IGDistillationTask(TrainingTask):
         if student is None:
             raise InputTypeError("IGDistillationTask needs a student, got none; give the model to train")
         check_pair(student, teacher)
-        super().__init__(device=device or next(student.parameters()).device, dtype=dtype, verbose=verbose)
+        device = next(student.parameters()).device if device is None else usable_device("device", device)
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.loss_type = check_choice("loss_type", loss_type, KD_LOSSES)
         self.teacher_view = check_choice("teacher_view", teacher_view, get_args(TeacherViewMode))
         self.view_layout = check_choice("view_layout", view_layout, VIEW_LAYOUTS)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from timm_igkd.data.items import class_map, class_names, first_part
 from timm_igkd.distillation.live_teacher import check_has_classifier, check_logits
-from timm_igkd.errors import InputError, RunError, check_numbers
+from timm_igkd.errors import InputError, RunError, check_indices
 from timm_igkd.eval_mode import in_precision_of, preprocessed_model
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices, output_names
@@ -99,7 +99,7 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
             model's.
     """
     model = preprocessed_model(role, model)
-    indices = None if indices is None else check_numbers(f"class_indices of the {role}", indices)
+    indices = None if indices is None else check_indices(f"class_indices of the {role}", indices)
     check_reads_colour(model, role)
     check_has_classifier(model, role)
     names, num_classes = class_names(dataset), getattr(model, "num_classes", None)

@@ -26,7 +26,7 @@ from timm_igkd.attribution.options import TeacherView, gaussian_blur
 from timm_igkd.attribution.teacher_copy import teacher_copy
 from timm_igkd.data.items import known_labels, read_item, refuse_overlaid, row_name
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.errors import check_count, check_images, check_number, check_range
+from timm_igkd.errors import check_count, check_images, check_range, check_whole
 from timm_igkd.eval_mode import bare_model, check_model
 from timm_igkd.intervals import Interval, mean_interval
 from timm_igkd.maps.build import check_teacher, package_versions
@@ -142,9 +142,8 @@ def measure_curves(
     check_model("teacher", bare_model(teacher))
     check_images("dataset", dataset)
     refuse_overlaid(dataset)
-    check_count("steps", steps, most=10_000)
-    if limit is not None:
-        check_number("limit", limit)
+    steps = check_count("steps", steps, most=10_000)
+    limit = None if limit is None else check_whole("limit", limit)
     for store in stores.values():
         check_store("store", store)
         store.require_maps()

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from timm_igkd.data.items import check_class_numbers, class_names, known_labels, refuse_among_images
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.errors import InputError, check_images, check_kind, check_path, check_range
+from timm_igkd.errors import InputError, check_count, check_images, check_kind, check_path, check_range
 from timm_igkd.eval_mode import eval_mode, preprocessed_model
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.onnx_file import OPSET, require_onnx_packages, write_onnx
@@ -79,7 +79,7 @@ def export_student(
     require_onnx_packages("an export")
     if int8 and calibration is None:
         raise InputError("int8 needs images to calibrate with, of the training split; name them, or leave int8 out")
-    check_range("calibration", calibration_images, 1)
+    calibration_images = check_count("calibration", calibration_images)
     check_range("max_drop", max_drop, 0, 100)
     folder = Path(out)
     _check_output_folder(folder)

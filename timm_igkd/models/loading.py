@@ -187,7 +187,13 @@ def use_image_size(model: nn.Module, height: int, width: int) -> None:
     """
     config = _cfg(model)
     if not config.get("fixed_input_size") and max(width, height) < config["input_size"][1]:
+        _check_reads(model, config["architecture"], (3, height, width), "--img-size than that of these images")
         config.update(input_size=(3, height, width), crop_pct=1.0, test_input_size=None)
+
+
+def use_whole_images(model: nn.Module) -> None:
+    """Let a model be evaluated as it is trained on images that are not cut: whole, scaled to its input size."""
+    _cfg(model).update(crop_pct=1.0, test_crop_pct=None, crop_mode="squash")
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import timm
 from timm.models import get_model_input_config, get_model_traits
 from torch import nn
 
-from timm_igkd.errors import InputError, check_range
+from timm_igkd.errors import InputError, check_count
 from timm_igkd.eval_mode import copy_model
 from timm_igkd.models.arguments import check_of_timm
 from timm_igkd.models.cifar_network import CifarNetwork, check_drop
@@ -93,8 +93,7 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
     entries = len(source.feature_info)
     highest = entries - (2 if isinstance(model, CifarNetwork) else 1)
     check_drop("drop", drop, highest, f"{name} has {entries} feature entries")
-    outputs = source.num_classes if num_classes is None else num_classes
-    check_range("num_classes", outputs, 0)
+    outputs = check_count("num_classes", source.num_classes if num_classes is None else num_classes, 0)
     if drop == 0:
         student: Any = copy_model(source)
         if outputs != source.num_classes:

@@ -58,6 +58,7 @@ _SETTINGS: dict[str, str | tuple[str, str] | None] = {
     "clip_grad": "Largest gradient norm",
     "model_ema": "Moving average of the weights",
     "model_ema_decay": "Decay of the moving average",
+    "model_ema_warmup": "The decay rises to that",
     "train_crop": "Crop",
     "scale_min": "Smallest area of a crop",
     "hflip": "Horizontal flip",

@@ -12,12 +12,11 @@ from timm.data import create_transform
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from timm_igkd.distillation.live_teacher import probe_image
 from timm_igkd.distillation.mixup import TwoViewMixup
 from timm_igkd.distillation.options import TeacherViewMode
 from timm_igkd.distillation.task import IGDistillationTask
-from timm_igkd.errors import InputError, first_line
-from timm_igkd.eval_mode import copy_model, eval_mode
+from timm_igkd.errors import InputError, UserError, first_line
+from timm_igkd.eval_mode import copy_model
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.overlay.blend import IGOverlay
@@ -26,8 +25,10 @@ from timm_igkd.overlay.device_images import DeviceImages, SeveralSizesError, Sto
 from timm_igkd.random_streams import restored_state
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, Trained
-from timm_igkd.training.batch import Batches
+from timm_igkd.training.accelerator import use_channels_last
+from timm_igkd.training.batch import Batch, Batches
 from timm_igkd.training.device_batches import DeviceBatches
+from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.worker_batches import WorkerBatches
 
 LARGEST_SIDE = 64
@@ -87,27 +88,6 @@ def _input_size(model: nn.Module) -> tuple[int, int]:
 def _size(images: DeviceImages) -> tuple[int, int]:
     height, width = images.images.shape[-2:]
     return height, width
-
-
-def use_channels_last(task: IGDistillationTask) -> torch.memory_format:
-    """Lay student and teacher out channels last, which is convolved faster, unless one cannot read such images.
-
-    Returns:
-        the memory format in which they are now; some models reshape by `view`, for which strides must be those of NCHW.
-    """
-    models: list[Any] = [task.get_eval_model(), *([] if task.teacher is None else [task.teacher.model])]
-    # of convolutions alone: `to` would ask it of every weight, and a lambda layer's has five dimensions
-    nn.utils.convert_conv2d_weight_memory_format(task, torch.channels_last)
-    try:
-        with eval_mode(*models):
-            for model in models:
-                model(probe_image(model).contiguous(memory_format=torch.channels_last))
-    except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
-        task.to(memory_format=torch.contiguous_format)
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def create_batches(
@@ -261,3 +241,55 @@ def check_norms(config: RunConfig, data: RunData, name: Trained, model: nn.Modul
             f"training, its outputs for different images differ {spread[0] / max(spread[1], 1e-12):.0f} times "
             f"less, and it could not learn; add --freeze-{name}-bn"
         )
+
+
+def check_trainable(
+    config: RunConfig, data: RunData, name: Trained, task: IGDistillationTask, accelerator: Accelerator
+) -> None:
+    """Make one update with two images, so that what cannot be trained ends a run before anything is.
+
+    Args:
+        config: of the run.
+        data: its images.
+        name: of the model that the task trains.
+        task: changed by it, and of no use afterwards.
+        accelerator: of the run.
+
+    Raises:
+        InputError: as of `check_norms`, and for a model, loss or optimiser with which no step can be made.
+    """
+    model: Any = task.get_eval_model()
+    check_norms(config, data, name, model)
+    batches: Any = [batch := _example(config, data, name, model, accelerator)]
+    settings = replace(config.training(name), compile_mode="none")
+    try:
+        with restored_state():
+            images = batch.student.contiguous(memory_format=use_channels_last(task))
+            batch = replace(batch, student=images, teacher=images if task.two_view_batches else None)
+            Trainer(task, batches, settings, accelerator, label=name).train_step(batch, 0, 0)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # each architecture and optimiser says it with an exception of its own
+        raise InputError(
+            f"the {name} cannot be trained: a step with {len(batch.labels)} images ended in {type(error).__name__} "
+            f"({first_line(error)}); choose another {name}, opt or img_size"
+        ) from error
+    finally:
+        accelerator.free_memory()
+
+
+def _example(config: RunConfig, data: RunData, name: Trained, model: nn.Module, accelerator: Accelerator) -> Batch:
+    """Return a batch of the first images as the model sees them, with numbers for what is not computed yet."""
+    transform = create_transform(**model_data_config(model))
+    shown = list(data.fitting.read_each(range(min(2, config.batch_size))))
+    images = torch.stack([transform(image) for image, _ in shown]).to(accelerator.device)
+    labels = torch.tensor([label for _, label in shown], device=accelerator.device)
+    ramp = torch.linspace(0, 1, len(images) * data.num_classes, device=accelerator.device).view(len(images), -1)
+    is_student = name == "student"
+    return Batch(
+        images,
+        None,
+        nn.functional.one_hot(labels, data.num_classes).float() if config.mixes else labels,
+        ramp if is_student and config.stored_logits else None,
+        images[:, :1].abs() if is_student and config.explains else None,
+    )

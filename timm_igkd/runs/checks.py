@@ -105,7 +105,7 @@ def check_settings(config: "RunConfig") -> None:
 
 
 def _check_ranges(config: "RunConfig") -> None:
-    check_range("batch_size", config.batch_size, 1)
+    check_count("batch_size", config.batch_size)
     for name in ("train_limit", "test_limit", "map_size", "img_size", "max_steps_per_epoch"):
         if getattr(config, name) is not None:
             check_count(name, getattr(config, name))
@@ -215,6 +215,8 @@ def _check_losses(config: "RunConfig") -> None:
             "stored_logits belong to the clean, uncropped image: with Mixup, CutMix or attention transfer use a "
             "live teacher (stored_logits: false)"
         )
+    if config.mixes and config.distill_loss_weight > 0 and config.loss_type == "dkd":
+        raise InputError("loss_type dkd needs one class of every image, Mixup and CutMix mix two; use loss_type kl")
     if config.stored_logits and config.distill_loss_weight == 0:
         raise InputError("stored_logits without distillation do nothing; set distill_loss_weight above 0, or drop them")
     if config.explains:

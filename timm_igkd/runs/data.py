@@ -164,9 +164,14 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
     """Return a split whose labels count the training split's classes.
 
     Raises:
-        InputError: a class that the training split lacks, or labels beyond its classes where they have no names.
+        InputError: the training split itself, a class that it lacks, or labels beyond its classes where they have no
+            names.
     """
     images = load_split(config, split, limit)
+    if images.split == train.split:
+        raise InputError(
+            f"split {split!r} of {config.dataset!r} is the one to train on, whose accuracy says nothing; name another"
+        )
     if train.class_names is not None:
         return images.in_class_order(train.class_names)
     largest = int(images.labels.max())

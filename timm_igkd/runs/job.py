@@ -16,7 +16,7 @@ from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError, InputTypeError
-from timm_igkd.eval_mode import eval_mode
+from timm_igkd.eval_mode import copy_model, eval_mode
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import AUTO
 from timm_igkd.export.record import read_export_record
@@ -34,7 +34,7 @@ from timm_igkd.report.page import write_report
 from timm_igkd.report.run_files import read_metrics, update_metrics
 from timm_igkd.report.sections import MOST_SHOWN, collect_disagreements
 from timm_igkd.report.verdict import verdict
-from timm_igkd.runs.batches import check_norms, choose_batches
+from timm_igkd.runs.batches import check_trainable, choose_batches
 from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own_maps
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
 from timm_igkd.runs.models import RunModels, check_processes, find_start
@@ -209,11 +209,6 @@ class Run:
         """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""
         teacher = self._teacher_architecture() if "teacher" not in pending else self.models.teacher()
         student = self.models.student(lambda: teacher)
-        check_processes(self.models.task(student, teacher), self.accelerator.num_processes)
-        trained: dict[Trained, nn.Module] = {"teacher": teacher} if self.config.teacher_epochs > 0 else {}
-        for name, model in (trained | {"student": student}).items():
-            if name in pending:
-                check_norms(self.config, self.data, name, model)
         if self.config.export and self.accelerator.is_main_process:
             check_exportable(student, "onnx-int8" in self.config.export)
             check_calibration(self.data.fitting, self.data.test if "onnx-int8" in self.config.export else None)
@@ -229,6 +224,13 @@ class Run:
             store = MapStore(self.config.maps if "maps" in pending else self.folder.maps)
             given = teacher if "teacher" in pending else self.models.saved("teacher")
             check_given_maps(self.config, store, given, self.data)
+        tasks: dict[Trained, IGDistillationTask] = {}
+        if trains_teacher:  # a copy: the student's teacher is frozen
+            tasks["teacher"] = self.models.teacher_task(copy_model(teacher))
+        tasks["student"] = self.models.task(student, teacher)
+        check_processes(tasks["student"], self.accelerator.num_processes)
+        for name, task in tasks.items():
+            check_trainable(self.config, self.data, name, task, self.accelerator)
         on_main(self.accelerator, lambda: self.data.check_images("maps" in pending and not trains_teacher))
 
     # ---- stages ----
@@ -237,9 +239,7 @@ class Run:
         """Take the given teacher, or train one: from pretrained weights, or from random ones."""
         model = self.models.teacher()
         if self.config.teacher_epochs > 0:
-            criterion = self.models.criterion()
-            task = IGDistillationTask(model, task_loss_weight=1.0, distill_loss_weight=0, criterion=criterion)
-            model = self.kept.fit(task, None, "teacher")
+            model = self.kept.fit(self.models.teacher_task(model), None, "teacher")
         if self.accelerator.is_main_process:
             names = self.data.train.class_names if self.models.teacher_indices(model) is None else None
             tell_license_of_start(model, asdict(self.config), "teacher")

@@ -12,7 +12,7 @@ from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.export.budget import AUTO
 from timm_igkd.models.checkpoint import has_weights
-from timm_igkd.models.loading import find_model, load_model, use_image_size
+from timm_igkd.models.loading import find_model, load_model, use_image_size, use_whole_images
 from timm_igkd.models.output_names import check_reads_colour, class_indices, forget_names, renew_head
 from timm_igkd.models.truncation import truncate
 from timm_igkd.random_streams import derive_seed, seeded
@@ -222,6 +222,8 @@ class RunModels:
             forget_names(model)  # also those of a head of the right size: it learns the data set's numbers now
         if not pretrained and config.img_size is None:
             use_image_size(model, *self.data.image_size)
+        if is_trained:
+            self._use_crop(model)
         self.teacher_indices(model)
         return model
 
@@ -234,7 +236,7 @@ class RunModels:
         """
         config = self.config
         start = Pretrained(self.data.train.class_names, config.student_checkpoint, weights)
-        return create_student(
+        model = create_student(
             config.student,
             config.student_args,
             config.student_drop,
@@ -245,6 +247,17 @@ class RunModels:
             img_size=config.img_size,
             start=start if config.student_init == "pretrained" else None,
         )
+        self._use_crop(model)
+        return model
+
+    def _use_crop(self, model: nn.Module) -> None:
+        """Evaluate a model that the run trains as it is trained; after RandomResizedCrop, by its own preprocessing."""
+        if self.config.train_crop != "rrc":
+            use_whole_images(model)
+
+    def teacher_task(self, teacher: nn.Module) -> IGDistillationTask:
+        """Return the task that trains the teacher on the labels."""
+        return IGDistillationTask(teacher, task_loss_weight=1.0, distill_loss_weight=0, criterion=self.criterion())
 
     def task(self, student: nn.Module, teacher: nn.Module) -> IGDistillationTask:
         """Return the task that distils the student."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from timm_igkd.attribution.ig_options import default_reduction, default_steps
-from timm_igkd.errors import check_choice
+from timm_igkd.errors import InputError, check_choice
 
 Protocol = Literal["demo", "modern", "paper", "fast"]
 
@@ -134,6 +134,10 @@ def resolve_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     if "student_drop" not in found and "student" in found:
         found["student"] = None  # who says how much to cut wants the truncated teacher, whatever the protocol trains
     wanted = settings | found
+    if "min_lr" in found:
+        found["min_lr"] = min(found["min_lr"], wanted["lr"])
+    if wanted["train_crop"] != "rrc" and wanted["scale_min"] != preset["scale_min"]:
+        raise InputError(f"scale_min goes with train_crop rrc alone, got {wanted['train_crop']}; drop it, or set that")
     if "teacher_init" in found and wanted["teacher_epochs"] == 0:
         found["teacher_init"] = "pretrained"  # it is taken as it is
     if wanted["student"] is None and wanted["student_init"] == "pretrained":

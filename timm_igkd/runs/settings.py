@@ -159,6 +159,7 @@ class RunConfig:
     clip_grad: float | None = _setting("largest gradient norm", None, _TRAINING)
     model_ema: bool = _setting("evaluate and keep an exponential moving average of the weights", False, _TRAINING)
     model_ema_decay: float = _setting("its decay", 0.999, _TRAINING)
+    model_ema_warmup: bool = _setting("the decay rises to that with the updates, as in timm", True, _TRAINING)
     compile: bool = _setting("torch.compile student and teacher", False, _NONE)
 
     train_crop: TrainCrop = _preset("none, pad (by 1/8, the paper's), or RandomResizedCrop", _TRAINING)
@@ -240,7 +241,8 @@ class RunConfig:
         own: dict[str, Any] = {"compile_mode": "default" if self.compile else "none"}
         if name == "teacher":  # one that is given is not trained: any settings do
             lr = self.lr if self.teacher_lr is None else self.teacher_lr
-            own |= {"epochs": max(1, self.teacher_epochs), "lr": lr, "freeze_bn": self.freeze_teacher_bn}
+            own |= {"epochs": max(1, self.teacher_epochs), "lr": lr, "min_lr": min(lr, self.min_lr)}
+            own["freeze_bn"] = self.freeze_teacher_bn
         else:
             own["freeze_bn"] = self.freeze_student_bn
         return TrainingSettings(**self._named(TrainingSettings) | own)

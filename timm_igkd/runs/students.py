@@ -21,12 +21,13 @@ from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import needs_plugin, save_model, weights_hash
 from timm_igkd.report.licenses import tell_license_of_start
 from timm_igkd.report.run_files import read_history, read_metrics, read_predictions, write_predictions
-from timm_igkd.runs.batches import create_batches, use_channels_last
+from timm_igkd.runs.batches import create_batches
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.models import RunModels
 from timm_igkd.runs.settings import RunConfig, StageName, Trained
 from timm_igkd.runs.stages import Stage, StageMarker, Stages, launch_change, launch_of
+from timm_igkd.training.accelerator import use_channels_last
 from timm_igkd.training.batch import steps_per_epoch
 from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.validation import create_validation_loader

@@ -1,4 +1,4 @@
-"""The accelerator of a run: its device, precision and trackers."""
+"""The accelerator of a run: its device, precision and trackers, and the memory format of what runs on it."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,9 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from torch import nn
 
+from timm_igkd.distillation.live_teacher import probe_image
+from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import LONGEST_WAIT
 from timm_igkd.errors import InputError, UserError
+from timm_igkd.eval_mode import eval_mode
 from timm_igkd.rounded_bfloat16 import round_where_missing
 
 Result = TypeVar("Result")
@@ -72,3 +76,24 @@ def _check_trackers(names: Sequence[str]) -> None:
     if missing := [name for name in names if name not in there]:
         packages = " ".join(missing)
         raise InputError(f"trackers not installed: {packages}; pip install {packages}, or leave them out")
+
+
+def use_channels_last(task: IGDistillationTask) -> torch.memory_format:
+    """Lay student and teacher out channels last, which is convolved faster, unless one cannot read such images.
+
+    Returns:
+        the memory format in which they are now; some models reshape by `view`, for which strides must be those of NCHW.
+    """
+    models: list[Any] = [task.get_eval_model(), *([] if task.teacher is None else [task.teacher.model])]
+    # of convolutions alone: `to` would ask it of every weight, and a lambda layer's has five dimensions
+    nn.utils.convert_conv2d_weight_memory_format(task, torch.channels_last)
+    try:
+        with eval_mode(*models):
+            for model in models:
+                model(probe_image(model).contiguous(memory_format=torch.channels_last))
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        task.to(memory_format=torch.contiguous_format)
+        return torch.contiguous_format
+    return torch.channels_last

@@ -23,9 +23,9 @@ class TrainAugmentation:
         train_crop: "none": the whole image; "pad": a crop of its own size, the image padded by 1/8 (the paper's);
             "rrc": timm's RandomResizedCrop.
         scale_min: smallest area of RandomResizedCrop.
-        color_jitter: its strength; with RandomResizedCrop alone, and without aa (but 3a), beside which timm has none.
+        color_jitter: its strength; with RandomResizedCrop alone, and beside no aa but 3a.
         hflip: probability of a horizontal flip.
-        aa: timm's auto-augment string.
+        aa: timm's auto-augment string, without the overlay.
         reprob: probability of random erasing.
     """
 
@@ -44,6 +44,14 @@ class TrainAugmentation:
             raise InputError(
                 f"color_jitter goes with train_crop rrc alone, got {self.color_jitter:g} with {self.train_crop}; set "
                 "train_crop to rrc, or color_jitter to 0"
+            )
+        if self.color_jitter and self.aa and "3a" not in self.aa:
+            raise InputError(
+                f"timm has no color_jitter beside aa, got {self.color_jitter:g} and {self.aa!r}; drop one of them"
+            )
+        if self.aa and "tigkd" in self.aa.split("-"):  # what overlays: timm_ops.py
+            raise InputError(
+                f"the overlay comes before all other augmentations, got aa {self.aa!r}; drop tigkd, set overlay_prob"
             )
 
     @property

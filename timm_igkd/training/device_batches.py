@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from timm_igkd.errors import check_range
+from timm_igkd.errors import check_count
 from timm_igkd.overlay.device_images import DeviceImages
 from timm_igkd.overlay.device_views import DeviceAugmentation, DeviceViews
 from timm_igkd.training.batch import Batch, epoch_order, steps_per_epoch
@@ -46,7 +46,7 @@ class DeviceBatches:
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        check_range("batch_size", batch_size, 1)
+        batch_size = check_count("batch_size", batch_size)
         self.steps = steps_per_epoch(len(data), batch_size, num_processes, max_steps)
         self.views = DeviceViews(data, augmentation, seed, with_maps=with_maps)
         self.data, self.batch_size, self.seed = data, batch_size, seed

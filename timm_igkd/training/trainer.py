@@ -87,7 +87,7 @@ class Trainer:
         if self._compiled:
             task.compile(mode=settings.compile_mode)
         if settings.model_ema:
-            task.setup_ema(decay=settings.model_ema_decay)
+            task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup)
         if accelerator.num_processes > 1:  # alone the task's own autocast is all that a model needs
             task.trainable_module = accelerator.prepare_model(task.trainable_module)
         renew_scale(accelerator)
@@ -198,7 +198,8 @@ class Trainer:
         last = min(first + accumulated, self.steps) - 1
         self.accelerator.gradient_accumulation_steps = last - first + 1  # by this it divides a loss
         is_update = step == last
-        self.scheduler.step_update(epoch * self.updates_per_epoch + step // accumulated)
+        updates = epoch * self.updates_per_epoch + step // accumulated  # before this one
+        self.scheduler.step_update(updates)
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()
         with nullcontext() if is_update else self.accelerator.no_sync(self.task.trainable_module):
@@ -207,7 +208,7 @@ class Trainer:
                 result = self.task(batch.student, batch.labels, **beside)
             self.accelerator.backward(result["loss"])
         if is_update:
-            self._update()
+            self._update(updates + 1)
         labels = batch.labels.argmax(1) if batch.labels.ndim == 2 else batch.labels
         result["top1_train"] = 100 * (result["output"].argmax(1) == labels).float().mean()
         result[_LABELED] = (labels != UNLABELED).float().mean()
@@ -215,13 +216,13 @@ class Trainer:
             result["task_loss"] = result["task_loss"] * result[_LABELED]
         return {name: result[name].detach() for name in (*TERMS, _LABELED) if name in result}
 
-    def _update(self) -> None:
+    def _update(self, number: int) -> None:
         if self.settings.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.task.get_clip_parameters(), self.settings.clip_grad)
         self.optimizer.step()
         self._has_updated |= not self.optimizer.step_was_skipped
         self.optimizer.zero_grad(set_to_none=True)
-        self.task.update_ema()
+        self.task.update_ema(number)
 
     def _average_norms(self) -> None:
         """Average the batch norms' statistics over the processes, as timm does.
