@@ -15,6 +15,7 @@ from torch import nn
 from timm_igkd import IGOptions, compute_maps, save_model, truncate
 
 IMAGES = ImageList([noise_image(seed, 24, 24) for seed in range(10)], [seed % 2 for seed in range(10)], "noise")
+IMAGES.split = "train"
 NAMES = ["cat", "dog"]
 HUB_MARKS = [  # huggingface_hub hands files to its HTTP client in a form that the client would like to see go
     pytest.mark.hub,

@@ -12,6 +12,9 @@ from typing import Any
 
 MOST_WORKERS = 1024
 """Processes that a loader may have; far more than any machine has cores."""
+_USER = re.compile(r"(\w+://)[^/\s]*@")  # up to the last @ before the path
+# No such @, but what would be a port is none: a password with a slash in it, up to the last @ of the address.
+_SLASHED_PASSWORD = re.compile(r"\b((?!file:)\w+://)[^/\s@:\[]*:(?!//|\d{1,5}[/,])[^/\s@]*/(?:(?!://)\S)*@")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
 
 
@@ -156,5 +159,5 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Return a name or address without the user and password it may hold before its host."""
-    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)
+    """Return a name or address without the user and password it may hold before its host, whatever signs they hold."""
+    return _SLASHED_PASSWORD.sub(r"\1", _USER.sub(r"\1", text))

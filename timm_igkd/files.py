@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 import xxhash
 import yaml
 
-from timm_igkd.errors import InputError, MissingFileError, UserError, first_line
+from timm_igkd.errors import InputError, MissingFileError, UserError, check_path, first_line
 
 _EXPONENT_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_locked_temporary` names them
@@ -30,15 +30,22 @@ _DAMAGED = (OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeErr
 _LOCKS: "weakref.WeakSet[TextIO]" = weakref.WeakSet()
 
 
+def given_path(name: str, value: Any) -> Path:
+    """Return a path that the user gave, `~` as the home folder; InputTypeError, which calls it `name`, for none."""
+    check_path(name, value)
+    return Path(os.path.expanduser(value))
+
+
 def output_file(path: str | Path) -> Path:
     """Return where an output goes: through a link to the file it names, and never in the place of anything but a file.
 
     Raises:
-        InputError: no name, a folder, a device, a pipe or a socket.
+        InputError: no name, a folder, a device, a pipe or a socket. InputTypeError: no path.
     """
+    given = given_path("an output", path)
     if not os.fspath(path) or os.fspath(path) in (".", ".."):
         raise InputError(f"an output needs a file name, got {os.fspath(path)!r}")
-    found = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    found = Path(os.path.realpath(given)) if given.is_symlink() else given
     if found.exists() and not found.is_file():
         kind = "a folder" if found.is_dir() else "a device, pipe or socket"
         raise InputError(f"{str(path)!r} is {kind}, an output replaces a regular file or nothing; give another name")
@@ -113,11 +120,9 @@ def _link(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, pattern: str = "**/.*.tmp") -> None:
     """Remove the temporary files below a folder that killed processes left; one whose process may live stays."""
-    for path in folder.glob("**/.*.tmp"):
-        if not _TEMPORARY.fullmatch(path.name):
-            continue  # somebody else's
+    for path in (path for path in folder.glob(pattern) if _TEMPORARY.fullmatch(path.name)):  # none of others
         with contextlib.suppress(OSError), open(path, "r+b") as file:  # renamed by now, or not ours to open
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process holds it
             path.unlink()
@@ -139,7 +144,7 @@ def write_atomic(path: Path, data: bytes, replace: bool = True) -> None:
 @contextlib.contextmanager
 def folder_written_apart(folder: Path, last: str, stale: Collection[str] = ()) -> Iterator[Path]:
     """Yield a folder to write into, on the disk of `folder` even through a link; at the end see `move_into_place`."""
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(given_path("an output", folder)))
     folder.parent.mkdir(parents=True, exist_ok=True)
     disk = folder if folder.is_dir() else folder.parent  # a folder that is there can be a mount of its own
     with tempfile.TemporaryDirectory(dir=disk, prefix=f".{folder.name}-") as temporary:
@@ -217,16 +222,13 @@ def load_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
     parts = [content]
     for _ in range(_DEEPEST):
-        parts = [part for whole in parts for part in _parts(whole)]
+        wholes = [part.values() if isinstance(part, dict) else part for part in parts if isinstance(part, dict | list)]
+        parts = [part for whole in wholes for part in whole]
         if len(parts) > _MOST_PARTS:
             raise ValueError("it holds too many values")
     if parts:
         raise ValueError("nested too deeply")
     return content
-
-
-def _parts(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def dump_yaml(content: Any) -> str:
@@ -244,8 +246,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     kind, remedy = "YAML" if path.suffix == ".yaml" else "JSON", "restore it or build it again"
     refuse_special(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = load_yaml(text) if kind == "YAML" else json.loads(text)
+        content = (load_yaml if kind == "YAML" else json.loads)(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # text that is no UTF-8, numbers or nesting without end
         raise InputError(f"{str(path)!r} is not {kind} ({first_line(error)}); {remedy}") from error
     except FileNotFoundError as error:
@@ -289,10 +290,9 @@ def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
         is_mine = True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            is_mine = False
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            is_mine = not isinstance(error, BlockingIOError)
+            if is_mine and error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
         yield is_mine
 

@@ -6,6 +6,7 @@ import torch
 from attribution_parts import Linear, attribute, images_in
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
+from timm_igkd.attribution.ig_options import check_used
 from timm_igkd.attribution.options import CaptumEngine, IGOptions, TeacherView, reduce_channels
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.maps.build import compute_maps
@@ -64,6 +65,7 @@ def test_predicted_target_is_the_teachers_class_not_the_label(tmp_path):
         ({"n_steps": "many"}, "n_steps must be a whole number or 'auto'"),
         ({"n_steps": True}, "n_steps must be"),
         ({"max_steps": 1}, "max_steps must be"),
+        ({"max_steps": 9.5}, "max_steps must be a whole number, got 9.5"),
         ({"tolerance": 1.0}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
     ],
@@ -71,6 +73,19 @@ def test_predicted_target_is_the_teachers_class_not_the_label(tmp_path):
 def test_option_out_of_range_is_named(options, message):
     with pytest.raises(InputError, match=message):
         IGOptions(**options)
+
+
+def test_numbers_of_numpy_become_pythons():
+    options = IGOptions(n_steps=np.int64(4), max_steps=np.int32(9), tolerance=np.float32(0.5))
+    assert options == IGOptions(n_steps=4, max_steps=9, tolerance=0.5)
+    assert [type(value) for value in (options.n_steps, options.max_steps, options.tolerance)] == [int, int, float]
+
+
+@pytest.mark.parametrize("given", [{"tolerance": 0.5}, {"max_steps": 9, "n_steps": 50}])
+def test_option_of_automatic_steps_is_refused_beside_fixed_ones(given):
+    with pytest.raises(InputError, match=r"^(tolerance|max_steps) is of n_steps 'auto', these are 50; leave it"):
+        check_used("ig", given)
+    check_used("ig", given | {"n_steps": "auto"})
 
 
 def test_captum_takes_no_automatic_steps():

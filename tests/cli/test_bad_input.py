@@ -55,7 +55,15 @@ def good(folder: Path) -> Path:
     return write_rows(folder, [encoded(tiny_image(index, index % 2, 16, 0)) for index in range(4)], [0, 1, 0, 1])
 
 
-ONE_SPLIT = ["--validation-split", "none", "--validation-fraction", 0, "--test-split", "train"]
+def with_test_split(folder: Path) -> Path:
+    """Put a test split of good images beside what a folder holds of the training split."""
+    if any(folder.glob("train-*")):
+        (written,) = good(folder.parent / "good").glob("train-*")
+        shutil.copy(written, folder / written.name.replace("train", "test"))
+    return folder
+
+
+ONE_SPLIT = ["--validation-split", "none", "--validation-fraction", 0]
 TINY_MODELS = ["--teacher", "test_resnet", "--student", "none", "--compare", "none"]
 TINY_RUN = ["--protocol", "demo", "--name", "run", *TINY_MODELS, *ONE_SPLIT, "--batch-size", 2, "--teacher-epochs", 1]
 
@@ -85,7 +93,8 @@ def test_bad_data_ends_maps_with_2(case: str, command: Runner, teacher_folder: P
 def test_bad_data_ends_the_recipe_with_2(case: str, recipe: Runner, tmp_path: Path) -> None:
     make, options, message = BAD_DATA[case]
     options = ["--train-split" if option == "--split" else option for option in options]
-    outcome = recipe(*TINY_RUN, "--n-steps", 2, "--dataset", make(tmp_path / "data"), *options)
+    images = with_test_split(make(tmp_path / "data"))
+    outcome = recipe(*TINY_RUN, "--n-steps", 2, "--dataset", images, *options)
     assert outcome.code == 2
     assert re.search(message, outcome.error)
     run = tmp_path / "runs" / "run"
@@ -94,7 +103,7 @@ def test_bad_data_ends_the_recipe_with_2(case: str, recipe: Runner, tmp_path: Pa
 
 
 def test_corrupt_image_in_a_worker_ends_the_recipe_with_2(recipe: Runner, tmp_path: Path) -> None:
-    images = corrupt_image(tmp_path / "data")
+    images = with_test_split(corrupt_image(tmp_path / "data"))
     outcome = recipe(*TINY_RUN, "--workers", 1, "--dataset", images)
     assert outcome.code == 2
     assert "third.png" in outcome.error

@@ -1,6 +1,7 @@
 """Labelled images from every source: right pixels and labels, named errors, nothing replaced."""
 
 import io
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -283,3 +284,29 @@ def test_files_of_splits_in_upper_case_are_not_read_as_one(tmp_path):
         write_parquet(tmp_path / f"{split}.parquet", ["cat", "dog"])
     with pytest.raises(InputError, match=r"'Test.parquet' of dataset .* would be part of split 'train': .*; rename it"):
         load_labeled_images(str(tmp_path), "train")
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n---\n"
+
+
+def folder_with_card(folder: Path, labels: list[int]) -> Path:
+    """Write a folder as a download of the Hub leaves it: a card names the files."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [noise_image(label, 4, 4) for label in labels], "label": labels}
+    datasets.Dataset.from_dict(rows, features).to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+def test_folders_of_one_name_and_card_are_read_each_for_itself(tmp_path):
+    """`datasets` prepares the rows of the first alone."""
+    first, second = (folder_with_card(tmp_path / name / "images", [label]) for label, name in enumerate("ab"))
+    assert [load_labeled_images(str(folder), "train").labels.tolist() for folder in (first, second)] == [[0], [1]]
+
+
+def test_files_that_a_card_names_are_read_as_they_are_now(tmp_path):
+    folder = folder_with_card(tmp_path / "images", [0, 1, 0])
+    assert load_labeled_images(str(folder), "train").labels.tolist() == [0, 1, 0]
+    folder_with_card(folder, [1])
+    assert load_labeled_images(str(folder), "train").labels.tolist() == [1]

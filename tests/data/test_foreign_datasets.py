@@ -9,6 +9,7 @@ import timm.data
 import torch
 import torchvision
 from data_parts import keys
+from PIL import Image
 from timm.data import dataset_factory
 from tiny_parts import ImageList, noise_image
 
@@ -79,8 +80,50 @@ def test_torchvision_unreadable_file_is_named_by_its_row(tiny_images):
     folder = tiny_images(kind="folder") / "train"
     found = torchvision.datasets.ImageFolder(str(folder))
     (folder / "class_0" / "0002.png").write_bytes(b"cut")
-    with pytest.raises(InputError, match=r"image 1 .*of .* cannot be read"):
+    with pytest.raises(InputError, match=r"image 1 \(0002.png\) of .* cannot be decoded"):
         read_item(found, 1)
+    (folder / "class_0" / "0002.png").unlink()
+    with pytest.raises(InputError, match=r"image 1 \(0002.png\) of .* cannot be read .*; repair or remove it"):
+        read_item(found, 1)
+
+
+def test_torchvision_folder_of_16_bit_images_is_refused(tiny_images):
+    folder = tiny_images(kind="folder") / "train"
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(folder / "class_0" / "0002.png")
+    with pytest.raises(InputError, match=r"image 1 \(0002.png\) of .* has 16-bit pixels"):
+        read_item(torchvision.datasets.ImageFolder(str(folder)), 1)
+
+
+def test_torchvision_folders_own_transforms_and_loader_are_used(tiny_images):
+    folder = str(tiny_images(kind="folder") / "train")
+    half = {"transform": lambda image: image.resize((8, 8)), "target_transform": lambda target: target + 5}
+    image, label = read_item(torchvision.datasets.ImageFolder(folder, **half), 0)
+    assert (image.size, label) == ((8, 8), 5)
+    black = torchvision.datasets.ImageFolder(folder, loader=lambda path: Image.new("RGB", (4, 4)))
+    assert read_item(black, 0)[0].getextrema() == ((0, 0),) * 3
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "other"])
+def test_huge_image_of_any_dataset_is_refused_in_one_line(kind, tiny_images, monkeypatch):
+    folder = tiny_images(kind="folder") / "train"
+    options = {} if kind == "torchvision" else {"loader": lambda path: Image.open(path).convert("RGB")}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of 256
+    with pytest.raises(
+        InputError, match=r"^image 0 \(0000.png\) of .* \(Image size .256 pixels. exceeds .*; repair or remove"
+    ):
+        read_item(torchvision.datasets.ImageFolder(str(folder), **options), 0)
+
+
+def test_image_that_is_read_late_is_refused_like_one_that_is_read_at_once(tmp_path):
+    noise_image(0).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:400])
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 2 65535\n" + bytes(24))
+    with Image.open(tmp_path / "cut.png") as cut, Image.open(tmp_path / "deep.ppm") as deep:
+        found = ImageList([cut, deep], [0, 0])
+        with pytest.raises(InputError, match=r"image 0 of 'list' cannot be read \(image file is truncated"):
+            read_item(found, 0)
+        with pytest.raises(InputError, match="image 1 of 'list' has 16-bit pixels"):
+            read_item(found, 1)
 
 
 def test_dataset_of_tensors_is_an_error():

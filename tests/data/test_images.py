@@ -218,3 +218,22 @@ def test_colours_of_16_bits_are_refused_in_every_format(kind):
         )
     with pytest.raises(InputError, match="expected 8-bit pixels"):
         decode_image(data, "image 0")
+
+
+def bitmap_of_16_bits(colours: list[int], masks: tuple[int, int, int]) -> bytes:
+    """Return a BMP of one row, whose pixels hold three colours in 16 bits."""
+    row = struct.pack(f"<{len(colours)}H", *colours).ljust(-(-len(colours) // 2) * 4, b"\0")
+    header = struct.pack("<IiiHHIIiiII3I", 40, len(colours), 1, 1, 16, 3, len(row), 0, 0, 0, 0, *masks)
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(row), 0, 0, 14 + len(header)) + header + row
+
+
+@pytest.mark.parametrize(
+    ("colours", "masks"),
+    [
+        ([0xF800, 0x07E0, 0x001F], (0xF800, 0x07E0, 0x001F)),  # BGR;16
+        ([0x7C00, 0x03E0, 0x001F], (0x7C00, 0x03E0, 0x001F)),  # BGR;15
+    ],
+)
+def test_bitmap_of_three_colours_in_16_bits_is_no_deep_image(colours, masks):
+    image = decode_image(bitmap_of_16_bits(colours, masks), "image 0")
+    assert np.asarray(image)[0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]

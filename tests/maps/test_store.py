@@ -44,7 +44,7 @@ def test_store_without_logits_has_no_such_column(teacher, images, tmp_path):
 
 
 def test_folder_opens_with_datasets_and_shows_maps_as_images(built):
-    rows = datasets.load_dataset(str(built.path), split="train")
+    rows = datasets.load_dataset(str(built.path), split="unknown")
     assert len(rows) == N
     image = rows[3]["map"]
     assert isinstance(image, Image.Image)
@@ -158,7 +158,7 @@ def test_rows_are_the_images_in_order(built, images):
 
 def test_shards_hold_the_asked_rows(built):
     assert [pq.read_metadata(path).num_rows for path in shards_of(built.path)] == [4, 4, 2]
-    assert shards_of(built.path)[0].name == "train-00000-of-00003.parquet"
+    assert shards_of(built.path)[0].name == "unknown-00000-of-00003.parquet"
 
 
 def test_stored_logits_are_the_models(built, teacher, images):
@@ -278,3 +278,19 @@ def test_unknown_label_is_no_matter_for_the_predicted_class(teacher, tmp_path):
 def test_a_path_is_never_a_repository_of_the_hub():
     with pytest.raises(MissingFileError, match="maps/run1"):
         MapStore(Path("maps/run1"))
+
+
+@pytest.mark.parametrize("index", [-1, -N, -N - 1, np.int64(-3)])
+def test_negative_position_is_from_the_end_of_the_images(built, images, index):
+    wanted = index % N
+    assert built.find(*images[wanted], index, "it") == wanted
+
+
+@pytest.mark.parametrize("index", [-1, -5, -N])
+def test_negative_position_of_a_prefix_is_one_that_it_covers_or_not(teacher, images, tmp_path, index):
+    store = build(teacher, images, tmp_path / "maps", limit=4)
+    if index == -N:
+        assert store.find(*images[index], index, "it") == 0
+        return
+    with pytest.raises(InputError, match=r"^it has no map: the store covers the first 4 of 10 images"):
+        store.find(*images[index], index, "it")

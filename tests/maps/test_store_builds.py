@@ -271,7 +271,7 @@ def test_limited_store_says_that_it_is_a_prefix(teacher, images, tmp_path):
     assert "a prefix, the first 5 of 10 images" in (tmp_path / "README.md").read_text()
     store.verify(images)
     with pytest.raises(
-        InputError, match="image 7 has no map: the store covers the first 5 of 10 images of split 'train'"
+        InputError, match="image 7 has no map: the store covers the first 5 of 10 images of split 'unknown'"
     ):
         store.find(images.images[7], images.labels[7], 7, "image 7")
 

@@ -229,6 +229,15 @@ def test_persistent_workers_see_the_epoch(noisy):
         assert torch.equal(images, images_of(dataset))
 
 
+def test_negative_indices_are_the_items_from_the_end(noisy):
+    dataset = wrap(noisy, IGOverlay(overlay_prob=0.5), pipeline("crop and flip"))
+    for index in range(1, N + 1):
+        image, label = dataset[-index]
+        wanted, wanted_label = dataset[N - index]
+        assert torch.equal(image, wanted)
+        assert label == wanted_label
+
+
 def test_workers_without_a_seed_draw_different_coins(noisy):
     coins = IGOverlayDataset(*noisy, IGOverlay(overlay_prob=0.5))
     drawn = list(DataLoader(Coins(coins), batch_size=50, num_workers=2))

@@ -18,7 +18,6 @@ from timm_igkd.runs.batches import choose_batches
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
-from timm_igkd.training.accelerator import use_channels_last
 
 
 def chosen(config: RunConfig, accelerator: Accelerator, *sizes: int) -> str:
@@ -44,40 +43,6 @@ def test_what_only_timms_pipeline_can_do_goes_through_workers(config, accelerato
     assert chosen(replace(config, **settings), accelerator, 16) == "workers"
     with pytest.raises(InputError, match=r"batches device cannot do .*use batches workers"):
         replace(config, batches="device", **settings)
-
-
-class Viewer(torch.nn.Module):
-    """Reads an image by `view`, which NCHW alone allows."""
-
-    def __init__(self):
-        super().__init__()
-        like = tiny_teacher(size=16)
-        self.fc = torch.nn.Linear(3 * 16 * 16, like.num_classes)
-        self.num_classes, self.pretrained_cfg = like.num_classes, like.pretrained_cfg
-
-    def forward(self, image):
-        return self.fc(image.view(len(image), -1))
-
-
-@pytest.mark.parametrize("viewer", ["none", "student", "teacher"])
-def test_models_are_channels_last_unless_one_cannot_read_such_images(viewer):
-    student, teacher = (Viewer() if viewer == role else tiny_teacher(size=16) for role in ("student", "teacher"))
-    task = IGDistillationTask(student, teacher, teacher_view="same", verbose=False)
-    expected = torch.contiguous_format if viewer != "none" else torch.channels_last
-    assert use_channels_last(task) == expected
-    for model in (student, teacher):
-        kernels = [weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[1] > 1]
-        assert all(weight.is_contiguous(memory_format=expected) for weight in kernels)
-
-
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_model_with_weights_of_five_dimensions_is_channels_last_but_for_them(role):
-    names = {"student": "test_resnet", "teacher": "test_resnet", role: "lambda_resnet26t"}
-    models = {role: tiny_teacher(name, size=64) for role, name in names.items()}
-    task = IGDistillationTask(models["student"], models["teacher"], teacher_view="same", verbose=False)
-    assert use_channels_last(task) == torch.channels_last
-    kernels = [m.weight for model in models.values() for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
 
 
 def test_workers_views_come_in_the_models_memory_format(recipe: Runner, tiny_images: ImageFactory, monkeypatch):

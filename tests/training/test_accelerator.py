@@ -1,15 +1,17 @@
-"""The accelerator of a run: bfloat16 on every processor, in float32 where it has none of its own."""
+"""The accelerator of a run: bfloat16 on every processor, one whole model in each process, and its memory format."""
 
 from datetime import timedelta
 
 import pytest
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
-from timm_igkd import IGOptions, compute_maps, rounded_bfloat16
+from timm_igkd import IGDistillationTask, IGOptions, compute_maps, rounded_bfloat16
+from timm_igkd.errors import InputError
 from timm_igkd.training import accelerator
-from timm_igkd.training.accelerator import create_accelerator
+from timm_igkd.training.accelerator import create_accelerator, use_channels_last
 
 
 @pytest.fixture
@@ -49,6 +51,13 @@ def test_float32_runs_on_every_processor(monkeypatch, tmp_path):
     assert not rounded_bfloat16.computes_in_float32()
 
 
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
+def test_a_launcher_that_divides_models_is_refused(monkeypatch, tmp_path, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(InputError, match=f"asks for {kind.value}, which divides a model .*: accelerate launch --multi"):
+        create_accelerator((), tmp_path)
+
+
 def test_torch_still_names_the_functions_that_tell():
     assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
     assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
@@ -77,3 +86,37 @@ def test_processes_wait_for_days_for_one_that_works_alone(monkeypatch, tmp_path)
         logits=True,
     )
     assert [handler.timeout for handler in handlers] == [asked["timeout"]] == [timedelta(days=7)]
+
+
+class Viewer(torch.nn.Module):
+    """Reads an image by `view`, which NCHW alone allows."""
+
+    def __init__(self):
+        super().__init__()
+        like = tiny_teacher(size=16)
+        self.fc = torch.nn.Linear(3 * 16 * 16, like.num_classes)
+        self.num_classes, self.pretrained_cfg = like.num_classes, like.pretrained_cfg
+
+    def forward(self, image):
+        return self.fc(image.view(len(image), -1))
+
+
+@pytest.mark.parametrize("viewer", ["none", "student", "teacher"])
+def test_models_are_channels_last_unless_one_cannot_read_such_images(viewer):
+    student, teacher = (Viewer() if viewer == role else tiny_teacher(size=16) for role in ("student", "teacher"))
+    task = IGDistillationTask(student, teacher, teacher_view="same", verbose=False)
+    expected = torch.contiguous_format if viewer != "none" else torch.channels_last
+    assert use_channels_last(task) == expected
+    for model in (student, teacher):
+        kernels = [weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[1] > 1]
+        assert all(weight.is_contiguous(memory_format=expected) for weight in kernels)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_with_weights_of_five_dimensions_is_channels_last_but_for_them(role):
+    names = {"student": "test_resnet", "teacher": "test_resnet", role: "lambda_resnet26t"}
+    models = {role: tiny_teacher(name, size=64) for role, name in names.items()}
+    task = IGDistillationTask(models["student"], models["teacher"], teacher_view="same", verbose=False)
+    assert use_channels_last(task) == torch.channels_last
+    kernels = [m.weight for model in models.values() for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)

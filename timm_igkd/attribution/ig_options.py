@@ -1,10 +1,10 @@
 """Which attribution is computed; imports nothing heavy, for the command line reads its defaults here."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from timm_igkd.errors import InputError, check_choice, check_number, check_range
+from timm_igkd.errors import InputError, check_choice, check_count, check_number
 
 Method = Literal["ig", "input_x_gradient", "saliency", "grad_cam", "none"]
 Baseline = Literal["mean", "black", "blur", "noise"]
@@ -33,6 +33,9 @@ METHOD_PAPERS: dict[Method, str | None] = {
 
 MOST_STEPS = 10_000
 """More would not be seen in 8 bits, and the nodes of a rule of n steps are the eigenvalues of an n x n matrix."""
+
+OF_AUTO = ("max_steps", "tolerance")
+"""Options that n_steps "auto" alone uses."""
 
 _OF_A_PATH = ("n_steps", "max_steps", "tolerance", "baseline")
 _OF_A_MAP = (*_OF_A_PATH, "target", "output", "reduction")
@@ -64,8 +67,10 @@ class IGOptions:
         reduction: over colour channels. "abs_sum": sum of absolute values (the paper's); "sum": signed; "positive":
             the sum's positive part. Default: "abs_sum"; "positive" for Grad-CAM, whose maps have one channel.
 
+    Numbers of numpy's are taken and kept as Python's, which is what JSON holds.
+
     Raises:
-        InputError: a value out of range, or an option that the method does not use.
+        InputError: a value out of range, or an option that the method does not use. InputTypeError: no number.
 
     Source: Sundararajan et al. 2017 (1703.01365); settings of arXiv 2506.14440. Input times gradient: Shrikumar et al.
     2016 (1605.01713). Saliency: Simonyan et al. 2013 (1312.6034). Grad-CAM: Selvaraju et al. 2017 (1610.02391).
@@ -93,18 +98,20 @@ class IGOptions:
             check_choice(name, getattr(self, name), get_args(kind))
         if self.method != "ig":
             defaults = {field.name: field.default for field in fields(self)} | per_method
-            check_used(self.method, [name for name in _OF_A_MAP if getattr(self, name) != defaults[name]])
+            check_used(self.method, {name: v for name, v in vars(self).items() if v != defaults[name]})
         if self.method == "grad_cam" and self.reduction == "abs_sum":
             raise InputError(
                 "reduction of grad_cam must be 'positive' (as published) or 'sum' (signed), got 'abs_sum'; leave the "
                 "reduction out for the first"
             )
         if self.n_steps != "auto":
-            if not isinstance(self.n_steps, int) or isinstance(self.n_steps, bool):
+            if not hasattr(self.n_steps, "__index__") or isinstance(self.n_steps, bool):
                 raise InputError(f"n_steps must be a whole number or 'auto', got {self.n_steps!r}")
-            check_range("n_steps", self.n_steps, min(1, default_steps(self.method)), MOST_STEPS)
-        check_range("max_steps", self.max_steps, 2, MOST_STEPS)
+            least = min(1, default_steps(self.method))
+            object.__setattr__(self, "n_steps", check_count("n_steps", self.n_steps, least, MOST_STEPS))
+        object.__setattr__(self, "max_steps", check_count("max_steps", self.max_steps, 2, MOST_STEPS))
         check_number("tolerance", self.tolerance)
+        object.__setattr__(self, "tolerance", float(self.tolerance))
         if not 0 < self.tolerance < 1:
             raise InputError(f"tolerance is a map correlation and must be between 0 and 1, got {self.tolerance:g}")
 
@@ -116,7 +123,7 @@ class IGOptions:
     @property
     def used(self) -> dict[str, Any]:
         """The options that the method uses, by name."""
-        of_path = () if self.n_steps == "auto" else ("max_steps", "tolerance")
+        of_path = () if self.n_steps == "auto" else OF_AUTO
         unused = {"ig": of_path, "none": _OF_A_MAP}.get(self.method, _OF_A_PATH)
         return {name: value for name, value in vars(self).items() if name not in unused}
 
@@ -146,9 +153,14 @@ def default_reduction(method: Method) -> Reduction:
     return "positive" if method == "grad_cam" else "abs_sum"  # Grad-CAM as published
 
 
-def check_used(method: Method, given: Iterable[str]) -> None:
-    """Raise InputError where options were given that a method does not use."""
+def check_used(method: Method, given: Mapping[str, Any]) -> None:
+    """Raise InputError where options were given, by name, that the method does not use, or not with its steps."""
     for name in given:
+        if name in OF_AUTO and method == "ig" and given.get("n_steps") != "auto":
+            raise InputError(
+                f"{name} is of n_steps 'auto', these are {given.get('n_steps', default_steps(method))}; "
+                "leave it out, or take --n-steps auto"
+            )
         if method == "none" and name in _OF_A_MAP:
             raise InputError(f"{name} is of maps, method 'none' makes none; leave it out")
         if method != "ig" and name in _OF_A_PATH:

@@ -11,6 +11,7 @@ import xxhash
 from PIL import Image
 
 from timm_igkd.errors import InputError, MissingFileError, first_line
+from timm_igkd.files import given_path
 
 _PATTERN_SIGNS = re.compile(
     r"[*?\[\]{}!\\\x00-\x1f]|::"
@@ -66,7 +67,7 @@ def check_folder(name: str) -> str:
     Raises:
         MissingFileError: no such folder, or a file. InputError: a folder of the system's that holds no data.
     """
-    path = os.path.expanduser(name)
+    path = str(given_path("a folder of data", name))
     if not os.path.isdir(path):
         found = "is a file, expected a folder" if os.path.exists(path) else "does not exist"
         raise MissingFileError(
@@ -206,7 +207,7 @@ def _mirror(path: str) -> str:
 
     names = [os.path.relpath(os.path.join(folder, name), path) for folder, _, files in walk(path) for name in files]
     identity = xxhash.xxh3_128_hexdigest(os.fsencode("\0".join([path, *sorted(names)])))
-    mirror = Path(datasets.config.HF_DATASETS_CACHE) / "timm_igkd" / "folders" / identity
+    mirror = given_path("HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE) / "timm_igkd" / "folders" / identity
     mirror.mkdir(parents=True, exist_ok=True)
     for name in names:
         (mirror / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Images: a file's pixels as timm decodes them, the key that binds a map to them, and parts of pictures of both."""
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ Name = str | Callable[[], str]
 """How messages call an image; a function is asked only where there is a message."""
 
 _DEEP_MODES = ("I", "F")  # PIL squeezes 16-bit greyscale and float pixels into 8 bits by clipping them
+# Raw modes of 16 bits a channel, such as RGB;16B and L;16; in BGR;16 and RGB;16 the three colours share 16.
+_DEEP_RAW_MODE = re.compile(r"^.;16|;16[BLN]")
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 
 SMALLEST_SIDE = 96
@@ -48,16 +51,23 @@ def to_rgb(image: Image.Image, name: Name) -> Image.Image:
     Raises:
         InputError: 16-bit or float pixels, which PIL's conversion would destroy.
     """
+    _refuse_deep(image, name)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _refuse_deep(image: Image.Image, name: Name) -> None:
+    """Refuse pixels of more than 8 bits; of an image that is decoded already only its mode is left to tell them."""
     if image.mode.startswith(_DEEP_MODES):
         raise InputError(DEEP_PIXELS.format(text(name), image.mode))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if _loses_bits(image):
+        raise InputError(DEEP_PIXELS.format(text(name), "16-bit"))
 
 
 def _loses_bits(image: Image.Image) -> bool:
     """Return whether Pillow would read 8 of the 16 bits of each of a file's colours, as of a TIFF's or a PPM's."""
     for codec, _, _, arguments in getattr(image, "tile", ()):
         found = arguments if isinstance(arguments, tuple) else (arguments,)
-        if any(isinstance(each, str) and ";16" in each for each in found):
+        if any(isinstance(each, str) and _DEEP_RAW_MODE.search(each) for each in found):
             return not image.mode.startswith(_DEEP_MODES)
         if codec.startswith("ppm") and any(isinstance(each, int) and each > 255 for each in found):
             return True
@@ -95,10 +105,9 @@ def _read_image(data: bytes, name: Name, has_pixels: bool) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by the same limit
             image = Image.open(io.BytesIO(data))
         _check_size(image, name)
-        if (data.startswith(_PNG_HEADER) and data[24:25] == b"\x10") or _loses_bits(image):  # bit depth in IHDR
+        if data.startswith(_PNG_HEADER) and data[24:25] == b"\x10":  # bit depth in IHDR
             raise InputError(DEEP_PIXELS.format(text(name), "16-bit"))
-        if image.mode.startswith(_DEEP_MODES):
-            raise InputError(DEEP_PIXELS.format(text(name), image.mode))
+        _refuse_deep(image, name)
         if not has_pixels:
             return image
         image.load()

@@ -23,6 +23,7 @@ from timm_igkd.data.labels import class_order
 from timm_igkd.data.named_datasets import HFDS, TIMM_PREFIXES, load_digits_split, load_timm_dataset
 from timm_igkd.data.rows import NO_ROWS, load_rows, resolved_revision
 from timm_igkd.errors import InputError, check_kind, nearest
+from timm_igkd.files import given_path
 from timm_igkd.hub.names import is_repo_id
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def load_labeled_images(
     if not is_timm and _looks_local(dataset):
         _refuse(dataset, {"--revision": revision}, "a local folder has no revisions")
         return _load_folder(dataset, split, image_column, label_column, labels)
-    rows = _load_hub_rows(dataset, dataset.removeprefix(HFDS) if is_timm else dataset, split, revision, data_dir)
+    cache = None if data_dir is None else str(given_path("data_dir", data_dir))
+    rows = _load_hub_rows(dataset, dataset.removeprefix(HFDS) if is_timm else dataset, split, revision, cache)
     return _images_of_rows(rows, dataset, split, None, image_column, label_column, labels, revision)
 
 

@@ -2,14 +2,19 @@
 
 import io
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm.data
 from PIL import Image
+from torchvision.datasets import DatasetFolder
 
 from timm_igkd.data.folders import SPLIT_NAMES, check_folder
+from timm_igkd.data.images import Name, decode_image
 from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labels import UNLABELED
 from timm_igkd.errors import InputError, first_line
 
 HFDS = "hfds/"
@@ -95,3 +100,39 @@ def _check_timms_split(name: str, split: str, root: str) -> None:
 def _synonyms(split: str) -> set[str]:
     """Return the folders that timm takes for a split."""
     return next((names for names in TIMMS_SPLITS if split in names), set())
+
+
+def named_split(dataset: Any) -> str | None:
+    """Return the split that a dataset, or timm's reader in it, says it is of; None where neither does."""
+    for holder in (dataset, getattr(dataset, "reader", None)):
+        found = getattr(holder, "split", None)
+        if found and not callable(found):
+            return str(found)
+    is_train = getattr(dataset, "train", None)  # of torchvision's CIFAR and MNIST
+    return ("train" if is_train else "test") if isinstance(is_train, bool) else None
+
+
+def read_timm_item(dataset: timm.data.ImageDataset, index: int, name: Name) -> tuple[Image.Image, Any]:
+    """Read an item of timm's dataset before its transform, with its label, UNLABELED where there is none.
+
+    The dataset itself reads the next image in an unreadable one's place.
+    """
+    file, target, *_ = dataset.reader[index]
+    label = UNLABELED if target is None else _applied(dataset.target_transform, target)
+    if isinstance(file, Image.Image):
+        return file, label
+    if isinstance(file, bytes):
+        return decode_image(file, name), label
+    with file:
+        return decode_image(file.read(), name), label
+
+
+def read_folder_item(dataset: DatasetFolder, index: int, name: Name) -> tuple[Any, Any]:
+    """Read an item of torchvision's folder through its transforms; its own loader clips 16-bit pixels."""
+    path, label = dataset.samples[index]
+    image = decode_image(Path(path).read_bytes(), name)
+    return _applied(dataset.transform, image), _applied(dataset.target_transform, label)
+
+
+def _applied(transform: Callable[[Any], Any] | None, value: Any) -> Any:
+    return value if transform is None else transform(value)

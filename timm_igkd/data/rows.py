@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+import xxhash
 from huggingface_hub import errors as hub_errors
 
 from timm_igkd.data.folders import image_files, is_image, is_saved_to_disk, splits_named, walk
 from timm_igkd.errors import InputError, RunError, UserError, first_line
+from timm_igkd.files import given_path
 from timm_igkd.hub.cache_notice import cache_use_is_told
 from timm_igkd.hub.errors import hub_error
 
@@ -61,6 +63,8 @@ def load_rows(
             known = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
             if known and split != "all":
                 _check_splits(dataset, split, _split_names(split), known)
+            if is_local and os.path.isfile(os.path.join(path, "README.md")):
+                cache_dir = _cache_of_files(builder)
             parts = _own_files(builder, split)
             if parts is not None:
                 return _load_parts(parts, cache_dir)
@@ -165,6 +169,24 @@ def _fresh_builder(path: str, revision: str | None, cache_dir: str | None) -> "d
             return datasets.load_dataset_builder(path, revision=revision, cache_dir=empty)
         except (ConnectionError, OSError):  # no network: the cache is all there is
             return datasets.load_dataset_builder(path, revision=revision, cache_dir=cache_dir)
+
+
+def _cache_of_files(builder: "datasets.DatasetBuilder") -> str:
+    """Return a cache for the rows of a local folder's files as they are now.
+
+    Where a card names the files, `datasets` knows prepared rows by the card and the folder's last name alone: files
+    that changed since, or those of another such folder, would give the rows of the first.
+    """
+    import datasets
+
+    named = {str(file) for files in (builder.config.data_files or {}).values() for file in files}
+    states = [
+        (os.path.realpath(file), (state := os.stat(file)).st_size, state.st_mtime_ns)
+        for file in sorted(named)
+        if os.path.exists(file)  # a card can name addresses too
+    ]
+    cache = given_path("HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE) / "timm_igkd" / "rows"
+    return str(cache / xxhash.xxh3_128_hexdigest(repr(states).encode()))
 
 
 def _load_parts(parts: list[tuple[str, list[str]]], cache_dir: str | None) -> "datasets.Dataset":

@@ -10,10 +10,12 @@ import xxhash
 
 from timm_igkd.data.class_folders import SplitFolder, load_image_folder
 from timm_igkd.data.folders import TABLES, check_folder, image_files, walk
+from timm_igkd.data.items import gives_rows, parts
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
 from timm_igkd.errors import InputError
+from timm_igkd.files import given_path
 
 
 def load_unlabeled_images(
@@ -34,7 +36,7 @@ def load_unlabeled_images(
     """
     if dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset):
         raise InputError(f"unlabeled must be a folder of images or of parquet, or a Hub id, got timm's {dataset}")
-    folder = os.path.expanduser(dataset)
+    folder = str(given_path("unlabeled", dataset))
     if os.path.isdir(folder) and not _holds_tables(folder):
         if image_column is not None:
             raise InputError(f"image_column {image_column} has no effect on a folder of images; leave it out")
@@ -86,6 +88,8 @@ class MixedImages(torch.utils.data.ConcatDataset):
 
 def content_hash_of(dataset: Any, limit: int | None) -> str | None:
     """Return the hash of a data set's images, of the first `limit` alone; None where it tells none of its own."""
+    if not all(gives_rows(part) for part in parts(dataset)):
+        return None
     if isinstance(dataset, MixedImages) and not limit:
         return dataset.content_hash()
     if not isinstance(dataset, LabeledImages):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_igkd.data.items import dataset_name, first_part, read_item
-from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_images
+from timm_igkd.errors import MOST_WORKERS, InputError, RunError, check_count, check_images, check_range, check_whole
 from timm_igkd.eval_mode import eval_mode, usable_device
 from timm_igkd.evaluation.calibration import reliability_bins
 from timm_igkd.evaluation.evaluated_model import (
@@ -106,9 +106,9 @@ def evaluate(
     check_images("dataset", dataset)
     if len(dataset) == 0:
         raise InputError("the dataset to evaluate on has no image; name another split")
-    batch_size = check_count("batch_size", batch_size)
+    check_range("batch_size", batch_size := check_whole("batch_size", batch_size), 1)
     num_workers = check_count("num_workers", num_workers, 0, MOST_WORKERS)
-    corruptions = check_count("corruptions", corruptions, 0)
+    check_range("corruptions", corruptions := check_whole("corruptions", corruptions), 0)
     device = usable_device("device", device)
     timed_on = device if latency_device is None else usable_device("latency_device", latency_device)
     batch_size = min(batch_size, len(dataset))

@@ -26,7 +26,7 @@ from timm_igkd.export.record import (
     write_export_record,
 )
 from timm_igkd.export.verification import fastest, verify_files
-from timm_igkd.files import folder_written_apart, output_file
+from timm_igkd.files import folder_written_apart, given_path, output_file
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.models.output_names import output_names
 
@@ -81,7 +81,7 @@ def export_student(
         raise InputError("int8 needs images to calibrate with, of the training split; name them, or leave int8 out")
     calibration_images = check_count("calibration", calibration_images)
     check_range("max_drop", max_drop, 0, 100)
-    folder = Path(out)
+    folder = given_path("out", out)
     _check_output_folder(folder)
     for images in (calibration, evaluation):
         refuse_among_images(images, folder, "give another folder")

@@ -1,22 +1,22 @@
 """A store's rows as one memory-mapped Arrow table, without importing `datasets` into a training process.
 
 Parquet has to be decoded, Arrow can be mapped: the shards are converted once, into an Arrow stream file beside the
-caches of `datasets` (HF_DATASETS_CACHE), which `datasets.Dataset.from_file` opens as well. Every worker and process
-maps the same file. `datasets` itself, with pandas behind it, would be most of the memory that an overlay adds
-to a training process.
+caches of `datasets` (HF_DATASETS_CACHE), which `datasets.Dataset.from_file` opens as well. It takes as much of the disk
+as the shards; every worker and process maps the same one. `datasets` itself, with pandas behind it, would be most of
+the memory that an overlay adds to a training process.
 """
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import xxhash
 from huggingface_hub import constants
 
-from timm_igkd.errors import InputError
-from timm_igkd.files import atomic_file, exclusive
+from timm_igkd.errors import InputError, RunError, UserError
+from timm_igkd.files import atomic_file, exclusive, given_path, remove_abandoned
 from timm_igkd.maps.manifest import Manifest
 from timm_igkd.maps.store_files import read_shard
 
@@ -32,21 +32,42 @@ def arrow_file(shards: Sequence[Path], manifest: Manifest) -> Path:
         manifest: of the store.
 
     Raises:
-        InputError: a shard is cut or altered. OSError: the cache cannot be written.
+        InputError: a shard is cut or altered. RunError: the cache cannot be written, or its disk is full.
     """
     states = [(os.path.realpath(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in shards]
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / "timm_igkd"
+    cache = cache_folder()
     parts = os.path.realpath(shards[0].parent), states
     folder, shards_now = (xxhash.xxh3_128_hexdigest(repr(part).encode()) for part in parts)
     path = cache / f"{folder}-{shards_now}.arrow"
     if not path.exists():
-        with exclusive(cache / f"{folder}.lock"):  # of the processes that open a store at once, one converts it
+        with _disk_errors(cache), exclusive(cache / f"{folder}.lock"):  # of several processes at once, one converts it
             if not path.exists():
+                remove_abandoned(cache, ".*.tmp")
                 _convert(shards, manifest, path)
                 for earlier in {*cache.glob(f"{folder}-*.arrow")} - {path}:
                     with contextlib.suppress(OSError):  # of another user, in a cache that several share
                         earlier.unlink(missing_ok=True)
     return path
+
+
+def cache_folder() -> Path:
+    """Return the folder of the converted rows, by its absolute path."""
+    given = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
+    return Path(os.path.abspath(given_path("HF_DATASETS_CACHE", given))) / "timm_igkd"
+
+
+@contextlib.contextmanager
+def _disk_errors(cache: Path) -> Iterator[None]:
+    """Turn what the system raises where the cache cannot be written into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"the rows of a map store cannot be written into the cache {str(cache)!r} ({error.strerror or error}), "
+            "where they take as much room as its shards; free some, or name another folder by HF_DATASETS_CACHE"
+        ) from error
 
 
 def mapped_table(path: Path) -> pa.Table:

@@ -19,17 +19,14 @@ from timm_igkd.attribution.teacher_copy import answer_to_noise, answers_alike, t
 from timm_igkd.data.items import (
     class_map,
     class_names,
-    dataset_name,
-    read_item,
     refuse_among_images,
     refuse_overlaid,
 )
 from timm_igkd.data.labels import evenly_spread
-from timm_igkd.data.unlabeled import content_hash_of
 from timm_igkd.environment import LONGEST_WAIT, PACKAGES, environment
-from timm_igkd.errors import InputError, check_images, check_kind, check_path, check_range
+from timm_igkd.errors import InputError, check_count, check_images, check_kind, check_range
 from timm_igkd.eval_mode import bare_model
-from timm_igkd.files import remove_abandoned
+from timm_igkd.files import given_path, remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
 from timm_igkd.maps.row_maker import (
@@ -38,9 +35,10 @@ from timm_igkd.maps.row_maker import (
     compare_rows,
     measure_deviation,
     preprocessing,
+    source_dataset,
     view_difference,
 )
-from timm_igkd.maps.shard_builder import ShardBuilder, check_division
+from timm_igkd.maps.shard_builder import ShardBuilder, checked_shard
 from timm_igkd.maps.store import MapStore
 from timm_igkd.maps.store_files import (
     check_shard,
@@ -109,12 +107,15 @@ def compute_maps(
         InputError: unusable options, image, label or folder.
         RunError: maps that are not finite, or no compiler.
     """
-    check_division(shard, limit=limit, map_size=map_size, shard_size=shard_size, chunk_size=chunk_size)
-    _check_kinds(dataset, out, options)
-    given, teacher, out = teacher, teacher_copy(teacher), Path(out)
+    shard = checked_shard(shard)
+    sizes = {"limit": limit, "map_size": map_size, "shard_size": shard_size, "chunk_size": chunk_size}
+    limit, map_size, shard_size, chunk_size = (n if n is None else check_count(name, n) for name, n in sizes.items())
+    _check_kinds(dataset, options, teacher_name, {"logits": logits, "compile": compile})
+    out = given_path("out", out)
+    given, teacher = teacher, teacher_copy(teacher)
     refuse_among_images(dataset, out, "choose another --out")
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
-    source, shape = _source_dataset(dataset, limit), TeacherView(teacher).shape
+    source, shape = source_dataset(dataset, limit), TeacherView(teacher).shape
     options = options or IGOptions()
     n = min(limit or source.num_images, source.num_images)
     wanted = Manifest(
@@ -150,23 +151,30 @@ def compute_maps(
     builder.check_images([*mine, *others[state.process_index :: state.num_processes]])
     state.wait_for_everyone()
     if state.is_main_process:
-        found = read_manifest(out)
-        # images may have been repaired since the build began; the name may be another path to the same
-        manifest = replace(found, dataset=replace(source, name=found.dataset.name))
-        if manifest != found:
-            write_record(out / "manifest.json", manifest)
-        finish_store(out, manifest)
-        builder.statements.remove(shard_paths(out, manifest))
+        _finish_build(out, source, builder)
     state.wait_for_everyone()
     return MapStore(out)
 
 
-def _check_kinds(dataset: Any, out: Any, options: Any) -> None:
+def _check_kinds(dataset: Any, options: Any, teacher_name: Any, switches: dict[str, Any]) -> None:
     check_images("dataset", dataset)
     refuse_overlaid(dataset)
-    check_path("out", out)
     if options is not None:
         check_kind("options", options, IGOptions, "IGOptions", "give timm_igkd.IGOptions(…)")
+    check_kind("teacher_name", teacher_name, str | None, "a name", "give a text")
+    for name, value in switches.items():
+        check_kind(name, value, bool, "True or False", "give one of them")
+
+
+def _finish_build(out: Path, source: SourceDataset, builder: ShardBuilder) -> None:
+    """Complete a store whose shards are all there."""
+    found = read_manifest(out)
+    # images may have been repaired since the build began; the name may be another path to the same
+    manifest = replace(found, dataset=replace(source, name=found.dataset.name, split=found.dataset.split))
+    if manifest != found:
+        write_record(out / "manifest.json", manifest)
+    finish_store(out, manifest)
+    builder.statements.remove(shard_paths(out, manifest))
 
 
 def _begin_store(
@@ -185,20 +193,6 @@ def _begin_store(
             f"{str(out)!r} holds maps made with other settings: chunk_size is {found.chunk_size} there, {chunk_size} "
             "here; choose another --out or delete it"
         )
-
-
-def _source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
-    if len(dataset) == 0:
-        raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
-    read_item(dataset, 0)  # what gives no images is refused before anything is written
-    return SourceDataset(
-        name=dataset_name(dataset),
-        split=str(getattr(dataset, "split", "train")),
-        revision=getattr(dataset, "revision", None),
-        num_images=len(dataset),
-        class_names=class_names(dataset) or None,
-        content_hash=content_hash_of(dataset, limit),
-    )
 
 
 def source_teacher(teacher: Any, dataset: Any, name: str | None, given: nn.Module | None = None) -> SourceTeacher:

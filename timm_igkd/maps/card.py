@@ -18,7 +18,7 @@ from timm_igkd.hub.cards import citations, hub_dataset_id, is_untouched, public_
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import decode_png, rectify
 from timm_igkd.maps.scores import Faithfulness, read_score
-from timm_igkd.maps.store_files import read_shard, shard_path
+from timm_igkd.maps.store_files import read_shard, shard_path, split_in_names
 
 PICTURE = "maps.png"
 _COLUMNS, _MOST_PICTURED, _GAP, _CAPTION = 8, 24, 6, 18
@@ -43,7 +43,7 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Fait
         score: how faithful the maps are, where that was measured.
     """
     options, dataset, teacher = provenance.options, provenance.dataset, provenance.teacher
-    n, total, numbers = provenance.n, dataset.num_images, provenance.statistics
+    n, numbers = provenance.n, provenance.statistics
     steps = str(options.n_steps)
     if steps == "auto":
         steps = f"auto: {numbers.mean_steps:.1f} on average; {numbers.converged} of {n} images converged"
@@ -51,12 +51,12 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Fait
         "dataset_card.md",
         metadata=_metadata(provenance).to_yaml(),
         repo_id=repo_id,
-        split=_shard_split(provenance),
+        split=split_in_names(provenance),
         picture=PICTURE if repo_id and options.has_maps else None,
         pictured=min(n, _MOST_PICTURED),
         dataset=replace(dataset, name=public_dataset(dataset.name, dataset.revision)),
         teacher=replace(teacher, name=public_name(teacher.name)),
-        coverage=f"all {total} images, in order" if n == total else f"a prefix, the first {n} of {total} images",
+        coverage=_coverage(provenance),
         num_classes=len(dataset.class_names or ()),
         steps=steps,
         content=options.content,
@@ -67,13 +67,16 @@ def dataset_card(provenance: Provenance, repo_id: str | None = None, score: Fait
     )
 
 
-def _shard_split(provenance: Provenance) -> str:
-    """Return the split's name as the shards' file names have it."""
-    return shard_path(Path(), provenance, 0).name.rpartition("-of-")[0].rpartition("-")[0]
+def _coverage(provenance: Provenance) -> str:
+    """Return which images of the split have rows, in words."""
+    n, total, is_part = provenance.n, provenance.dataset.num_images, provenance.dataset.is_part
+    if n < total:
+        return f"a prefix, the first {n} of {total} {'chosen ' * is_part}images"
+    return f"{total} chosen images" if is_part else f"all {total} images, in order"
 
 
 def _metadata(provenance: Provenance) -> DatasetCardData:
-    dataset, split = provenance.dataset, _shard_split(provenance)
+    dataset, split = provenance.dataset, split_in_names(provenance)
     content = provenance.options.content
     source = hub_dataset_id(dataset.name, dataset.revision)
     kind = [METHOD_NAMES[provenance.options.method].lower(), "attribution"] * provenance.options.has_maps

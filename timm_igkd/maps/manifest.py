@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from timm_igkd.attribution.chunk_gradient import Arithmetic
-from timm_igkd.attribution.ig_options import Dtype, IGOptions
+from timm_igkd.attribution.ig_options import OF_AUTO, Dtype, IGOptions
 from timm_igkd.errors import InputError, check_choice, check_count, check_range
 from timm_igkd.files import read_mapping
 from timm_igkd.records import parse_record
@@ -32,11 +32,12 @@ class SourceDataset:
 
     Attributes:
         name: Hub id, folder or class of the dataset.
-        split: its split.
+        split: its split; "unknown" where the dataset names none.
         revision: commit of a dataset on the Hub, None of any other.
         num_images: of the whole split.
         class_names: in label order, or None.
         content_hash: of the images and labels that have maps; None where the dataset cannot tell it.
+        is_part: the images were chosen from the split, or put in another order; `num_images` counts the chosen ones.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SourceDataset:
     num_images: int
     class_names: tuple[str, ...] | None = None
     content_hash: str | None = None
+    is_part: bool = False
 
     def __post_init__(self) -> None:
         check_range("num_images", self.num_images, 1)
@@ -83,7 +85,7 @@ class SourceTeacher:
     def __post_init__(self) -> None:
         if self.interpolation is None:
             object.__setattr__(self, "interpolation", "bilinear")
-        check_range("num_classes", self.num_classes, 1)
+        object.__setattr__(self, "num_classes", check_count("num_classes", self.num_classes))
         for index in self.class_indices or ():
             check_range("class_indices", index, 0, self.num_classes - 1)
 
@@ -175,10 +177,9 @@ class Manifest:
         if self.engine == "captum" and self.arithmetic != Arithmetic():
             raise InputError("engine 'captum' computes in eager float32; leave dtype and compile out, or take 'fast'")
         check_range("n", self.n, 1, self.dataset.num_images)
-        for name in ("shard_rows", "chunk_size", "batch_images"):
-            check_count(name, getattr(self, name))
-        if self.map_size is not None:
-            check_count("map_size", self.map_size)
+        for name in ("shard_rows", "chunk_size", "batch_images", "map_size"):
+            if name != "map_size" or self.map_size is not None:
+                object.__setattr__(self, name, check_count(name, getattr(self, name)))
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -286,9 +287,10 @@ def _rebuilding_command(content: dict[str, Any]) -> str:
         found = content.get(name)
         return found if isinstance(found, dict) else {}
 
-    dataset, defaults = part("dataset"), asdict(IGOptions())
+    dataset, options, defaults = part("dataset"), part("options"), asdict(IGOptions())
     flags = {"teacher": part("teacher").get("name"), "dataset": dataset.get("name"), "split": dataset.get("split")}
-    flags |= {name: part("options").get(name) for name in defaults if part("options").get(name) != defaults[name]}
+    used = [name for name in defaults if name not in OF_AUTO or options.get("n_steps") == "auto"]
+    flags |= {name: options.get(name) for name in used if options.get(name) != defaults[name]}
     flags |= {"engine": "captum" if content.get("engine") == "captum" else None, "map_size": content.get("map_size")}
     flags |= {"limit": content.get("n") if content.get("n") != dataset.get("num_images") else None}
     given = {f"--{name.replace('_', '-')}": str(value) for name, value in flags.items() if value is not None}

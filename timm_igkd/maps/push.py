@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
 
-from timm_igkd.errors import InputError, MissingFileError, RunError, check_path
+from timm_igkd.errors import InputError, MissingFileError, RunError
+from timm_igkd.files import given_path
 from timm_igkd.hub.cache_notice import cache_use_is_told, cached_revision_is_kept
 from timm_igkd.hub.cards import public_dataset, public_name
 from timm_igkd.hub.errors import with_retries
@@ -25,7 +26,7 @@ from timm_igkd.hub.transport import (
 from timm_igkd.maps.card import PICTURE, dataset_card, map_picture
 from timm_igkd.maps.manifest import Manifest, Provenance, read_manifest
 from timm_igkd.maps.scores import SCORE, read_score
-from timm_igkd.maps.store_files import check_order, check_shard, require_complete, shard_paths
+from timm_igkd.maps.store_files import check_order, check_shard, require_complete, shard_name, shard_paths
 from timm_igkd.records import record_bytes
 
 STORE_FILES = ["manifest.json", "provenance.json", SCORE, "data/*.parquet"]
@@ -62,8 +63,7 @@ def push_maps(
         InputError: unfinished or corrupt store, or a bad name.
         RunError: no login, no access, no network, or the name is taken: by what `replace` is for.
     """
-    check_path("folder", folder)
-    folder = Path(folder)
+    folder = given_path("folder", folder)
     check_repo_id(repo_id, timeout_s)
     provenance = require_complete(folder)
     require_login(repo_id)
@@ -77,7 +77,7 @@ def push_maps(
         files[SCORE] = record_bytes(score)
     for shard, path in enumerate(shard_paths(folder, provenance)):
         keys += check_shard(path, provenance, shard).column("key").to_pylist()
-        files[f"data/{path.name}"] = path
+        files[f"data/{shard_name(provenance, shard)}"] = path
     check_order(folder, provenance, keys)
     if provenance.options.has_maps:
         files[PICTURE] = map_picture(folder, provenance)

@@ -17,10 +17,19 @@ from timm_igkd.attribution.correlation import map_correlation
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.options import Attribution, CaptumEngine, TeacherView, reduce_channels
 from timm_igkd.data.images import content_key
-from timm_igkd.data.items import read_item, row_name
+from timm_igkd.data.items import (
+    class_names,
+    dataset_name,
+    first_part,
+    is_part,
+    read_item,
+    row_name,
+    split_name,
+)
+from timm_igkd.data.unlabeled import content_hash_of
 from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.eval_mode import bare_model
-from timm_igkd.maps.manifest import Deviation, Manifest, SourceTeacher
+from timm_igkd.maps.manifest import Deviation, Manifest, SourceDataset, SourceTeacher
 from timm_igkd.maps.row_format import MapRow, quantize
 from timm_igkd.random_streams import derive_seed
 
@@ -132,6 +141,27 @@ class RowMaker:
     def _resize(self, maps: Tensor) -> Tensor:
         shape = self.manifest.map_shape
         return maps if maps.shape[1:] == shape else F.interpolate(maps[:, None], size=shape, mode="area")[:, 0]
+
+
+def source_dataset(dataset: Any, limit: int | None) -> SourceDataset:
+    """Return what a store says of the images that its maps are of.
+
+    Raises:
+        InputError: there are none, or the first cannot be read. InputTypeError: it gives no images.
+    """
+    if len(dataset) == 0:
+        raise InputError(f"{dataset_name(dataset)!r} has no images, expected at least one")
+    read_item(dataset, 0)  # what gives no images is refused before anything is written
+    revision = getattr(dataset, "revision", None) or getattr(first_part(dataset), "revision", None)
+    return SourceDataset(
+        name=dataset_name(dataset),
+        split=split_name(dataset),
+        revision=None if revision is None else str(revision),
+        num_images=len(dataset),
+        class_names=class_names(dataset) or None,
+        content_hash=content_hash_of(dataset, limit),
+        is_part=is_part(dataset),
+    )
 
 
 def preprocessing(teacher: Any) -> dict[str, Any]:

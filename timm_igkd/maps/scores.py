@@ -100,5 +100,6 @@ def read_score(folder: Path, provenance: Provenance) -> Faithfulness | None:
         found = read_record(Faithfulness, path)
     except InputError as error:
         raise InputError(f"{error}; delete it, or write it again with: timm-igkd score") from error
-    scored = found.options, found.weights_sha256, found.keys_hash
-    return found if scored == (provenance.options, provenance.teacher.weights_sha256, provenance.keys_hash) else None
+    scored = found.options.used, found.weights_sha256, found.keys_hash
+    maps = provenance.options.used, provenance.teacher.weights_sha256, provenance.keys_hash
+    return found if scored == maps else None

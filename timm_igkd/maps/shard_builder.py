@@ -1,9 +1,10 @@
 """The shards of a store: built in order, decoding and writing beside the attribution; a finished one is kept."""
 
+import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,30 +16,66 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from timm_igkd.data.images import content_key
-from timm_igkd.data.items import read_item, row_name
-from timm_igkd.data.labeled_images import LabeledImages
-from timm_igkd.errors import InputError, InputTypeError, RunError, check_range
-from timm_igkd.files import exclusive
+from timm_igkd.data.items import gives_rows, read_item, row_name
+from timm_igkd.errors import InputError, InputTypeError, RunError, check_whole
+from timm_igkd.files import exclusive, write_atomic
 from timm_igkd.maps.manifest import Halving, Manifest, read_manifest
 from timm_igkd.maps.row_format import MapRow, to_table
 from timm_igkd.maps.row_maker import Item, RowMaker, free_memory
-from timm_igkd.maps.store_files import Statements, check_shard, file_hash, read_shard, shard_path, write_shard
+from timm_igkd.maps.store_files import STATEMENTS, check_shard, file_hash, read_shard, shard_path, write_shard
 from timm_igkd.progress import progress_bar
 from timm_igkd.records import write_record
 
 MOST_READERS = 8
 
 
-def check_division(shard: Any, **sizes: int | None) -> None:
-    """Raise InputError, or InputTypeError, for a part of the shards that is none, or a size below 1."""
-    for name, size in sizes.items():
-        if size is not None:
-            check_range(name, size, 1)
-    if not isinstance(shard, tuple | list) or [type(part) for part in shard] != [int, int]:
-        raise InputTypeError(f"shard must be two whole numbers, got {shard!r}; give (0, 4) for the first of four parts")
-    index, count = shard
+def checked_shard(shard: Any) -> tuple[int, int]:
+    """Return which part of the shards is to be built, (i, n); InputError, or InputTypeError, where it is none."""
+    try:
+        index, count = (check_whole("shard", part) for part in shard)
+    except (TypeError, ValueError) as error:  # of our own too
+        raise InputTypeError(
+            f"shard must be two whole numbers, got {shard!r}; give (0, 4) for the first of four parts"
+        ) from error
     if not 0 <= index < count:
         raise InputError(f"shard must be i/n with 0 <= i < n, got {index}/{count}")
+    return index, count
+
+
+class Statements:
+    """Notes beside an unfinished store's shards: each shard's file hash and its data set's content hash.
+
+    The data set is the one that it was built from. Removed when the store is finished. A shard that is copied from
+    elsewhere, or in place of another, has no note that fits its bytes.
+
+    Args:
+        out: the store's folder.
+    """
+
+    def __init__(self, out: Path):
+        self.folder = out / STATEMENTS
+
+    def matches(self, shard: Path, file_hash: str, content_hash: str) -> bool:
+        """Return whether a shard of these bytes is of the data set of this content hash, as who built it read it."""
+        with contextlib.suppress(OSError):
+            return self._path(shard).read_bytes() == f"{file_hash} {content_hash}".encode()
+        return False
+
+    def write(self, shard: Path, file_hash: str, content_hash: str) -> None:
+        """Note it."""
+        with contextlib.suppress(FileNotFoundError):  # another call finished the store meanwhile
+            self.folder.mkdir(exist_ok=True)
+            write_atomic(self._path(shard), f"{file_hash} {content_hash}".encode())
+
+    def remove(self, shards: Iterable[Path]) -> None:
+        """Take away those of these shards; what else is in their folder stays."""
+        for shard in shards:
+            self._path(shard).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or something of somebody else is in it
+            self.folder.rmdir()
+
+    def _path(self, shard: Path) -> Path:
+        return self.folder / shard.stem
 
 
 class ShardBuilder:
@@ -111,7 +148,7 @@ class ShardBuilder:
 
     def _num_readers(self) -> int:
         """Return how many threads decode: many beside a GPU, where the dataset is our own; others may not bear it."""
-        if self.maker.device.type == "cpu" or not isinstance(self.dataset, LabeledImages):
+        if self.maker.device.type == "cpu" or not gives_rows(self.dataset):
             return 1
         return min(MOST_READERS, os.cpu_count() or 1)
 

@@ -1,5 +1,6 @@
 """Reading maps: the row that belongs to an image is found by the image's content, never by its position alone."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,14 +10,16 @@ import numpy as np
 from PIL import Image
 
 from timm_igkd.data.images import Name, content_key, text
-from timm_igkd.data.items import check_class_numbers, read_item, refuse_overlaid, row_name
-from timm_igkd.errors import InputError, check_path
+from timm_igkd.data.items import UNKNOWN_SPLIT, check_class_numbers, read_item, refuse_overlaid, row_name
+from timm_igkd.errors import InputError
+from timm_igkd.files import given_path
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
 from timm_igkd.maps.row_format import MapRow, decode_png, read_row, rectify
 from timm_igkd.maps.store_files import (
+    check_footers,
     check_order,
     read_shard,
     require_complete,
@@ -27,6 +30,7 @@ from timm_igkd.maps.store_files import (
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 
 class MapStore:
@@ -42,70 +46,68 @@ class MapStore:
         provenance: teacher, dataset, options, versions and statistics.
 
     Raises:
-        MissingFileError: no store there.
-        InputError: not finished, or corrupt.
+        MissingFileError: no store there. InputError: not finished, or corrupt.
         RunError: the Hub has none, refuses, or cannot be reached.
 
     Pickles to DataLoader workers: the rows stay in the memory-mapped file.
     """
 
     def __init__(self, path: str | Path, revision: str | None = None):
-        check_path("path", path)
-        path = path.expanduser() if isinstance(path, Path) else os.path.expanduser(path)
+        folder = given_path("path", path)
         repository = repository_of(path, revision)
-        self.path = Path(path) if repository is None else fetch_maps(*repository)
+        self.path = folder if repository is None else fetch_maps(*repository)
         self.provenance: Provenance = require_complete(self.path)
-        self._map_rows()
-
-    def _map_rows(self) -> None:
-        shards = shard_paths(self.path, self.provenance)
-        self._file = arrow_file(shards, self.provenance)
-        try:
-            self._table = mapped_table(self._file)
-        except FileNotFoundError:  # another process has seen the shards touched, and replaced it in between
-            self._file = arrow_file(shards, self.provenance)
-            self._table = mapped_table(self._file)
-        if len(self) != self.provenance.n:
-            raise InputError(f"map store {str(self.path)!r} has {len(self)} rows, expected {self.provenance.n}")
+        check_footers(self.path, self.provenance)
+        self._folder = Path(os.path.abspath(self.path))  # rows are mapped later, wherever the process is then
+        self._file: Path | None = None
+        self._mapped: pa.Table | None = None
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
         self._is_checked = np.zeros(len(self), dtype=bool)
 
-    def _map_again(self) -> None:
-        """Convert the rows anew: the cache has the file of another state of the shards in the place of this one's.
+    @property
+    def _table(self) -> "pa.Table":
+        if self._mapped is None:
+            self.map_rows()
+        return self._mapped
+
+    def map_rows(self) -> None:
+        """Map the rows into memory; converted first where the cache lacks them, or holds an older state of the shards.
+
+        Reading a row does it; called before workers start, its errors come before them.
 
         Raises:
-            InputError: they are not those of the store that was opened.
+            InputError: damaged shards, or of another store than was opened. RunError: the cache cannot be written.
         """
-        if require_complete(self.path) != self.provenance:
+        if self._file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._mapped = mapped_table(self._file)
+                return
+        if require_complete(self._folder) != self.provenance:
             raise InputError(
                 f"map store {str(self.path)!r} is another than it was when it was opened; run the same command again"
             )
-        self._map_rows()
+        shards = shard_paths(self._folder, self.provenance)
+        self._file = arrow_file(shards, self.provenance)
+        try:
+            self._mapped = mapped_table(self._file)
+        except FileNotFoundError:  # another process has seen the shards touched, and replaced it in between
+            self._file = arrow_file(shards, self.provenance)
+            self._mapped = mapped_table(self._file)
+        self._sorted, self._is_checked = None, np.zeros(len(self), dtype=bool)
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return self.provenance.n
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_table"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        try:
-            self._table = mapped_table(self._file)
-        except FileNotFoundError:
-            self._map_again()
+        return self.__dict__ | {"_mapped": None}
 
     @property
     def rows(self) -> "datasets.Dataset":
         """The memory-mapped Hugging Face dataset, one row per image; opened by each call."""
         import datasets  # here alone: see arrow_cache.py
 
-        try:
-            rows = datasets.Dataset.from_file(str(self._file))
-        except FileNotFoundError:
-            self._map_again()
-            rows = datasets.Dataset.from_file(str(self._file))
-        return rows.cast_column("map", datasets.Image(decode=False))
+        self.map_rows()
+        return datasets.Dataset.from_file(str(self._file)).cast_column("map", datasets.Image(decode=False))
 
     @property
     def signed(self) -> bool:
@@ -131,17 +133,17 @@ class MapStore:
         Args:
             image: 8-bit RGB, untransformed.
             label: its label; where equal images have several labels, the row with this one is taken.
-            index: its position in the dataset, tried first, or None.
+            index: its position in the dataset, from the end where it is negative, tried first; or None.
             name: how errors call the image.
 
         Raises:
             InputError: the image has no row, or its row was made for another label.
         """
         key = content_key(image)
-        if index is not None and index < len(self):
-            position = int(index)
-            if (self._cell("key", position), self._cell("label", position)) == (key, label):
-                return position
+        position = -1 if index is None else int(index) + self.provenance.dataset.num_images * (index < 0)
+        is_row = 0 <= position < len(self)
+        if is_row and (self._cell("key", position), self._cell("label", position)) == (key, label):
+            return position
         candidates = self._candidates(key)
         if not len(candidates):
             raise InputError(self._missing(text(name)))
@@ -174,9 +176,10 @@ class MapStore:
         what, method = ("map", "") if has_maps else ("row", " --method none")
         n, total = self.provenance.n, source.num_images
         if n < total:
+            split = "" if source.split == UNKNOWN_SPLIT else f" --split {source.split}"
             return (
                 f"{name} has no {what}: the store covers the first {n} of {total} images of split {source.split!r}; "
-                f"rebuild it without --limit: timm-igkd maps{method} --split {source.split}"
+                f"rebuild it without --limit: timm-igkd maps{method}{split}"
             )
         return (
             f"{name} has no {what}: its pixels are in none of the {n} rows, which were made from {source.name!r} split "
@@ -205,8 +208,7 @@ class MapStore:
     def levels(self, row: int) -> np.ndarray:
         """Return a stored map as it is, [H, W] uint8 (see `row_format.quantize`); an InputError where there is none."""
         self.require_maps()
-        levels: np.ndarray = self._read("map", row)
-        return levels
+        return np.asarray(self._read("map", row))
 
     def overlay_map(self, row: int) -> Image.Image:
         """Return a map in the form the overlay takes: 8-bit greyscale, a signed map rectified."""

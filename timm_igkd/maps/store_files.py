@@ -8,11 +8,12 @@ out/.images/                            while it is built: of which images each 
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from timm_igkd.attribution.teacher_copy import answers_alike
-from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.data.items import UNKNOWN_SPLIT
+from timm_igkd.errors import InputError, MissingFileError, first_line
 from timm_igkd.files import refuse_special, write_atomic
 from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manifest, read_provenance
 from timm_igkd.maps.row_format import check_columns, read_row
-from timm_igkd.records import write_record
+from timm_igkd.records import parse_record, record_bytes, write_record
 
 STATEMENTS = ".images"
 _SHARD_NAME = re.compile(r"-(\d+)-of-\d+\.parquet\Z")
@@ -35,10 +37,23 @@ def default_shard_rows(n: int) -> int:
     return max(64, -(-n // 256))
 
 
+def split_in_names(manifest: Manifest) -> str:
+    """Return the split as the shards' file names and the card have it: a word that `datasets` takes for one split."""
+    split = re.sub(r"[^A-Za-z0-9_]+", "_", manifest.dataset.split).strip("_") or "train"
+    return f"{split}_splits" if split.lower() == "all" else split  # all is its word for every split
+
+
+def shard_name(manifest: Manifest, shard: int) -> str:
+    """Return the file name of one shard."""
+    return f"{split_in_names(manifest)}-{shard:05d}-of-{manifest.num_shards:05d}.parquet"
+
+
 def shard_path(out: Path, manifest: Manifest, shard: int) -> Path:
     """Return the file of one shard."""
-    split = re.sub(r"[^A-Za-z0-9_]+", "_", manifest.dataset.split).strip("_") or "train"
-    return out / "data" / f"{split}-{shard:05d}-of-{manifest.num_shards:05d}.parquet"
+    name, split = shard_name(manifest, shard), split_in_names(manifest).removesuffix("_splits")
+    if split.lower() == "all" and any((out / "data").glob(f"{split}-*.parquet")):  # of an earlier version
+        name = name.replace("_splits", "", 1)
+    return out / "data" / name
 
 
 def shard_paths(out: Path, manifest: Manifest) -> list[Path]:
@@ -59,6 +74,7 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     Raises:
         InputError: the folder holds a store with other settings; the first one that differs is named.
     """
+    _check_readable(wanted)
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
     # Asked first: another build may just begin.
@@ -73,6 +89,8 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     found = read_manifest(out)
     if found.dataset.content_hash is not None and found.dataset.content_hash == wanted.dataset.content_hash:
         wanted = replace(wanted, dataset=replace(wanted.dataset, name=found.dataset.name))  # another path to the same
+    if wanted.dataset.split == UNKNOWN_SPLIT:  # earlier versions called it train
+        wanted = replace(wanted, dataset=replace(wanted.dataset, split=found.dataset.split))
     if (difference := first_difference(found, wanted)) is not None:
         what = "maps made" if has_data else "a store without maps yet, begun"
         raise InputError(
@@ -81,12 +99,22 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     return found
 
 
+def _check_readable(wanted: Manifest) -> None:
+    """Raise InputError for a manifest that could not be read back: the store would be lost with all its maps."""
+    what = "what would be written into manifest.json"
+    try:
+        parse_record(Manifest, json.loads(record_bytes(wanted)), what)
+    except TypeError as error:  # of json, for values of another library
+        raise InputError(f"{what} cannot be: {first_line(error)}; give texts, bools and numbers of Python") from error
+
+
 def first_difference(found: Manifest, wanted: Manifest) -> str | None:
     """Return the first setting in which two manifests differ, in words; None where the same maps were asked for.
 
     The images' own hash is no setting: a damaged image may be repaired between two parts of a build, see `Statements`.
+    Nor is an option that nothing uses, such as the tolerance of a fixed number of steps.
     """
-    there, here = (asdict(_settings_alone(each)) for each in (found, wanted))
+    there, here = (asdict(_settings_alone(each)) | {"options": each.options.used} for each in (found, wanted))
     for setting in fields(Manifest):
         name = setting.name
         if setting.metadata.get("is_setting", True) and there[name] != here[name]:
@@ -98,14 +126,14 @@ def first_difference(found: Manifest, wanted: Manifest) -> str | None:
 
 def _settings_alone(manifest: Manifest) -> Manifest:
     teacher = replace(manifest.teacher, answer=None)
-    return replace(manifest, dataset=replace(manifest.dataset, content_hash=None), teacher=teacher)
+    return replace(manifest, dataset=replace(manifest.dataset, content_hash=None, is_part=False), teacher=teacher)
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in wanted:
-            if found[key] != wanted[key]:
-                return _difference(f"{name}.{key}", found[key], wanted[key])
+            if found.get(key) != wanted[key]:
+                return _difference(f"{name}.{key}", found.get(key), wanted[key])
     return f"{name} is {found!r} there, {wanted!r} here"
 
 
@@ -123,42 +151,6 @@ def file_hash(path: Path) -> str:
     return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
-class Statements:
-    """Notes beside an unfinished store's shards: each shard's file hash and its data set's content hash.
-
-    The data set is the one that it was built from. Removed when the store is finished. A shard that is copied from
-    elsewhere, or in place of another, has no note that fits its bytes.
-
-    Args:
-        out: the store's folder.
-    """
-
-    def __init__(self, out: Path):
-        self.folder = out / STATEMENTS
-
-    def matches(self, shard: Path, file_hash: str, content_hash: str) -> bool:
-        """Return whether a shard of these bytes is of the data set of this content hash, as who built it read it."""
-        with contextlib.suppress(OSError):
-            return self._path(shard).read_bytes() == f"{file_hash} {content_hash}".encode()
-        return False
-
-    def write(self, shard: Path, file_hash: str, content_hash: str) -> None:
-        """Note it."""
-        with contextlib.suppress(FileNotFoundError):  # another call finished the store meanwhile
-            self.folder.mkdir(exist_ok=True)
-            write_atomic(self._path(shard), f"{file_hash} {content_hash}".encode())
-
-    def remove(self, shards: Iterable[Path]) -> None:
-        """Take away those of these shards; what else is in their folder stays."""
-        for shard in shards:
-            self._path(shard).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not there, or something of somebody else is in it
-            self.folder.rmdir()
-
-    def _path(self, shard: Path) -> Path:
-        return self.folder / shard.stem
-
-
 def read_shard(path: Path, manifest: Manifest, shard: int, checksums: bool = True) -> pa.Table:
     """Read a shard, with the columns and the number of rows that it must have.
 
@@ -171,21 +163,38 @@ def read_shard(path: Path, manifest: Manifest, shard: int, checksums: bool = Tru
     Raises:
         InputError: the file is cut or altered, or has other columns or rows.
     """
+    with _opened_shard(path, manifest, shard) as file:
+        return pq.read_table(file, page_checksum_verification=checksums)
+
+
+def check_footers(out: Path, manifest: Manifest) -> None:
+    """Raise InputError where a shard of a complete store is cut, or has other columns or rows; no page is read."""
+    for shard, path in enumerate(shard_paths(out, manifest)):
+        with _opened_shard(path, manifest, shard):
+            pass
+
+
+@contextlib.contextmanager
+def _opened_shard(path: Path, manifest: Manifest, shard: int) -> Iterator[BinaryIO]:
+    """Open a shard whose footer is right; what is wrong with it, or with a page read meanwhile, is one line."""
     refuse_special(path)
     try:
-        table = pq.read_table(path, page_checksum_verification=checksums)
-        check_columns(table.schema, manifest.logits)
+        # not by name, which can be an address to pyarrow, begin with ~, or hold columns: lr=0.1
+        with open(path, "rb") as file:
+            footer = pq.read_metadata(file)
+            check_columns(footer.schema.to_arrow_schema(), manifest.logits)
+            if footer.num_rows == len(manifest.rows_of(shard)):
+                yield file
+                return
     except (pa.ArrowInvalid, OSError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
             f"shard {str(path)!r} is corrupt ({first}); delete it and run the same `timm-igkd maps` command again"
         ) from error
-    expected = len(manifest.rows_of(shard))
-    if table.num_rows != expected:
-        raise InputError(
-            f"shard {str(path)!r} has {table.num_rows} rows, expected {expected}; delete it and build again"
-        )
-    return table
+    raise InputError(
+        f"shard {str(path)!r} has {footer.num_rows} rows, expected {len(manifest.rows_of(shard))}; delete it and build "
+        "again"
+    )
 
 
 def check_shard(path: Path, manifest: Manifest, shard: int) -> pa.Table:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_igkd.errors import InputError, InputTypeError, RunError, check_count, check_path, first_line, listed
+from timm_igkd.errors import InputError, InputTypeError, RunError, check_count, first_line, listed
 from timm_igkd.eval_mode import eval_mode, frozen
-from timm_igkd.files import folder_written_apart
+from timm_igkd.files import folder_written_apart, given_path
 from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import built_size, check_model_arguments, check_of_timm
 from timm_igkd.models.checkpoint import (
@@ -80,7 +80,7 @@ def load_model(
     check_model_arguments(model_args or {}, args_flag := flag_name(role, "args"))
     arguments = dict(model_args or {})
     if checkpoint is not None:
-        check_path("checkpoint", checkpoint)
+        checkpoint = given_path("checkpoint", checkpoint)
     if use_ema and checkpoint is None:
         raise InputError(f"EMA weights were asked for without a checkpoint; give {flag_name(role, 'checkpoint')}")
     source, stored = find_model(spec, role, weights=pretrained and checkpoint is None)
@@ -222,8 +222,7 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
         RunError: the folder cannot be written.
     """
     check_of_timm(model, "save_model")
-    check_path("folder", folder)
-    folder = Path(folder)
+    folder = given_path("folder", folder)
     if label_names is not None:
         label_names = listed("label_names", label_names, "texts")
         if not all(isinstance(name, str) for name in label_names):

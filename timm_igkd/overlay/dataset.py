@@ -104,6 +104,7 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
 
         With a seed, the global generators are put aside once for all of them: that costs more than reading an image.
         """
+        indices = [index + len(self.dataset) if index < 0 else index for index in indices]
         with nullcontext() if self.seed is None else restored_state():
             read = read_items(self.dataset, indices)
             return [self._item(*item, index, index) for index, item in zip(indices, read, strict=True)]

@@ -79,6 +79,8 @@ class OverlaidViews:
             maps.require_maps()
         if maps is not None and with_logits:
             maps.require_logits(dataset)
+        if maps is not None:
+            maps.map_rows()  # once, before workers would
         self._maps = maps
         self.teacher_view, self.overlay_source = teacher_view, overlay_source
         self.seed, self.with_logits, self.with_maps = seed, with_logits, with_maps

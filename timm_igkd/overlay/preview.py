@@ -12,7 +12,7 @@ from timm_igkd.data.images import fit_image, heat_image, shorten
 from timm_igkd.data.items import class_names, read_item, row_name
 from timm_igkd.data.labels import UNLABELED, evenly_spread, readable_names
 from timm_igkd.errors import InputError
-from timm_igkd.files import write_atomic
+from timm_igkd.files import given_path, write_atomic
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 
@@ -62,7 +62,7 @@ def sample_panels(sample: Sample) -> tuple[Image.Image, Image.Image, Image.Image
 
 def check_picture_name(path: str | Path) -> None:
     """Raise InputError for the name of a picture that is no PNG's: it would say another format than the file has."""
-    suffix = Path(path).suffix
+    suffix = given_path("a preview", path).suffix
     if suffix.lower() != ".png":
         found = f"ends in {suffix!r}" if suffix else "has no suffix"
         name = str(Path(path).with_suffix(".png")) if Path(path).name else "grid.png"

@@ -262,13 +262,13 @@ def check_given_maps(config: RunConfig, store: MapStore, teacher: nn.Module, dat
     if not config.reads_maps:
         return  # logits are the same, whatever maps lie beside them
     store.require_maps()
-    wanted: dict[str, Any] = {**vars(config.ig_options()), "engine": config.engine, "map_size": config.map_size}
+    wanted: dict[str, Any] = {**config.ig_options().used, "engine": config.engine, "map_size": config.map_size}
     flags = {name: f"map_{name}" for name in ("method", "baseline", "target", "output", "reduction")}
-    there = {**vars(found.options), "engine": found.engine, "map_size": found.map_size}
+    there = {**found.options.used, "engine": found.engine, "map_size": found.map_size}
     for name, value in wanted.items():
-        if there[name] != value:
-            flag = flags.get(name, name)
+        if there.get(name) != value:
+            flag, own = flags.get(name, name), there.get(name)
             raise InputError(
-                f"maps {config.maps!r} were made with {flag} {there[name]}, this run asks for {value}; set {flag} to "
-                f"{'none' if there[name] is None else there[name]}, or drop --maps"
+                f"maps {config.maps!r} were made with {flag} {own}, this run asks for {value}; set {flag} to "
+                f"{'none' if own is None else own}, or drop --maps"
             )

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from torch import nn
 
 from timm_igkd.distillation.live_teacher import probe_image
@@ -20,6 +20,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.rounded_bfloat16 import round_where_missing
 
 Result = TypeVar("Result")
+_DIVIDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _FIRST_SCALES: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
@@ -34,7 +35,7 @@ def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Acce
         project_dir: folder where trackers that write files put them.
 
     Raises:
-        InputError: a tracker is not installed (Accelerate would leave it out).
+        InputError: a tracker is not installed (Accelerate would leave it out), or a launcher that divides models.
     """
     _check_trackers(trackers)
     accelerator = Accelerator(
@@ -43,6 +44,11 @@ def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Acce
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
+    if (kind := accelerator.distributed_type) in _DIVIDING:
+        raise InputError(
+            f"the launcher asks for {kind.value}, which divides a model among processes, and here each has the whole; "
+            "launch without it: accelerate launch --multi_gpu, or another --config_file"
+        )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and round_where_missing():
         accelerator.print(
             "note: this processor has no bfloat16; products are computed in float32 and rounded, at float32's speed",
