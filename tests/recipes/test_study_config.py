@@ -166,7 +166,7 @@ def test_wrong_cells_are_named(cells, message):
         ({"outcomes": ["top1", "top1"]}, "outcomes are named once each"),
         ({"outcomes": []}, "has no outcomes"),
         ({"teacher": None}, "cell 'KD' needs a teacher"),
-        ({"n_steps": 0}, "n_steps must be in"),
+        ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
         (
             {"base": STUDENT | {"explanation_loss_weight": 1.0}, "compile": "default"},
             "explanation loss, which cannot be",
