@@ -18,6 +18,7 @@ from studies.outcomes import PERCENTAGES
 from timm_igkd.errors import InputError, check_range, nearest
 from timm_igkd.runs.parsing import parse_config, setting
 from timm_igkd.runs.settings import TrackerName
+from timm_igkd.training.settings import CompileMode
 
 
 def _in_hash(text: str, default: Any) -> Any:
@@ -87,9 +88,7 @@ class StudyConfig:
 
     launch: str = setting("options of accelerate launch, for the command in the report", "")
     parallel: int = setting("runs at once, each a process", 1)
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
-        "torch.compile mode of the student; reduce-overhead uses CUDA graphs", "none"
-    )
+    compile: CompileMode = setting("torch.compile mode of the student; reduce-overhead uses CUDA graphs", "none")
     trackers: tuple[TrackerName, ...] = setting("Accelerate trackers beside the rows", ())
     rows_of: tuple[str, ...] = setting("output folders of studies whose runs are some of its own: taken over", ())
     merge: tuple[str, ...] = setting("output folders of other machines to take rows from", ())

@@ -1,5 +1,6 @@
 """Which images a run fits and chooses by."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +44,31 @@ def test_cut_parts_the_images_and_follows_the_seed(config):
 
 
 @pytest.mark.parametrize("setting", ["test_split", "validation_split"])
-def test_the_training_split_is_neither_watched_nor_tested_on(setting, tiny_images):
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [
+        ("train", "train"),
+        ("train", "train[:4]"),
+        ("train[:8]", "train"),
+        ("train[:8]", "train[:8]"),
+        ("train+test", "test"),
+        ("train", "test + train"),
+        ("train", "all"),
+    ],
+)
+def test_what_is_trained_on_is_neither_watched_nor_tested_on(setting, train, other, tiny_images):
+    images = two_splits(tiny_images)
+    config = RunConfig(
+        protocol="demo", dataset=str(images), train_split=train, validation_split=None, validation_fraction=0.25
+    )
+    with pytest.raises(InputError, match=re.escape(f"split {other!r} of {str(images)!r} holds images of {train!r}, ")):
+        RunData(replace(config, **{setting: other}))
+
+
+def test_stretches_of_one_split_may_be_apart(tiny_images):
     config = RunConfig(protocol="demo", dataset=str(two_splits(tiny_images)), validation_split="test")
-    with pytest.raises(InputError, match=r"split 'train' of .* is the one to train on, .*; name another"):
-        RunData(replace(config, **{setting: "train"}))
-    assert len(RunData(config).test) == 8
+    data = RunData(replace(config, train_split="train[:10]", test_split="train[10:]"))
+    assert (len(data.train), len(data.test)) == (10, 6)
 
 
 def test_no_fraction_means_no_validation(config):

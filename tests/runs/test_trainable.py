@@ -1,6 +1,7 @@
 """A step is tried before anything is done: what cannot be trained ends a run while it has cost nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,12 @@ def images(tiny_images) -> Path:
 def test_what_cannot_be_trained_is_found_before_anything_is_written(
     options, message, teacher_epochs, images, teacher_folder, recipe: Runner, tmp_path
 ):
-    if options[0] == "--opt" and torch.cuda.is_available():
-        pytest.skip("a GPU may have the optimiser")
     teacher = ["--teacher-epochs", 1] if teacher_epochs else ["--teacher-epochs", 0, "--teacher"]
     given = [] if teacher_epochs else [f"local-dir:{teacher_folder}"]
     outcome = recipe(*tiny_run(images, *teacher, *given, *options))
     assert outcome.code == 2
     assert len(outcome.error.splitlines()) == 1
-    with pytest.raises(InputError, match=message):
-        raise InputError(outcome.error)
+    assert re.search(message, outcome.error)
     assert not (tmp_path / "runs").exists()
 
 

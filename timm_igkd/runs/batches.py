@@ -260,7 +260,8 @@ def check_trainable(
     """
     model: Any = task.get_eval_model()
     check_norms(config, data, name, model)
-    batches: Any = [batch := _example(config, data, name, model, accelerator)]
+    batch = _example(config, data, name, model, accelerator)
+    batches: Any = [batch]
     settings = replace(config.training(name), compile_mode="none")
     try:
         with restored_state():

@@ -1,5 +1,6 @@
 """The images of a run: what it fits, watches the epochs by and is tested on; and whether given maps are of them."""
 
+import itertools
 import math
 from functools import cached_property
 from pathlib import Path
@@ -168,9 +169,10 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
             names.
     """
     images = load_split(config, split, limit)
-    if images.split == train.split:
+    if _share_images(images.split, train.split):
         raise InputError(
-            f"split {split!r} of {config.dataset!r} is the one to train on, whose accuracy says nothing; name another"
+            f"split {split!r} of {config.dataset!r} holds images of {train.split!r}, which is trained on: accuracy on "
+            "them says nothing; name another"
         )
     if train.class_names is not None:
         return images.in_class_order(train.class_names)
@@ -181,6 +183,17 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
             f"{train.num_classes - 1}; give splits of the same classes"
         )
     return images
+
+
+def _share_images(split: str, other: str) -> bool:
+    """Return whether two sums of splits have one in common; two stretches of one, such as val[:50%], may be apart."""
+    parts, others = ([part.strip() for part in each.split("+")] for each in (split, other))
+    for one, two in itertools.product(parts, others):
+        are_stretches = "[" in one and "[" in two
+        names = {one.partition("[")[0], two.partition("[")[0]}
+        if one == two or (not are_stretches and (len(names) == 1 or "all" in names)):
+            return True
+    return False
 
 
 def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from timm_igkd.errors import (
     InputError,
@@ -17,7 +17,7 @@ from timm_igkd.errors import (
 
 COMMON_OPTIMISERS = ("adam", "adamw", "momentum", "sgd")  # timm's, known without asking it, so without its import
 SCHEDULES = ("cosine", "tanh", "poly", "triangular", "none")
-COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune"]
 TrainCrop = Literal["none", "pad", "rrc"]
 """What is cut from a training image: see TrainAugmentation."""
 
@@ -80,7 +80,7 @@ class TrainingSettings:
             raise InputError(
                 f"min_lr {self.min_lr:g} is above lr {self.lr:g}, and the rate would rise to it; lower min_lr"
             )
-        check_choice("compile_mode", self.compile_mode, COMPILE_MODES)
+        check_choice("compile_mode", self.compile_mode, get_args(CompileMode))
         check_kind("opt", self.opt, str, "the name of a timm optimiser", "timm.optim lists them")
         if self.opt not in COMMON_OPTIMISERS:
             _check_optimizer(self.opt)
