@@ -1,9 +1,12 @@
 """Map stores: what is written comes back, belongs to its images, and is what the format says."""
 
+import os
+import shutil
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -159,6 +162,21 @@ def test_rows_are_the_images_in_order(built, images):
 def test_shards_hold_the_asked_rows(built):
     assert [pq.read_metadata(path).num_rows for path in shards_of(built.path)] == [4, 4, 2]
     assert shards_of(built.path)[0].name == "unknown-00000-of-00003.parquet"
+
+
+@pytest.mark.parametrize("name", ["lr=0.1", "hf:::x", "é", os.fsdecode(b"a\xff")])
+def test_shards_are_read_by_arrow_alone_whatever_their_folder_is_called(built, tmp_path, monkeypatch, name):
+    """Python's files end a process by an abort, now and then: a thread of Arrow frees them after the read."""
+    read: list[type] = []
+    for function in (pq.read_table, pq.read_metadata):
+        monkeypatch.setattr(
+            pq, function.__name__, lambda file, f=function, **given: (read.append(type(file)), f(file, **given))[1]
+        )
+    folder = shutil.copytree(built.path, tmp_path / name)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / f"{name} cache"))
+    store = MapStore(folder)
+    assert [store.row(row).label for row in range(N)] == [built.row(row).label for row in range(N)]
+    assert set(read) == {pa.OSFile}
 
 
 def test_stored_logits_are_the_models(built, teacher, images):

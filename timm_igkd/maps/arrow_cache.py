@@ -77,7 +77,7 @@ def mapped_table(path: Path) -> pa.Table:
         InputError: the file was damaged. FileNotFoundError: another one has taken its place.
     """
     try:
-        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        return pa.ipc.open_stream(pa.memory_map(os.fsencode(path))).read_all()
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:

@@ -9,11 +9,12 @@ out/.images/                            while it is built: of which images each 
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -175,12 +176,16 @@ def check_footers(out: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _opened_shard(path: Path, manifest: Manifest, shard: int) -> Iterator[BinaryIO]:
-    """Open a shard whose footer is right; what is wrong with it, or with a page read meanwhile, is one line."""
+def _opened_shard(path: Path, manifest: Manifest, shard: int) -> Iterator[pa.NativeFile]:
+    """Open a shard whose footer is right; what is wrong with it, or with a page read meanwhile, is one line.
+
+    Not as a file of Python's: a thread of Arrow lets go of that after `read_table` has returned, and when the process
+    ends just then, it is aborted or hangs (apache/arrow issues 33975 and 50482). Nor by name, which can be an address
+    to pyarrow, begin with ~, or hold columns: lr=0.1.
+    """
     refuse_special(path)
     try:
-        # not by name, which can be an address to pyarrow, begin with ~, or hold columns: lr=0.1
-        with open(path, "rb") as file:
+        with pa.OSFile(os.fsencode(path)) as file:
             footer = pq.read_metadata(file)
             check_columns(footer.schema.to_arrow_schema(), manifest.logits)
             if footer.num_rows == len(manifest.rows_of(shard)):
