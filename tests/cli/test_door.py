@@ -177,10 +177,19 @@ def test_ignored_interrupts_stay_ignored(tmp_path):
     assert done.stdout.splitlines()[-1] == "True", done.stderr
 
 
-def test_an_interrupt_while_a_worker_is_forked_is_not_lost(tmp_path):
+@pytest.mark.parametrize(
+    "swallowed",
+    [
+        "os.register_at_fork(before=interrupt); fork()",
+        "Loader()",
+        "weakref.finalize(type('Dropped', (), {})(), interrupt)",
+    ],
+    ids=["fork", "__del__", "finalize"],
+)
+def test_an_interrupt_where_python_swallows_exceptions_is_not_lost(tmp_path, swallowed):
     """Python runs hooks around a fork and swallows what they raise: logging has some, this one is in their place."""
-    code = """
-import multiprocessing, os, signal, time
+    code = f"""
+import multiprocessing, os, signal, time, weakref
 from timm_igkd.cli.exit_codes import exit_within_imports
 signal.signal(signal.SIGINT, exit_within_imports)
 sent = []
@@ -189,11 +198,15 @@ def interrupt():
         sent.append(os.kill(os.getpid(), signal.SIGINT))
         for _ in range(1000):
             pass
-os.register_at_fork(before=interrupt)
-try:
+class Loader:
+    def __del__(self):
+        interrupt()
+def fork():
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
     worker.start()
     worker.join()
+try:
+    {swallowed}
     time.sleep(20)
     print("lost")
 except KeyboardInterrupt:

@@ -293,6 +293,24 @@ def test_power_is_what_simulation_finds(generator):
     assert paired_power(0.5, 12, *SEEN) == pytest.approx(found, abs=0.025)
 
 
+@pytest.mark.parametrize(
+    ("effect", "n", "alpha"), [(3, 12, 0.0125), (5, 3, 0.0125), (15, 2, 0.0125), (20, 2, 0.05), (30, 2, 0.0125)]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_power_of_large_effects_is_that_of_the_near_tail(effect, n, alpha, sign):
+    edge = stats.t.isf(alpha / 2, n - 1)
+    assert math.isnan(stats.nct.cdf(-edge, n - 1, effect * math.sqrt(n)))  # why there is a way of our own
+    expected = stats.nct.sf(edge, n - 1, effect * math.sqrt(n))
+    assert paired_power(1, n, sign * effect, alpha) == pytest.approx(expected, abs=1e-9)
+
+
+def test_power_has_a_value_for_every_effect():
+    """At the one before the last, scipy has none for the near tail either."""
+    found = [paired_power(1, n, effect, 0.01) for n in (2, 12, 24) for effect in (*np.geomspace(0.1, 1e4, 120), 1e6)]
+    assert not np.isnan(found).any()
+    assert found[-1] == 1
+
+
 @pytest.mark.parametrize("sd", [0.1, 0.33, 1.0, 5.0])
 def test_seeds_needed_are_the_fewest(sd):
     n = seeds_needed(sd, *SEEN)

@@ -23,7 +23,7 @@ _PATH_ERRORS = {
     errno.ENOTEMPTY,
     errno.EINVAL,
 }
-_FORKING = ("popen_fork.py", "_launch")
+_SWALLOWING = {("popen_fork.py", "_launch"), ("weakref.py", "__call__")}  # and any __del__
 _LATER_S = 0.1
 _PROCESS = os.getpid()  # of the command; workers are forked from it
 _INTERRUPTED = "interrupted; the same command again goes on from what is finished"
@@ -61,7 +61,8 @@ def exit_within_imports(number: int, frame: FrameType | None) -> None:
     """Handle SIGINT: end the process at once while a module is imported, else raise KeyboardInterrupt.
 
     An import has nothing to save, and many a library swallows or prints an exception that arrives in the middle of it.
-    What Python runs while it forks a worker swallows every exception: there it is raised a moment later.
+    What Python runs while it forks a worker, or frees an object such as a loader with workers, swallows every
+    exception: there it is raised a moment later.
     """
     outer = frame
     while outer is not None:
@@ -69,7 +70,7 @@ def exit_within_imports(number: int, frame: FrameType | None) -> None:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"timm-igkd: error: interrupted\n")
             os._exit(130)
         where = os.path.basename(outer.f_code.co_filename), outer.f_code.co_name
-        if where == _FORKING and os.getpid() == _PROCESS:
+        if (where in _SWALLOWING or where[1] == "__del__") and os.getpid() == _PROCESS:
             later = threading.Timer(_LATER_S, _thread.interrupt_main)
             later.daemon = True
             later.start()
