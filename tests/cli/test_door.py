@@ -207,7 +207,7 @@ def fork():
     worker.join()
 try:
     {swallowed}
-    time.sleep(20)
+    time.sleep(300)  # a wait is ended
     print("lost")
 except KeyboardInterrupt:
     print("interrupted after", len(sent))

@@ -1,6 +1,5 @@
 """How a command ends: one line on stderr for what the user can mend, and the exit code that goes with it."""
 
-import _thread
 import errno
 import logging
 import os
@@ -71,7 +70,8 @@ def exit_within_imports(number: int, frame: FrameType | None) -> None:
             os._exit(130)
         where = os.path.basename(outer.f_code.co_filename), outer.f_code.co_name
         if (where in _SWALLOWING or where[1] == "__del__") and os.getpid() == _PROCESS:
-            later = threading.Timer(_LATER_S, _thread.interrupt_main)
+            # a signal, which ends a wait too: _thread.interrupt_main() is noticed after it
+            later = threading.Timer(_LATER_S, signal.pthread_kill, (threading.main_thread().ident, number))
             later.daemon = True
             later.start()
             return
