@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, TrainingTask
+from timm.utils import distribute_bn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -75,6 +76,8 @@ def fit(task: TrainingTask, dataset: IGOverlayDataset, epochs: int, accelerator:
             optimizer.zero_grad()
             losses.append(loss.detach())
         accelerator.print(f"epoch {epoch + 1} of {epochs}: loss {torch.stack(losses).mean():.3f}")
+    if accelerator.num_processes > 1:  # each has its own statistics of its last batch
+        distribute_bn(task.trainable_module, accelerator.num_processes, reduce=True)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from timm_igkd.attribution.chunk_gradient import Arithmetic
@@ -104,7 +104,7 @@ def compute_maps(
         The finished store; None while other machines' shards are missing.
 
     Raises:
-        InputError: unusable options, image, label or folder.
+        InputError: unusable options, image, label or folder, or processes whose teachers differ.
         RunError: maps that are not finite, or no compiler.
     """
     shard = checked_shard(shard)
@@ -134,6 +134,7 @@ def compute_maps(
         batch_images=images_per_batch(shape, state.device),
     )
     check_method(teacher, wanted.options, shape)
+    _check_processes_agree(wanted.teacher)
     if state.is_main_process:
         _begin_store(teacher, dataset, out, wanted, chunk_size, state.device)
     state.wait_for_everyone()
@@ -154,6 +155,16 @@ def compute_maps(
         _finish_build(out, source, builder)
     state.wait_for_everyone()
     return MapStore(out)
+
+
+def _check_processes_agree(teacher: SourceTeacher) -> None:
+    """Raise InputError in every process where one has a teacher of other weights: each makes rows of one store."""
+    hashes = gather_object([teacher.weights_sha256])
+    if different := [process for process, found in enumerate(hashes) if found != hashes[0]]:
+        raise InputError(
+            f"the teacher of process {different[0]} has other weights than that of process 0; load the same in all (after "
+            "a training, average the statistics of its batch norms: timm.utils.distribute_bn)"
+        )
 
 
 def _check_kinds(dataset: Any, options: Any, teacher_name: Any, switches: dict[str, Any]) -> None:
