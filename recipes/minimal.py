@@ -1,7 +1,7 @@
 """The whole method in one file: teacher, maps, overlay, distillation, on scikit-learn's digits.
 
     accelerate launch recipes/minimal.py                             # two CPU cores, about a minute
-    accelerate launch recipes/minimal.py --teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128    # seconds
+    accelerate launch recipes/minimal.py --teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128 --out runs/try  # seconds
 
 The digits need the extra `demo`. Resume, comparison and checks, with any images and timm models: recipes/train_igkd.py.
 """
@@ -14,10 +14,8 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, TrainingTask
-from timm.utils import distribute_bn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -51,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def create_transform(model: torch.nn.Module) -> transforms.Compose:
     """Return random shifts and the model's own normalisation; any transform may stand here."""
-    config = resolve_model_data_config(model)
+    config = timm.data.resolve_model_data_config(model)
     normalize = transforms.Normalize(config["mean"], config["std"])
     return transforms.Compose([transforms.RandomCrop(SIZE, padding=4), transforms.ToTensor(), normalize])
 
@@ -62,9 +60,8 @@ def fit(task: TrainingTask, dataset: IGOverlayDataset, epochs: int, accelerator:
     optimizer = create_optimizer_v2(task.trainable_module, opt="adamw", lr=2e-3, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     task.to(accelerator.device)
-    task.trainable_module, optimizer, loader, scheduler = accelerator.prepare(
-        task.trainable_module, optimizer, loader, scheduler
-    )
+    prepared = accelerator.prepare(task.trainable_module, optimizer, loader, scheduler)
+    task.trainable_module, optimizer, loader, scheduler = prepared
     task.train()
     for epoch in range(epochs):
         losses = []
@@ -77,7 +74,7 @@ def fit(task: TrainingTask, dataset: IGOverlayDataset, epochs: int, accelerator:
             losses.append(loss.detach())
         accelerator.print(f"epoch {epoch + 1} of {epochs}: loss {torch.stack(losses).mean():.3f}")
     if accelerator.num_processes > 1:  # each has its own statistics of its last batch
-        distribute_bn(task.trainable_module, accelerator.num_processes, reduce=True)
+        timm.utils.distribute_bn(task.trainable_module, accelerator.num_processes, reduce=True)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

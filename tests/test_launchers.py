@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from command_lines import subprocess_environment, tiny_run, two_splits
+from command_lines import RECIPES, subprocess_environment, tiny_run, two_splits
 
+from timm_igkd import MapStore
 from timm_igkd.files import read_mapping
 
 LAUNCH = Path(__file__).resolve().parents[1] / "docs" / "launch"
@@ -55,11 +56,15 @@ def free_port() -> int:
 
 
 def launch(
-    tmp_path: Path, options: list[object], *flags: str, program: tuple[str, ...] = ("-m", "timm_igkd", "distill")
+    tmp_path: Path,
+    options: list[object],
+    *flags: str,
+    program: tuple[str, ...] = ("-m", "timm_igkd", "distill"),
+    **environment: str,
 ) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *flags, *program, *map(str, options)],
-        env=subprocess_environment(tmp_path / "home"),
+        env=subprocess_environment(tmp_path / "home", **environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -125,3 +130,43 @@ def test_a_program_of_two_processes_distils_twice(tiny_images, tmp_path):
     options = tiny_run(two_splits(tiny_images, size=32), "--overlay-prob", 0, "--output-dir", tmp_path / "runs")
     finish([launch(tmp_path, options, *TWO_PROCESSES, program=(str(program),))])
     assert {path.parent.name for path in (tmp_path / "runs").glob("*/metrics.json")} == {"first", "second"}
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_minimal_recipe_have_one_teacher(tmp_path):
+    """Each ends with statistics of its own last batch in its batch norms; maps of two teachers would be refused."""
+    options = [*"--teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128 --out".split(), tmp_path / "run"]
+    finish([launch(tmp_path, options, *TWO_PROCESSES, program=(str(RECIPES / "minimal.py"),))])
+    assert len(MapStore(tmp_path / "run" / "maps")) == 128
+
+
+DIFFERENT_TEACHERS = """
+import sys
+import torch
+from accelerate import PartialState
+from tiny_parts import ImageList, noise_image, tiny_teacher
+from timm_igkd import IGOptions, compute_maps
+from timm_igkd.errors import InputError
+
+state = PartialState(cpu=True)
+teacher = tiny_teacher()
+teacher.bn1.running_mean += state.process_index
+images = ImageList([noise_image(seed) for seed in range(4)], [0, 1, 0, 1])
+try:
+    compute_maps(teacher, images, sys.argv[1], options=IGOptions(n_steps=2), shard_size=1, progress=False)
+except InputError as error:
+    print(f"process {state.process_index}: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_a_store_has_one_teacher_in_all_processes(tmp_path):
+    """Else rows would be of another teacher than the one that the manifest names, and verified."""
+    program = tmp_path / "program.py"
+    program.write_text(DIFFERENT_TEACHERS)
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    process = launch(tmp_path, [tmp_path / "maps"], *TWO_PROCESSES, program=(str(program),), **environment)
+    output, _ = process.communicate(timeout=LIMIT_S)
+    for number in (0, 1):
+        assert f"process {number}: the teacher of process 1 has other weights than that of process 0" in output
+    assert not (tmp_path / "maps").exists()

@@ -10,7 +10,7 @@ import minimal
 from timm_igkd import MapStore, evaluate, load_labeled_images
 
 SOURCE = (RECIPES / "minimal.py").read_text(encoding="utf-8")
-TRIED = "--teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128"
+TRIED = "--teacher-epochs 1 --epochs 1 --n-steps 2 --limit 128 --out runs/try"
 
 
 def test_it_is_one_screen_and_opens_with_its_command():

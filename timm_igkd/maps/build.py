@@ -162,8 +162,8 @@ def _check_processes_agree(teacher: SourceTeacher) -> None:
     hashes = gather_object([teacher.weights_sha256])
     if different := [process for process, found in enumerate(hashes) if found != hashes[0]]:
         raise InputError(
-            f"the teacher of process {different[0]} has other weights than that of process 0; load the same in all (after "
-            "a training, average the statistics of its batch norms: timm.utils.distribute_bn)"
+            f"the teacher of process {different[0]} has other weights than that of process 0; load the same in all "
+            "(after a training, average the statistics of its batch norms: timm.utils.distribute_bn)"
         )
 
 
