@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from command_lines import two_splits
 from export_parts import SIZE, digits_student, smallest
 from tiny_parts import NUMBERS, tiny_teacher
 
@@ -23,6 +24,7 @@ from timm_igkd.export import verification
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.int8 import spread_indices, weighted_layers
 from timm_igkd.export.record import read_export_record
+from timm_igkd.export.student import check_calibration
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.report.tables import export_rows
@@ -182,13 +184,16 @@ def test_int8_is_not_recommended_by_a_few_images_that_agree(exported, monkeypatc
         assert [file.passed for file in files] == [True, passed]
 
 
-def test_calibrating_on_the_images_that_measure_accuracy_is_refused(tmp_path):
-    digits = load_labeled_images("digits", "test")
-    again = load_labeled_images("digits", "test")
-    for evaluation in (digits, again):
+def test_calibrating_on_the_images_that_measure_accuracy_is_refused(tmp_path, tiny_images):
+    folder = str(two_splits(tiny_images))
+    test = load_labeled_images(folder, "test")
+    others = [load_labeled_images(folder, split) for split in ("test", "test[:50%]", "all", "train+test")]
+    for images in (test, *others, test.subset(range(4))):
         with pytest.raises(InputError, match="name the training split to calibrate with"):
-            export_student(smallest(), tmp_path / "out", int8=True, calibration=digits, evaluation=evaluation)
+            export_student(smallest(), tmp_path / "out", int8=True, calibration=images, evaluation=test)
     assert not (tmp_path / "out").exists()
+    check_calibration(load_labeled_images(folder, "train"), test)
+    check_calibration(test.subset(range(4)), test.subset(range(4, 8)))
 
 
 def test_images_without_labels_calibrate_and_verify(tmp_path):

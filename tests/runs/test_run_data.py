@@ -67,8 +67,25 @@ def test_what_is_trained_on_is_neither_watched_nor_tested_on(setting, train, oth
 
 def test_stretches_of_one_split_may_be_apart(tiny_images):
     config = RunConfig(protocol="demo", dataset=str(two_splits(tiny_images)), validation_split="test")
-    data = RunData(replace(config, train_split="train[:10]", test_split="train[10:]"))
+    config = replace(config, train_split="train[:10]", test_split="train[10:]")
+    data = RunData(config)
     assert (len(data.train), len(data.test)) == (10, 6)
+    with pytest.raises(InputError, match=re.escape("split 'train[9:]' of ")):
+        RunData(replace(config, test_split="train[9:]"))
+
+
+@pytest.mark.parametrize(
+    ("validation", "test"), [("test", "test"), ("test[:4]", "test"), ("test+test", "test"), ("test[:5]", "test[4:]")]
+)
+def test_what_is_tested_on_is_not_watched(validation, test, tiny_images):
+    """It is read once, at the end, as the card says."""
+    config = RunConfig(protocol="demo", dataset=str(two_splits(tiny_images)))
+    with pytest.raises(
+        InputError, match=re.escape(f"validation_split {validation!r} holds images of test_split {test!r}")
+    ):
+        RunData(replace(config, validation_split=validation, test_split=test))
+    apart = RunData(replace(config, validation_split="test[:4]", test_split="test[4:]"))
+    assert (len(apart.validation), len(apart.test)) == (4, 4)
 
 
 def test_no_fraction_means_no_validation(config):

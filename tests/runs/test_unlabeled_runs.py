@@ -15,6 +15,7 @@ from tiny_parts import noise_image, tiny_teacher
 
 from timm_igkd import IGDistillationTask, MapStore, load_model
 from timm_igkd.data.labels import UNLABELED
+from timm_igkd.errors import InputError
 from timm_igkd.report.card import model_card
 from timm_igkd.report.run_facts import read_run
 from timm_igkd.runs.batches import create_batches
@@ -110,6 +111,24 @@ def test_other_unlabelled_images_are_refused_by_a_finished_student(recipe: Runne
     assert outcome.code == 2
     assert "stage student of" in outcome.error
     assert "made with other unlabelled images" in outcome.error
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_images_of_the_test_split_are_not_learnt_from_without_their_labels(kind, tiny_images, more):
+    for split, n in (("test", 8), ("train", 16)):
+        images = tiny_images(kind, n=n, split=split)
+    config = RunConfig(protocol="demo", dataset=str(images), validation_split=None, validation_fraction=0.25)
+    config = replace(config, overlay_prob=0.0)
+    again = [(str(images), "test"), *([(str(images / "test"), None)] if kind == "folder" else [])]
+    for unlabeled, split in again:
+        data = RunData(replace(config, unlabeled=unlabeled, unlabeled_split=split))
+        with pytest.raises(InputError, match="8 of the 8 images of test_split 'test' are also in unlabeled"):
+            data.check_images(mapped_first=False)
+    RunData(replace(config, unlabeled=str(more))).check_images(mapped_first=False)
+    data = RunData(replace(config, unlabeled=str(more)))
+    (more / "copied.png").write_bytes(next(data.test._files())[0])
+    with pytest.raises(InputError, match="1 of the 8 images"):
+        RunData(replace(config, unlabeled=str(more))).check_images(mapped_first=False)
 
 
 @pytest.mark.slow

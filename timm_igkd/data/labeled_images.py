@@ -1,6 +1,7 @@
 """Rows of a Hugging Face dataset as (image, label) items, each named in every error."""
 
 import copy
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import datasets
 
 _ROWS_AT_ONCE = 1000
+MOST_SHARED = 0.01
+"""Share of a split's images that may be elsewhere too, byte for byte: public data sets have some twins, some blank."""
 
 
 class LabeledImages(torch.utils.data.Dataset):
@@ -195,6 +198,27 @@ class LabeledImages(torch.utils.data.Dataset):
                 yield self._read_file(path, name) if data is None else data, name
                 index += 1
 
+    def shares_images(self, other: "LabeledImages") -> bool:
+        """Return whether images of another dataset are here too.
+
+        Told by the names of source and split; where these do not tell, by the files: of two parts or stretches of one
+        split, such as train[:80%] and train[70%:], and of a folder within the other's.
+        """
+        sources = [(source_of(each.name), each.revision) for each in (self, other)]
+        if sources[0] != sources[1]:
+            folders = [os.path.join(os.path.realpath(each.folder), "") for each in (self, other) if each.folder]
+            is_within = len(folders) == 2 and (folders[0].startswith(folders[1]) or folders[1].startswith(folders[0]))
+            return is_within and self.num_shared(other) > MOST_SHARED * len(other)
+        found = splits_share(self.split, other.split)
+        if found is None or (found and self.is_part and other.is_part):
+            return self.num_shared(other) > MOST_SHARED * len(other)
+        return found
+
+    def num_shared(self, other: "LabeledImages") -> int:
+        """Return how many of another dataset's images are here too, byte for byte; all files of both are read."""
+        here = {xxhash.xxh3_128_digest(data) for data, _ in self._files()}
+        return sum(xxhash.xxh3_128_digest(data) in here for data, _ in other._files())
+
     @property
     def has_labels(self) -> bool:
         """Whether the images have labels at all."""
@@ -237,3 +261,24 @@ class LabeledImages(torch.utils.data.Dataset):
             found._label_table = np.arange(len(self.class_names))  # rows still have labels of these classes alone
         found.class_names = tuple(names)
         return found
+
+
+def source_of(name: str) -> str:
+    """Return a dataset's name, a folder's as its real path."""
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if os.path.exists(path) else name
+
+
+def splits_share(split: str, other: str) -> bool | None:
+    """Return whether two sums of splits of a dataset share images; None where two stretches of one may or may not."""
+    found: bool | None = False
+    parts, others = ([part.strip() for part in each.split("+")] for each in (split, other))
+    for one, two in itertools.product(parts, others):
+        names = {one.partition("[")[0], two.partition("[")[0]}
+        if one == two:
+            return True
+        if len(names) == 1 or "all" in names:
+            if "[" not in one or "[" not in two:
+                return True
+            found = None
+    return found

@@ -1,6 +1,5 @@
 """The images of a run: what it fits, watches the epochs by and is tested on; and whether given maps are of them."""
 
-import itertools
 import math
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import refuse_among_images
-from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labeled_images import MOST_SHARED, LabeledImages
 from timm_igkd.data.labels import stratified_indices, stratified_limit
 from timm_igkd.data.loading import Labels, load_labeled_images
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
@@ -56,6 +55,8 @@ class RunData:
             check_loss_type(config.loss_type, self.num_classes)
         self.fitting, self.validation = cut_validation(config, self.train)
         self.test = load_other_split(config, config.test_split, self.train, config.test_limit)
+        if config.validation_split is not None and self.validation is not None:
+            _check_apart(config, self.validation, self.test)
 
     @cached_property
     def image_size(self) -> tuple[int, int]:
@@ -120,6 +121,7 @@ class RunData:
         Args:
             mapped_first: the stage of the maps, which decodes every image that it reads, comes before all training.
         """
+        self._check_unlabeled()
         is_read = mapped_first or "fitting_images" in vars(self)  # decoded already, for batches on the device
         found = [] if is_read else [self.fitting, self.unlabeled]
         own_split = self.config.validation_split is not None
@@ -127,6 +129,16 @@ class RunData:
         for images in found:
             if images is not None:
                 images.check_images(MOST_DECODED)
+
+    def _check_unlabeled(self) -> None:
+        """Raise InputError where images of the test split, from wherever, would be learnt from without their labels."""
+        shared = 0 if self.unlabeled is None else self.unlabeled.num_shared(self.test)
+        if shared > MOST_SHARED * len(self.test):
+            raise InputError(
+                f"{shared} of the {len(self.test)} images of test_split {self.config.test_split!r} are also in "
+                f"unlabeled {self.config.unlabeled!r}: accuracy on what is trained on says nothing; take them out of "
+                "it, or name another unlabeled_split"
+            )
 
 
 def load_split(config: RunConfig, split: str, limit: int | None = None, labels: Labels = "required") -> LabeledImages:
@@ -169,7 +181,7 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
             names.
     """
     images = load_split(config, split, limit)
-    if _share_images(images.split, train.split):
+    if train.shares_images(images):
         raise InputError(
             f"split {split!r} of {config.dataset!r} holds images of {train.split!r}, which is trained on: accuracy on "
             "them says nothing; name another"
@@ -185,15 +197,13 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
     return images
 
 
-def _share_images(split: str, other: str) -> bool:
-    """Return whether two sums of splits have one in common; two stretches of one, such as val[:50%], may be apart."""
-    parts, others = ([part.strip() for part in each.split("+")] for each in (split, other))
-    for one, two in itertools.product(parts, others):
-        are_stretches = "[" in one and "[" in two
-        names = {one.partition("[")[0], two.partition("[")[0]}
-        if one == two or (not are_stretches and (len(names) == 1 or "all" in names)):
-            return True
-    return False
+def _check_apart(config: RunConfig, validation: LabeledImages, test: LabeledImages) -> None:
+    """Raise InputError where the epochs are watched by images that are to be read once, at the end."""
+    if validation.shares_images(test):
+        raise InputError(
+            f"validation_split {config.validation_split!r} holds images of test_split {config.test_split!r}, which are "
+            "read once, at the end; name another, or set validation_fraction in its place"
+        )
 
 
 def cut_validation(config: RunConfig, train: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
