@@ -1,10 +1,12 @@
 """The accelerator of a run: bfloat16 on every processor, one whole model in each process, and its memory format."""
 
+import re
 from datetime import timedelta
 
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
@@ -56,6 +58,42 @@ def test_a_launcher_that_divides_models_is_refused(monkeypatch, tmp_path, kind):
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
     with pytest.raises(InputError, match=f"asks for {kind.value}, which divides a model .*: accelerate launch --multi"):
         create_accelerator((), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "BF16", "float16", "fp32", ""])
+def test_a_precision_that_accelerate_would_pass_over_is_refused(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", name)
+    with pytest.raises(
+        InputError, match=re.escape(f"mixed_precision {name!r} is unknown here; give the launcher one of")
+    ):
+        create_accelerator((), tmp_path)
+
+
+def test_precisions_of_a_gpu_are_refused_without_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(InputError, match="fp16 needs a GPU, and this process has none; give the launcher bf16 or no"):
+        create_accelerator((), tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(InputError, match=r"the launcher's settings cannot be used .*fp8.*; launch without them"):
+        create_accelerator((), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "use --compile in its place"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "use --grad-accum-steps in its place"),
+    ],
+)
+def test_what_belongs_to_the_run_is_not_taken_from_the_launcher(monkeypatch, tmp_path, name, value, remedy):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=remedy):
+        create_accelerator((), tmp_path)
+    monkeypatch.setenv(name, "NO" if value == "INDUCTOR" else "1")
+    AcceleratorState._reset_state()
+    create_accelerator((), tmp_path)
 
 
 def test_torch_still_names_the_functions_that_tell():

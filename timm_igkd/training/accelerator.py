@@ -9,17 +9,18 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, broadcast_object_list
 from torch import nn
 
 from timm_igkd.distillation.live_teacher import probe_image
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import LONGEST_WAIT
-from timm_igkd.errors import InputError, UserError
+from timm_igkd.errors import InputError, UserError, first_line
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.rounded_bfloat16 import round_where_missing
 
 Result = TypeVar("Result")
+_PRECISIONS = ["no", "bf16", "fp16"]
 _DIVIDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _FIRST_SCALES: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
@@ -35,26 +36,50 @@ def create_accelerator(trackers: Sequence[str], project_dir: str | Path) -> Acce
         project_dir: folder where trackers that write files put them.
 
     Raises:
-        InputError: a tracker is not installed (Accelerate would leave it out), or a launcher that divides models.
+        InputError: a tracker is not installed (Accelerate would leave it out), or the launcher asks for what cannot be
+            done here: another precision, a model divided among processes, compilation or accumulation of its own.
     """
     _check_trackers(trackers)
-    accelerator = Accelerator(
-        log_with=list(trackers) or None,
-        project_dir=project_dir,
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
-    )
-    if (kind := accelerator.distributed_type) in _DIVIDING:
-        raise InputError(
-            f"the launcher asks for {kind.value}, which divides a model among processes, and here each has the whole; "
-            "launch without it: accelerate launch --multi_gpu, or another --config_file"
+    try:
+        accelerator = Accelerator(
+            log_with=list(trackers) or None,
+            project_dir=project_dir,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         )
+    except (ValueError, ImportError) as error:  # such as fp8 without its packages
+        raise InputError(
+            f"the launcher's settings cannot be used ({first_line(error)}); launch without them"
+        ) from error
+    _check_launch(accelerator)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and round_where_missing():
         accelerator.print(
             "note: this processor has no bfloat16; products are computed in float32 and rounded, at float32's speed",
             file=sys.stderr,
         )
     return accelerator
+
+
+def _check_launch(accelerator: Accelerator) -> None:
+    """Raise InputError for what a launcher, or ACCELERATE_* of the environment, asks for and would not be done."""
+    if (kind := accelerator.distributed_type) in _DIVIDING:
+        raise InputError(
+            f"the launcher asks for {kind.value}, which divides a model among processes, and here each has the whole; "
+            "launch without it: accelerate launch --multi_gpu, or another --config_file"
+        )
+    if (precision := accelerator.mixed_precision) not in _PRECISIONS:
+        raise InputError(f"mixed_precision {precision!r} is unknown here; give the launcher one of {_PRECISIONS}")
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("mixed_precision fp16 needs a GPU, and this process has none; give the launcher bf16 or no")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise InputError(
+            "the launcher asks for dynamo_backend, which is not looked at here; use --compile in its place"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError(
+            "the launcher asks for gradient accumulation, which is not looked at here; use --grad-accum-steps in its "
+            "place"
+        )
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
