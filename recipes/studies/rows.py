@@ -156,7 +156,8 @@ class StudyRows:
                 origins.add(origin)
             rows += added
             if added:
-                self._write_arrays(arrays)
+                of_added = {"labels", *(entry_of(key_of(row)) for row in added)}  # the others belong to rows that stay
+                self._write_arrays({name: array for name, array in arrays.items() if name in of_added})
                 self._write(rows)
         return len(added)
 

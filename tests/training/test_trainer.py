@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,35 @@ def test_a_checkpoint_of_another_optimizer_is_refused(accelerator, tmp_path):
     create_trainer(accelerator, path, epochs=1, weight_decay=0.1).fit()  # two groups of parameters
     with pytest.raises(InputError, match=r"last\.pt' is no checkpoint of this training"):
         create_trainer(accelerator, path, epochs=2, weight_decay=0.0).fit()
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "difference"),
+    [
+        ({"opt": "adamw"}, {"opt": "sgd"}, "it is of another optimiser, amsgrad is new there"),
+        ({"opt": "sgd"}, {"opt": "adamw"}, "it is of another optimiser, amsgrad is missing there"),
+        ({"opt": "adamw"}, {"opt": "lion"}, "it is of another optimiser, amsgrad is new there"),
+        ({"opt": "adam"}, {"opt": "adamw"}, "the optimiser's decoupled_weight_decay is False there, True here"),
+        ({"opt": "sgd"}, {"opt": "momentum"}, "the optimiser's nesterov is True there, False here"),
+        ({"weight_decay": 0.1}, {"weight_decay": 0.2}, "the optimiser's weight_decay is 0.1 there, 0.2 here"),
+        ({"layer_decay": 0.9}, {"layer_decay": 0.8}, "the optimiser's lr_scale is "),
+        ({"momentum": 0.9}, {"momentum": 0.8}, "the optimiser's momentum is 0.9 there, 0.8 here"),
+    ],
+)
+def test_the_state_of_another_optimizer_is_neither_loaded_nor_its_settings(
+    accelerator, tmp_path, first, then, difference
+):
+    path = tmp_path / "last.pt"
+    create_trainer(accelerator, path, epochs=1, **first).fit()
+    with pytest.raises(InputError, match=re.escape(f"is no checkpoint of this training ({difference}")):
+        create_trainer(accelerator, path, epochs=2, **then).fit()
+
+
+@pytest.mark.parametrize("opt", ["lamb", "adanw"])
+def test_an_optimizer_that_counts_in_its_groups_goes_on(accelerator, tmp_path, opt):
+    path = tmp_path / "last.pt"
+    create_trainer(accelerator, path, epochs=1, opt=opt).fit()
+    assert len(create_trainer(accelerator, path, epochs=2, opt=opt, lr=0.01).fit()) == 2
 
 
 def test_seeds_and_epochs_decide_what_the_model_draws(accelerator, monkeypatch):

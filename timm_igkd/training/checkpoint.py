@@ -20,6 +20,7 @@ from timm_igkd.files import refuse_special, write_atomic
 from timm_igkd.training.history import EpochRecord
 
 _NOT_THIS_TRAINING = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+_NOT_COMPARED = {"params", "step", "lr", "initial_lr", "max_lr_snapshot"}  # of groups: steps, rates
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,23 @@ def refusing_damage(path: Path) -> Iterator[None]:
         raise InputError(
             f"{str(path)!r} is no checkpoint of this training ({first_line(error)}); delete it to train from the start"
         ) from error
+
+
+def check_optimizer(saved: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError where a saved state is of another optimiser, or of one with other settings.
+
+    `load_state_dict` takes them over with the state, or fails at the first step. The rate is set for every update.
+
+    Args:
+        saved: the optimiser's state of a checkpoint.
+        groups: parameter groups of the optimiser that is to go on.
+    """
+    for found, wanted in zip(saved["param_groups"], groups, strict=True):
+        names = (wanted.keys() | found.keys()) - _NOT_COMPARED
+        for name in sorted(names):
+            if name not in found or name not in wanted:
+                raise ValueError(
+                    f"it is of another optimiser, {name} is {'missing' if name in wanted else 'new'} there"
+                )
+            if repr(found[name]) != repr(wanted[name]):
+                raise ValueError(f"the optimiser's {name} is {found[name]!r} there, {wanted[name]!r} here")

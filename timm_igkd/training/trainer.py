@@ -26,7 +26,7 @@ from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global
 from timm_igkd.training.accelerator import renew_scale
 from timm_igkd.training.batch import Batch, Batches
-from timm_igkd.training.checkpoint import TrainingState, refusing_damage
+from timm_igkd.training.checkpoint import TrainingState, check_optimizer, refusing_damage
 from timm_igkd.training.history import TERMS, EpochRecord, write_history
 from timm_igkd.training.schedule import create_scheduler
 from timm_igkd.training.settings import TrainingSettings
@@ -279,6 +279,7 @@ class Trainer:
             self.task.load_checkpoint_state(state.student)
             if self.settings.model_ema:
                 self.task.load_checkpoint_state(state.student_ema or {}, ema=True)
+            check_optimizer(state.optimizer, self.optimizer.param_groups)
             self.optimizer.load_state_dict(state.optimizer)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state.scaler or {})
