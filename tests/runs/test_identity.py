@@ -233,6 +233,18 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(finished, recipe
     assert recipe(*tiny_run(images, *options)).code == 0
 
 
+def test_a_training_of_another_process_is_not_called_left_over(finished, recipe: Runner):
+    images, run, options = finished
+    (run / ".stages" / "student.json").unlink()
+    (run / "student_training").mkdir()
+    (run / "student_training" / "last.pt").write_bytes(b"")
+    with exclusive(run / ".lock"):
+        outcome = recipe(*tiny_run(images, *options))
+    assert outcome.code == 2
+    assert "another process is at work on" in outcome.error
+    assert "was stopped half-way; add --resume" in recipe(*tiny_run(images, *options)).error
+
+
 def test_what_another_process_finished_meanwhile_is_not_removed(
     tiny_images, teacher_folder, tmp_path, recipe: Runner, monkeypatch
 ):

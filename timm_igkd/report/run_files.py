@@ -109,10 +109,15 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def update_metrics(path: Path, more: Mapping[str, Any]) -> None:
-    """Write more into a run's metrics.json; None takes an entry away. Errors as of `parse_metrics`."""
+    """Write more into a run's metrics.json, where it is not there yet; None takes an entry away.
+
+    Errors as of `parse_metrics`.
+    """
     content = read_mapping(path)
     parse_metrics(content, str(path))
-    write_metrics(path, {name: value for name, value in {**content, **more}.items() if value is not None})
+    changed = {name: value for name, value in {**content, **more}.items() if value is not None}
+    if changed != content:  # a finished run may lie where nothing can be written
+        write_metrics(path, changed)
 
 
 def parse_metrics(content: Any, where: str) -> Metrics:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
-from timm_igkd.files import hash_files, remove_abandoned, remove_written_apart
+from timm_igkd.files import exclusive, hash_files, remove_abandoned, remove_written_apart
 from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.runs.checks import MARKERS
@@ -147,12 +147,27 @@ class RunFolder:
         """Make the folder a run's, see `refuse_foreign`."""
         (self.path / MARKERS).mkdir(parents=True, exist_ok=True)
 
-    def link_maps(self, store: Path) -> None:
-        """Let `maps` lead to a store elsewhere, in place of a link that is there.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run's lock; raise InputError where another process has it."""
+        with exclusive(self.path / ".lock", wait=False) as is_mine:
+            if not is_mine:
+                raise InputError(f"another process is at work on {self.path}; wait, or give another --name")
+            yield
 
-        Raises:
-            InputError: there are maps of the run's own.
-        """
+    @contextlib.contextmanager
+    def telling_of_others(self) -> Iterator[None]:
+        """Where an InputError is raised and another process is at work here, say so: its half is not left over."""
+        try:
+            yield
+        except InputError:
+            if (self.path / ".lock").exists():
+                with contextlib.suppress(OSError), self.held():  # a folder that may not be written
+                    pass
+            raise
+
+    def link_maps(self, store: Path) -> None:
+        """Let `maps` lead to a store elsewhere, in place of a link; raise InputError for maps of the run's own."""
         if self.maps.is_dir() and not self.maps.is_symlink():
             raise InputError(f"{str(self.maps)!r} holds maps of an earlier run; choose another --name, or delete it")
         link = self.path / f".maps-{secrets.token_hex(4)}.tmp"
@@ -210,12 +225,10 @@ class RunInputs:
 
     def _start(self, name: str) -> dict[str, str]:
         """Return the hash of the files that a model starts from, nothing where none is on this machine (any more)."""
-        config = self.config
-        if getattr(config, f"{name}_init") != "pretrained":
+        if getattr(self.config, f"{name}_init") != "pretrained":
             return {}
-        files = start_files(getattr(config, name), getattr(config, f"{name}_checkpoint"))
-        found = hash_files(files)
-        return {f"{name}'s files": found} if found else {}
+        files = start_files(getattr(self.config, name), getattr(self.config, f"{name}_checkpoint"))
+        return {f"{name}'s files": found} if (found := hash_files(files)) else {}
 
     def _model(self, name: str) -> str:
         return hash_files(self.folder.model_files(name))
@@ -257,8 +270,8 @@ def _choose_student(config: RunConfig, teacher: nn.Module, num_classes: int, cho
         record = read_students(chosen)
         side = get_model_input_config(teacher)["input_size"][-1]
         found = record.img_size, record.num_classes, record.use_weights, record.budget
-        is_same_teacher = is_same_setting("teacher", record.teacher, config.teacher)
-        if not is_same_teacher or found != (side, num_classes, uses_weights, budget):
+        wanted = side, num_classes, uses_weights, budget
+        if found != wanted or not is_same_setting("teacher", record.teacher, config.teacher):
             raise InputError(
                 f"{str(chosen)!r} is a choice for {record.budget} of {record.teacher} at {record.img_size} px, not for "
                 "the settings of now; name the student as config.yaml does, or choose another --name"

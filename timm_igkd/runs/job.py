@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,14 +15,14 @@ from torch import nn
 from timm_igkd.attribution.grad_cam import check_method
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import environment
-from timm_igkd.errors import InputError, InputTypeError
+from timm_igkd.errors import InputTypeError
 from timm_igkd.eval_mode import copy_model, eval_mode
 from timm_igkd.evaluation.onnx_file import require_onnx_packages
 from timm_igkd.export.budget import AUTO
 from timm_igkd.export.record import read_export_record
 from timm_igkd.export.student import check_calibration, check_exportable, export_student
 from timm_igkd.export.students import StudentsRecord
-from timm_igkd.files import exclusive, write_json
+from timm_igkd.files import write_json
 from timm_igkd.maps.store import MapStore
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.loading import save_model
@@ -168,7 +168,8 @@ class Run:
         """Check everything, then run all stages in order."""
         self.folder.refuse_foreign()
         self.data.refuse_output(self.folder.path)
-        pending, arms = self._pending(), self.arms.pending()
+        with self.folder.telling_of_others() if self.accelerator.is_main_process else nullcontext():
+            pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)
         if self.config.resume and not self.folder.has_begun():
@@ -178,8 +179,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         with ExitStack() as held:
             if (pending or arms) and self.accelerator.is_main_process:
-                if not held.enter_context(exclusive(self.folder.path / ".lock", wait=False)):
-                    raise InputError(f"another process is at work on {self.folder.path}; wait, or give another --name")
+                held.enter_context(self.folder.held())
                 self._begin(self._pending())  # another may have done some of it since
             if (pending or arms) and self.config.trackers:
                 self.accelerator.init_trackers(self.config.name, init_kwargs={"wandb": {"dir": str(self.folder.path)}})
@@ -232,8 +232,6 @@ class Run:
         for name, task in tasks.items():
             check_trainable(self.config, self.data, name, task, self.accelerator)
         on_main(self.accelerator, lambda: self.data.check_images("maps" in pending and not trains_teacher))
-
-    # ---- stages ----
 
     def teacher(self) -> None:
         """Take the given teacher, or train one: from pretrained weights, or from random ones."""
