@@ -20,6 +20,7 @@ from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
+from timm_igkd.export import student as student_module
 from timm_igkd.export import verification
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.int8 import spread_indices, weighted_layers
@@ -226,15 +227,30 @@ def test_without_images_noise_is_compared_and_no_accuracy_told(tmp_path):
     assert (file.top1, file.drop, file.passed, record.recommended) == (None, None, True, "onnx")
 
 
-def test_without_a_test_split_images_are_compared_that_calibrated_nothing(tmp_path):
+def test_without_a_test_split_a_float_file_is_compared_on_all_images(tmp_path):
     digits = load_labeled_images("digits", "train").subset(range(10))
     record = export_student(smallest(), tmp_path / "out", calibration=digits, calibration_images=4, progress=False)
-    assert asdict(record.verified_on) == {
-        "n": 10,
-        "dataset": "digits",
-        "split": "train",
-    }  # float: nothing is calibrated
+    assert asdict(record.verified_on) == {"n": 10, "dataset": "digits", "split": "train"}  # nothing is calibrated
     assert record.pytorch_top1 is None
+
+
+@pytest.mark.parametrize(("n", "verifying"), [(24, 8), (40, 24), (16, 8)])
+def test_without_a_test_split_an_int8_file_is_compared_on_images_that_made_nothing_of_it(
+    tmp_path, monkeypatch, n, verifying
+):
+    """Of 16 none are left beside those that calibrate and those that choose; these verify, then."""
+    digits = load_labeled_images("digits", "train").subset(range(n))
+    used = []
+    for module, name, images in ((int8_module, "as_fed", 1), (student_module, "verify_files", 2)):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *given, r=real, i=images, **more: (used.append(given[i].indices), r(*given, **more))[1]
+        )
+    export_student(smallest(), tmp_path / "out", int8=True, calibration=digits, calibration_images=8, progress=False)
+    calibrated, compared, verified = map(set, used)
+    assert (len(calibrated), len(compared), len(verified)) == (8, 8, verifying)
+    assert not calibrated & (compared | verified)
+    assert not compared & verified or n == 16
 
 
 def test_a_file_that_answers_otherwise_is_not_recommended_where_accuracy_is_unknown(exported, monkeypatch):

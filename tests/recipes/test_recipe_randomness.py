@@ -9,7 +9,6 @@ import torch
 from recipe_parts import equal, weights
 from torch import Tensor
 
-from timm_igkd.overlay.dataset import IGOverlayDataset
 from timm_igkd.training.trainer import Trainer
 
 
@@ -61,16 +60,31 @@ def test_arms_of_one_seed_share_init_order_and_crops(
     assert not torch.equal(batches[-1], batches[-2])
 
 
+@pytest.mark.parametrize("batches", ["workers", "device"])
+@pytest.mark.parametrize("crop", ["none", "pad"])
 def test_epochs_differ_in_order_and_crops(
-    run: Callable[..., Path], trained_teacher: list[object], monkeypatch: pytest.MonkeyPatch
+    batches: str,
+    crop: str,
+    run: Callable[..., Path],
+    trained_teacher: list[object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    epochs: list[int] = []
-    real = IGOverlayDataset.draw
+    """Uncropped, both epochs show the same images in another order; cropped, no image is twice the same."""
+    epochs: list[list[Tensor]] = [[], []]
+    real = Trainer.train_step
 
-    def draw(self: IGOverlayDataset, index: int) -> Any:
-        epochs.append(int(self._epoch))
-        return real(self, index)
+    def train_step(self: Trainer, batch: Any, epoch: int, step: int) -> Any:
+        if len(batch.student) == 4:  # not the step of two images that is tried before
+            epochs[epoch] += [image.clone() for image in batch.student]
+        return real(self, batch, epoch, step)
 
-    monkeypatch.setattr(IGOverlayDataset, "draw", draw)
-    run(*trained_teacher, "--epochs", 2, "--max-steps-per-epoch", 1, "--batches", "workers", name="two")
-    assert epochs == [0] * 4 + [1] * 4
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    shared = ["--overlay-prob", 0, "--hflip", 0, "--train-crop", crop, "--validation-fraction", 0]
+    run(*trained_teacher, *shared, "--epochs", 2, "--batches", batches, name="two")
+    assert [len(epoch) for epoch in epochs] == [16, 16]
+    first, second = ([image.numpy().tobytes() for image in epoch] for epoch in epochs)
+    if crop == "none":
+        assert first != second
+        assert sorted(first) == sorted(second)
+    else:
+        assert len({*first, *second}) > 16
