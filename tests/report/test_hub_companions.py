@@ -109,8 +109,9 @@ def test_card_promises_the_exported_files_that_are_pushed(hub, run, is_there, ca
     push_student(run, REPO)
     files = hub.repo(REPO).files
     assert ("Files in `export/`" in files["README.md"].decode()) == is_there == ("export/model.onnx" in files)
-    warning = f"warning: the run's exported files are not pushed: there is no folder {str(run / 'export')!r}; to push"
-    assert (f"{warning} them, give the run's command --export onnx or onnx-int8\n" in capfd.readouterr().err) != is_there
+    warning = f"warning: the run's exported files are not pushed: there is no folder {str(run / 'export')!r}; to push "
+    remedy = "them, give the run's command --export onnx or onnx-int8\n"
+    assert (warning + remedy in capfd.readouterr().err) != is_there
 
 
 def test_a_damaged_export_that_the_run_tells_nothing_of_is_no_matter(hub, run):

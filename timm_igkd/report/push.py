@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, check_kind, listed
+from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import given_path, read_mapping
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
@@ -80,6 +81,7 @@ def push_student(
     """
     check_kind("student", student, (nn.Module, str, os.PathLike), "a folder or a timm model", "name a run's folder")
     if isinstance(student, nn.Module):
+        student = bare_model(student)
         check_of_timm(student, "push_student")
     student = student if isinstance(student, nn.Module) else given_path("student", student)
     seed_runs = [given_path("each of seed_runs", run) for run in listed("seed_runs", seed_runs, "run folders")]
