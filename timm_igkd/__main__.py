@@ -4,6 +4,7 @@ Where the command begins: from here on Ctrl-C is one line, so nothing that takes
 """
 
 import signal
+import sys
 import warnings
 
 from timm_igkd.cli.exit_codes import exit_within_imports
@@ -13,6 +14,9 @@ def entry() -> None:
     """Console script: quiet libraries, then the command."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a parent has it ignored
         signal.signal(signal.SIGINT, exit_within_imports)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a program put in their place may have none
+            stream.reconfigure(errors="backslashreplace")  # of a terminal or file that cannot hold every sign
     from timm_igkd.cli.main import main
 
     warnings.filterwarnings("ignore", module=r"(torch|timm|datasets|accelerate|PIL)\b")

@@ -1,6 +1,7 @@
 """The command line answers at once: whatever needs no model and no dataset is said before torch is imported."""
 
 import importlib
+import io
 import os
 import signal
 import subprocess
@@ -47,6 +48,10 @@ REFUSED = {
     f"push-maps {NONE} --repo-id user/name": f"no folder '{NONE}'",
     f"push-student {NONE} --repo-id user/name": f"no folder '{NONE}'",
     f"push-student . --repo-id user/name --seed-runs {NONE}": f"no folder '{NONE}'",
+    f"evaluate --model x --model-args a=1 b=2 a=1 {DIGITS} --out m.json": "'a' is given twice; leave one out",
+    f"maps --teacher x --teacher-args a=1 --teacher-args a=2 {DIGITS} --out m": "--teacher-args: 'a' is given twice",
+    "students --teacher x --max-size-mb 1 --teacher-args a=1 a=2": "--teacher-args: 'a' is given twice",
+    "distill --teacher-args a=1 a=2": "--teacher-args must be key=value",
     "distill --epochz 3": "did you mean '--epochs'?",
     "distill --epochs x": "--epochs",
     "distill --aa rand-m9 --batches device": "batches device cannot do aa",
@@ -82,6 +87,34 @@ def test_question_is_answered_without_torch_timm_or_datasets(line, tmp_path):
     assert len(error.splitlines()) == (line in REFUSED), error
     assert REFUSED.get(line, "") in error
     assert line in REFUSED or output
+
+
+HELPS = [["--help"], ["distill", "--help"], ["maps", "--help"], ["run", "--help"], ["distill", "--epochs", "x…\udcff"]]
+
+
+@pytest.mark.parametrize("line", HELPS, ids=["door", "distill", "maps", "run", "error"])
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1"])
+def test_what_stdout_cannot_hold_is_written_as_its_number(line, encoding, tmp_path):
+    environment = subprocess_environment(tmp_path, PYTHONIOENCODING=encoding)
+    command = [sys.executable, "-m", "timm_igkd", *line]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == (0 if "--help" in line else 2), done.stderr
+    assert b"Traceback" not in done.stderr
+    if "distill" in line:
+        assert rb"\u2026" in done.stdout + done.stderr
+
+
+def test_streams_that_cannot_be_reconfigured_stay(monkeypatch):
+    from timm_igkd import __main__
+
+    for stream in (io.StringIO(), None):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            patched.setattr(sys, "argv", ["timm-igkd", "mapz"])
+            with pytest.raises(SystemExit) as ended:
+                __main__.entry()
+            assert ended.value.code == 2
+            assert sys.stdout is stream
 
 
 def test_help_of_the_recipe_is_the_doors(tmp_path):

@@ -223,7 +223,7 @@ def test_tars_without_webdataset_name_the_extra(command, tars, maps, probe, monk
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     outcome = command("run", "--maps", maps, "--", probe, "wds/tars", tars, "train-{0..1}.tar", N, 0, "out")
     assert outcome.code == 2
-    assert "needs the package webdataset; install it: pip install timm-igkd[streams]" in outcome.error
+    assert "needs the package webdataset; install it: pip install 'timm-igkd[streams]'" in outcome.error
 
 
 @pytest.mark.slow

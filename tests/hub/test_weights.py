@@ -11,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError
 from tiny_parts import tiny_teacher
 
 from timm_igkd import load_model, save_model
@@ -227,6 +228,49 @@ def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
     with pytest.raises(TimeoutError):
         fetch_file(REPO, ["model.safetensors"])
     assert time.monotonic() - begun < 4
+
+
+def slow_hub(seconds, asked):
+    def answer(url, timeout):
+        asked.append(timeout)
+        time.sleep(seconds)
+        if "model.safetensors" in url:
+            raise EntryNotFoundError("not there")
+
+    return answer
+
+
+@pytest.mark.parametrize(("theirs", "waited"), [(10, None), (0.01, None), (60, 60)])
+def test_the_clients_own_time_out_is_kept_where_the_user_set_a_longer_one(theirs, waited, monkeypatch):
+    asked = []
+    monkeypatch.setattr(weights, "ANSWER_S", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", theirs)
+    monkeypatch.setattr(weights, "get_hf_file_metadata", slow_hub(0.5, asked))
+    monkeypatch.setattr(weights, "hf_hub_download", lambda repo, name, revision: name)
+    if waited:
+        assert str(fetch_file(REPO, weights.WEIGHT_FILES)) == "pytorch_model.bin"
+    else:
+        message = r"gave no answer about .*; run .* again later, or with a higher HF_HUB_ETAG_TIMEOUT, the seconds"
+        with pytest.raises(RunError, match=message):
+            load_model(NAME)
+    assert set(asked) == {waited or 0.2}
+
+
+def test_each_question_has_the_whole_time(monkeypatch):
+    monkeypatch.setattr(weights, "ANSWER_S", 0.8)
+    monkeypatch.setattr(weights, "get_hf_file_metadata", slow_hub(0.5, []))
+    monkeypatch.setattr(weights, "hf_hub_download", lambda repo, name, revision: name)
+    assert str(fetch_file(REPO, weights.WEIGHT_FILES)) == "pytorch_model.bin"
+
+
+def test_an_address_is_asked_as_long_as_the_hub(at_an_address, monkeypatch):
+    ask = weights.urlopen
+    monkeypatch.setattr(weights, "ANSWER_S", 0.1)
+    monkeypatch.setattr(weights, "urlopen", lambda question, timeout: time.sleep(0.5) or ask(question, timeout=timeout))
+    with pytest.raises(RunError, match="HF_HUB_ETAG_TIMEOUT"):
+        load_model(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 60)
+    assert load_model(NAME).num_classes == 1000
 
 
 def test_offline_mode_is_one_line_and_the_cache_still_serves(hub, published, monkeypatch):

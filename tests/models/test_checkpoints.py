@@ -52,6 +52,16 @@ def test_split_tensor_names_are_joined(model, tmp_path):
     assert weights_hash(loaded) == weights_hash(model)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_names_that_a_wrapper_gave_are_those_of_the_model(model, prefix, suffix, tmp_path):
+    renamed = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    file = tmp_path / f"wrapped.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(renamed, file)
+    loaded = load_model("mobilenetv2_cifar", model_args=SMALL, checkpoint=file)
+    assert weights_hash(loaded) == weights_hash(model)
+
+
 def test_missing_ema_weights_are_an_error(model, tmp_path):
     torch.save({"state_dict": model.state_dict()}, tmp_path / "last.pth.tar")
     with pytest.raises(InputError, match="no EMA weights"):

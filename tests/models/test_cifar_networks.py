@@ -83,6 +83,25 @@ def test_features_only_gives_every_stage(name):
     assert [f.shape[1] for f in features(images())] == features.feature_info.channels()
 
 
+FEATURES = {
+    "resnet20_cifar": {0: (0, 3, 6, 9), 1: (0, 3, 6, 8), 3: (0, 3, 6), 4: (0, 3, 5), 8: (0, 1)},
+    "wrn_16_1_cifar": {0: (0, 2, 4, 6), 1: (0, 2, 4, 5), 2: (0, 2, 4)},
+    "resnet8x4_cifar": {0: (0, 1, 2, 3), 1: (0, 1, 2)},
+    "convnet_cifar": {0: (0, 2, 4, 6), 1: (0, 2, 4, 5), 2: (0, 2, 4), 5: (0, 1)},
+    "mobilenetv2_cifar": {0: (3, 6, 13, 18), 1: (3, 6, 13, 17), 4: (3, 6, 13, 14), 5: (3, 6, 13), 14: (3, 4), 17: (1,)},
+}
+CUTS = [(name, drop) for name, cuts in FEATURES.items() for drop in cuts]
+
+
+@pytest.mark.parametrize(("name", "drop"), CUTS)
+def test_features_of_a_truncated_network_end_with_its_last_block(name, drop):
+    features = timm.create_model(name, drop_blocks=drop, features_only=True)
+    whole = timm.create_model(name, drop_blocks=drop)
+    assert tuple(features.feature_info.out_indices) == FEATURES[name][drop]
+    assert set(features.feature_info.reduction()) == {info["reduction"] for info in whole.feature_info}
+    assert [f.shape[1] for f in features(images())] == features.feature_info.channels()
+
+
 @EACH
 def test_truncated_student_keeps_weights_and_comes_back(name, tmp_path):
     model = create(name)

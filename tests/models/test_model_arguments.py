@@ -10,6 +10,7 @@ from timm.data import resolve_model_data_config
 import timm_igkd  # noqa: F401  (registers the models)
 from timm_igkd.errors import InputError
 from timm_igkd.models.arguments import check_model_arguments, model_data_config
+from timm_igkd.models.folder_config import check_preprocessing
 from timm_igkd.models.loading import load_model, save_model
 from timm_igkd.models.output_names import check_reads_colour
 
@@ -139,21 +140,47 @@ def test_deep_nesting_is_refused():
         check_model_arguments(nested, "here")
 
 
+HUGE = 10**400  # more than a float holds
 WRONG = {
-    "mean": [None, ["a", 0, 0], [], "0.5", [0.5, float("nan"), 0.5], {"r": 1}],
-    "std": [None, [0, 1, 1], [1, -1, 1], "x"],
-    "input_size": [None, [3, 32], [3, 0, 32], [3, 32.5, 32], "32", [True, 32, 32], 32],
-    "crop_pct": ["0.9", 0, -1, [0.9], float("inf"), 1e300],
+    "mean": [
+        *(None, ["a", 0, 0], [], "0.5", [0.5, float("nan"), 0.5], {"r": 1}),
+        *([0.5, 0.5], [0.5] * 4, [1e39, 0, 0], [-1e300], [HUGE, 0, 0]),
+    ],
+    "std": [None, [0, 1, 1], [1, -1, 1], "x", [1, 1], [1e-320] * 3, [1e-40], [1e39] * 3, [HUGE]],
+    "input_size": [
+        *(None, [3, 32], [3, 0, 32], [3, 32.5, 32], "32", [True, 32, 32], 32),
+        *([3, 16_385, 32], [3, 32, 10**20], [10**6, 32, 32], [3, HUGE, 32]),
+    ],
+    "crop_pct": ["0.9", 0, -1, [0.9], float("inf"), 1e300, 1e-9, 5e-324, HUGE],
     "interpolation": ["bicubicc", 3, ["bicubic"]],
 }
 CASES = [(name, value) for name, values in WRONG.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name} {value}" for name, value in CASES])
+@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name} {value}"[:40] for name, value in CASES])
 def test_wrong_preprocessing_of_a_folder_is_one_line(name, value, folder):
     edit(folder, lambda config: config["pretrained_cfg"].update({name: value}))
     with pytest.raises(InputError, match=rf"pretrained_cfg of config.json in .*: {name} must be"):
         load_model(f"local-dir:{folder}")
+
+
+def test_a_crop_that_leaves_no_pixel_of_a_small_image_is_refused():
+    check_preprocessing({"input_size": (3, 32, 32), "crop_pct": 10}, "here")
+    with pytest.raises(InputError, match=r"here: crop_pct must be a share .* 8 x 32 pixels is resized to 1 to 32768"):
+        check_preprocessing({"input_size": (3, 8, 32), "crop_pct": 10}, "here")
+
+
+@pytest.mark.parametrize(("channels", "values"), [(3, (0.5,)), (1, (0.5,)), (1, (0.5,) * 3), (4, (0.5,) * 4)])
+def test_statistics_are_one_number_or_one_of_each_channel(channels, values):
+    check_preprocessing({"mean": values, "std": values}, "here", channels=channels)
+    check_preprocessing({"input_size": (channels, 32, 32), "mean": values, "std": values}, "here")
+
+
+def test_model_of_four_channels_keeps_its_statistics_in_a_folder(tmp_path):
+    model = timm.create_model("test_resnet", in_chans=4, num_classes=2)
+    model.pretrained_cfg.update(mean=(0.5,) * 4, std=(0.2,) * 4)
+    save_model(model, tmp_path / "model")
+    assert tuple(load_model(f"local-dir:{tmp_path / 'model'}").pretrained_cfg["mean"]) == (0.5,) * 4
 
 
 @pytest.mark.parametrize("inner", [False, True])

@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 from model_parts import SMALL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
 
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.models import loading as model_loading
@@ -70,6 +71,16 @@ def test_channels_last_model_can_be_saved(model, tmp_path):
     expected = weights_hash(model)
     save_model(model.to(memory_format=torch.channels_last), tmp_path / "student")
     assert weights_hash(load_model(f"local-dir:{tmp_path / 'student'}")) == expected
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, AveragedModel])
+def test_a_wrapped_model_is_saved_and_known_as_the_one_inside(model, wrap, images, tmp_path):
+    wrapped = wrap(model)
+    save_model(wrapped, tmp_path / "model")
+    assert set(load_file(tmp_path / "model" / "model.safetensors")) == set(model.state_dict())
+    assert torch.equal(load_model(f"local-dir:{tmp_path / 'model'}")(images), model(images))
+    assert weights_hash(wrapped) == weights_hash(model)
+    assert count_macs(wrapped) == count_macs(model)
 
 
 def test_truncated_checkpoint_restores_the_model(tmp_path):

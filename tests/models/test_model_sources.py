@@ -1,5 +1,7 @@
 """Where a model can come from, by its name, a folder or the Hub; and what is said where it cannot."""
 
+import json
+
 import pytest
 import timm
 from huggingface_hub import errors as hub_errors
@@ -45,7 +47,9 @@ def test_normalisation_can_be_replaced():
     assert (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]) == ((0.5,) * 3, (0.2,) * 3)
 
 
-@pytest.mark.parametrize("values", [(1.0, 1.0), (0.2, 0.0, 0.2), (0.2, float("nan"), 0.2)])
+@pytest.mark.parametrize(
+    "values", [(1.0, 1.0), (0.2, 0.0, 0.2), (0.2, float("nan"), 0.2), (1e-320,) * 3, (10**400,) * 3]
+)
 def test_bad_std_is_an_error(values):
     with pytest.raises(InputError, match="--std must be three numbers above 0"):
         load_model("mobilenetv2_cifar", pretrained=False, std=values)
@@ -129,6 +133,26 @@ def test_arguments_of_a_size_that_the_model_cannot_read_are_refused_when_it_is_l
     message = rf"cannot read images of {size} pixels \(.*divisible.*\); choose another img_size in --teacher-args$"
     with pytest.raises(InputError, match=message):
         load_model(name, model_args=arguments, pretrained=False, role="teacher")
+
+
+@pytest.mark.parametrize(("role", "flag"), [("teacher", "--teacher-args"), ("model", "--model-args")])
+@pytest.mark.parametrize("name", ["resnet20_cifar", "test_resnet"])
+def test_arguments_of_a_model_that_can_be_built_but_not_run_are_refused_when_it_is_loaded(name, role, flag):
+    arguments = {"global_pool": "", "num_classes": 3}
+    with pytest.raises(InputError, match=rf"{name}' cannot read images of .* pixels \(.*\); correct {flag}$"):
+        load_model(name, model_args=arguments, pretrained=False, role=role)
+    with pytest.raises(InputError, match=rf"32 x 32 pixels \(.*\); choose another --img-size, or correct {flag}$"):
+        load_model(name, model_args=arguments, pretrained=False, role=role, img_size=32)
+
+
+def test_a_folder_whose_model_can_be_built_but_not_run_is_refused(tmp_path):
+    save_model(timm.create_model("test_resnet", num_classes=3), tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_args": {"global_pool": ""}}))
+    for more in ({}, {"pretrained": False}):
+        message = r"cannot read images of 160 x 160 pixels \(.*\); correct --student-args or its config\.json$"
+        with pytest.raises(InputError, match=message):
+            load_model(f"local-dir:{tmp_path / 'model'}", role="student", **more)
 
 
 def test_arguments_of_a_size_that_it_reads_are_kept():

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from timm.models import get_model_input_config
+from torch.optim.swa_utils import AveragedModel
 
 from timm_igkd import truncate
 from timm_igkd.errors import InputError
@@ -184,6 +185,38 @@ def test_parameter_groups_of_a_truncated_model_match_the_bases():
     assert groups[1] == [f"base.{name}" for name in expected[1]]
     assert groups[len(groups) - 1] == ["head.fc.weight", "head.fc.bias"]
     assert student.no_weight_decay() == {f"base.{name}" for name in model.no_weight_decay()}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "resnet20_cifar", "convnet_cifar"])
+def test_a_truncated_models_pooling_stays_where_it_is_truncated_again(name, tmp_path):
+    model, images = create(name)
+    first = truncate(model, 1)
+    first.reset_classifier(4, "catavgmax")
+    student = truncate(first, 1).eval()
+    head = student.head if hasattr(student, "head") else student
+    assert head.global_pool.pool_type == "catavgmax"
+    save_model(student, tmp_path / "student")
+    reloaded = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+    assert torch.equal(reloaded(images), student(images))
+    first.reset_classifier(0, "")
+    assert truncate(first, 1, num_classes=3)(images).shape == (2, 3)  # no pooling suits no classifier
+    assert truncate(first, 1)(images).ndim == 4
+
+
+WRAPPERS = {"compiled": torch.compile, "parallel": torch.nn.DataParallel, "averaged": AveragedModel}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", ["test_resnet", "resnet20_cifar"])
+@pytest.mark.parametrize("drop", [0, 1])
+def test_a_wrapped_model_is_truncated_as_the_one_inside(name, wrapper, drop):
+    model, images = create(name)
+    torch.manual_seed(0)
+    expected = truncate(model, drop)
+    torch.manual_seed(0)
+    student = truncate(WRAPPERS[wrapper](model), drop)
+    assert type(student) is type(expected)
+    assert torch.equal(student(images), expected(images))
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "crossvit_9_240"])

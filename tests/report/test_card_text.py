@@ -72,6 +72,31 @@ def test_local_folders_are_shown_by_their_last_part(name, shown):
     assert public_name(name) == shown
 
 
+def test_a_folder_named_by_dots_is_shown_by_its_own_name(tmp_path, monkeypatch):
+    here = tmp_path / "images" / "train"
+    here.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    for name, shown in ((".", "train"), ("./", "train"), ("..", "images"), ("../.", "images"), ("x/..", "train")):
+        assert public_name(name) == public_name(f"local-dir:{name}") == public_dataset(name, None) == shown
+    assert public_name("../../link") == "link"
+    assert public_name("") == public_dataset("", None) == ""
+    assert public_name("/") == "/"
+
+
+def test_card_of_a_run_on_the_working_folder_names_it(plugin_run, tmp_path, monkeypatch):
+    (tmp_path / "flowers").mkdir()
+    monkeypatch.chdir(tmp_path / "flowers")
+    run = read_run(plugin_run)
+    facts = replace(run, config={**run.config, "dataset": ".", "teacher": "local-dir:.."}, provenance=None)
+    card = model_card(plain_student(), "user/x", facts)
+    assert "``" not in card.replace("```", "")
+    assert " on `flowers`" in card
+    assert f"of `{tmp_path.name}`" in card or f"from `{tmp_path.name}`" in card
+    result = ModelCard(card).data.eval_results[0]
+    assert (result.dataset_name, result.dataset_type) == ("flowers", "flowers")
+
+
 def test_only_a_dataset_of_the_hub_is_linked():
     assert hub_dataset_id("user/images", "abc") == "user/images"
     assert hub_dataset_id("hfds/user/images", None) == "user/images"

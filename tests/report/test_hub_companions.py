@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -94,9 +95,23 @@ def test_exports_that_the_card_does_not_tell_of_stay_here_and_are_named(hub, run
     told_of(run, change)
     push_student(run, REPO)
     assert [name for name in hub.repo(REPO).files if "export" in name] == []
+    assert b"export/" not in hub.repo(REPO).files["README.md"]
     told = capfd.readouterr().err
     assert f"warning: the export in {str(run / 'export')!r} stays here: {why}" in told
     assert told.endswith("delete the folder and give the run's command --export onnx or onnx-int8\n")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_card_promises_the_exported_files_that_are_pushed(hub, run, is_there, capfd):
+    add_export(run)
+    if not is_there:
+        shutil.rmtree(run / "export")
+    push_student(run, REPO)
+    files = hub.repo(REPO).files
+    assert ("Files in `export/`" in files["README.md"].decode()) == is_there == ("export/model.onnx" in files)
+    warning = f"warning: the run's exported files are not pushed: there is no folder {str(run / 'export')!r}; to push "
+    remedy = "them, give the run's command --export onnx or onnx-int8\n"
+    assert (warning + remedy in capfd.readouterr().err) != is_there
 
 
 def test_a_damaged_export_that_the_run_tells_nothing_of_is_no_matter(hub, run):

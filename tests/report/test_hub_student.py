@@ -46,9 +46,10 @@ def test_weights_come_back_bit_equal(hub, plain_run):
 
 def test_model_object_and_timm_folder_are_pushed_too(hub, plain_run):
     push_student(plain_student(), "user/object")
+    push_student(torch.compile(plain_student()), "user/compiled")
     push_student(plain_run / "student", "user/folder")
-    files = [hub.repo(name).files for name in ("user/object", "user/folder")]
-    assert files[0]["model.safetensors"] == files[1]["model.safetensors"]
+    files = [hub.repo(name).files for name in ("user/object", "user/folder", "user/compiled")]
+    assert files[0]["model.safetensors"] == files[1]["model.safetensors"] == files[2]["model.safetensors"]
     assert b"No results came with these weights" in files[1]["README.md"]
 
 

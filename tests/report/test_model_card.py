@@ -120,6 +120,11 @@ def test_card_tells_the_latency_in_onnxruntime_where_it_was_measured(card, plugi
     metrics = metrics_of(plugin_run, onnx_latency_ms={"batch_1": {"median": 0.5, "p90": 0.75, "n": 9}})
     told = model_card(plain_student(), "user/x", replace(read_run(plugin_run), metrics=metrics))
     assert "0.5\u202fms (p90 0.75)" in table_row(told, "Latency in onnxruntime, one image")
+    slow = {"batch_64": {"median": 1234.5, "p90": 23456.7, "n": 9}}
+    told = model_card(
+        plain_student(), "user/x", replace(read_run(plugin_run), metrics=metrics_of(plugin_run, onnx_latency_ms=slow))
+    )
+    assert "1,234\u202fms (p90 23,457)" in table_row(told, "Latency in onnxruntime, batch of 64")
 
 
 def test_card_cites_the_paper_ig_and_kd(card, store):

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,10 +13,11 @@ from PIL import Image
 from tiny_parts import NUMBERS, provenance_of, tiny_score
 
 from timm_igkd.errors import InputError, MissingFileError
+from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.records import write_record
 from timm_igkd.report.page import write_report
-from timm_igkd.report.run_files import parse_metrics
+from timm_igkd.report.run_files import parse_metrics, update_metrics
 from timm_igkd.report.sections import Disagreement, collect_disagreements
 from timm_igkd.report.tables import (
     confused_pairs,
@@ -173,6 +174,30 @@ def test_svg_follows_the_colours_of_the_page(run_dir):
 
 def test_equal_inputs_give_an_equal_page(run_dir):
     assert read_page(run_dir, samples=[sample("one")])[0] == read_page(run_dir, samples=[sample("one")])[0]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"), [(1.234, "1.23"), (999.4, "999"), (999.6, "1,000"), (1234.5, "1,234")]
+)
+def test_a_latency_is_told_in_three_digits_and_never_in_powers_of_ten(milliseconds, shown, run_dir):
+    content = json.loads((run_dir / "metrics.json").read_text())
+    content["latency_ms"]["batch_1"]["median"] = milliseconds
+    (run_dir / "metrics.json").write_text(json.dumps(content))
+    text, _ = read_page(run_dir)
+    assert f"<dd>{shown}\u202fms</dd>" in text
+    assert "e+0" not in text
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_note_under_the_results_knows_how_many_seeds_were_compared(seeds, run_dir):
+    students = [
+        ArmResult(arm, seed, 2, 80.0, 0.5, 0.05, 30, 80.0, 1.0) for arm in ("alone", "kd") for seed in range(seeds)
+    ]
+    difference = Difference("kd", "alone", "seeds" if seeds > 1 else "images", seeds, 1.0, 0.5, 1.5)
+    update_metrics(run_dir / "metrics.json", {"arms": asdict(Comparison(tuple(students), (difference,)))})
+    text, _ = read_page(run_dir)
+    assert ("One training run (seed 7)." in text) == (seeds == 1)
+    assert ("The student here is that of one of the 3 seeds compared above (seed 7)." in text) == (seeds == 3)
 
 
 def test_released_teacher_has_no_history(run_dir):

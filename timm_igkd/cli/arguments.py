@@ -22,6 +22,18 @@ def key_value(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"the value of {text!r} is not YAML") from error
 
 
+class PairsAction(argparse.Action):
+    """Collect `key=value` pairs, also of an option that is repeated; a key given twice is an error."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Add the pairs of one occurrence."""
+        pairs = [*(getattr(namespace, self.dest) or ()), *values]
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise argparse.ArgumentError(self, f"{twice[0]!r} is given twice; leave one out")
+        setattr(namespace, self.dest, pairs)
+
+
 def shard_argument(text: str) -> tuple[int, int]:
     """Parse `i/n`."""
     try:
@@ -54,7 +66,8 @@ def add_model_arguments(
     group.add_argument(
         f"--{role}", required=required, type=name_argument, help="timm name, hf-hub:user/name or local-dir:folder"
     )
-    group.add_argument(args_flag, dest=f"{role}_args", nargs="+", type=key_value, metavar="k=v", help="model arguments")
+    pairs: dict[str, Any] = {"action": PairsAction, "nargs": "+", "type": key_value, "metavar": "k=v"}
+    group.add_argument(args_flag, dest=f"{role}_args", help="model arguments", **pairs)
     if not weights:
         return
     group.add_argument(

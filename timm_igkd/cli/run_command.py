@@ -159,7 +159,7 @@ def _check_request(given: dict[str, Any]) -> None:
             "hfids/, hfds/, torch/ or an image folder"
         )
     if prefix == "wds" and importlib.util.find_spec("webdataset") is None:
-        raise InputError(f"dataset {name!r} needs the package webdataset; install it: pip install timm-igkd[streams]")
+        raise InputError(f"dataset {name!r} needs the package webdataset; install it: pip install 'timm-igkd[streams]'")
     mode = given.get("input_img_mode", "RGB")
     if mode != "RGB":
         raise InputError(

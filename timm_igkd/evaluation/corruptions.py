@@ -4,10 +4,11 @@ Strengths are those of CIFAR-10-C for images of 32 pixels and of ImageNet-C for 
 1903.12261), by the shorter side. Between the two a strength is interpolated geometrically in the logarithm of the
 side; outside it stays, but lengths in pixels (blur, pixelate) go on growing in proportion. Deviations: `brightness`
 multiplies by 1 + 2c where they add c to the value of HSV (the same for mid-grey); `gaussian_blur` reflects the image at
-its border, where theirs goes on with the border's pixels; values are rounded where they cut the fraction off; `fog`
-sums octaves of smooth noise, not a diamond-square fractal, and has 0.75 to 3.5 times the image's range at 224 pixels
-(theirs, 1.5 to 3, is no further from the clean image at severity 5 than at 2). `translate` is ours: diagonal, by
-the same share of the sides at every size, black where nothing was.
+its border, where theirs goes on with the border's pixels; values are rounded where they cut the fraction off, but
+of `brightness`, where torchvision cuts it off too; `fog` sums octaves of smooth noise, not a diamond-square fractal,
+and has 0.75 to 3.5 times the image's range at 224 pixels (theirs, 1.5 to 3, is no further from the clean image at
+severity 5 than at 2). `translate` is ours: diagonal, by the same share of the sides at every size, black where nothing
+was.
 """
 
 import io

@@ -122,10 +122,16 @@ def cell(value: Any) -> Markdown:
 
 
 def public_name(name: str) -> str:
-    """Return the name of a model or file as a card shows it: of a local path, relative or not, only the last part."""
+    """Return the name of a model or file as a card shows it: of a local path, relative or not, only the last part.
+
+    Of "." and ".." that is the name of the folder that they mean here.
+    """
     name = without_credentials(name)
-    is_address = name.startswith("hf-hub:") or "://" in name
-    return name if is_address else Path(name.removeprefix("local-dir:")).name
+    path = name.removeprefix("local-dir:")
+    if not path or name.startswith("hf-hub:") or "://" in name:
+        return name
+    last = Path(path).name
+    return (Path(path).resolve().name or "/") if last in ("", "..") else last
 
 
 def public_dataset(name: str, revision: str | None) -> str:

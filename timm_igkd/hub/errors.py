@@ -173,9 +173,10 @@ def hub_error(
     for cause in _causes(error):  # only now: a bare ConnectionError may hide which of the above it was
         if _is_timeout(cause):
             within = f" within {timeout_s:g} s{times}" if timeout_s else ""
+            longer = "" if timeout_s else ", or with a higher HF_HUB_ETAG_TIMEOUT, the seconds that it may take"
             return RunError(
                 f"the Hub gave no answer about {repo}{within}; "
-                "run the same command again later: it goes on and does nothing twice"
+                f"run the same command again later{longer}: it goes on and does nothing twice"
             )
         if _is_transport(cause) or isinstance(cause, ConnectionError):
             return RunError(

@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
 from timm_igkd.hub import TIMEOUT_S
@@ -18,7 +18,7 @@ from timm_igkd.hub.errors import is_passing, with_retries
 from timm_igkd.hub.transport import hub_session
 
 ANSWER_S = 4.0
-"""Longest wait for a first answer; whoever has no network knows it then."""
+"""Longest wait for an answer unless HF_HUB_ETAG_TIMEOUT is longer; whoever has no network knows it then."""
 CONFIG_FILES = ("config.json",)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HASH = re.compile(r"-([a-f0-9]{8,})\.")  # the first digits of the content's SHA-256, as torch and timm name files
@@ -47,9 +47,9 @@ def fetch_file(repo_id: str, names: Sequence[str], revision: str | None = None, 
     cached, label = cached_file(repo_id, names, revision), repr(f"hf-hub:{repo_id}")
     if cached is not None and (not newest or _COMMIT.fullmatch(revision or "")):
         return cached
-    with hub_session(ANSWER_S), cache_use_is_told(f"model {label}"):
+    with hub_session(_answer_s()), cache_use_is_told(f"model {label}"):
         try:
-            name = _within(ANSWER_S, lambda: _existing_name(repo_id, names, revision))
+            name = _existing_name(repo_id, names, revision)
         except Exception as error:
             if cached is None or not (is_passing(error) or isinstance(error, OfflineModeIsEnabled)):
                 raise
@@ -84,7 +84,7 @@ def fetch_url(url: str) -> Path:
     file = url_file(url)
     if not file.exists():
         question = Request(url, method="HEAD")
-        _within(ANSWER_S, lambda: urlopen(question, timeout=ANSWER_S).close())
+        _in_time(lambda seconds: urlopen(question, timeout=seconds).close())
         file.parent.mkdir(parents=True, exist_ok=True)
         promised = _HASH.search(file.name)
         torch.hub.download_url_to_file(url, str(file), promised and promised[1], progress=False)
@@ -92,24 +92,41 @@ def fetch_url(url: str) -> Path:
 
 
 def _existing_name(repo_id: str, names: Sequence[str], revision: str | None) -> str:
-    for name in names[:-1]:
+    *others, last = names
+    for name in others:
         try:
-            get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision), timeout=ANSWER_S)
+            _ask(repo_id, name, revision)
             return name
         except EntryNotFoundError:
             continue
-    get_hf_file_metadata(hf_hub_url(repo_id, names[-1], revision=revision), timeout=ANSWER_S)
-    return names[-1]
+    _ask(repo_id, last, revision)
+    return last
 
 
-def _within(seconds: float, action: Callable[[], _T]) -> _T:
-    """Return what an action returns, or raise TimeoutError: looking a host up by name knows no time-out of its own."""
+def _ask(repo_id: str, name: str, revision: str | None) -> None:
+    """Ask whether a repository has a file; an error where it has not."""
+    _in_time(lambda seconds: get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision), timeout=seconds))
+
+
+def _answer_s() -> float:
+    """Return the longest wait for an answer: the Hub's client's own where the user set one that is longer."""
+    theirs = constants.HF_HUB_ETAG_TIMEOUT
+    return ANSWER_S if theirs == constants.DEFAULT_ETAG_TIMEOUT else max(ANSWER_S, theirs)
+
+
+def _in_time(question: Callable[[float], _T]) -> _T:
+    """Return the answer to a question, which gets the seconds that it may take.
+
+    Raises:
+        TimeoutError: no answer in time; looking a host up by name knows no time-out of its own.
+    """
+    seconds = _answer_s()
     result: list[_T] = []
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            result.append(action())
+            result.append(question(seconds))
         except BaseException as error:
             raised.append(error)
 

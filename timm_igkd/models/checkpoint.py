@@ -162,7 +162,7 @@ def read_checkpoint(file: Path, use_ema: bool, role: str) -> dict[str, Tensor]:
         if use_ema:
             raise InputError(f"{str(file)!r} is safetensors, which holds no separate EMA weights; leave use_ema out")
         with translated_errors(str(file), role, weights=str(file)):
-            return safetensors.torch.load_file(file)
+            return clean_state_dict(safetensors.torch.load_file(file))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints carry their arguments
             content = torch.load(file, map_location="cpu", weights_only=True)

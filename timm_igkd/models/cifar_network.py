@@ -211,6 +211,16 @@ def kept_blocks(architecture: str, drop_blocks: Any, num_blocks: int) -> int:
     return num_blocks - drop_blocks
 
 
+def stage_features(ends: Sequence[int], kept: int) -> dict[str, Any]:
+    """Return timm's `feature_cfg`: the stages' last blocks, of the stage that was cut the last one kept.
+
+    Args:
+        ends: index of the last block of each stage of the whole network.
+        kept: feature blocks that stay.
+    """
+    return {"out_indices": (*(end for end in ends if end < kept - 1), kept - 1), "feature_cls": "getter"}
+
+
 def cifar_cfgs(
     names: Sequence[str],
     first_conv: str,

@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError
-from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks
+from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks, stage_features
 
 WIDTHS = (64, 256, 256)
 
@@ -148,12 +148,11 @@ def convnet_cifar(pretrained: bool = False, **kwargs: Any) -> ConvNetCifar:
     """Dense network for 32x32 images after airbench94; `widths` and `drop_blocks` make it smaller."""
     widths = _check_widths(kwargs.get("widths", WIDTHS))
     kept = kept_blocks("convnet_cifar", kwargs.get("drop_blocks", 0), 1 + 2 * len(widths))
-    ends = tuple(range(0, kept, 2))
     return build_model_with_cfg(
         ConvNetCifar,
         "convnet_cifar",
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": ends, "feature_cls": "getter"},
+        feature_cfg=stage_features(range(0, kept, 2), kept),
         **kwargs,
     )

@@ -3,15 +3,20 @@
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data.transforms_factory import str_to_interp_mode
 
 from timm_igkd.errors import InputError, MissingFileError, nearest
 from timm_igkd.files import read_mapping
 from timm_igkd.models.arguments import check_model_arguments
+
+LARGEST_SIDE = 16_384
+"""Pixels of an input's side; one such image takes 3 GB."""
 
 
 def read_folder_config(folder: Path) -> dict[str, Any]:
@@ -37,9 +42,10 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models())
         raise InputError(f"{where} names the unknown model {_shown(architecture)}{hint}; correct it")
-    check_model_arguments(config.get("model_args") or {}, f"model_args of {where}")
-    num_classes = _check_num_classes(config, where)
-    check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}", num_classes)
+    arguments = config.get("model_args") or {}
+    check_model_arguments(arguments, f"model_args of {where}")
+    num_classes, channels = _check_num_classes(config, where), arguments.get("in_chans")
+    check_preprocessing(config.get("pretrained_cfg", {}), f"pretrained_cfg of {where}", num_classes, channels)
     _check_names(config.get("label_names"), where, num_classes)
     return config
 
@@ -71,28 +77,33 @@ def _shown(value: Any) -> str:
     return repr(value)[:80]
 
 
-def check_preprocessing(cfg: Any, where: str, num_classes: int | None = None) -> None:
+def check_preprocessing(cfg: Any, where: str, num_classes: int | None = None, channels: int | None = None) -> None:
     """Raise InputError unless what decides how an image is fed to the model is sound; absent leaves timm's default.
 
     Args:
         cfg: timm's `pretrained_cfg`.
         where: how a message calls it.
         num_classes: outputs of the model, to which the names that it holds must belong; None: not known.
+        channels: that the model reads; None: those of the input size.
     """
     if not isinstance(cfg, dict):
         raise InputError(f"{where} must hold settings by name, got {type(cfg).__name__}; save the model with timm")
     size = cfg.get("input_size", (3, 224, 224))
-    if not (_are_numbers(size, 3) and all(isinstance(n, int) and n > 0 for n in size)):
-        raise InputError(f"{where}: input_size must be (channels, height, width), whole numbers, got {_shown(size)}")
+    if not (_are_numbers(size, {3}) and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE for n in size)):
+        raise InputError(
+            f"{where}: input_size must be (channels, height, width), whole numbers of at most {LARGEST_SIDE}, got "
+            f"{_shown(size)}"
+        )
+    counts = {1, 3, size[0], channels or size[0]}  # timm keeps three also where it builds a model of other channels
     for name in ("mean", "std"):
         values = cfg.get(name, (1.0,))
-        if not _are_numbers(values) or (name == "std" and min(values) <= 0):
+        if not (_are_numbers(values, counts) and is_statistic(name, values)):
+            above = " above 0 in float32" if name == "std" else ""
             raise InputError(
-                f"{where}: {name} must be a number for each channel{' above 0' * (name == 'std')}, got {_shown(values)}"
+                f"{where}: {name} must be one number{above}, or one for each of {size[0]} channels, got "
+                f"{_shown(values)}"
             )
-    crop = cfg.get("crop_pct")
-    if crop is not None and not (_is_number(crop) and 0 < crop <= 10):
-        raise InputError(f"{where}: crop_pct must be a number above 0, at most 10, got {_shown(crop)}")
+    _check_crop(cfg.get("crop_pct"), size[1:], where)
     interpolation = cfg.get("interpolation")
     if interpolation is not None:
         try:
@@ -102,6 +113,26 @@ def check_preprocessing(cfg: Any, where: str, num_classes: int | None = None) ->
                 f"{where}: interpolation must be one that timm knows, got {_shown(interpolation)}"
             ) from error
     _check_names(cfg.get("label_names"), where, num_classes)
+
+
+def is_statistic(name: str, values: Sequence[float]) -> bool:
+    """Return whether numbers can be the "mean" or "std" of pixels: in float32 finite, what is divided by above 0."""
+    limits = torch.finfo(torch.float32)
+    lowest = limits.tiny if name == "std" else limits.min
+    return all(lowest <= value <= limits.max for value in values)
+
+
+def _check_crop(share: Any, sides: Sequence[int], where: str) -> None:
+    """Check the share of a resized image that is read: for input of these sides it is resized to their size by it."""
+    if share is None:
+        return
+    if not (_is_number(share) and 0 < share <= 10):
+        raise InputError(f"{where}: crop_pct must be a number above 0, at most 10, got {_shown(share)}")
+    if not (share <= min(sides) and max(sides) <= 2 * LARGEST_SIDE * share):
+        raise InputError(
+            f"{where}: crop_pct must be a share by which an image read at {sides[0]} x {sides[1]} pixels is resized to "
+            f"1 to {2 * LARGEST_SIDE} pixels, got {_shown(share)}"
+        )
 
 
 def _check_names(names: Any, where: str, num_classes: int | None) -> None:
@@ -127,12 +158,8 @@ def _check_names(names: Any, where: str, num_classes: int | None) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
-def _are_numbers(values: Any, count: int | None = None) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) in ((count,) if count else range(1, 100))
-        and all(map(_is_number, values))
-    )
+def _are_numbers(values: Any, counts: set[int]) -> bool:
+    return isinstance(values, list | tuple) and len(values) in counts and all(map(_is_number, values))

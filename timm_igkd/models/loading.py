@@ -6,7 +6,6 @@ Only safetensors and `weights_only` pickles are read; nothing of a model's repos
 import contextlib
 import copy
 import hashlib
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_igkd.errors import InputError, InputTypeError, RunError, check_count, first_line, listed
-from timm_igkd.eval_mode import eval_mode, frozen
+from timm_igkd.eval_mode import bare_model, eval_mode, frozen
 from timm_igkd.files import folder_written_apart, given_path
 from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import built_size, check_model_arguments, check_of_timm
@@ -32,7 +31,7 @@ from timm_igkd.models.checkpoint import (
     read_checkpoint,
     translated_errors,
 )
-from timm_igkd.models.folder_config import check_preprocessing, read_folder_config
+from timm_igkd.models.folder_config import LARGEST_SIDE, check_preprocessing, is_statistic, read_folder_config
 from timm_igkd.models.output_names import forget_names
 
 
@@ -91,7 +90,7 @@ def load_model(
         )
     with translated_errors(spec, role, weights=None if checkpoint is None else str(checkpoint)):
         if img_size is not None:
-            check_count("img_size", img_size, most=16_384)  # one such image takes 3 GB
+            check_count("img_size", img_size, most=LARGEST_SIDE)
             wanted = resolve_model_input_args(source, {"img_size": img_size}, **arguments)
             arguments |= {"img_size": wanted["img_size"]} if "img_size" in wanted else {}
         if checkpoint is not None:
@@ -104,14 +103,17 @@ def load_model(
     if arguments.get("num_classes") not in (None, own):
         forget_names(model)  # of the folder's own head, whose number of outputs a checkpoint's took the place of
     _cfg(model).update(statistics)
-    check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}")
+    channels = arguments.get("in_chans", get_model_input_config(model)["input_size"][0])
+    check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}", channels=channels)
     _cfg(model).update(resized := built_size(model))
-    if img_size is not None or resized:
-        channels, height, width = _cfg(model)["input_size"]
-        shape = (arguments.get("in_chans", channels), img_size or height, img_size or width)
-        _check_reads(model.eval(), spec, shape, f"img_size in {args_flag}" if img_size is None else "--img-size")
     if img_size is not None:
-        _cfg(model).update(input_size=shape, test_input_size=None)
+        _cfg(model).update(input_size=(channels, img_size, img_size), test_input_size=None)
+    if img_size is not None or resized or model_args or ":" in source:
+        correct = f"correct {args_flag}{' or its config.json' * (':' in source)}"
+        other = "--img-size" if img_size is not None else f"img_size in {args_flag}" if resized and model_args else ""
+        also = f", or {correct}" if model_args and img_size is not None else ""
+        remedy = f"choose another {other}{also}" if other else correct
+        _check_reads(model.eval(), spec, (channels, *_cfg(model).get("input_size", (224, 224))[-2:]), remedy)
     return model.eval()
 
 
@@ -137,9 +139,9 @@ def find_model(spec: str, role: str = "model", *, weights: bool = True) -> tuple
 
 def _check_statistics(name: str, values: Sequence[float], role: str) -> tuple[float, ...]:
     numbers: tuple[float, ...] = ()
-    with contextlib.suppress(TypeError, ValueError):  # no numbers
+    with contextlib.suppress(TypeError, ValueError, OverflowError):  # no numbers
         numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3 or not all(math.isfinite(n) for n in numbers) or (name == "std" and min(numbers) <= 0):
+    if len(numbers) != 3 or not is_statistic(name, numbers):
         above = " above 0" if name == "std" else ""
         raise InputError(
             f"{flag_name(role, name)} must be three numbers{above} (R G B, for pixels in [0, 1]), got {values}"
@@ -166,17 +168,17 @@ def _create_with(weights: dict[str, Tensor], source: str, arguments: dict[str, A
     return model
 
 
-def _check_reads(model: nn.Module, spec: str, shape: tuple[int, ...], option: str) -> None:
-    """See that a model can read images of the size that it was built for; `option` is what that came from."""
+def _check_reads(model: nn.Module, spec: str, shape: tuple[int, ...], remedy: str) -> None:
+    """See that a model can read images of the size that it was built for."""
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *shape, dtype=next(model.parameters()).dtype))
+            own = next(model.parameters())
+            model(torch.zeros(1, *shape, device=own.device, dtype=own.dtype))
     except MemoryError:
         raise
     except Exception as error:  # each architecture says it with an exception of its own
         raise InputError(
-            f"model {spec!r} cannot read images of {shape[1]} x {shape[2]} pixels ({first_line(error)}); choose "
-            f"another {option}"
+            f"model {spec!r} cannot read images of {shape[1]} x {shape[2]} pixels ({first_line(error)}); {remedy}"
         ) from error
 
 
@@ -187,7 +189,8 @@ def use_image_size(model: nn.Module, height: int, width: int) -> None:
     """
     config = _cfg(model)
     if not config.get("fixed_input_size") and max(width, height) < config["input_size"][1]:
-        _check_reads(model, config["architecture"], (3, height, width), "--img-size than that of these images")
+        remedy = "choose another --img-size than that of these images"
+        _check_reads(model, config["architecture"], (3, height, width), remedy)
         config.update(input_size=(3, height, width), crop_pct=1.0, test_input_size=None)
 
 
@@ -212,7 +215,7 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
     of an existing folder stay.
 
     Args:
-        model: a model from `timm.create_model`.
+        model: a model from `timm.create_model`, which may be wrapped (see `bare_model`).
         folder: where to save.
         label_names: names of the outputs, in order.
 
@@ -221,6 +224,7 @@ def save_model(model: nn.Module, folder: str | Path, label_names: Sequence[str] 
         InputError: `label_names` of another number than the outputs, or a model timm could not build again.
         RunError: the folder cannot be written.
     """
+    model = bare_model(model)
     check_of_timm(model, "save_model")
     folder = given_path("folder", folder)
     if label_names is not None:
@@ -260,9 +264,9 @@ def _separate_tensors(module: nn.Module, state_dict: dict[str, Tensor], prefix: 
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return the SHA-256 of all tensors: sorted names, dtypes, shapes, bytes."""
+    """Return the SHA-256 of all tensors of a model, wrapped or not: sorted names, dtypes, shapes, bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(bare_model(model).state_dict().items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -275,6 +279,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module) -> int:
     """Return the multiply-accumulates of one image at the model's input size, in eval mode."""
+    model = bare_model(model)
     parameter = next(model.parameters())
     image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=parameter.device, dtype=parameter.dtype)
     counter = FlopCounterMode(display=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
-from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks
+from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks, stage_features
 
 NUM_BLOCKS = 19
 """Feature blocks of the whole network, counting the stem and the last 1x1 convolution."""
@@ -84,12 +84,11 @@ default_cfgs = cifar_cfgs(["mobilenetv2_cifar"], "features.0.0", 4, mean=(0.0, 0
 def mobilenetv2_cifar(pretrained: bool = False, **kwargs: Any) -> MobileNetV2Cifar:
     """MobileNetV2 for 32x32 images; `drop_blocks` cuts the tail of its 19 feature blocks."""
     kept = kept_blocks("mobilenetv2_cifar", kwargs.get("drop_blocks", 0), NUM_BLOCKS)
-    out_indices = tuple(i for i in STAGE_ENDS if i < kept) or (kept - 1,)
     return build_model_with_cfg(
         MobileNetV2Cifar,
         "mobilenetv2_cifar",
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        feature_cfg=stage_features(STAGE_ENDS, kept),
         **kwargs,
     )

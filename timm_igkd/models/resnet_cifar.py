@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, clean_state_dict, register_model
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, check_choice
-from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks
+from timm_igkd.models.cifar_network import CifarNetwork, cifar_cfgs, kept_blocks, stage_features
 
 Shortcut = Literal["projection", "padding"]
 
@@ -183,7 +183,7 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(0, kept, blocks)), "feature_cls": "getter"},
+        feature_cfg=stage_features(range(0, kept, blocks), kept),
         depth=depth,
         widths=(stem, 16 * width, 32 * width, 64 * width),
         pre_activation=pre_activation,

@@ -12,7 +12,7 @@ from timm.models import get_model_input_config, get_model_traits
 from torch import nn
 
 from timm_igkd.errors import InputError, check_count
-from timm_igkd.eval_mode import copy_model
+from timm_igkd.eval_mode import bare_model, copy_model
 from timm_igkd.models.arguments import check_of_timm
 from timm_igkd.models.cifar_network import CifarNetwork, check_drop
 from timm_igkd.models.output_names import forget_names
@@ -51,18 +51,24 @@ def _construction(model: Any, drop: int, num_classes: int) -> tuple[str, dict[st
     if isinstance(model, CifarNetwork):
         name = str(cast(Any, model).pretrained_cfg["architecture"])
         arguments["pretrained_cfg"] = dict(cfg, num_classes=num_classes, architecture=name, classifier="classifier.1")
-        arguments |= {"global_pool": model.global_pool.pool_type, "drop_blocks": model.drop_blocks + drop}
+        arguments |= _pooling(model.global_pool, num_classes) | {"drop_blocks": model.drop_blocks + drop}
         return name, arguments | model.shape_args
     size = get_model_traits(model).get("img_size")
     if size is not None:
         arguments["img_size"] = tuple(size)
     if isinstance(model, TruncatedModel):
+        arguments |= _pooling(model.head.global_pool, num_classes)
         return "igkd_truncated", dict(
             arguments, base=model.base_name, base_args=model.base_args, drop=model.drop + drop
         )
     arguments["pretrained_cfg"]["first_conv"] = below_base(current["first_conv"])
     base_args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in arguments}
     return "igkd_truncated", dict(arguments, base=model.pretrained_cfg["architecture"], base_args=base_args, drop=drop)
+
+
+def _pooling(layer: Any, num_classes: int) -> dict[str, str]:
+    """Return the pooling of a head as an argument; none, as a model without classifier has it, suits no classifier."""
+    return {"global_pool": layer.pool_type} if layer.pool_type or not num_classes else {}
 
 
 def _drop_rate(model: Any) -> float:
@@ -77,8 +83,9 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
     The head is initialised from torch's global random state.
 
     Args:
-        model: a model from `timm.create_model`. The networks for 32x32 images count their feature blocks, every other
-            model the entries of `forward_intermediates`; a truncated model can be truncated again.
+        model: a model from `timm.create_model`, which may be wrapped (see `bare_model`). The networks for 32x32 images
+            count their feature blocks, every other model the entries of `forward_intermediates`; a truncated model can
+            be truncated again.
         drop: entries cut from the end; 0 copies the model, its head too where `num_classes` is the same
             (what is frozen stays frozen).
         num_classes: outputs of the new head, the model's own if None.
@@ -86,7 +93,7 @@ def truncate(model: nn.Module, drop: int, num_classes: int | None = None) -> nn.
     Raises:
         InputError: `drop` out of range, or a model that timm did not build or cannot cut.
     """
-    source: Any = model
+    model = source = bare_model(model)
     check_of_timm(model, "truncate")
     name = source.pretrained_cfg["architecture"]
     check_cuttable(model, name)

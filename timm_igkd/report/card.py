@@ -28,6 +28,7 @@ from timm_igkd.report.tables import (
     result_rows,
     size_rows,
     summary_sentence,
+    three_digits,
 )
 from timm_igkd.report.verdict import num_seeds, verdict
 
@@ -191,9 +192,9 @@ def _onnx_rows(measured: Mapping[str, Timing]) -> list[Row]:
     """Return the student's latency in onnxruntime, where it was measured."""
     names = {"batch_1": "Latency in onnxruntime, one image", "batch_64": "Latency in onnxruntime, batch of 64"}
     return [
-        Row(name, ABSENT, f"{measured[key].median:.3g}{NARROW}ms (p90 {measured[key].p90:.3g})", "")
+        Row(name, ABSENT, f"{three_digits(times.median)}{NARROW}ms (p90 {three_digits(times.p90)})", "")
         for key, name in names.items()
-        if key in measured
+        if (times := measured.get(key))
     ]
 
 
@@ -216,7 +217,7 @@ def _ig_options(run: RunFacts) -> list[tuple[str, str]]:
         return rows
     return [
         *rows,
-        ("Steps on average", f"{numbers.mean_steps:.3g}"),
+        ("Steps on average", three_digits(numbers.mean_steps)),
         ("Absolute convergence delta, median", f"{numbers.abs_delta_median:.3g}"),
         ("Absolute convergence delta, 90th percentile", f"{numbers.abs_delta_p90:.3g}"),
     ]

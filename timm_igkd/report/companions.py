@@ -15,8 +15,9 @@ from timm_igkd.records import record_bytes
 from timm_igkd.report.run_facts import RunFacts
 
 EVAL_RESULT = ".eval_results/timm-igkd.yaml"
-_EXPORTS = "export/"
-LEFT_BEHIND = frozenset({"pytorch_model.bin", EVAL_RESULT, *(_EXPORTS + name for name in (RECORD, *FILES.values()))})
+EXPORTS = "export/"
+"""Folder of the exported files on the Hub."""
+LEFT_BEHIND = frozenset({"pytorch_model.bin", EVAL_RESULT, *(EXPORTS + name for name in (RECORD, *FILES.values()))})
 """Files of other weights, where an earlier push left them and this one does not bring them; the pickle is of timm's."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -24,7 +25,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str, bytes | Path]:
     """Return the files of a student's export by their path on the Hub; none where there is no export.
 
-    Files other than those that the run's metrics tell of stay here, and stderr says so: the card is silent about them.
+    Files other than those that the run's metrics tell of stay here, and stderr says so, as where there are none of
+    those; a card of a push without any is `without_exports`.
 
     Args:
         folder: of the export, `export/` of a run.
@@ -35,6 +37,8 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
         MissingFileError: the record is missing. InputError: an export of other weights, or a damaged file.
     """
     if not folder.is_dir():
+        if run.metrics and run.metrics.exports:
+            _tell(f"the run's exported files are not pushed: there is no folder {str(folder)!r}; to push them,")
         return {}
     if not (run.metrics and run.metrics.exports):
         if not (folder / RECORD).exists():
@@ -46,23 +50,28 @@ def exported_files(folder: Path, weights_sha256: str, run: RunFacts) -> dict[str
         return _stays(folder, "the run tells of another, of the same or of other files")
     if record.weights_sha256 != weights_sha256:
         raise InputError(f"{str(folder)!r} is of other weights than the student; export it again, or delete the folder")
-    files: dict[str, bytes | Path] = {f"{_EXPORTS}{RECORD}": record_bytes(_without_paths(record, run))}
+    files: dict[str, bytes | Path] = {f"{EXPORTS}{RECORD}": record_bytes(_without_paths(record, run))}
     for exported in record.exports:
         path = folder / FILES[exported.format]
         if not exported.is_in(folder):
             raise InputError(f"{str(path)!r} is not the file that {RECORD} names; export the student again")
-        files[f"{_EXPORTS}{path.name}"] = path
+        files[f"{EXPORTS}{path.name}"] = path
     return files
 
 
 def _stays(folder: Path, why: str) -> dict[str, bytes | Path]:
     """Say that an export is not pushed."""
-    print(
-        f"warning: the export in {str(folder)!r} stays here: {why}; to push one, delete the folder and give the run's "
-        f"command --export {' or '.join(FILES)}",
-        file=sys.stderr,
-    )
+    _tell(f"the export in {str(folder)!r} stays here: {why}; to push one, delete the folder and")
     return {}
+
+
+def _tell(what: str) -> None:
+    print(f"warning: {what} give the run's command --export {' or '.join(FILES)}", file=sys.stderr)
+
+
+def without_exports(run: RunFacts) -> RunFacts:
+    """Return a run whose card tells of no exported files."""
+    return run if run.metrics is None else replace(run, metrics=replace(run.metrics, exports=()))
 
 
 def _without_paths(record: ExportRecord, run: RunFacts) -> ExportRecord:

@@ -31,7 +31,7 @@ from timm_igkd.report.sections import (
     disagreement_view,
     sample_view,
 )
-from timm_igkd.report.verdict import arm_rows, verdict
+from timm_igkd.report.verdict import arm_rows, num_seeds, verdict
 
 # Row of the setup table -> the setting that switches it on, and what it tells where a run has it.
 _SETUP = {
@@ -110,6 +110,7 @@ def _context(run_dir: Path, samples: Sequence[Sample], disagreements: Sequence[D
         "split": tables.plain(metrics.split),
         "dataset": tables.plain(metrics.dataset),
         "seed": tables.plain(config.get("seed")),
+        "num_seeds": num_seeds(metrics.arms),
         "has_teacher": metrics.teacher is not None,
         "teacher_trained_here": teacher_history is not None,
         "curves": learning_curves(student_history, teacher_history),
@@ -139,7 +140,7 @@ def _highlights(metrics: Metrics) -> list[tuple[str, str]]:
         shown.append((tables.percent(metrics.agreement), "same answer as the teacher"))
     one = metrics.latency_ms.get("batch_1")
     if one:
-        shown.append((f"{one.median:.3g}{tables.NARROW}ms", f"per image on {_device_words(metrics)}"))
+        shown.append((f"{tables.three_digits(one.median)}{tables.NARROW}ms", f"per image on {_device_words(metrics)}"))
     return shown
 
 

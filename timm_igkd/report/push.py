@@ -14,13 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, check_kind, listed
+from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import given_path, read_mapping
 from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.models.arguments import check_of_timm, model_data_config
 from timm_igkd.models.loading import load_model, save_model, weights_hash
 from timm_igkd.report.card import model_card
-from timm_igkd.report.companions import EVAL_RESULT, LEFT_BEHIND, eval_result, exported_files
+from timm_igkd.report.companions import (
+    EVAL_RESULT,
+    EXPORTS,
+    LEFT_BEHIND,
+    eval_result,
+    exported_files,
+    without_exports,
+)
 from timm_igkd.report.licenses import check_license, tell_license
 from timm_igkd.report.run_facts import RunFacts, read_run
 
@@ -73,6 +81,7 @@ def push_student(
     """
     check_kind("student", student, (nn.Module, str, os.PathLike), "a folder or a timm model", "name a run's folder")
     if isinstance(student, nn.Module):
+        student = bare_model(student)
         check_of_timm(student, "push_student")
     student = student if isinstance(student, nn.Module) else given_path("student", student)
     seed_runs = [given_path("each of seed_runs", run) for run in listed("seed_runs", seed_runs, "run folders")]
@@ -89,13 +98,14 @@ def push_student(
             )
         model: Any = load_model(f"local-dir:{folder}", role="student")
         files = _files(student, model, folder, run, eval_task)
+        told = run if any(name.startswith(EXPORTS) for name in files) else without_exports(run)
         require_login(repo_id)
         pushed = publish(
             Publication(
                 repo_id=repo_id,
                 repo_type="model",
                 files=files,
-                card=model_card(model, repo_id, run, maps_repo=maps_repo, license=license),
+                card=model_card(model, repo_id, told, maps_repo=maps_repo, license=license),
                 marker="config.json",
                 marker_key=_SIGNATURE,
                 stale=lambda name: name in LEFT_BEHIND,
