@@ -172,7 +172,7 @@ def _refuse_patch_dropout(student: nn.Module) -> None:
     name = type(bare_model(student)).__name__
     for module in student.modules():
         is_layer = isinstance(module, PatchDropout | PatchDropoutWithIndices)
-        if (module.prob if is_layer else vars(module).get("patch_drop_rate") or 0) > 0:  # the latter: Hiera
+        if vars(module).get("prob" if is_layer else "patch_drop_rate"):  # the latter is Hiera's own
             raise InputError(
                 f"attention transfer and grad_cam need whole feature maps, student {name} drops "
                 "patches in training; build it with patch_drop_rate=0, or explain it by input_x_gradient"

@@ -77,8 +77,10 @@ class OverlaidViews:
             )
         if maps is not None and (self.overlay.overlay_prob > 0 or with_maps):
             maps.require_maps()
+        self._labels_decide = False
         if maps is not None and with_logits:
             maps.require_logits(dataset)
+            self._labels_decide = maps.labels_decide(dataset)
         if maps is not None:
             maps.map_rows()  # once, before workers would
         self._maps = maps
@@ -209,7 +211,9 @@ class OverlaidViews:
         student = self.overlaid(image, label, index, power) if is_overlaid else image
         more = []
         if self.with_logits:
-            more.append(torch.from_numpy(self.maps.logits(self._row(image, label, index))))
+            told = label if self._labels_decide else None
+            logits = self.maps.logits(self._row(image, label, index), told, lambda: self._name(index))
+            more.append(torch.from_numpy(logits))
         if self.with_maps:
             more.append(self._view_of_map(self._levels(image, label, index), *draws))
         return self._transformed(student, image if is_overlaid else None, *draws), label, *more
