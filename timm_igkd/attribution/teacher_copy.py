@@ -34,7 +34,8 @@ def teacher_copy(teacher: Any) -> Any:
     """
     if torch.is_inference_mode_enabled():  # also for logits alone: the copy is tried with a gradient
         raise InputError(
-            "a teacher is copied and tried with a gradient, which torch.inference_mode() has none of; use torch.no_grad()"
+            "a teacher is copied and tried with a gradient, which torch.inference_mode() has none of; use "
+            "torch.no_grad()"
         )
     bare = bare_model(teacher)
     check_model("teacher", bare)
