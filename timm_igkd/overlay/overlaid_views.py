@@ -250,7 +250,7 @@ class OverlaidViews:
 
 
 def _teller_of_epochs(frame: FrameType | None) -> Literal["script", "loader", "pass"]:
-    """Return who tells an epoch: the script; Accelerate's loader, of which it was asked; or a pass that begins there."""
+    """Return who tells an epoch: the script, Accelerate's loader that was told by it, or a pass as it begins."""
     teller: Literal["script", "loader"] = "script"
     while frame is not None:
         if frame.f_globals.get("__name__") == "accelerate.data_loader":
