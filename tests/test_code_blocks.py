@@ -42,6 +42,7 @@ NOT_RUN = {  # how a block begins: why it does not run here
 TEACHER, STUDENT = "resnet50.a1_in1k", "mobilenetv3_small_100.lamb_in1k"
 CLASSES = ("tabby cat", "dog", "zebra")
 N = 8  # images of each split, in as many of ImageNet's classes
+WORDNET_IDS = list(ImageNetInfo().label_names())[:: -1000 // N]  # and in another order
 TRAIN_COMMAND = "timm-igkd distill"
 SHRUNK = " --epochs 1 --teacher_epochs 1 --max_steps_per_epoch 1 --batch_size 4"
 FINISHED = "timm-igkd distill --dataset path/to/images --teacher resnet10t --teacher-init random"
@@ -50,7 +51,10 @@ SHRUNK += " --train_limit 24 --test_limit 4 --img_size 64"
 CHECKS = {  # of what a python block leaves, by a word in it
     "onnxruntime": "assert about['class_names'][int(logits[0].argmax())] == 'dog'",
     'create_model("local-dir:': "assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, model.num_classes)",
-    "IGOverlayDataset": "assert student.conv1.weight.grad.abs().sum() > 0 and teacher.conv1.weight.grad is None",
+    "IGOverlayDataset": "assert student.conv1.weight.grad.abs().sum() > 0 and teacher.conv1.weight.grad is None\n"
+    "names = timm.data.ImageNetInfo().label_names()\n"
+    "assert [names[i] for i in task._class_index] == dataset.reader.dataset.features['label'].names\n"
+    f"assert student.num_classes == {N}",
 }
 
 
@@ -69,9 +73,9 @@ def stand_in_images() -> ImageList:
 
 
 def write_images(folder: Path) -> None:
-    """Write N images with ImageNet's classes, the same as every split."""
+    """Write N images of some of ImageNet's classes, the same as every split."""
     images = stand_in_images()
-    label = datasets.ClassLabel(names=list(ImageNetInfo().label_names()))
+    label = datasets.ClassLabel(names=WORDNET_IDS)
     columns: dict[str, Any] = {"image": images.images, "label": images.labels}
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), "label": label}))
     for split in ("train", "validation", "test"):
@@ -96,8 +100,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    teacher, folder = tiny_teacher(classes=N), tmp_path_factory.mktemp("maps")
-    compute_maps(teacher, stand_in_images(), folder, options=IGOptions(n_steps=2), progress=False)
+    teacher, images, folder = tiny_teacher(classes=1000), stand_in_images(), tmp_path_factory.mktemp("maps")
+    images.classes = WORDNET_IDS  # type: ignore[attr-defined]
+    compute_maps(teacher, images, folder, options=IGOptions(n_steps=2), progress=False)
     return folder
 
 

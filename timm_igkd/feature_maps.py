@@ -41,7 +41,8 @@ def last_norm(model: Any, example: Tensor, shape: tuple[int, ...]) -> nn.Module 
         shape: (H, W) of the input.
 
     Raises:
-        InputError: a model without such a layer, or whose last feature map is a single pixel.
+        InputError: a model without such a layer, whose last feature map is a single pixel, or whose forward is more
+            than its features and head.
     """
     name = type(model).__name__
     if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
@@ -55,12 +56,17 @@ def last_norm(model: Any, example: Tensor, shape: tuple[int, ...]) -> nn.Module 
         )
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), features)
     if features.ndim != 3:
-        return None
-    if gradient.any():
+        reads_token = False
+    elif gradient.any():
         reads_token = not as_map(model, gradient, shape).any()
     else:  # of a head that starts from zeros
         reads_token = getattr(model, "global_pool", "") == "token"
     if not reads_token:
+        if not is_forward(model, example, logits):
+            raise InputError(
+                f"forward_features and forward_head of {name} must lead to the logits of its forward, got others; "
+                f"{REMEDY}"
+            )
         return None
     norm = getattr((getattr(model, "blocks", None) or [None])[-1], "norm1", None)
     if norm is None:
@@ -68,6 +74,14 @@ def last_norm(model: Any, example: Tensor, shape: tuple[int, ...]) -> nn.Module 
             f"grad_cam finds no layer in {name}: it reads a class token, but has no blocks[-1].norm1; {REMEDY}"
         )
     return norm
+
+
+@torch.no_grad()
+def is_forward(model: Any, example: Tensor, logits: Tensor) -> bool:
+    """Return whether the logits that a model's parts lead to are those of its forward; else they are another model."""
+    own = model(example)
+    is_like = isinstance(own, Tensor) and (own.shape, own.dtype) == (logits.shape, logits.dtype)
+    return is_like and torch.allclose(logits, own, rtol=1e-3, atol=1e-4)
 
 
 def as_map(model: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:

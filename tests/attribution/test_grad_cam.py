@@ -178,3 +178,14 @@ def test_teacher_without_a_map_is_refused_in_one_line(model, message):
     assert "\n" not in str(caught.value)
     assert "take another method than grad_cam" in str(caught.value)
     check_method(model, IGOptions(), (3, 32, 32))
+
+
+def test_a_teacher_whose_forward_is_more_than_its_head_is_refused():
+    """Its maps were of another function than its logits, its targets and its answers."""
+    model = tiny_teacher("test_resnet", size=64)
+    check_method(model, GRAD_CAM, (3, 64, 64))
+    own = model.forward
+    model.forward = lambda x: own(x).flip(1)  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"of ResNet must lead to the logits of its forward, got others; take another"):
+        check_method(model, GRAD_CAM, (3, 64, 64))
+    check_method(model, IGOptions(), (3, 64, 64))

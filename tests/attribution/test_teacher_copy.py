@@ -239,6 +239,19 @@ def test_teacher_that_cannot_be_attributed_is_refused_before_anything_is_written
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.parametrize("method", ["ig", "input_x_gradient", "saliency", "grad_cam", "none"])
+def test_inference_mode_is_refused_by_its_name(method, tmp_path):
+    """The teacher was said not to be differentiable."""
+    images = ImageList([noise_image(seed, 64, 64) for seed in range(2)], [0, 1])
+    settings: dict[str, Any] = {"options": IGOptions(method=method), "logits": True, "progress": False}
+    told = r"tried with a gradient, which torch\.inference_mode\(\) has none of; use torch\.no_grad\(\)"
+    with torch.inference_mode(), pytest.raises(InputError, match=told):
+        compute_maps(tiny_teacher(size=64), images, tmp_path / "maps", **settings)
+    assert not (tmp_path / "maps").exists()
+    with torch.no_grad():
+        assert len(compute_maps(tiny_teacher(size=64), images, tmp_path / "maps", **settings)) == 2
+
+
 @pytest.mark.parametrize("name", ["plain", "weight norm", "old weight norm", "spectral norm", "pruned"])
 def test_teacher_is_left_as_it_was(name):
     teacher = TEACHERS[name]().train()

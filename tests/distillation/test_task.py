@@ -7,7 +7,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from task_parts import AT, BATCH, CLASSES, Plain, build, spied, tiny
+from torch import nn
 
+from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.live_teacher import LiveTeacher
 from timm_igkd.distillation.losses import attention_transfer, kd_dkd, kd_kl
 from timm_igkd.errors import InputError, InputTypeError
@@ -225,6 +227,23 @@ def test_options_out_of_range_are_refused(kwargs, message):
         build(teacher=tiny(seed=1), **kwargs)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["task_loss_weight", "distill_loss_weight", "attention_loss_weight", "explanation_loss_weight", "temperature"],
+)
+def test_a_text_in_place_of_a_number_is_refused(name):
+    with pytest.raises(InputTypeError, match=f"{name} must be a number, got str; give one"):
+        build(teacher=tiny(seed=1), **{name: "0.5"})
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, LabeledCrossEntropy])
+def test_a_criterion_that_is_a_class_is_refused(criterion):
+    told = rf"criterion must be a loss module, got the class {criterion.__name__}; .*CrossEntropyLoss\(\)"
+    with pytest.raises(InputTypeError, match=told):
+        build(teacher=tiny(seed=1), criterion=criterion)
+    build(teacher=tiny(seed=1), criterion=criterion())
+
+
 @pytest.mark.parametrize("name", ["attention_loss_weight", "explanation_loss_weight"])
 def test_a_weight_raised_from_0_afterwards_is_refused_and_one_that_was_there_may_change(name, batch):
     maps = {"maps": torch.rand(BATCH, 1, 32, 32)}
@@ -251,6 +270,8 @@ def test_models_that_do_not_fit_are_refused():
         build(teacher=tiny(in_chans=1))
     with pytest.raises(InputTypeError, match=r"teacher must be a model, got str; make it with timm\.create_model"):
         build(teacher="resnet18")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="student Identity has no parameters to train; make one with weights"):
+        build(nn.Identity())
     nameless = Plain()
     nameless.pretrained_cfg = {}
     with pytest.raises(InputError, match="teacher's pretrained_cfg must name the mean and std"):

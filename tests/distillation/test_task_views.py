@@ -218,6 +218,23 @@ def test_looking_for_the_middle_entry_leaves_the_student_as_it_was():
     assert not student.bn1.training
 
 
+@pytest.mark.parametrize("name", ["test_vit", "eva02_tiny_patch14_224", "hiera_tiny_224"])
+def test_attention_of_a_student_that_drops_patches_is_refused(name):
+    """The patches that were left stood in any order and count, in training alone; a teacher drops none."""
+    sizes: dict[str, Any] = {"size": 64} if name == "test_vit" else {"img_size": 64}
+    student = tiny(name, patch_drop_rate=0.5, **sizes)
+    with pytest.raises(InputError, match=r"need whole feature maps, student \w+ drops patches.*patch_drop_rate=0"):
+        build(student, tiny(seed=1), **AT)
+    assert build(student, tiny(seed=1)).attention_loss_weight == 0
+
+
+def test_a_teacher_that_was_built_to_drop_patches_drops_none():
+    plain, dropping = (tiny("test_vit", seed=1, size=64, patch_drop_rate=rate) for rate in (0.0, 0.5))
+    images, labels = torch.randn(2, 3, 64, 64), torch.arange(2)
+    losses = [build(tiny(size=64), teacher, **AT).train()(images, labels) for teacher in (plain, dropping)]
+    assert torch.equal(losses[0]["attention_loss"], losses[1]["attention_loss"])
+
+
 class Disagreeing(Plain):
     """A model whose forward does more than its forward_intermediates and forward_head."""
 
@@ -270,6 +287,22 @@ def test_a_dataset_of_two_flat_views_is_seen_by_a_task_of_one(teacher):
     fresh = build(teacher=teacher, distill_loss_weight=0.1 if teacher else 0.0)
     assert len(fresh.eval()(both, target.repeat(2))["output"]) == 8
     assert len(fresh.train()(images, target)["output"]) == 4
+
+
+@pytest.mark.parametrize("kinds", [[0] * 8, [0, 0, 0, 1] * 2, [0, 1, 0, 1] * 2], ids=str)
+@pytest.mark.parametrize("constant", [True, False])
+def test_equal_images_of_equal_labels_are_not_two_views(kinds, constant):
+    """A batch of constant images, or of copies of one, was refused as holding each image twice."""
+    images = torch.stack([torch.full((3, 32, 32), i / 2) if constant else torch.randn(3, 32, 32) for i in range(2)])
+    task = build(teacher=tiny(seed=1)).train()
+    assert len(task(images[kinds], torch.zeros(8, dtype=torch.int64))["output"]) == 8
+
+
+def test_two_flat_views_are_seen_where_some_images_are_there_more_often():
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    images[1], labels[1] = images[0], labels[0]
+    with pytest.raises(InputError, match="each image twice"):
+        build(teacher=tiny(seed=1)).train()(images.repeat(2, 1, 1, 1), labels.repeat(2))
 
 
 def test_a_loss_that_has_nothing_to_learn_of_two_classes_is_refused():

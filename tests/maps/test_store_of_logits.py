@@ -1,10 +1,13 @@
 """Stores of logits alone (method "none"): nothing is attributed, rows are guarded, and nobody takes them for maps."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from command_lines import Runner, two_splits
 from hub_parts import code_blocks
-from tiny_parts import ImageList, noise_image, tiny_teacher
+from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 
 from timm_igkd import IGOverlay, IGOverlayDataset, MapStore, load_labeled_images, load_model, score_maps
 from timm_igkd.attribution.engine import FastEngine
@@ -108,6 +111,61 @@ def test_items_end_with_the_logits(store):
     assert torch.equal(dataset[3][-1], torch.from_numpy(store.logits(3)))
     stored = StoredMaps(store, IMAGES, load_images(IMAGES)).logits()
     assert torch.equal(stored[3], torch.from_numpy(store.logits(3)))
+
+
+def swapped(names: tuple[str, ...] | None = None, labels: Sequence[int] = (1, 0, 1, 0, 1)) -> ImageList:
+    """Return the images under other labels, as of a data set that lists the two classes in another order."""
+    images = ImageList(IMAGES.images, labels, name="swapped")
+    if names is not None:
+        images.classes = names
+    return images
+
+
+def logits_on_both_roads(images: ImageList, store: MapStore) -> list[torch.Tensor]:
+    dataset = IGOverlayDataset(images, store, IGOverlay(0.0), with_logits=True)
+    stored = StoredMaps(store, images, load_images(images))
+    one_by_one = torch.stack([dataset[index][-1] for index in range(len(images))])
+    assert torch.equal(one_by_one, stored.logits())
+    return list(one_by_one)
+
+
+@pytest.mark.parametrize("names", [None, ("cat", "dog")])
+def test_logits_of_another_label_are_refused_where_no_class_names_decide(names, store):
+    """A data set in another order of its classes got the logits in the wrong columns, without a word."""
+    images = swapped(names)
+    told = r"image 0 of 'swapped' has label 1, but its logits were stored for label 0.*maps --method none"
+    with pytest.raises(InputError, match=told):
+        IGOverlayDataset(images, store, IGOverlay(0.0), with_logits=True)[0]
+    with pytest.raises(InputError, match=told):
+        StoredMaps(store, images, load_images(images)).logits()
+    assert IGOverlayDataset(images, store, IGOverlay(0.0))[0][1] == 1  # where no logits are asked for
+
+
+def test_logits_of_maps_of_the_predicted_class_are_refused_likewise(tmp_path):
+    logits = [np.array([5.0, -5.0], np.float32)] * 5
+    store = write_store(tmp_path, IMAGES, [ramp(0, 16, 16)] * 5, target="predicted", logits=logits)
+    assert len(logits_on_both_roads(IMAGES, store)) == 5
+    with pytest.raises(InputError, match="image 0 of 'swapped' has label 1, but its logits were stored for label 0"):
+        IGOverlayDataset(swapped(), store, with_logits=True)[0]
+    IGOverlayDataset(swapped(), store, IGOverlay(1.0))[0]  # its map is of no label
+
+
+def test_logits_of_another_label_are_taken_where_both_sides_name_the_classes(tmp_path):
+    """Corrected labels: the columns are the classes' whatever an image is labelled."""
+    named = swapped(("a", "b"), IMAGES.labels)
+    store = build(tmp_path / "store", named)
+    found = logits_on_both_roads(swapped(("a", "b")), store)
+    assert torch.equal(found[0], torch.from_numpy(store.logits(0)))
+    with pytest.raises(InputError, match="class 'b' is label 0 of 'swapped' and number 1 in the logits"):
+        IGOverlayDataset(swapped(("b", "a")), store, IGOverlay(0.0), with_logits=True)
+    with pytest.raises(InputError, match="has label 1, but its logits were stored for label 0"):
+        logits_on_both_roads(swapped(("one", "two")), store)  # no name in common
+
+
+def test_logits_of_images_without_a_label_on_either_side_are_taken(store, tmp_path):
+    assert len(logits_on_both_roads(swapped(labels=[UNLABELED] * 5), store)) == 5
+    unlabelled = build(tmp_path / "store", swapped(labels=[UNLABELED] * 5))
+    assert len(logits_on_both_roads(IMAGES, unlabelled)) == 5
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,17 @@ def test_persistent_workers_see_the_epoch(noisy):
         assert torch.equal(images, images_of(dataset))
 
 
+def test_an_index_outside_is_an_index_error(noisy):
+    """-13 of 12 images was the last one."""
+    dataset = wrap(noisy, NEVER)
+    assert len(list(dataset)) == N
+    for index in (N, -N - 1, -2 * N):
+        with pytest.raises(IndexError, match=rf"index {index} is outside of {N} images"):
+            dataset[index]
+    with pytest.raises(IndexError, match=f"index {N} is outside"):
+        dataset.__getitems__([0, N])
+
+
 def test_negative_indices_are_the_items_from_the_end(noisy):
     dataset = wrap(noisy, IGOverlay(overlay_prob=0.5), pipeline("crop and flip"))
     for index in range(1, N + 1):

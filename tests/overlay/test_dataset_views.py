@@ -83,9 +83,19 @@ def test_loaders_with_which_nothing_is_lost_are_made(noisy, settings, options):
     assert len(loader_of(wrap(noisy, ALWAYS, **settings), **options))
 
 
-def test_augmentation_splits_of_two_views_are_refused(noisy):
-    with pytest.raises(InputError, match="augment outside of the dataset, where there are two views; use"):
-        loader_of(AugMixDataset(wrap(noisy, ALWAYS, teacher_view="clean"), 2), num_aug_splits=2)
+@pytest.mark.parametrize(
+    "settings", [{"teacher_view": "clean", "seed": None}, {"seed": 0}, {"with_logits": True, "seed": None}]
+)
+def test_augmentation_splits_that_lose_something_are_refused(noisy, settings):
+    """The augmented split of a seeded dataset drew from the worker's generators; items of three were a traceback."""
+    told = r"AugMixDataset\) augment outside of the dataset, where two views, a seed, logits and maps do nothing"
+    with pytest.raises(InputError, match=told):
+        loader_of(AugMixDataset(wrap(noisy, ALWAYS, **settings), 2), num_aug_splits=2)
+
+
+def test_augmentation_splits_of_one_view_without_a_seed_are_timms(noisy):
+    loader = loader_of(AugMixDataset(wrap(noisy, ALWAYS, seed=None), 2), num_aug_splits=2)
+    assert next(iter(loader))[0].shape == (8, 3, 24, 24)
 
 
 @pytest.mark.parametrize(

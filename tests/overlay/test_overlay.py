@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from tiny_parts import noise_image, ramp
 
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, InputTypeError
 from timm_igkd.overlay.blend import IGOverlay, blend_map
 
 POWERS = (1.0, 1.2, 1.5, 1.9, 2.0)
@@ -179,3 +179,26 @@ def test_formula_refuses_a_weight_out_of_range(weight):
 def test_map_of_another_mode_is_an_error(mode):
     with pytest.raises(InputError, match="8-bit greyscale image"):
         IGOverlay().apply(noise_image(0), Image.new(mode, (16, 16)), 1.0)
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.5])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "F"])
+def test_image_of_another_mode_is_an_error(mode, weight):
+    """One of RGBA was blended with transparency from uninitialised memory, one of L ended in numpy's ValueError."""
+    told = rf"overlays need 8-bit RGB images, got mode '{mode}'; give image\.convert\('RGB'\)"
+    with pytest.raises(InputError, match=told):
+        IGOverlay(overlay_weight=weight).apply(Image.new(mode, (16, 16)), Image.new("L", (16, 16)), 1.0)
+
+
+def test_what_is_no_image_is_named():
+    with pytest.raises(InputTypeError, match=r"image must be a PIL image, got ndarray; make one with Image\.fromarray"):
+        IGOverlay().apply(np.zeros((4, 4, 3), np.uint8), Image.new("L", (4, 4)), 1.0)
+    with pytest.raises(InputTypeError, match="attribution must be a PIL image, got Tensor"):
+        IGOverlay().apply(noise_image(0), torch.zeros(16, 16), 1.0)
+
+
+@pytest.mark.parametrize("power", [0, -1.0, 0.5, float("nan"), float("inf"), "1"])
+def test_power_that_is_none_is_named(power):
+    """Of a power of 0 or below nothing was left of the map, and numpy warned."""
+    with pytest.raises((InputError, InputTypeError), match="power must be"):
+        IGOverlay().apply(noise_image(0), Image.fromarray(ramp(0, 16, 16)), power)

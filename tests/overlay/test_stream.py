@@ -1,5 +1,6 @@
 """The overlay in timm's streaming datasets: maps found by content, draws owned by (seed, epoch, key, occurrence)."""
 
+import itertools
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from PIL import Image
 from timm.data import create_dataset, create_loader, create_transform
 from tiny_parts import ImageList, noise_image, png, ramp, write_store, write_tar
@@ -79,6 +82,22 @@ def test_an_epoch_that_is_told_is_the_same_in_workers_of_every_pass(tars, store)
         stream.set_epoch(3)
         passes.append({image.numpy().tobytes() for image, _ in loader})
     assert passes[0] == passes[1]
+
+
+@pytest.mark.parametrize("dispatches", [True, False])
+def test_an_epoch_that_is_told_is_in_force_in_a_loader_of_accelerate(tars, store, dispatches):
+    """Each pass of the loader tells its own count, 0 where the one before ended in a break, to reader and draws."""
+    stream = stream_of(tars, store, IGOverlay(overlay_prob=0.5))
+    stream.transform = create_transform(16, is_training=True, scale=(0.2, 0.6))
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=dispatches))
+    loader = accelerator.prepare(DataLoader(stream, 1))
+    found = []
+    for epoch in (3, 4, 3):
+        stream.set_epoch(epoch)
+        found.append({image.numpy().tobytes() for image, _ in itertools.islice(loader, N)})
+        assert (int(stream._epoch), stream.reader.epoch_count.value) == (epoch, epoch)
+    assert found[0] == found[2]
+    assert not found[0] & found[1]
 
 
 def seen_pixels(items: Any) -> dict[bytes, int]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment, create_transform
 from tiny_parts import ImageList, noise_image, ramp, write_store
 from torchvision import transforms
 
@@ -11,6 +12,7 @@ from timm_igkd import IGOverlay, IGOverlayDataset
 from timm_igkd.distillation.mixup import TwoViewMixup
 from timm_igkd.errors import InputError
 from timm_igkd.overlay.controls import derangement
+from timm_igkd.overlay.timm_ops import posterize_to_black
 from timm_igkd.random_streams import seed_global
 from timm_igkd.training.augmentation import TrainAugmentation
 from timm_igkd.training.batch import epoch_order
@@ -120,6 +122,29 @@ def test_maps_of_mixed_images_are_refused(tmp_path):
 def test_every_auto_augment_string_of_timm_is_read_whatever_the_crop(aa, crop):
     transform = TrainAugmentation(train_crop=crop, aa=aa).transform(CONFIG)
     assert np.asarray(transform(images()[0][0])).shape == tuple(CONFIG["input_size"])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop", ["pad", "none"])
+@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m9-w3-d2", "original-mstd0.5", "3a"])
+def test_auto_augment_of_whole_images_is_timms(aa, crop, interpolation):
+    """An interpolation was drawn for each op, and AugMix shifted by half as much again."""
+    kinds = auto_augment.RandAugment | auto_augment.AugMixAugment | auto_augment.AutoAugment
+    config = CONFIG | {"mean": (0.999, 0.456, 0.406), "interpolation": interpolation}
+    with posterize_to_black():
+        timms = create_transform(
+            SIZE, is_training=True, auto_augment=aa, interpolation=interpolation, mean=config["mean"], std=config["std"]
+        )
+    ours = TrainAugmentation(train_crop=crop, aa=aa).transform(config)
+    found = []
+    for pipeline in (timms, ours):
+        (policy,) = (part for part in pipeline.transforms if isinstance(part, kinds))
+        views = []
+        for seed in range(40):
+            seed_global(seed)
+            views.append(np.asarray(policy(images()[0][0])))
+        found.append(np.stack(views))
+    assert np.array_equal(*found)
 
 
 def test_only_an_auto_augment_string_that_was_given_is_at_fault():

@@ -29,9 +29,14 @@ def teacher_copy(teacher: Any) -> Any:
 
     Raises:
         InputTypeError: no torch module.
-        InputError: no `pretrained_cfg`, other channels, or outputs that cannot be attributed.
+        InputError: no `pretrained_cfg`, other channels, outputs that cannot be attributed, or torch's inference mode.
         RunError: outputs that are not finite.
     """
+    if torch.is_inference_mode_enabled():  # also for logits alone: the copy is tried with a gradient
+        raise InputError(
+            "a teacher is copied and tried with a gradient, which torch.inference_mode() has none of; use "
+            "torch.no_grad()"
+        )
     bare = bare_model(teacher)
     check_model("teacher", bare)
     config, name = getattr(bare, "pretrained_cfg", None) or {}, type(bare).__name__

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from timm_igkd.distillation.labeled_loss import LabeledCrossEntropy
 from timm_igkd.distillation.live_teacher import check_has_classifier
 from timm_igkd.distillation.losses import is_soft
-from timm_igkd.errors import InputError, check_indices, check_kind
+from timm_igkd.errors import InputError, InputTypeError, check_indices, check_kind
 from timm_igkd.eval_mode import bare_model
 
 
@@ -77,7 +77,10 @@ def check_labels(loss_type: str, criterion: Any) -> None:
 def check_criterion(criterion: Any) -> Any:
     """Return a task loss, None for the default; an InputTypeError where it is none."""
     if criterion is not None:
-        check_kind("criterion", criterion, Callable, "a loss module", "give one, such as torch.nn.CrossEntropyLoss()")
+        remedy = "give one, such as torch.nn.CrossEntropyLoss()"
+        check_kind("criterion", criterion, Callable, "a loss module", remedy)
+        if isinstance(criterion, type):
+            raise InputTypeError(f"criterion must be a loss module, got the class {criterion.__name__}; {remedy}")
     return criterion
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from timm_igkd.errors import InputError, InputTypeError, check_count, check_whole, listed
 from timm_igkd.eval_mode import bare_model, check_model, eval_mode, in_precision_of
+from timm_igkd.feature_maps import is_forward
 
 
 class LiveTeacher(nn.Module):
@@ -145,7 +146,7 @@ def resolve_attention_index(role: str, model: Any, index: int | None) -> int:
     image = probe_image(model)
     with eval_mode(model):
         final, entries = model.forward_intermediates(image, output_fmt="NCHW")
-        agrees = torch.allclose(model.forward_head(final), model(image), rtol=1e-3, atol=1e-4)
+        agrees = is_forward(model, image, model.forward_head(final))
     if not agrees:
         raise InputError(
             f"forward_intermediates of {role} {name} must lead to the logits of its forward, got others; {remedy}"
@@ -188,10 +189,12 @@ def own_input_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def check_pair(student: nn.Module, teacher: nn.Module | None) -> None:
-    """Raise unless the two are models that read the same channels and share no weights."""
+    """Raise unless the two are models, the student one with weights, that read the same channels and share none."""
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None:
             check_model(role, model)
+    if next(student.parameters(), None) is None:
+        raise InputError(f"the student {type(student).__name__} has no parameters to train; make one with weights")
     if teacher is None:
         return
     if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
@@ -206,9 +209,9 @@ def check_pair(student: nn.Module, teacher: nn.Module | None) -> None:
 
 def probe_image(model: nn.Module) -> Tensor:
     """Return an image (1, C, H, W) of a model's own size, to see what the model does with one."""
-    parameter = next(model.parameters())
+    like = next(model.parameters(), torch.empty(0))  # a teacher may have none
     shape = (1, getattr(model, "in_chans", 3), *(own_input_size(model) or (224, 224)))
-    return torch.linspace(-1, 1, shape[1] * shape[2] * shape[3]).view(shape).to(parameter.device, parameter.dtype)
+    return torch.linspace(-1, 1, shape[1] * shape[2] * shape[3]).view(shape).to(like.device, like.dtype)
 
 
 def _mean_std(role: str, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

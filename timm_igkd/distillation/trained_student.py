@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 import torch
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.task.distillation import FeatureDistillationTrainableModule
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
@@ -49,18 +50,25 @@ class TrainedStudent(FeatureDistillationTrainableModule):
         channels: str = "abs_sum",
     ):
         if isinstance(student, nn.DataParallel | AveragedModel | ModelEmaV2 | ModelEmaV3):
-            raise InputError(
-                f"a student that returns features or maps cannot be trained inside {type(student).__name__}; give the "
-                "model itself, and wrap the task, or launch processes with accelerate"
-            )
+            raise _wrapped(student)
         super().__init__(student)
         if explanation is not None:
             check_choice("explanation_map", explanation, get_args(ExplanationMap))
         check_choice("explanation_channels", channels, get_args(JoinedChannels))
         self.attention_index, self.explanation, self.channels = attention_index, explanation, channels
         self._norm: str | None = None  # by its name, for a copy has another of that name
+        if attention_index is not None or explanation == "grad_cam":
+            _refuse_patch_dropout(student)
         if explanation is not None:
+            _refuse_checkpointing(student)
             self._norm = _find_norm(student) if explanation == "grad_cam" else None
+        needed = {
+            "forward_intermediates": attention_index is not None,
+            "forward_features": explanation == "grad_cam" and self._norm is None,
+        }
+        if any(is_needed and not hasattr(student, method) for method, is_needed in needed.items()):  # DDP has none
+            raise _wrapped(student)
+        if explanation is not None:
             self._check_differentiable()
 
     def forward(  # type: ignore[override]  # timm's returns two
@@ -76,10 +84,11 @@ class TrainedStudent(FeatureDistillationTrainableModule):
             (B, classes), (B, C', h, w) or None, (B, 1, H or h', W or w') or None.
 
         Raises:
-            InputError: a map in inference mode, where torch has no gradient.
+            InputError: a map in inference mode, where torch has no gradient, or with gradient checkpointing.
         """
         if target is None:
             return *self._logits_and_entry(input), None
+        _refuse_checkpointing(self.student)
         if torch.is_inference_mode_enabled():
             raise InputError(
                 "a student's map takes a gradient, which torch.inference_mode() has none of; use torch.no_grad(), "
@@ -139,6 +148,34 @@ class TrainedStudent(FeatureDistillationTrainableModule):
             raise InputError(
                 f"the explanation loss has no gradient in student {name}, whose map does not depend on its weights; "
                 f"choose another student, or {_REMEDY}"
+            )
+
+
+def _wrapped(student: nn.Module) -> InputError:
+    return InputError(
+        f"a student that returns features or maps cannot be trained inside {type(student).__name__}; give the "
+        "model itself, and wrap the task, or launch processes with accelerate"
+    )
+
+
+def _refuse_checkpointing(student: nn.Module) -> None:
+    """Raise InputError where activations are computed again in the backward pass: outside of `twice_differentiable`."""
+    if any(vars(module).get("grad_checkpointing") for module in student.modules()):
+        raise InputError(
+            "the explanation loss takes second derivatives, which gradient checkpointing spoils; call "
+            f"student.set_grad_checkpointing(False), or {_REMEDY}"
+        )
+
+
+def _refuse_patch_dropout(student: nn.Module) -> None:
+    """Raise InputError where a student drops patches in training: those that are left, in any order, are no map."""
+    name = type(bare_model(student)).__name__
+    for module in student.modules():
+        is_layer = isinstance(module, PatchDropout | PatchDropoutWithIndices)
+        if vars(module).get("prob" if is_layer else "patch_drop_rate"):  # the latter is Hiera's own
+            raise InputError(
+                f"attention transfer and grad_cam need whole feature maps, student {name} drops "
+                "patches in training; build it with patch_drop_rate=0, or explain it by input_x_gradient"
             )
 
 

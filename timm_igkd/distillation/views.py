@@ -60,7 +60,12 @@ def _refuse_both_views(input: Tensor, target: Tensor) -> None:
     half = len(input) // 2
     if half < 2 or 2 * half != len(input) or is_soft(target) or not torch.equal(target[:half], target[half:]):
         return
-    if 2 * int((input[:half] == input[half:]).flatten(1).all(1).sum()) > half:
+    is_repeated = (input[:half] == input[half:]).flatten(1).all(1)
+    if 2 * int(is_repeated.sum()) <= half:
+        return
+    # of one image in all places, a constant one for example, nothing follows: only an image that is there once counts
+    _, which, counts = input[:half].flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
+    if 2 * int((is_repeated & (counts[which] == 1)).sum()) > half:
         raise InputError(
             "the batch holds each image twice, as timm's prefetcher lays out a dataset with teacher_view='clean'; "
             "build the task with teacher_view='clean' and view_layout='flat', or the dataset with teacher_view='same'"

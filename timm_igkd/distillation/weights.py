@@ -48,7 +48,7 @@ def resolve_weights(task: float | None, distill: float | None, attention: float,
         InputError: a weight that is negative or not finite, or all 0.
     """
     if distill is None:
-        distill = PAPER_DISTILL_WEIGHT if task is None else max(0.0, 1 - task)
+        distill = PAPER_DISTILL_WEIGHT if task is None else max(0.0, 1 - check_weight("task_loss_weight", task))
     check_weight("distill_loss_weight", distill)
     check_weight("attention_loss_weight", attention)
     check_weight("explanation_loss_weight", explanation)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 from huggingface_hub import constants
@@ -84,6 +85,14 @@ def mapped_table(path: Path) -> pa.Table:
         raise InputError(
             f"cached maps {str(path)!r} are damaged ({error}); delete that file, it will be made again"
         ) from error
+
+
+def sorted_keys(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return a table's keys in their order, [n] bytes, and the row of each, [n] int64; equal keys by their rows."""
+    stored = [[(key or "").encode() for key in keys.to_pylist()] for keys in table.column("key").iterchunks()]
+    keys = np.concatenate([np.asarray(part, dtype="S33") for part in stored])  # one more than a key has
+    order = np.argsort(keys, kind="stable")
+    return keys[order], order
 
 
 def _convert(shards: Sequence[Path], manifest: Manifest, path: Path) -> None:

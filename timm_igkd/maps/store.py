@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +10,15 @@ import numpy as np
 from PIL import Image
 
 from timm_igkd.data.images import Name, content_key, text
-from timm_igkd.data.items import UNKNOWN_SPLIT, check_class_numbers, read_item, refuse_overlaid, row_name
+from timm_igkd.data.items import UNKNOWN_SPLIT, check_class_numbers, class_names, read_item, refuse_overlaid, row_name
 from timm_igkd.errors import InputError
 from timm_igkd.files import given_path
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
-from timm_igkd.maps.arrow_cache import arrow_file, mapped_table
+from timm_igkd.maps.arrow_cache import arrow_file, mapped_table, sorted_keys
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
 from timm_igkd.maps.row_format import MapRow, decode_png, read_row, rectify
-from timm_igkd.maps.store_files import (
-    check_footers,
-    check_order,
-    read_shard,
-    require_complete,
-    rows_of_table,
-    shard_path,
-    shard_paths,
-)
+from timm_igkd.maps.store_files import check_footers, check_order, require_complete, shard_paths, stored_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -159,11 +151,7 @@ class MapStore:
 
     def _candidates(self, key: str) -> np.ndarray:
         if self._sorted is None:
-            shards = self._table.column("key").iterchunks()
-            stored = [[(key or "").encode() for key in keys.to_pylist()] for keys in shards]
-            keys = np.concatenate([np.asarray(part, dtype="S33") for part in stored])  # one more than a key has
-            order = np.argsort(keys, kind="stable")
-            self._sorted = keys[order], order
+            self._sorted = sorted_keys(self._table)
         keys, order = self._sorted
         encoded = np.bytes_(key)
         return order[np.searchsorted(keys, encoded, "left") : np.searchsorted(keys, encoded, "right")]
@@ -233,9 +221,28 @@ class MapStore:
             where, remedy = f"in the logits of {str(self.path)!r}", "store its own: timm-igkd maps --method none"
             check_class_numbers(dataset, self.provenance.dataset.class_names, where, remedy)
 
-    def logits(self, row: int) -> np.ndarray:
-        """Return the teacher's stored logits for the clean image, [classes] float32."""
+    def labels_decide(self, dataset: Any) -> bool:
+        """Return whether labels alone tell if the logits' columns are a data set's classes: both name none of them."""
+        return not set(self.provenance.dataset.class_names or ()) & set(class_names(dataset) or ())
+
+    def logits(self, row: int, label: int | None = None, name: Name = "the image") -> np.ndarray:
+        """Return the teacher's stored logits for the clean image, [classes] float32.
+
+        Args:
+            row: of `find`.
+            label: the image's, held against the row's; None where class names tell that the columns are right.
+            name: how errors call the image.
+
+        Raises:
+            InputError: the row is of another label, where both images have one, or damaged; or there are no logits.
+        """
         self.require_logits()
+        stored = -1 if label is None else self._cell("label", row)
+        if label is not None and stored >= 0 and 0 <= label != stored:
+            raise InputError(
+                f"{text(name)} has label {label}, but its logits were stored for label {stored}, and no class is named "
+                "on both sides, by which their order were known; store them anew: timm-igkd maps --method none"
+            )
         return np.asarray(self._read("logits", row), dtype=np.float32)
 
     def push_to_hub(
@@ -270,7 +277,7 @@ class MapStore:
             InputError: the first row that fails is named.
         """
         refuse_overlaid(dataset)
-        total, rows, keys = self.provenance.dataset.num_images, self._file_rows(), list[str]()
+        total, rows, keys = self.provenance.dataset.num_images, stored_rows(self.path, self.provenance), list[str]()
         for index in progress(range(min(len(self), len(dataset)))):
             row, (image, label) = next(rows), read_item(dataset, index)
             if row["key"] != content_key(image):
@@ -291,10 +298,3 @@ class MapStore:
         for _ in rows:  # checks the last pages
             pass
         check_order(self.path, self.provenance, keys)
-
-    def _file_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows as the shards hold them now, whatever the cache holds."""
-        for shard in range(self.provenance.num_shards):
-            path = shard_path(self.path, self.provenance, shard)
-            yield from rows_of_table(read_shard(path, self.provenance, shard, checksums=False))
-            read_shard(path, self.provenance, shard)  # the checksums, after the rows, whose errors say more

@@ -220,6 +220,14 @@ def rows_of_table(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+def stored_rows(out: Path, provenance: Manifest) -> Iterator[dict[str, Any]]:
+    """Yield the rows as the shards hold them now, whatever the cache holds."""
+    for shard in range(provenance.num_shards):
+        path = shard_path(out, provenance, shard)
+        yield from rows_of_table(read_shard(path, provenance, shard, checksums=False))
+        read_shard(path, provenance, shard)  # the checksums, after the rows, whose errors say more
+
+
 def keys_hash(keys: Iterable[str]) -> str:
     """Return the hash of a store's keys in order, xxh3-128, 32 hex digits."""
     digest = xxhash.xxh3_128()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from PIL import Image, ImageChops
 
-from timm_igkd.errors import InputError, check_range
+from timm_igkd.errors import InputError, check_kind, check_range
 
 if TYPE_CHECKING:  # the command line reads the defaults here, without torch
     from torch import Tensor
@@ -86,14 +86,19 @@ class IGOverlay:
             image: 8-bit RGB.
             attribution: 8-bit greyscale, non-negative (a signed map is rectified by the store); resized to the image
                 when it is smaller or larger, for it always covers the whole image.
-            power: exponent, see `power`.
+            power: exponent, at least 1, see `power`.
 
         Returns:
             8-bit RGB of the image's size; a constant map counts as zeros.
 
         Raises:
-            InputError: a map of another mode.
+            InputTypeError: no PIL image. InputError: an image or a map of another mode, or a power below 1.
         """
+        for name, given in (("image", image), ("attribution", attribution)):
+            check_kind(name, given, Image.Image, "a PIL image", "make one with Image.fromarray")
+        check_range("power", power, 1, sys.float_info.max)
+        if image.mode != "RGB":
+            raise InputError(f"overlays need 8-bit RGB images, got mode {image.mode!r}; give image.convert('RGB')")
         if attribution.mode != "L":
             raise InputError(f"a map must be an 8-bit greyscale image (mode 'L'), got mode {attribution.mode!r}")
         if attribution.size != image.size:

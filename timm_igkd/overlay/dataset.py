@@ -32,7 +32,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         overlay_source: "aligned", or a control (see controls.py).
         seed: None: the transform draws from the worker's generators, as timm does, and the overlay from one of its
             own per worker. A number: every draw comes from (seed, purpose, epoch, index), whatever the number of
-            workers; call `set_epoch` before each epoch then. Copies of an image within an epoch, as a sampler with
+            workers; call `set_epoch` before each epoch then, also where Accelerate prepared the loader, whose own count
+            of whole passes is the epoch as long as none is told. Copies of an image within an epoch, as a sampler with
             replacement or timm's RepeatAugSampler (`--aug-repeats`) gives them, are equal then: leave the seed out.
         with_logits: items go on with the teacher's stored logits of the clean image, [classes] float32.
         with_maps: items end with the map of the view, [1, H, W] uint8: the one that `overlay_source` names, whether the
@@ -87,7 +88,7 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         return class_names(self.dataset)
 
     @property
-    def set_epoch(self) -> Callable[[int], None]:
+    def set_epoch(self) -> Callable[[int], object]:
         """Tell the epoch; only a dataset with a seed has this.
 
         timm's train.py tells the epoch to the dataset, or else to the distributed sampler: never to both.
@@ -104,7 +105,11 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
 
         With a seed, the global generators are put aside once for all of them: that costs more than reading an image.
         """
-        indices = [index + len(self.dataset) if index < 0 else index for index in indices]
+        n = len(self.dataset)
+        outside = next((index for index in indices if not -n <= index < n), None)
+        if outside is not None:
+            raise IndexError(f"index {outside} is outside of {n} images")
+        indices = [index + n if index < 0 else index for index in indices]
         with nullcontext() if self.seed is None else restored_state():
             read = read_items(self.dataset, indices)
             return [self._item(*item, index, index) for index, item in zip(indices, read, strict=True)]

@@ -94,7 +94,7 @@ class StoredMaps:
     """
 
     def __init__(self, store: MapStore, dataset: Any, images: DeviceImages):
-        self._images = images.images
+        self._images, self._labels = images.images, images.labels.tolist()
         self._rows = [
             store.find(F.to_pil_image(image), int(label), index, row_name(dataset, index))
             for index, (image, label) in enumerate(zip(images.images, images.labels, strict=True))
@@ -124,7 +124,10 @@ class StoredMaps:
     def logits(self) -> Tensor:
         """Return the teacher's logits of each clean image, [N, classes] float32; see `MapStore.require_logits`."""
         self._store.require_logits(self._dataset)
-        return torch.from_numpy(np.stack([self._store.logits(row) for row in self._rows]))
+        labels = self._labels if self._store.labels_decide(self._dataset) else [None] * len(self._labels)
+        rows = enumerate(zip(self._rows, labels, strict=True))
+        found = [self._store.logits(row, label, row_name(self._dataset, i)) for i, (row, label) in rows]
+        return torch.from_numpy(np.stack(found))
 
 
 def derange_logits(data: DeviceImages, rows: Tensor) -> DeviceImages:

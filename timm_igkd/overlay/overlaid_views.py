@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from timm.data import AugMixDataset, create_loader
 
 from timm_igkd.data.items import dataset_name, parts, refuse_overlaid
 from timm_igkd.distillation.options import TeacherViewMode
-from timm_igkd.errors import InputError, InputTypeError, check_choice, check_kind
+from timm_igkd.errors import InputError, InputTypeError, check_choice, check_kind, check_whole
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.controls import OverlaySource, control_map
@@ -77,15 +77,18 @@ class OverlaidViews:
             )
         if maps is not None and (self.overlay.overlay_prob > 0 or with_maps):
             maps.require_maps()
+        self._labels_decide = False
         if maps is not None and with_logits:
             maps.require_logits(dataset)
+            self._labels_decide = maps.labels_decide(dataset)
         if maps is not None:
             maps.map_rows()  # once, before workers would
         self._maps = maps
         self.teacher_view, self.overlay_source = teacher_view, overlay_source
-        self.seed, self.with_logits, self.with_maps = seed, with_logits, with_maps
+        self.seed = None if seed is None else check_whole("seed", seed)
+        self.with_logits, self.with_maps = with_logits, with_maps
         self.transform = None
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch, self._is_told_by_script = torch.zeros((), dtype=torch.int64).share_memory_(), False
         self._coins: tuple[tuple[int, int], np.random.Generator] | None = None  # with process and seed they are of
 
     @property
@@ -109,11 +112,11 @@ class OverlaidViews:
 
         It sets the transform, and asks the dataset nothing afterwards: what it was called with is all there is to see.
         """
-        is_clean = self.teacher_view == "clean"
-        if is_clean and caller.f_code is AugMixDataset._set_transforms.__code__:
+        is_clean, has_more = self.teacher_view == "clean", self.with_logits or self.with_maps
+        if (is_clean or has_more or self.seed is not None) and caller.f_code is AugMixDataset._set_transforms.__code__:
             raise InputError(
-                "timm's augmentation splits (AugMixDataset) augment outside of the dataset, where there are two views; "
-                "use teacher_view='same', or num_aug_splits=0"
+                "timm's augmentation splits (AugMixDataset) augment outside of the dataset, where two views, a seed, "
+                "logits and maps do nothing; use num_aug_splits=0, or leave these out"
             )
         if caller.f_code is not create_loader.__code__:
             return
@@ -142,7 +145,7 @@ class OverlaidViews:
                 "and epoch repeat; use persistent_workers=True in its place, or leave the seed out",
             ),
             (
-                (self.with_logits or self.with_maps) and asked["use_prefetcher"] and asked["collate_fn"] is None,
+                has_more and asked["use_prefetcher"] and asked["collate_fn"] is None,
                 "timm's prefetcher keeps image and label alone of each item, so that logits and maps were lost; use "
                 "create_loader(use_prefetcher=False)",
             ),
@@ -157,9 +160,18 @@ class OverlaidViews:
             raise InputError("this dataset has no maps")
         return self._maps
 
-    def _set_epoch(self, epoch: int) -> None:
-        """Tell the epoch, through memory shared with persistent workers."""
+    def _set_epoch(self, epoch: int) -> bool:
+        """Tell the epoch, through memory shared with persistent workers; False where who tells it has no say.
+
+        A loader that Accelerate prepared tells its own count of whole passes as each begins, after the script has told
+        its epoch. That count is for scripts which tell the dataset none.
+        """
+        teller = _teller_of_epochs(sys._getframe(1))
+        if teller == "pass" and self._is_told_by_script:
+            return False
+        self._is_told_by_script = teller == "script"
         self._epoch.fill_(epoch)
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_coins": None}  # each worker seeds its own
@@ -199,7 +211,9 @@ class OverlaidViews:
         student = self.overlaid(image, label, index, power) if is_overlaid else image
         more = []
         if self.with_logits:
-            more.append(torch.from_numpy(self.maps.logits(self._row(image, label, index))))
+            told = label if self._labels_decide else None
+            logits = self.maps.logits(self._row(image, label, index), told, lambda: self._name(index))
+            more.append(torch.from_numpy(logits))
         if self.with_maps:
             more.append(self._view_of_map(self._levels(image, label, index), *draws))
         return self._transformed(student, image if is_overlaid else None, *draws), label, *more
@@ -233,6 +247,18 @@ class OverlaidViews:
         with restored_state():
             teacher = transform(clean)
         return TwoViews((transform(student), teacher))
+
+
+def _teller_of_epochs(frame: FrameType | None) -> Literal["script", "loader", "pass"]:
+    """Return who tells an epoch: the script, Accelerate's loader that was told by it, or a pass as it begins."""
+    teller: Literal["script", "loader"] = "script"
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+            if frame.f_code.co_name == "__iter__":
+                return "pass"
+            teller = "loader"
+        frame = frame.f_back
+    return teller
 
 
 def check_store(name: str, store: Any) -> None:

@@ -64,10 +64,10 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
         return f"an image of stream {self.name!r}"
 
     def set_epoch(self, count: int) -> None:
-        """Tell the epoch to the reader and to the draws."""
-        super().set_epoch(count)
-        self._set_epoch(count)
-        self._is_told.fill_(True)
+        """Tell the epoch to the reader and to the draws; the count of a prepared loader only where none was told."""
+        if self._set_epoch(count):
+            super().set_epoch(count)
+            self._is_told.fill_(True)
 
     def check_first_image(self) -> None:
         """Raise InputError unless the first image that this process can read has a map."""

@@ -124,7 +124,7 @@ class TrainAugmentation:
             rand_augment_transform,
         )
         from timm.data.random_erasing import RandomErasing
-        from timm.data.transforms import ToNumpy, str_to_interp_mode
+        from timm.data.transforms import ToNumpy, str_to_interp_mode, str_to_pil_interp
         from torchvision import transforms
 
         size, mean = data_config["input_size"][1:], data_config["mean"]
@@ -134,13 +134,16 @@ class TrainAugmentation:
         if self.hflip > 0:
             steps.append(transforms.RandomHorizontalFlip(self.hflip))
         if self.aa:
-            kinds = {
-                "rand": rand_augment_transform,
-                "augmix": augment_and_mix_transform,
-            }  # as in timm's
-            create = next((kinds[kind] for kind in kinds if self.aa.startswith(kind)), auto_augment_transform)
-            params = {"translate_const": int(0.45 * min(size)), "img_mean": tuple(round(255 * value) for value in mean)}
-            steps.append(create(self.aa, params))
+            kinds = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+            kind = next((kind for kind in kinds if self.aa.startswith(kind)), "")
+            params: dict[str, Any] = {  # these are timm's, of transforms_imagenet_train
+                "translate_const": int(0.45 * min(size)),
+                "img_mean": tuple(min(255, round(255 * value)) for value in mean),
+                "interpolation": str_to_pil_interp(data_config["interpolation"]),
+            }
+            if kind == "augmix":
+                params["translate_pct"] = 0.3
+            steps.append(kinds.get(kind, auto_augment_transform)(self.aa, params))
         if self.reprob > 0:
             steps += [transforms.ToTensor(), transforms.Normalize(mean, data_config["std"])]
             steps.append(RandomErasing(self.reprob, mode="pixel", device="cpu"))
