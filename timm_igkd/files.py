@@ -285,7 +285,7 @@ def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
     Workers forked meanwhile have no part in it, and may outlive the process. On a file system without locks it is free.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
+    with open(path, "a") as lock:  # an earlier one stays as it is
         _LOCKS.add(lock)
         is_mine = True
         try:
