@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from command_lines import two_splits
 from export_parts import SIZE, digits_student, smallest
 from tiny_parts import NUMBERS, tiny_teacher
 
@@ -20,25 +19,16 @@ from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.metrics import evaluate
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
-from timm_igkd.export import student as student_module
 from timm_igkd.export import verification
 from timm_igkd.export.budget import Budget
-from timm_igkd.export.int8 import spread_indices, weighted_layers
+from timm_igkd.export.int8 import weighted_layers
 from timm_igkd.export.record import read_export_record
-from timm_igkd.export.student import check_calibration
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.report.tables import export_rows
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "TIMING_S", 0.0)
-        yield
+pytestmark = [pytest.mark.usefixtures("quick_timing"), pytest.mark.filterwarnings("ignore")]  # of torch's exporter
 
 
 @pytest.fixture(scope="module")
@@ -153,26 +143,6 @@ def test_float_edges_are_the_first_and_the_last_layer_with_weights(exported, tmp
     assert floats == [names[0], names[-1]]
 
 
-def test_calibration_and_comparison_share_no_image():
-    fit, compare, verify = spread_indices(100, 20)
-    assert (len(fit), len(compare), set(fit) & set(compare)) == (20, 20, set())
-    assert (fit, compare[:3]) == (list(range(0, 100, 5)), [1, 6, 11])
-    assert sorted([*fit, *compare, *verify]) == list(range(100))
-    assert spread_indices(5, 256) == ([0, 2], [1, 3], [4])
-    assert spread_indices(4, 256) == ([0, 2], [1, 3], [])
-    with pytest.raises(InputError, match="has 1 images, expected at least two"):
-        spread_indices(1, 256)
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_images_whose_classes_lie_in_turn_are_chosen_of_every_class(classes):
-    labels = np.arange(5120) % classes
-    for chosen in spread_indices(5120, 256, labels):
-        assert len(np.unique(labels[chosen])) == classes
-    drawn = np.random.default_rng(0).permutation(labels)
-    assert spread_indices(5120, 256, drawn) == spread_indices(5120, 256)
-
-
 def test_int8_is_not_recommended_by_a_few_images_that_agree(exported, monkeypatch):
     _, folder = exported
     paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
@@ -183,26 +153,6 @@ def test_int8_is_not_recommended_by_a_few_images_that_agree(exported, monkeypatc
             digits_student(), paths, None, None, most, with_top1=False, progress=False
         ).files
         assert [file.passed for file in files] == [True, passed]
-
-
-def test_calibrating_on_the_images_that_measure_accuracy_is_refused(tmp_path, tiny_images):
-    folder = str(two_splits(tiny_images))
-    test = load_labeled_images(folder, "test")
-    others = [load_labeled_images(folder, split) for split in ("test", "test[:50%]", "all", "train+test")]
-    for images in (test, *others, test.subset(range(4))):
-        with pytest.raises(InputError, match="name the training split to calibrate with"):
-            export_student(smallest(), tmp_path / "out", int8=True, calibration=images, evaluation=test)
-    assert not (tmp_path / "out").exists()
-    check_calibration(load_labeled_images(folder, "train"), test)
-    check_calibration(test.subset(range(4)), test.subset(range(4, 8)))
-
-
-def test_images_without_labels_calibrate_and_verify(tmp_path):
-    digits = load_labeled_images("digits", "train").subset(range(24)).without_labels()
-    record = export_student(
-        smallest(), tmp_path / "out", int8=True, calibration=digits, calibration_images=8, progress=False
-    )
-    assert (record.verified_on.n, record.pytorch_top1) == (8, None)
 
 
 def test_a_model_without_logits_is_refused_for_what_it_is(tmp_path):
@@ -218,39 +168,6 @@ def test_a_model_without_logits_is_refused_for_what_it_is(tmp_path):
     with pytest.raises(InputTypeError, match="the model must return one tensor of logits, got tuple"):
         export_student(model, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
-
-
-def test_without_images_noise_is_compared_and_no_accuracy_told(tmp_path):
-    record = export_student(smallest(), tmp_path / "out", progress=False)
-    assert asdict(record.verified_on) == {"n": 64, "dataset": None, "split": None}
-    (file,) = record.exports
-    assert (file.top1, file.drop, file.passed, record.recommended) == (None, None, True, "onnx")
-
-
-def test_without_a_test_split_a_float_file_is_compared_on_all_images(tmp_path):
-    digits = load_labeled_images("digits", "train").subset(range(10))
-    record = export_student(smallest(), tmp_path / "out", calibration=digits, calibration_images=4, progress=False)
-    assert asdict(record.verified_on) == {"n": 10, "dataset": "digits", "split": "train"}  # nothing is calibrated
-    assert record.pytorch_top1 is None
-
-
-@pytest.mark.parametrize(("n", "verifying"), [(24, 8), (40, 24), (16, 8)])
-def test_without_a_test_split_an_int8_file_is_compared_on_images_that_made_nothing_of_it(
-    tmp_path, monkeypatch, n, verifying
-):
-    """Of 16 none are left beside those that calibrate and those that choose; these verify, then."""
-    digits = load_labeled_images("digits", "train").subset(range(n))
-    used = []
-    for module, name, images in ((int8_module, "as_fed", 1), (student_module, "verify_files", 2)):
-        real = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *given, r=real, i=images, **more: (used.append(given[i].indices), r(*given, **more))[1]
-        )
-    export_student(smallest(), tmp_path / "out", int8=True, calibration=digits, calibration_images=8, progress=False)
-    calibrated, compared, verified = map(set, used)
-    assert (len(calibrated), len(compared), len(verified)) == (8, 8, verifying)
-    assert not calibrated & (compared | verified)
-    assert not compared & verified or n == 16
 
 
 def test_a_file_that_answers_otherwise_is_not_recommended_where_accuracy_is_unknown(exported, monkeypatch):

@@ -9,16 +9,9 @@ from PIL import Image
 
 from timm_igkd import export_student, load_labeled_images
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.export import verification
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(verification, "TIMING_S", 0.0)
-
+pytestmark = [pytest.mark.usefixtures("quick_timing"), pytest.mark.filterwarnings("ignore")]  # of torch's exporter
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -6,7 +6,6 @@ import json
 import pytest
 from command_lines import Runner
 from export_parts import SIZE, digits_student, smallest
-from test_export import _quick  # noqa: F401
 
 from timm_igkd import save_model
 from timm_igkd.cli import export_command
@@ -15,7 +14,7 @@ from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
+pytestmark = [pytest.mark.usefixtures("quick_timing"), pytest.mark.filterwarnings("ignore")]  # of torch's exporter
 DIGITS = ("--dataset", "digits")
 INT8 = ("--int8", *DIGITS, "--split", "train", "--calibration", 32)
 

@@ -13,6 +13,7 @@ from timm_igkd import IGOverlay, IGOverlayDataset, MapStore, load_labeled_images
 from timm_igkd.attribution.engine import FastEngine
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.attribution.options import TeacherView
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import UNLABELED
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps, recompute_rows
@@ -259,3 +260,17 @@ def test_logits_of_other_code_fail_recompute(command: Runner, tiny_images, teach
     data = ["--dataset", images, "--split", "train", "--teacher", f"local-dir:{teacher_folder}"]
     found = command("verify", "--maps", out, *data, "--recompute", 4)
     assert (found.code, "logits of 4 images computed again differ by up to 0.0099" in found.error) == (2, True)
+
+
+def test_images_are_named_for_errors_alone(tiny_images, tmp_path, monkeypatch):
+    """Naming one reads its row, bytes and all, which is work for each image."""
+    dataset = load_labeled_images(str(tiny_images(size=32)), "train")
+    named = []
+    monkeypatch.setattr(LabeledImages, "row_name", lambda self, index: named.append(index))
+    options = IGOptions(n_steps=2)
+    store = compute_maps(
+        tiny_teacher(size=32), dataset, tmp_path / "maps", options=options, logits=True, progress=False
+    )
+    store.verify(dataset)
+    stored = StoredMaps(store, dataset, load_images(dataset))
+    assert (len(stored.maps("aligned", 0)), len(stored.logits()), named) == (8, 8, [])

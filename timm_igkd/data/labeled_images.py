@@ -204,19 +204,19 @@ class LabeledImages(torch.utils.data.Dataset):
         Told by the names of source and split; where these do not tell, by the files: of two parts or stretches of one
         split, such as train[:80%] and train[70%:], and of a folder within the other's.
         """
-        sources = [(source_of(each.name), each.revision) for each in (self, other)]
-        if sources[0] != sources[1]:
-            folders = [os.path.join(os.path.realpath(each.folder), "") for each in (self, other) if each.folder]
-            is_within = len(folders) == 2 and (folders[0].startswith(folders[1]) or folders[1].startswith(folders[0]))
-            return is_within and self.num_shared(other) > MOST_SHARED * len(other)
-        found = splits_share(self.split, other.split)
-        if found is None or (found and self.is_part and other.is_part):
-            return self.num_shared(other) > MOST_SHARED * len(other)
-        return found
+        sources = [(_source_of(each.name), each.revision) for each in (self, other)]
+        if sources[0] == sources[1]:
+            told = splits_share(self.split, other.split)
+            told = None if told and self.is_part and other.is_part else told
+        else:
+            folders = [os.path.realpath(each.folder) for each in (self, other) if each.folder]
+            told = None if len(folders) == 2 and os.path.commonpath(folders) in folders else False
+        return self.num_shared(other) > MOST_SHARED * len(other) if told is None else told
 
     def num_shared(self, other: "LabeledImages") -> int:
         """Return how many of another dataset's images are here too, byte for byte; all files of both are read."""
-        here = {xxhash.xxh3_128_digest(data) for data, _ in self._files()}
+        files = progress_bar(self._files(), total=len(self), desc=f"compare {self.split}", unit="img")
+        here = {xxhash.xxh3_128_digest(data) for data, _ in files}
         return sum(xxhash.xxh3_128_digest(data) in here for data, _ in other._files())
 
     @property
@@ -263,7 +263,7 @@ class LabeledImages(torch.utils.data.Dataset):
         return found
 
 
-def source_of(name: str) -> str:
+def _source_of(name: str) -> str:
     """Return a dataset's name, a folder's as its real path."""
     path = os.path.expanduser(name)
     return os.path.realpath(path) if os.path.exists(path) else name

@@ -10,6 +10,7 @@ blurred image, as there; deviations: the blur's sigma is a sixteenth of the long
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,7 @@ class _Scorer:
         for index in indices:
             image, label = read_item(self.dataset, index)
             for name, store in self.stores.items():
-                row = store.find(image, label, index, row_name(self.dataset, index))
+                row = store.find(image, label, index, partial(row_name, self.dataset, index))
                 maps[name].append(_enlarged(torch.from_numpy(store.levels(row).copy()).float(), size))
             if image.size != size[::-1]:  # controls are of what the teacher sees
                 image = image.resize(size[::-1], self.view.interpolation)

@@ -13,6 +13,8 @@ import pyarrow as pa
 import xxhash
 from PIL import Image
 
+from timm_igkd.data.images import Name, content_key, text
+from timm_igkd.data.items import read_item, row_name
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.maps.manifest import Manifest
 
@@ -85,7 +87,7 @@ def check_columns(schema: pa.Schema, with_logits: bool) -> None:
             raise pa.ArrowInvalid(f"column {name!r} is {found or 'missing'}, expected {wanted}")
 
 
-def quantize(attribution: np.ndarray, signed: bool, name: str) -> tuple[np.ndarray, float]:
+def quantize(attribution: np.ndarray, signed: bool, name: Name) -> tuple[np.ndarray, float]:
     """Return a map as 8-bit levels and its scale.
 
     Args:
@@ -98,7 +100,7 @@ def quantize(attribution: np.ndarray, signed: bool, name: str) -> tuple[np.ndarr
     """
     scale = np.float32(np.abs(attribution).max())
     if not np.isfinite(scale):
-        raise RunError(f"the attribution of {name} is not finite; check the teacher's weights and normalisation")
+        raise RunError(f"the attribution of {text(name)} is not finite; check the teacher's weights and normalisation")
     if scale == 0 or attribution.min() == attribution.max():
         return np.full(attribution.shape, 128 if signed else 0, dtype=np.uint8), 0.0
     if signed:
@@ -147,7 +149,7 @@ def decode_png(data: bytes) -> np.ndarray:
     return np.asarray(open_png(data))
 
 
-def read_row(cells: Mapping[str, Any], manifest: Manifest, name: str) -> MapRow:
+def read_row(cells: Mapping[str, Any], manifest: Manifest, name: Name) -> MapRow:
     """Return a stored row after holding it against its store's manifest and its own hash.
 
     Args:
@@ -173,9 +175,26 @@ def read_row(cells: Mapping[str, Any], manifest: Manifest, name: str) -> MapRow:
             raise ValueError("its hash differs from its content")
     except ValueError as error:
         raise InputError(
-            f"{name} is damaged: {error}; delete its shard and run the same `timm-igkd maps` again"
+            f"{text(name)} is damaged: {error}; delete its shard and run the same `timm-igkd maps` again"
         ) from error
     return row
+
+
+def check_row_of(cells: Mapping[str, Any], manifest: Manifest, dataset: Any, index: int) -> str:
+    """Return the key of a stored row after holding it against image `index` of a dataset too; see `read_row`.
+
+    Raises:
+        InputError: other pixels, another label, or a damaged row.
+    """
+    image, label = read_item(dataset, index)
+    if cells["key"] != content_key(image):
+        raise InputError(
+            f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other data, "
+            f"another order, or another image decoder than Pillow {manifest.versions.get('pillow')}"
+        )
+    if cells["label"] != label:
+        raise InputError(f"row {index} has label {cells['label']}, {row_name(dataset, index)} has {label}")
+    return read_row(cells, manifest, lambda: f"the map of {row_name(dataset, index)} (row {index})").key
 
 
 def _present(value: Any, column: str) -> Any:

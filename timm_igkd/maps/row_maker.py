@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -82,7 +83,8 @@ class RowMaker:
             raise RunError("the teacher's outputs for the baseline are not finite; check its weights, or take another")
         rows = []
         for position, (image, label) in enumerate(zip(images, labels, strict=True)):
-            levels, scale = quantize(maps[position], self.options.signed, row_name(self.dataset, indices[position]))
+            name = partial(row_name, self.dataset, indices[position])
+            levels, scale = quantize(maps[position], self.options.signed, name)
             rows.append(
                 MapRow(
                     key=content_key(image),

@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from timm_igkd.data.images import Name, content_key, text
-from timm_igkd.data.items import UNKNOWN_SPLIT, check_class_numbers, class_names, read_item, refuse_overlaid, row_name
+from timm_igkd.data.items import UNKNOWN_SPLIT, check_class_numbers, class_names, refuse_overlaid
 from timm_igkd.errors import InputError
 from timm_igkd.files import given_path
 from timm_igkd.hub.transport import TIMEOUT_S, Pushed
 from timm_igkd.maps.arrow_cache import arrow_file, mapped_table, sorted_keys
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.push import fetch_maps, push_maps, repository_of
-from timm_igkd.maps.row_format import MapRow, decode_png, read_row, rectify
+from timm_igkd.maps.row_format import MapRow, check_row_of, decode_png, read_row, rectify
 from timm_igkd.maps.store_files import check_footers, check_order, require_complete, shard_paths, stored_rows
 
 if TYPE_CHECKING:
@@ -279,17 +279,7 @@ class MapStore:
         refuse_overlaid(dataset)
         total, rows, keys = self.provenance.dataset.num_images, stored_rows(self.path, self.provenance), list[str]()
         for index in progress(range(min(len(self), len(dataset)))):
-            row, (image, label) = next(rows), read_item(dataset, index)
-            if row["key"] != content_key(image):
-                raise InputError(
-                    f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; "
-                    "maps of other data, another order, or another image decoder than Pillow "
-                    f"{self.provenance.versions.get('pillow')}"
-                )
-            if row["label"] != label:
-                raise InputError(f"row {index} has label {row['label']}, {row_name(dataset, index)} has {label}")
-            read_row(row, self.provenance, f"the map of {row_name(dataset, index)} (row {index})")
-            keys.append(row["key"])
+            keys.append(check_row_of(next(rows), self.provenance, dataset, index))
         if len(dataset) != total:
             raise InputError(
                 f"the dataset has {len(dataset)} images, but the maps were made from a split of {total}; row "

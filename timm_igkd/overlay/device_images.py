@@ -96,7 +96,7 @@ class StoredMaps:
     def __init__(self, store: MapStore, dataset: Any, images: DeviceImages):
         self._images, self._labels = images.images, images.labels.tolist()
         self._rows = [
-            store.find(F.to_pil_image(image), int(label), index, row_name(dataset, index))
+            store.find(F.to_pil_image(image), int(label), index, functools.partial(row_name, dataset, index))
             for index, (image, label) in enumerate(zip(images.images, images.labels, strict=True))
         ]
         self._store, self._dataset = store, dataset
@@ -125,8 +125,8 @@ class StoredMaps:
         """Return the teacher's logits of each clean image, [N, classes] float32; see `MapStore.require_logits`."""
         self._store.require_logits(self._dataset)
         labels = self._labels if self._store.labels_decide(self._dataset) else [None] * len(self._labels)
-        rows = enumerate(zip(self._rows, labels, strict=True))
-        found = [self._store.logits(row, label, row_name(self._dataset, i)) for i, (row, label) in rows]
+        names = (functools.partial(row_name, self._dataset, index) for index in range(len(self._rows)))
+        found = [self._store.logits(*each) for each in zip(self._rows, labels, names, strict=True)]
         return torch.from_numpy(np.stack(found))
 
 

@@ -1,0 +1,91 @@
+"""Which images calibrate, choose and verify an exported file."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from command_lines import two_splits
+from export_parts import smallest
+
+from timm_igkd import export_student, load_labeled_images
+from timm_igkd.errors import InputError
+from timm_igkd.export import int8 as int8_module
+from timm_igkd.export import student as student_module
+from timm_igkd.export.int8 import spread_indices
+from timm_igkd.export.student import check_calibration
+
+pytest.importorskip("onnxruntime")
+pytestmark = [pytest.mark.usefixtures("quick_timing"), pytest.mark.filterwarnings("ignore")]  # of torch's exporter
+
+
+def test_calibration_and_comparison_share_no_image():
+    fit, compare, verify = spread_indices(100, 20)
+    assert (len(fit), len(compare), set(fit) & set(compare)) == (20, 20, set())
+    assert (fit, compare[:3]) == (list(range(0, 100, 5)), [1, 6, 11])
+    assert sorted([*fit, *compare, *verify]) == list(range(100))
+    assert spread_indices(5, 256) == ([0, 2], [1, 3], [4])
+    assert spread_indices(4, 256) == ([0, 2], [1, 3], [])
+    with pytest.raises(InputError, match="has 1 images, expected at least two"):
+        spread_indices(1, 256)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_images_whose_classes_lie_in_turn_are_chosen_of_every_class(classes):
+    labels = np.arange(5120) % classes
+    for chosen in spread_indices(5120, 256, labels):
+        assert len(np.unique(labels[chosen])) == classes
+    drawn = np.random.default_rng(0).permutation(labels)
+    assert spread_indices(5120, 256, drawn) == spread_indices(5120, 256)
+
+
+def test_calibrating_on_the_images_that_measure_accuracy_is_refused(tmp_path, tiny_images):
+    folder = str(two_splits(tiny_images))
+    test = load_labeled_images(folder, "test")
+    others = [load_labeled_images(folder, split) for split in ("test", "test[:50%]", "all", "train+test")]
+    for images in (test, *others, test.subset(range(4))):
+        with pytest.raises(InputError, match="name the training split to calibrate with"):
+            export_student(smallest(), tmp_path / "out", int8=True, calibration=images, evaluation=test)
+    assert not (tmp_path / "out").exists()
+    check_calibration(load_labeled_images(folder, "train"), test)
+    check_calibration(test.subset(range(4)), test.subset(range(4, 8)))
+
+
+def test_images_without_labels_calibrate_and_verify(tmp_path):
+    digits = load_labeled_images("digits", "train").subset(range(24)).without_labels()
+    record = export_student(
+        smallest(), tmp_path / "out", int8=True, calibration=digits, calibration_images=8, progress=False
+    )
+    assert (record.verified_on.n, record.pytorch_top1) == (8, None)
+
+
+def test_without_images_noise_is_compared_and_no_accuracy_told(tmp_path):
+    record = export_student(smallest(), tmp_path / "out", progress=False)
+    assert asdict(record.verified_on) == {"n": 64, "dataset": None, "split": None}
+    (file,) = record.exports
+    assert (file.top1, file.drop, file.passed, record.recommended) == (None, None, True, "onnx")
+
+
+def test_without_a_test_split_a_float_file_is_compared_on_all_images(tmp_path):
+    digits = load_labeled_images("digits", "train").subset(range(10))
+    record = export_student(smallest(), tmp_path / "out", calibration=digits, calibration_images=4, progress=False)
+    assert asdict(record.verified_on) == {"n": 10, "dataset": "digits", "split": "train"}  # nothing is calibrated
+    assert record.pytorch_top1 is None
+
+
+@pytest.mark.parametrize(("n", "verifying"), [(24, 8), (40, 24), (16, 8)])
+def test_without_a_test_split_an_int8_file_is_compared_on_images_that_made_nothing_of_it(
+    tmp_path, monkeypatch, n, verifying
+):
+    """Of 16 none are left beside those that calibrate and those that choose; these verify, then."""
+    digits = load_labeled_images("digits", "train").subset(range(n))
+    used = []
+    for module, name, images in ((int8_module, "as_fed", 1), (student_module, "verify_files", 2)):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *given, r=real, i=images, **more: (used.append(given[i].indices), r(*given, **more))[1]
+        )
+    export_student(smallest(), tmp_path / "out", int8=True, calibration=digits, calibration_images=8, progress=False)
+    calibrated, compared, verified = map(set, used)
+    assert (len(calibrated), len(compared), len(verified)) == (8, 8, verifying)
+    assert not calibrated & (compared | verified)
+    assert not compared & verified or n == 16
