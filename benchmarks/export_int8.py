@@ -19,7 +19,7 @@ from timm_igkd import evaluate, load_labeled_images
 from timm_igkd.cli.main import main as timm_igkd
 from timm_igkd.evaluation.onnx_file import write_metadata
 from timm_igkd.evaluation.onnx_model import load_onnx_model
-from timm_igkd.export.int8 import as_fed, quantise, spread_indices
+from timm_igkd.export.int8 import FedBatches, quantise, spread_indices
 from timm_igkd.export.record import read_export_record
 
 
@@ -28,7 +28,7 @@ def per_tensor_top1(folder: Path, data: Path) -> float:
     source, target, record = folder / "model.onnx", folder / "per_tensor.onnx", read_export_record(folder)
     train, test = (load_labeled_images(str(data), split) for split in ("train", "test"))
     fit, *_ = spread_indices(len(train), 256, train.labels)
-    batches = as_fed(load_onnx_model(source), Subset(train, fit))
+    batches = FedBatches(load_onnx_model(source), Subset(train, fit))
     quantise(source, target, batches, float_edges=record.quantisation.float_edges, per_channel=False)
     write_metadata(target, record.metadata)
     return evaluate(load_onnx_model(target), test, measure_latency=False).metrics["top1"]

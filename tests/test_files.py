@@ -17,8 +17,6 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import (
     atomic_file,
     exclusive,
-    folder_written_apart,
-    move_into_place,
     read_mapping,
     remove_abandoned,
     write_atomic,
@@ -222,83 +220,6 @@ def test_temporary_file_taken_before_it_was_locked_is_made_again(tmp_path, monke
     write_atomic(tmp_path / "file", b"1")
     assert (tmp_path / "file").read_bytes() == b"1"
     assert taken
-
-
-def folder_of(path: Path, **files: str) -> Path:
-    path.mkdir(exist_ok=True)
-    for name, text in files.items():
-        (path / name).write_text(text)
-    return path
-
-
-@pytest.mark.parametrize("before", [None, {}, {"a": "old", "b": "old", "mark": "old", "own": "kept", "c": "kept"}])
-def test_folder_is_replaced_by_what_was_written_beside_it(before, tmp_path):
-    if before is not None:
-        folder_of(tmp_path / "out", **before)
-    written = folder_of(tmp_path / "new", a="new", mark="new")
-    move_into_place(written, tmp_path / "out", "mark", stale=("b", "a", "mark"))
-    kept = {"own": "kept", "c": "kept"} if before else {}
-    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a": "new", "mark": "new"} | kept
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_folder_on_another_disk_is_replaced_through_a_link(before, tmp_path, monkeypatch):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if before:
-        folder_of(disk / "real", a="old", mark="old", own="kept")
-    (tmp_path / "out").symlink_to(disk / "real")
-    across_disks_fail(disk, monkeypatch)
-    with folder_written_apart(tmp_path / "out", "mark") as written:
-        folder_of(written, a="new", mark="new")
-    kept = {"own": "kept"} if before else {}
-    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a": "new", "mark": "new"} | kept
-    assert (tmp_path / "out").is_symlink()
-
-
-def test_folder_that_is_a_mount_is_written_within(tmp_path, monkeypatch):
-    mount = folder_of(tmp_path / "mount", a="old", mark="old")
-    across_disks_fail(mount, monkeypatch)
-    with folder_written_apart(mount, "mark") as written:
-        folder_of(written, a="new", mark="new")
-    assert {path.name: path.read_text() for path in mount.iterdir()} == {"a": "new", "mark": "new"}
-
-
-def across_disks_fail(disk, monkeypatch):
-    """Let renaming fail from a folder to another disk, as if `disk` were one of its own."""
-
-    def within(real):
-        def rename(source, target):
-            if Path(source).resolve().is_relative_to(disk) != Path(target).resolve().is_relative_to(disk):
-                raise OSError(errno.EXDEV, "Invalid cross-device link")
-            real(source, target)
-
-        return rename
-
-    for name in ("rename", "replace"):
-        monkeypatch.setattr(os, name, within(getattr(os, name)))
-
-
-@pytest.mark.parametrize("step", range(5))
-def test_folder_that_was_half_replaced_lacks_its_last_file(step, tmp_path, monkeypatch):
-    folder = folder_of(tmp_path / "out", a="old", b="old", c="old", d="old", mark="old")
-    written, steps = folder_of(tmp_path / "new", a="new", b="new", c="new", mark="new"), []
-
-    def killed(real):
-        def call(*args, **options):
-            steps.append(args)
-            if len(steps) > step + 1:
-                raise KeyboardInterrupt
-            return real(*args, **options)
-
-        return call
-
-    monkeypatch.setattr("os.unlink", killed(os.unlink))
-    monkeypatch.setattr("os.replace", killed(os.replace))
-    with pytest.raises(KeyboardInterrupt):
-        move_into_place(written, folder, "mark", stale=("d",))
-    assert not (folder / "mark").exists()
-    assert all((folder / name).exists() for name in "abc")  # old or new, never neither
 
 
 @pytest.mark.parametrize(

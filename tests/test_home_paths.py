@@ -14,10 +14,11 @@ from timm_igkd import export_student, load_model, push_student, save_model
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.data.unlabeled import load_unlabeled_images
 from timm_igkd.errors import InputTypeError
-from timm_igkd.files import folder_written_apart, given_path, output_file, write_json
+from timm_igkd.files import given_path, output_file, write_json
 from timm_igkd.maps.push import push_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.preview import overlay_samples, write_preview
+from timm_igkd.written_apart import folder_written_apart
 
 FOUR = ImageList([noise_image(seed) for seed in range(4)], [0, 1, 0, 1])
 

@@ -8,11 +8,9 @@ import json
 import os
 import re
 import secrets
-import shutil
-import tempfile
 import weakref
 import zlib
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 from zipfile import BadZipFile
@@ -128,51 +126,10 @@ def remove_abandoned(folder: Path, pattern: str = "**/.*.tmp") -> None:
             path.unlink()
 
 
-def remove_written_apart(folder: Path, name: str) -> None:
-    """Remove what a killed `folder_written_apart` left of a folder of that name."""
-    for path in folder.glob(f".{name}-*"):
-        if re.fullmatch(r"[a-z0-9_]{8}", path.name.removeprefix(f".{name}-")):  # as `tempfile` ends them
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def write_atomic(path: Path, data: bytes, replace: bool = True) -> None:
     """Write a whole file or none; see `atomic_file`."""
     with atomic_file(path, replace) as file:
         file.write(data)
-
-
-@contextlib.contextmanager
-def folder_written_apart(folder: Path, last: str, stale: Collection[str] = ()) -> Iterator[Path]:
-    """Yield a folder to write into, on the disk of `folder` even through a link; at the end see `move_into_place`."""
-    folder = Path(os.path.realpath(given_path("an output", folder)))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    disk = folder if folder.is_dir() else folder.parent  # a folder that is there can be a mount of its own
-    with tempfile.TemporaryDirectory(dir=disk, prefix=f".{folder.name}-") as temporary:
-        written = Path(temporary) / folder.name
-        written.mkdir()
-        yield written
-        move_into_place(written, folder, last, stale)
-
-
-def move_into_place(written: Path, folder: Path, last: str, stale: Collection[str] = ()) -> None:
-    """Make a folder of what was written beside it; killed meanwhile, it is absent or lacks its last file.
-
-    Args:
-        written: folder of files on the same disk.
-        folder: may be there; files of it that were written anew are replaced, others stay.
-        last: the file without which the folder is not complete: it goes first and comes last.
-        stale: files of an earlier output that go with it, unless they were written anew.
-    """
-    if not folder.exists():
-        os.rename(written, folder)
-        return
-    names = sorted({path.name for path in written.iterdir()} - {last})
-    (folder / last).unlink(missing_ok=True)
-    for name in names:
-        os.replace(written / name, folder / name)
-    for name in sorted(set(stale) - {*names, last}):
-        (folder / name).unlink(missing_ok=True)
-    os.replace(written / last, folder / last)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

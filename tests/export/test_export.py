@@ -22,7 +22,7 @@ from timm_igkd.export import int8 as int8_module
 from timm_igkd.export import verification
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.int8 import weighted_layers
-from timm_igkd.export.record import read_export_record
+from timm_igkd.export.record import Images, read_export_record
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.report.tables import export_rows
@@ -183,10 +183,10 @@ def test_a_file_that_answers_otherwise_is_not_recommended_where_accuracy_is_unkn
     assert (floats.passed, int8.passed, int8.drop_low) == (True, None, None)
     assert verification.fastest([floats, int8]) == "onnx"
     told = replace(record, exports=(floats, int8), recommended="onnx", pytorch_top1=None).sentences(folder)[-1]
-    assert (
-        "model_int8.onnx answers otherwise and its accuracy was not measured: name a split (--evaluate-split)" in told
-    )
-    lost = largest_share(round(64 * (1 - int8.agreement / 100)), 64)
+    differing = round(64 * (1 - int8.agreement / 100))
+    why = f"model_int8.onnx answers otherwise on {differing} of 64 images of {record.verified_on.split}"
+    assert f"{why} and its accuracy was not measured: name a split (--evaluate-split)" in told
+    lost = largest_share(differing, 64)
     assert lost > 100 - int8.agreement
     files = verification.verify_files(digits_student(), paths, None, None, lost, with_top1=False, progress=False).files
     assert [file.passed for file in files] == [True, True]
@@ -282,3 +282,26 @@ def test_every_family_exports_and_is_verified(name, tmp_path):
     assert floats.max_difference < 1e-5
     assert int8.size_mb < floats.size_mb
     assert record.metadata.architecture == name
+
+
+@pytest.mark.parametrize(
+    ("images", "agreement", "drop", "latency", "told"),
+    [
+        (Images(1, "folder"), 100.0, None, 1.001, "_int8.onnx answers the same on 1 image of folder, too few"),
+        (Images(200, "folder", "train"), 99.5, None, 0.5, "answers otherwise on 1 of 200 images of train and"),
+        (Images(64), 100.0, None, 1.0, "answers the same on 64 images of noise, too few to tell"),
+        (Images(50000, "folder", "test"), 99.0, 0.002, 1.0, "onnx-int8 lost 0.002 points of top1"),
+        (Images(50000, "folder", "test"), 99.0, 1.5, 1.2, "onnx-int8 lost 1.50 points of top1"),
+    ],
+)
+def test_what_is_not_known_is_told_as_such(images, agreement, drop, latency, told, exported):
+    record, folder = exported
+    known = {"top1": None, "drop": None, "passed": True, "latency_ms": Timing(1, 1, 5)}
+    floats, int8 = (replace(file, **known) for file in record.exports)
+    timing = Timing(latency, latency, 5)
+    int8 = replace(int8, drop=drop, passed=None if drop is None else False, agreement=agreement, latency_ms=timing)
+    lines = replace(record, verified_on=images, exports=(floats, int8), pytorch_top1=None).sentences(folder)
+    assert told in lines[-1]
+    assert f"of {images.told()}, largest" in lines[1]
+    speed = {1.001: "as fast as", 1.0: "as fast as", 0.5: "faster than", 1.2: "slower than"}[latency]
+    assert f"int8 is {speed} float on this machine, {latency:.2f} of its time" in lines[-1]

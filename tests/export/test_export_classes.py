@@ -94,3 +94,13 @@ def test_an_export_among_the_images_is_refused(tiny_images):
     with pytest.raises(InputError, match=r"lies among the images of .*; give another folder"):
         export_student(ByColour(), images / "export", calibration=found, progress=False)
     assert not (images / "export").exists()
+
+
+def test_names_that_two_outputs_share_have_their_number_in_the_file(tmp_path):
+    """As ImageNet's words have crane twice."""
+    model = smallest()
+    model.pretrained_cfg["label_names"] = ["crane", "crane", *"abcdefgh"]
+    record = export_student(model, tmp_path / "out", progress=False)
+    assert record.metadata.class_names == ("crane (0)", "crane (1)", *"abcdefgh")
+    model.pretrained_cfg["label_names"] = ["crane", "crane", "crane (1)", *"abcdefg"]  # none has another way out
+    assert export_student(model, tmp_path / "out", progress=False).metadata.class_names is None

@@ -12,6 +12,7 @@ from timm_igkd.cli import export_command
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
+from timm_igkd.rounding import three_digits
 
 pytest.importorskip("onnxruntime")
 pytestmark = [pytest.mark.usefixtures("quick_timing"), pytest.mark.filterwarnings("ignore")]  # of torch's exporter
@@ -35,7 +36,9 @@ def test_files_are_told_with_their_numbers(student, command: Runner, tmp_path):
     record = json.loads((out / "export.json").read_text())
     lines = outcome.output.splitlines()
     for line, file in zip(lines, record["exports"], strict=False):
-        assert line.startswith(f"{out / file['file']}: {file['size_mb']:.2f} MB, top1 {file['top1']:.2f} % (PyTorch ")
+        assert line.startswith(
+            f"{out / file['file']}: {three_digits(file['size_mb'])} MB, top1 {file['top1']:.2f} % (PyTorch "
+        )
         assert f"on {file['agreement']:.2f} % of 360 images of test" in line
     assert lines[2].startswith(f"recommended: {record['recommended']}; int8 is ")
     assert record["quantisation"]["calibrated_on"] == {"n": 32, "dataset": "digits", "split": "train"}
@@ -130,3 +133,9 @@ def test_missing_extra_ends_with_2_and_one_line(command: Runner, tmp_path, monke
     outcome = command("export", "--model", "test_resnet", "--out", tmp_path / "export")
     assert outcome.code == 2
     assert "an export needs onnx; install with: pip install 'timm-igkd[onnx]'" in outcome.error
+
+
+def test_images_to_calibrate_with_are_none_of_a_float_file(student, command: Runner, tmp_path):
+    outcome = command("export", "--model", student("smallest"), "--out", tmp_path / "out", "--calibration", 32)
+    assert outcome.code == 2
+    assert "--calibration 32 has no effect without --int8; add it, or leave it out" in outcome.error

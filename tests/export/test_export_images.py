@@ -23,10 +23,19 @@ def test_calibration_and_comparison_share_no_image():
     assert (len(fit), len(compare), set(fit) & set(compare)) == (20, 20, set())
     assert (fit, compare[:3]) == (list(range(0, 100, 5)), [1, 6, 11])
     assert sorted([*fit, *compare, *verify]) == list(range(100))
-    assert spread_indices(5, 256) == ([0, 2], [1, 3], [4])
-    assert spread_indices(4, 256) == ([0, 2], [1, 3], [])
+    assert spread_indices(7, 256) == ([0, 3], [1, 4], [2, 5, 6])
+    assert spread_indices(5, 256) == ([0], [1], [2, 3, 4])
+    assert spread_indices(2, 256) == ([0], [1], [])
     with pytest.raises(InputError, match="has 1 images, expected at least two"):
         spread_indices(1, 256)
+
+
+@pytest.mark.parametrize("total", [3, 511, 512, 513, 767, 768, 770])
+def test_a_third_of_the_images_is_left_to_verify(total):
+    fit, compare, verify = spread_indices(total, 256)
+    assert len(fit) == len(compare) == min(256, total // 3)
+    assert len(verify) == total - 2 * len(fit) >= total / 3
+    assert sorted([*fit, *compare, *verify]) == list(range(total))
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -72,20 +81,20 @@ def test_without_a_test_split_a_float_file_is_compared_on_all_images(tmp_path):
     assert record.pytorch_top1 is None
 
 
-@pytest.mark.parametrize(("n", "verifying"), [(24, 8), (40, 24), (16, 8)])
+@pytest.mark.parametrize(("n", "calibrating", "verifying"), [(24, 8, 8), (40, 8, 24), (16, 5, 6), (2, 1, 1)])
 def test_without_a_test_split_an_int8_file_is_compared_on_images_that_made_nothing_of_it(
-    tmp_path, monkeypatch, n, verifying
+    tmp_path, monkeypatch, n, calibrating, verifying
 ):
-    """Of 16 none are left beside those that calibrate and those that choose; these verify, then."""
+    """Of two none is left beside the one that calibrates and the one that chooses; this verifies, then."""
     digits = load_labeled_images("digits", "train").subset(range(n))
     used = []
-    for module, name, images in ((int8_module, "as_fed", 1), (student_module, "verify_files", 2)):
+    for module, name, images in ((int8_module, "FedBatches", 1), (student_module, "verify_files", 2)):
         real = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *given, r=real, i=images, **more: (used.append(given[i].indices), r(*given, **more))[1]
         )
     export_student(smallest(), tmp_path / "out", int8=True, calibration=digits, calibration_images=8, progress=False)
     calibrated, compared, verified = map(set, used)
-    assert (len(calibrated), len(compared), len(verified)) == (8, 8, verifying)
+    assert (len(calibrated), len(compared), len(verified)) == (calibrating, calibrating, verifying)
     assert not calibrated & (compared | verified)
-    assert not compared & verified or n == 16
+    assert not compared & verified or n == 2

@@ -1,11 +1,15 @@
 """Students that cannot be measured, or are none: named and left out, with a remedy; what the machine raises ends it."""
 
+from dataclasses import replace
+
 import pytest
 from students_parts import TEACHER, file, find, say_latency
 
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.evaluation.latency import Timing
 from timm_igkd.export import students
 from timm_igkd.export.budget import Budget
+from timm_igkd.export.student_latency import StudentFile
 from timm_igkd.models.loading import count_macs
 
 pytest.importorskip("onnxruntime")
@@ -114,6 +118,12 @@ def test_int8_takes_a_quarter_of_the_size_that_is_named(monkeypatch):
     smallest = find(Budget(100.0)).smallest
     why = why_none(Budget(max_size_mb=1e-3, int8=True))
     assert f"takes about {1e-6 * smallest.num_parameters:.3g} MB" in why
+
+
+def test_a_latency_of_seconds_is_told_without_powers_of_ten():
+    file = StudentFile("onnx", 1234.5, Timing(1234.5, 1300.0, 20))
+    assert file.cost() == "1,234 ms in 1,234 MB"
+    assert replace(file, size_mb=0.5804).cost() == "1,234 ms in 0.58 MB"
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from timm_igkd.report.tables import (
     result_rows,
     signed,
     summary_sentence,
-    three_digits,
 )
+from timm_igkd.rounding import three_digits
 
 pytest.importorskip("matplotlib")
 SECTIONS = ["setup", "results", "curves", "samples", "confusion", "calibration", "disagreement"]

@@ -108,7 +108,7 @@ def test_a_page_that_is_drawn_again_leaves_what_the_student_was_trained_with(fin
 
 def test_what_a_killed_export_left_goes_away(tmp_path):
     folder = RunFolder(tmp_path)
-    for left in (tmp_path / ".export-ab12_d9z", folder.export / ".export-cd34q_0a"):
+    for left in (tmp_path / ".export-ab12_d9z.tmp", folder.export / ".export-cd34q_0a.tmp"):
         (left / "export").mkdir(parents=True)
     (folder.export / "notes.txt").write_text("mine")
     folder.remove_unfinished({"export"})

@@ -129,7 +129,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--int8", action="store_true", help="quantise too, calibrated on --split of --dataset")
     arguments.add_dataset_arguments(parser, required=False)
-    parser.add_argument("--calibration", type=int, default=256, metavar="N", help="images of --split to calibrate with")
+    parser.add_argument("--calibration", type=int, metavar="N", help="images of --split to calibrate with (256)")
     parser.add_argument("--evaluate-split", metavar="S", help="measure top1 of the files on this split of --dataset")
     parser.add_argument("--max-drop", type=float, default=0.5, help="points of top1 that a file may lose")
 

@@ -18,7 +18,7 @@ def export_command(args: argparse.Namespace) -> None:
         args.out,
         int8=args.int8,
         calibration=calibration,
-        calibration_images=args.calibration,
+        calibration_images=256 if args.calibration is None else args.calibration,
         evaluation=evaluation,
         max_drop=args.max_drop,
         name=args.model,
@@ -26,16 +26,21 @@ def export_command(args: argparse.Namespace) -> None:
     print(*record.sentences(args.out), sep="\n")
     failed = [file for file in record.exports if file.passed is False]
     if failed:
-        losses = ", ".join(f"{f.format} {f.drop:.2f} ({record.pytorch_top1:.2f} to {f.top1:.2f} %)" for f in failed)
+        losses = ", ".join(f"{f.format} {f.lost()} ({record.pytorch_top1:.2f} to {f.top1:.2f} %)" for f in failed)
+        remedy = "raise --max-drop"
+        if all(file.format != "onnx" for file in failed):
+            remedy = f"take the float file, or {remedy}"
         raise RunError(
             f"points of top1 lost on {record.verified_on.n} images: {losses}, at most {record.max_drop:g} allowed; "
-            f"the files are kept in {str(args.out)!r} with passed: false; take the float file, or raise --max-drop"
+            f"the files are kept in {str(args.out)!r} with passed: false; {remedy}"
         )
 
 
 def _check_datasets(args: argparse.Namespace) -> None:
     if args.int8 and not (args.dataset and args.split):
         raise InputError("--int8 needs images to calibrate with; name those of the training with --dataset and --split")
+    if args.calibration is not None and not args.int8:
+        raise InputError(f"--calibration {args.calibration} has no effect without --int8; add it, or leave it out")
     for flag, value in (("--split", args.split), ("--evaluate-split", args.evaluate_split)):
         if value is not None and not args.dataset:
             raise InputError(f"{flag} {value} is a split of no dataset; name it with --dataset")

@@ -20,7 +20,7 @@ from timm_igkd.eval_mode import eval_mode
 from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.folder_config import check_preprocessing
 from timm_igkd.models.loading import count_macs, count_parameters
-from timm_igkd.models.output_names import check_reads_colour, output_names
+from timm_igkd.models.output_names import check_reads_colour, names_in_order
 from timm_igkd.records import parse_record
 
 OPSET = 18
@@ -91,9 +91,8 @@ def describe_model(model: nn.Module, class_names: Sequence[str] | None = None) -
         class_names: one per output. Without them, ImageNet's are those of a model of as many outputs, as timm has it.
     """
     config = model_data_config(model)
-    own, known = output_names(model)
-    inferred = sorted(own, key=lambda name: own[name]) if len(own) == model.num_classes else None
-    names = class_names if class_names is not None and not (known and inferred) else inferred
+    own, known = names_in_order(model)
+    names = class_names if class_names is not None and not (known and own) else own
     return OnnxMetadata(
         architecture=str(cast(dict[str, Any], model.pretrained_cfg).get("architecture") or type(model).__name__),
         input_size=tuple(config["input_size"]),

@@ -1,7 +1,8 @@
 """An ONNX file in int8: onnxruntime's static quantisation, in the QDQ form that every runtime reads."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,20 @@ _WORTH = 0.9  # of the divergence: for less the last layer, in float the larger 
 
 
 def quantise(
-    source: Path, target: Path, batches: Sequence[Tensor], *, float_edges: bool = False, per_channel: bool = True
+    source: Path, target: Path, batches: Iterable[Tensor], *, float_edges: bool = False, per_channel: bool = True
 ) -> None:
     """Write the int8 file of an ONNX file.
 
     Activations are uint8 over the range of their extremes in `batches`, one scale each: with int8 ones onnxruntime's
     x86 kernels are hardly faster than float. Weights are int8 with one scale per output channel: one for all of a layer
-    costs a MobileNet 7 points of top1 (docs/edge.md).
+    costs a MobileNet 7 points of top1 (docs/edge.md). Weights that the source computes, such as standardised ones, are
+    made constants first.
 
     Args:
         source: float32, of input `image`.
         target: to write.
         batches: (N, C, H, W) float32 each, as the model takes them.
-        float_edges: leave the first and the last layer with weights in float.
+        float_edges: leave the first and the last layer with weights in float, where there are others.
         per_channel: False for one scale per layer, to compare.
 
     Raises:
@@ -62,7 +64,8 @@ def quantise(
     with quiet_libraries():
         try:
             quant_pre_process(source, shaped, skip_optimization=True, skip_symbolic_shape=True)
-            edges = weighted_layers(onnx.load(shaped))
+            _fold_weights(shaped)
+            layers = weighted_layers(onnx.load(shaped))
             quantize_static(
                 shaped,
                 target,
@@ -70,12 +73,41 @@ def quantise(
                 per_channel=per_channel,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[edges[0], edges[-1]] if float_edges and edges else [],
+                nodes_to_exclude=[layers[0], layers[-1]] if float_edges and len(layers) > 2 else [],
             )
         except Exception as error:  # of onnx and onnxruntime, each with types of its own
             raise RunError(f"the file cannot be quantised: {first_line(error)}; export it without int8") from error
         finally:
             shaped.unlink(missing_ok=True)
+
+
+def _fold_weights(path: Path) -> None:
+    """Make constants of the weights and biases that a file computes; as results of its nodes they would be activations.
+
+    The exporter folds small tensors alone; others, such as position tables, stay as they are: folded they would grow.
+    """
+    from onnxscript import ir, optimizer
+
+    model = ir.load(path)
+    constants, computed = set(model.graph.initializers.values()), set()
+    for node in model.graph:  # in the order of the data
+        inputs = {value for value in node.inputs if value is not None}
+        if node.op_type == "Constant" or (inputs and inputs <= constants):
+            constants.update(node.outputs)
+    left = [value for node in model.graph if node.op_type in _WEIGHTED for value in node.inputs[1:]]
+    left = [value for value in left if value in constants]
+    while left:
+        node = left.pop().producer()
+        if node is not None and node.op_type != "Constant" and node.outputs[0].name not in computed:
+            computed.update(value.name for value in node.outputs)
+            left += [value for value in node.inputs if value is not None]
+    if computed:
+        limits = {"input_size_limit": sys.maxsize, "output_size_limit": sys.maxsize}
+        optimizer.fold_constants(
+            model, onnx_shape_inference=False, should_fold=lambda node: node.outputs[0].name in computed, **limits
+        )
+        optimizer.remove_unused_nodes(model)
+        ir.save(model, path)
 
 
 def check_quantisable(source: Path, input_size: Sequence[int]) -> None:
@@ -120,10 +152,10 @@ def quantise_best(
         target: to write.
         metadata: for the file.
         images: map-style dataset of (PIL RGB image, label).
-        count: of it, to calibrate with; as many others to compare with.
+        count: of it, to calibrate with, see `spread_indices`; as many others to compare with.
     """
     chosen = spread_indices(len(images), count, known_labels(images))[:2]
-    calibrating, comparing = (as_fed(model, Subset(images, one)) for one in chosen)
+    calibrating, comparing = (FedBatches(model, Subset(images, one)) for one in chosen)
     with torch.inference_mode():
         expected = torch.cat([model(batch) for batch in comparing])
     found, with_edges = {}, target.with_suffix(".edges")
@@ -137,14 +169,21 @@ def quantise_best(
     if better:
         os.replace(with_edges, target)
     with_edges.unlink(missing_ok=True)
-    n = sum(map(len, calibrating))
-    return Quantisation(images_of(images, n), images_of(images, len(expected)), better, found[False], found[True])
+    used = (images_of(images, len(one)) for one in chosen)
+    return Quantisation(*used, better, found[False], found[True])
 
 
-def as_fed(model: nn.Module, images: Any) -> list[Tensor]:
-    """Return all images as the model takes them, in batches."""
-    transform = create_transform(**model_data_config(model), is_training=False)
-    return list(torch.stack([transform(read_item(images, i)[0]) for i in range(len(images))]).split(_BATCH))
+class FedBatches:
+    """All images as the model takes them, in batches that are read anew each time they are gone through."""
+
+    def __init__(self, model: nn.Module, images: Any):
+        self.transform = create_transform(**model_data_config(model), is_training=False)
+        self.images = images
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, len(self.images), _BATCH):
+            batch = range(start, min(start + _BATCH, len(self.images)))
+            yield torch.stack([self.transform(read_item(self.images, i)[0]) for i in batch])
 
 
 def spread_indices(total: int, count: int, labels: np.ndarray | None = None) -> tuple[list[int], list[int], list[int]]:
@@ -154,12 +193,12 @@ def spread_indices(total: int, count: int, labels: np.ndarray | None = None) -> 
 
     Args:
         total: images of the split.
-        count: of each of the first two, at most half of the split.
+        count: of each of the first two, at most a third of the split, of two images one.
         labels: [total] of the split, where they are known.
     """
-    count = min(count, total // 2)
-    if count < 1:
+    if total < 2:
         raise InputError(f"the calibration split has {total} images, expected at least two; name another")
+    count = min(count, max(1, total // 3))
     calibrating = evenly_spread(total, count, labels)
     others = np.delete(np.arange(total), calibrating)
     comparing = others[evenly_spread(len(others), count, None if labels is None else labels[others])]

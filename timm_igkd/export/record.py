@@ -13,6 +13,7 @@ from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_file import OnnxMetadata, onnx_versions
 from timm_igkd.export.budget import Budget
 from timm_igkd.records import read_record, write_record
+from timm_igkd.rounding import three_digits
 
 Format = Literal["onnx", "onnx-int8"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "onnx-int8": "model_int8.onnx"}
@@ -26,6 +27,10 @@ class Images:
     n: int
     dataset: str | None = None
     split: str | None = None
+
+    def told(self) -> str:
+        """Return them in words."""
+        return f"{self.n} image{'s' * (self.n != 1)} of {self.split or self.dataset or 'noise'}"
 
 
 def images_of(dataset: Any, n: int) -> Images:
@@ -80,6 +85,10 @@ class ExportedFile:
         """Return whether a folder has it as it was written."""
         path = folder / FILES[self.format]
         return path.is_file() and file_sha256(path) == self.sha256
+
+    def lost(self) -> str:
+        """Return its drop in words, never as 0 where there is one."""
+        return "0" if self.drop is None else f"{self.drop:.2f}" if abs(self.drop) >= 0.005 else three_digits(self.drop)
 
     def is_within(self, budget: Budget | None) -> bool:
         """Return whether it takes no more than a budget allows; true without one."""
@@ -190,25 +199,32 @@ class ExportRecord:
         images = self.verified_on
         top1 = "" if file.top1 is None else f"top1 {file.top1:.2f} % (PyTorch {self.pytorch_top1:.2f} %{_ends(file)}), "
         return (
-            f"{file.size_mb:.2f} MB, {top1}PyTorch's answer on {file.agreement:.2f} % of {images.n} images of "
-            f"{images.split or 'noise'}, largest difference {file.max_difference:.2g}, {file.latency_ms.median:.2f} ms"
+            f"{three_digits(file.size_mb)} MB, {top1}PyTorch's answer on {file.agreement:.2f} % of {images.told()}, "
+            f"largest difference {file.max_difference:.2g}, {three_digits(file.latency_ms.median)} ms"
             + ("" if file.is_within(self.budget) else f", over the budget of {self.budget}")
         )
 
     def _recommendation(self) -> str:
         times = {file.format: file.latency_ms.median for file in self.exports}
         unknown = "".join(
-            f"; {file.file} answers otherwise and its accuracy was not measured: name a split (--evaluate-split)"
+            f"; {file.file} {self._answers(file)} and its accuracy was not measured: name a split (--evaluate-split)"
             for file in self.exports
             if file.passed is None
         )
         if "onnx-int8" not in times:
             return f"recommended: {self.recommended or 'none'}{unknown}"
         ratio = times["onnx-int8"] / times["onnx"]
-        slower = "slower than" if ratio >= 1 else "faster than"
-        lost = "".join(f"; {f.format} lost {f.drop:.2f} points of top1" for f in self.exports if f.passed is False)
+        slower = "as fast as" if f"{ratio:.2f}" == "1.00" else "slower than" if ratio > 1 else "faster than"
+        lost = "".join(f"; {f.format} lost {f.lost()} points of top1" for f in self.exports if f.passed is False)
         of_time = f"int8 is {slower} float on this machine, {ratio:.2f} of its time"
         return f"recommended: {self.recommended or 'none'}; {of_time}{lost}{unknown}"
+
+    def _answers(self, file: ExportedFile) -> str:
+        """Return why equal and other answers do not tell whether a file loses too much."""
+        n = self.verified_on.n
+        if differing := round(n * (1 - file.agreement / 100)):
+            return f"answers otherwise on {differing} of {self.verified_on.told()}"
+        return f"answers the same on {self.verified_on.told()}, too few to tell"
 
 
 def _ends(file: ExportedFile) -> str:

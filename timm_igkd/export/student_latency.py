@@ -22,11 +22,13 @@ from timm_igkd.export.int8 import quantise
 from timm_igkd.export.record import FILES, Format
 from timm_igkd.files import json_bytes
 from timm_igkd.records import read_record, write_record
+from timm_igkd.rounding import three_digits
 
 TIMING_S = 2.0
 AGAIN_S = 1.0
 THREADS = 1  # as an export's files are timed
 _RECORD = "latency.json"
+_WRITER = 2  # of the files; one more wherever they become others
 _logger = logging.getLogger(__name__)
 
 
@@ -37,6 +39,10 @@ class StudentFile:
     format: Format
     size_mb: float
     latency_ms: Timing
+
+    def cost(self) -> str:
+        """Return its latency and size in words."""
+        return f"{three_digits(self.latency_ms.median)} ms in {three_digits(self.size_mb)} MB"
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ def _key(model: nn.Module, formats: tuple[Format, ...]) -> dict[str, str | int]:
         "input_size": "x".join(map(str, get_model_input_config(model)["input_size"])),
         "formats": " ".join(formats),
         "threads": THREADS,
+        "writer": _WRITER,
         "cpu": f"{here['cpu']}, {processor()}",
         **{name: str(here[name]) for name in ("timm_igkd", "timm", "torch")},
         **onnx_versions(),

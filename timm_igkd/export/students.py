@@ -24,6 +24,7 @@ from timm_igkd.models.truncation import truncate
 from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import seeded
 from timm_igkd.records import read_record
+from timm_igkd.rounding import three_digits
 
 MOST_MEASURED = 24
 MOST_SECONDS = 300.0
@@ -96,7 +97,7 @@ class StudentsRecord:
         assert file is not None
         return (
             f"student: {best}, the best of {len(self.students)} that fit {self.budget}; its {file.format} file takes "
-            f"{file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB{', as measured before' if best.cached else ''}"
+            f"{file.cost()}{', as measured before' if best.cached else ''}"
         )
 
     def best(self) -> MeasuredStudent:
@@ -111,7 +112,7 @@ class StudentsRecord:
         if not self.candidates:
             return "none is known that is smaller; choose a larger teacher, or name the student"
         if not (self.others or missed) and self.smallest is not None:
-            least = f"{self.smallest}, takes about {size_mb(self.smallest, self.budget):.3g} MB"
+            least = f"{self.smallest}, takes about {three_digits(size_mb(self.smallest, self.budget))} MB"
             return f"the smallest of {self.candidates} smaller ones, {least}; raise the budget"
         is_timed = self.budget.max_latency_ms is not None
         nearest = "".join([f"; none could be measured: {name} ({why})" for name, why in missed.items()][:1])
@@ -119,7 +120,7 @@ class StudentsRecord:
             files = [(one, file) for one in self.others for file in one.files]
             one, file = min(files, key=lambda f: f[1].latency_ms.median if is_timed else f[1].size_mb)
             what = f"the {'fastest' if is_timed else 'smallest'}, {one}"
-            nearest = f"; {what}, takes {file.latency_ms.median:.3g} ms in {file.size_mb:.3g} MB"
+            nearest = f"; {what}, takes {file.cost()}"
         remedy = "raise the budget" + is_timed * ", or choose a smaller --img-size"
         return f"{len(self.others) + len(missed)} of {self.candidates} smaller ones were tried{nearest}; {remedy}"
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_igkd.errors import InputError, InputTypeError, RunError, check_count, first_line, listed
 from timm_igkd.eval_mode import bare_model, eval_mode, frozen
-from timm_igkd.files import folder_written_apart, given_path
+from timm_igkd.files import given_path
 from timm_igkd.hub.weights import fetch_folder
 from timm_igkd.models.arguments import built_size, check_model_arguments, check_of_timm
 from timm_igkd.models.checkpoint import (
@@ -33,6 +33,7 @@ from timm_igkd.models.checkpoint import (
 )
 from timm_igkd.models.folder_config import LARGEST_SIDE, check_preprocessing, is_statistic, read_folder_config
 from timm_igkd.models.output_names import forget_names
+from timm_igkd.written_apart import folder_written_apart
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:

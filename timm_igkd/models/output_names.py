@@ -29,6 +29,20 @@ def _numbered_names(model: nn.Module) -> tuple[list[tuple[str, int]], bool]:
     return [(label, int(i)) for i, label in numbered], known
 
 
+def names_in_order(model: nn.Module) -> tuple[list[str] | None, bool]:
+    """Return a name for each output, and whether the model says them itself; None where not every output has one.
+
+    Where two have the same, ImageNet's crane and crane, say, each has its number too: "crane (134)".
+    """
+    numbered, known = _numbered_names(model)
+    names = {number: name for name, number in numbered}
+    if sorted(names) != list(range(cast(int, model.num_classes))):
+        return None, known
+    counts = Counter(names.values())
+    told = [names[number] + f" ({number})" * (counts[names[number]] > 1) for number in range(len(names))]
+    return (told if len(set(told)) == len(told) else None), known
+
+
 def _refuse_shared_names(model: nn.Module, wanted: Iterable[str]) -> None:
     """Raise InputError where one of the wanted classes is the name of two outputs."""
     counts = Counter(name for name, _ in _numbered_names(model)[0])

@@ -28,9 +28,9 @@ from timm_igkd.report.tables import (
     result_rows,
     size_rows,
     summary_sentence,
-    three_digits,
 )
 from timm_igkd.report.verdict import num_seeds, verdict
+from timm_igkd.rounding import three_digits
 
 _OPTIONS = {
     "method": "Method",

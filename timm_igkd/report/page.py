@@ -32,6 +32,7 @@ from timm_igkd.report.sections import (
     sample_view,
 )
 from timm_igkd.report.verdict import arm_rows, num_seeds, verdict
+from timm_igkd.rounding import three_digits
 
 # Row of the setup table -> the setting that switches it on, and what it tells where a run has it.
 _SETUP = {
@@ -140,7 +141,7 @@ def _highlights(metrics: Metrics) -> list[tuple[str, str]]:
         shown.append((tables.percent(metrics.agreement), "same answer as the teacher"))
     one = metrics.latency_ms.get("batch_1")
     if one:
-        shown.append((f"{tables.three_digits(one.median)}{tables.NARROW}ms", f"per image on {_device_words(metrics)}"))
+        shown.append((f"{three_digits(one.median)}{tables.NARROW}ms", f"per image on {_device_words(metrics)}"))
     return shown
 
 

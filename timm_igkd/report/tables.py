@@ -10,6 +10,7 @@ from timm_igkd.evaluation.latency import Timing
 from timm_igkd.export.record import ExportSummary
 from timm_igkd.intervals import wilson_interval
 from timm_igkd.report.run_files import Metrics, ModelMetrics, Robustness, Sizes
+from timm_igkd.rounding import three_digits
 
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"
@@ -47,11 +48,6 @@ def large(value: float) -> str:
         if float(f"{value:.3g}") >= size:
             return f"{three_digits(value / size)}{NARROW}{unit}"
     return count(value)
-
-
-def three_digits(value: float) -> str:
-    """Return a number to three digits, from 1,000 on a whole one."""
-    return f"{value:.3g}" if abs(float(f"{value:.3g}")) < 1000 else count(value)
 
 
 def ratio(value: float) -> str:
