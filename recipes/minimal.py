@@ -30,10 +30,10 @@ from timm_igkd import (
     save_model,
     truncate,
 )
+from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.training.accelerator import create_accelerator
 
-SIZE = 32  # the digits' side in pixels
-BATCH = 64
+SIZE, BATCH = 32, 64  # the digits' side in pixels; images of a step
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -117,4 +117,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_reporting_errors(main, "minimal"))

@@ -146,7 +146,8 @@ def test_every_launcher_setting_is_recorded_with_the_run(recipe: Runner, tiny_im
     assert recipe(*tiny_run(two_splits(tiny_images))).code == 0
     found = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
     assert (found["mixed_precision"], found["num_processes"]) == ("bf16", 1)
-    assert found["command"] == "train_igkd.py --dataset 'my images'"
+    launcher = "accelerate launch --num_processes 1 --mixed_precision bf16"
+    assert found["command"] == f"{launcher} train_igkd.py --dataset 'my images'"
 
 
 TOKEN_OF_A_FILE = """

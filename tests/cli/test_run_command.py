@@ -133,3 +133,13 @@ def test_timm_is_left_as_it_was(command, folder, maps, probe, tmp_path):
     command("run", "--maps", maps, "--", probe, "", folder, tmp_path)
     assert timm.data.create_dataset is dataset_factory.create_dataset is before
     assert (sys.argv, sys.path) == (argv, path)
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_the_script_is_not_taken_for_a_training_without_overlay(flag, command, maps, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("import argparse\nargparse.ArgumentParser(description='of the script').parse_args()\n")
+    outcome = command("run", "--maps", maps, "--", script, flag)
+    assert outcome.code == 0, outcome.error
+    assert "of the script" in outcome.output
+    assert command("run", "--maps", maps, "--", script).code == 2

@@ -1,10 +1,12 @@
 """recipes/minimal.py: the method in one screen."""
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 import timm
-from command_lines import RECIPES
+from command_lines import RECIPES, subprocess_environment
 
 import minimal
 from timm_igkd import MapStore, evaluate, load_labeled_images
@@ -42,3 +44,13 @@ def test_whole_run_makes_a_student_that_reads_digits(tmp_path):
     assert metrics["teacher"]["top1"] > 95
     assert metrics["top1"] > 95
     assert metrics["compression"] > 4
+
+
+def test_other_settings_than_those_of_the_maps_that_are_there_are_one_line(tmp_path):
+    command = [sys.executable, str(RECIPES / "minimal.py"), *TRIED.split(), "--out", str(tmp_path)]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "mine.txt").write_text("not a store")
+    done = subprocess.run(command, capture_output=True, text=True, env=subprocess_environment(tmp_path / "hf"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("minimal: ")
+    assert "Traceback" not in done.stderr

@@ -1,13 +1,13 @@
 """The comparison of a run's students in words, and what a damaged one is told."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from tiny_parts import NUMBERS
 
 from timm_igkd.errors import InputError
-from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
+from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference, teaching_of
 from timm_igkd.report.run_files import parse_metrics
 from timm_igkd.report.verdict import arm_rows, verdict
 
@@ -77,7 +77,7 @@ def test_a_row_of_several_seeds_has_their_mean_and_spread():
 def test_comparison_comes_back_from_metrics():
     found = compared(0.5, None, None, seeds=3)
     content = asdict(found)
-    lists = {name: [dict(item) for item in content[name]] for name in content}
+    lists = {name: [dict(item) for item in content[name]] for name in ("students", "differences")}
     assert parse_metrics(NUMBERS | {"arms": lists}, "metrics.json").arms == found
     assert verdict(None) == []
 
@@ -85,3 +85,31 @@ def test_comparison_comes_back_from_metrics():
 def test_a_damaged_comparison_is_refused_in_one_line():
     with pytest.raises(InputError, match=r"metrics\.json: arms: differences"):
         parse_metrics(NUMBERS | {"arms": {"students": [], "differences": [{"arm": "<script>"}]}}, "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ((0.9, 0.0, 0.0), "KD"),
+        ((0.0, 0.8, 0.0), "attention transfer"),
+        ((0.0, 0.0, 1.0), "the teacher's explanations"),
+        ((0.5, 0.8, 1.0), "KD + attention transfer + the teacher's explanations"),
+    ],
+)
+def test_arms_are_called_by_what_they_learn_from_the_teacher(weights, words):
+    names = ("distill_loss_weight", "attention_loss_weight", "explanation_loss_weight")
+    teaching = teaching_of(dict(zip(names, weights, strict=True)))
+    assert teaching == words
+    found = replace(compared(1.2, 0.3, 2.1), teaching=teaching)
+    assert verdict(found)[0].startswith(f"{words} against the student alone: better by 1.2 points")
+    assert [row[0] for row in arm_rows(found)] == ["the student alone", words]
+    overlaid = replace(found.differences[0], arm="kd_overlay", baseline="kd_longer")
+    told = verdict(replace(found, differences=(overlaid,)))[0]
+    assert told.startswith(f"{words} + overlay against {words} for as many more epochs as the maps cost: better")
+    lists = asdict(found) | {name: [dict(each) for each in asdict(found)[name]] for name in ("students", "differences")}
+    assert parse_metrics(NUMBERS | {"arms": lists}, "metrics.json").arms == found
+
+
+def test_images_that_the_student_alone_went_without_are_told_with_the_difference():
+    told = verdict(replace(compared(1.2, 0.3, 2.1), num_unlabeled=1500))[-1]
+    assert told.endswith(" All but the student alone also learnt from 1,500 images without labels.")

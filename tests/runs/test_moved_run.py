@@ -1,5 +1,6 @@
 """The config.yaml of a run that lies elsewhere than it says, and --resume without anything to resume."""
 
+import json
 import re
 import shlex
 import shutil
@@ -119,3 +120,22 @@ def test_a_moved_run_goes_on_and_resume_of_nothing_is_told(recipe: Runner, tiny_
     assert outcome.code == 0, outcome.error
     assert all(f"{stage}: complete, skipped" in outcome.output for stage in ("teacher", "student", "evaluate"))
     assert nothing not in outcome.output
+
+
+@pytest.mark.parametrize("flags", [["--name", "again"], []])
+@pytest.mark.parametrize(("processes", "precision"), [(4, "bf16"), (1, "no"), (1, "bf16")])
+def test_a_repetition_by_another_launch_is_told(processes, precision, flags, distil, run, monkeypatch):
+    """The run's own stages look after one that goes on."""
+    launch = {"num_processes": processes, "mixed_precision": precision}
+    (run / "environment.json").write_text(json.dumps(launch))
+    outcome = distil("--config", run / "config.yaml", *flags)
+    assert outcome.code == 0
+    differs = (processes, precision) != (1, "no")
+    told = f"for one: accelerate launch --num_processes {processes} --mixed_precision {precision} …"
+    assert (told in outcome.output) is (differs and bool(flags))
+    assert ("num_processes = 4, now it is 1; batch_size is per" in outcome.output) is (processes == 4 and bool(flags))
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    assert "launched with" not in distil("--config", run / "config.yaml", *flags).output
+    (run / "environment.json").write_text("{")
+    assert distil("--config", run / "config.yaml", *flags).code == 0

@@ -6,7 +6,7 @@ import pytest
 
 from timm_igkd.errors import InputError
 from timm_igkd.runs.parsing import parse_config, save_config
-from timm_igkd.runs.protocols import PRESETS, PerProtocol
+from timm_igkd.runs.protocols import PRESETS, PerProtocol, unused_settings
 from timm_igkd.runs.settings import RunConfig
 
 MINE = ["--dataset", "some/flowers", "--teacher", "resnet50"]
@@ -135,3 +135,45 @@ def test_runs_are_kept_in_the_home_folder_where_the_settings_say_so(tmp_path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     config = RunConfig(output_dir="~/runs", name="mine")
     assert (config.run_dir, config.output_dir) == (tmp_path / "runs" / "mine", "~/runs")
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ([], []),
+        (["--overlay-source", "noise", "--overlay-weight", 0.9], ["overlay_weight 0.9", "overlay_source noise"]),
+        (["--overlay-source", "noise", "--overlay-prob", 0.1, "--n-steps", 20], []),
+        (["--map-method", "grad_cam"], ["map_method grad_cam"]),
+        (["--n-steps", 20], ["n_steps 20"]),
+        (["--map-method", "grad_cam", "--explanation-loss-weight", 1], []),
+        (["--teacher-lr", 0.01], ["teacher_lr 0.01"]),
+        (["--teacher-lr", 0.01, "--teacher-epochs", 1], []),
+        (["--distill-loss-weight", 0, "--temperature", 2, "--attention-loss-weight", 1], ["temperature 2.0"]),
+        (
+            ["--model-ema-decay", 0.9, "--explanation-map", "grad_cam"],
+            ["explanation_map grad_cam", "model_ema_decay 0.9"],
+        ),
+        (["--model-ema-decay", 0.9, "--model-ema"], []),
+    ],
+)
+def test_what_changes_nothing_is_told(flags, names):
+    """A wish that is not met would train plain KD without a word."""
+    found = unused_settings(parse(*MINE, *flags))
+    assert [line.removeprefix("note: ").partition(" changes nothing, ")[0] for line in found] == names
+    if "overlay_source noise" in names:
+        assert found[0] == "note: overlay_weight 0.9 changes nothing, overlay_prob is 0"
+
+
+@pytest.mark.parametrize("protocol", PRESETS)
+def test_of_a_protocols_own_settings_none_is_told(protocol):
+    assert unused_settings(parse(*MINE, "--protocol", protocol)) == []
+
+
+def test_a_list_or_mapping_goes_on_where_its_flag_is_repeated():
+    """As those of all other commands do."""
+    config = parse("--teacher-args", "drop_rate=0.1", "--teacher-args", "drop_path_rate=0.2", "width=3")
+    assert config.teacher_args == {"drop_rate": 0.1, "drop_path_rate": 0.2, "width": 3}
+    assert parse("--trackers", "tensorboard", "--trackers", "wandb").trackers == ("tensorboard", "wandb")
+    assert parse("--export", "onnx", "--export", "onnx-int8").export == ("onnx", "onnx-int8")
+    with pytest.raises(InputError, match="drop_rate"):
+        parse("--teacher-args", "drop_rate=0.1", "--teacher-args", "drop_rate=0.2")

@@ -1,6 +1,7 @@
 """Which images a run fits and chooses by."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +155,48 @@ def test_first_label_beyond_those_of_the_training_split_is_refused(config):
     assert len(load_other_split(plain, "validation", train)) == 4
     with pytest.raises(InputError, match="has label 4, the training split's classes are 0 to 3"):
         load_other_split(plain, "test", train)
+
+
+@pytest.mark.parametrize("kind", ["copy", "link"])
+def test_a_test_split_that_is_the_training_split_by_another_name_is_refused(kind, tiny_images):
+    images = tiny_images("folder", n=8)
+    if kind == "copy":
+        shutil.copytree(images / "train", images / "test")
+    else:
+        (images / "test").symlink_to("train")
+    data = RunData(RunConfig(protocol="demo", dataset=str(images), validation_split=None, validation_fraction=0.25))
+    told = "8 of the 8 images of test_split 'test' are also in train_split 'train': accuracy on what is trained on or"
+    with pytest.raises(InputError, match=told):
+        data.check_images(mapped_first=True)
+
+
+@pytest.mark.parametrize(("train", "watched"), [("train", "test"), ("test", "train")])
+def test_what_is_watched_is_no_copy_either(train, watched, tiny_images):
+    """Neither of what is trained on nor of what is tested on."""
+    images = two_splits(tiny_images, kind="folder")
+    shutil.copytree(images / "test", images / "val")
+    splits = {"train_split": train, "test_split": watched, "validation_split": "val"}
+    data = RunData(RunConfig(protocol="demo", dataset=str(images), **splits))
+    told = {"test": "images of test_split 'test' are also in validation_split 'val'"}
+    told |= {"train": "images of validation_split 'val' are also in train_split 'test'"}
+    with pytest.raises(InputError, match=f"8 of the 8 {told[watched]}"):
+        data.check_images(mapped_first=False)
+
+
+@pytest.mark.parametrize(("n", "twins", "is_told"), [(200, 2, False), (200, 3, True), (200, 20, True), (20, 2, True)])
+def test_a_few_twins_are_of_the_data_sets_makers_and_told(n, twins, is_told, tiny_images, capsys):
+    images = tiny_images("folder", n=8)
+    tiny_images("folder", n=n, split="test")
+    files = [sorted((images / split).rglob("*.png")) for split in ("train", "test")]
+    for i in range(twins):
+        shutil.copy(files[0][i % 4], files[1][i])
+    config = RunConfig(protocol="demo", dataset=str(images), validation_split=None, validation_fraction=0.25)
+    RunData(config).check_images(mapped_first=True)
+    told = (
+        f"note: {twins} of the {n} images of test_split 'test' are also in train_split 'train'; accuracy on them says"
+    )
+    assert (told in capsys.readouterr().err) is is_told
+    shutil.copy(files[0][0], files[1][twins])
+    if twins + 1 > n / 10:
+        with pytest.raises(InputError, match=f"{twins + 1} of the {n} images"):
+            RunData(config).check_images(mapped_first=True)

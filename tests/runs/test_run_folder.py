@@ -87,6 +87,20 @@ def test_lost_provenance_of_maps_is_made_again(recipe: Runner, command, run, mon
     assert json.loads((run / "metrics.json").read_text())["wall_time_s"]["maps"] == 1800
 
 
+def test_maps_that_were_killed_and_gone_on_with_cost_all_that_they_took(recipe: Runner, command, run):
+    command = [*command, "--overlay-prob", 0.5]
+    assert recipe(*command).code == 0
+    marker = run / ".stages" / "maps.json"
+    (run / "maps" / "provenance.json").unlink()
+    left = max(path.stat().st_mtime for path in (run / "maps" / "data").iterdir())
+    begun = json.loads(marker.read_text()) | {"wall_time_s": None, "begun_at": left - 500, "spent_s": 1000.0}
+    marker.write_text(json.dumps(begun))
+    assert recipe(*command).code == 0
+    found = json.loads(marker.read_text())
+    assert found["spent_s"] == pytest.approx(1500, abs=0.1)
+    assert 1500 < found["wall_time_s"] < 1600
+
+
 def test_lost_history_of_a_trained_teacher_is_refused(recipe: Runner, command, run):
     trained = [*command, "--teacher-epochs", 1]
     assert recipe(*trained).code == 0
@@ -203,7 +217,7 @@ def test_a_run_among_the_images_is_refused(recipe: Runner, command, tiny_images,
     test = tiny_images("folder", n=4, split="test") / "test"
     shutil.copytree(test, tmp_path / "all" / "test")
     shutil.copytree(images, tmp_path / "all" / "train")
-    shutil.copytree(test, tmp_path / "all" / "dev")
+    shutil.copytree(tiny_images("folder", n=4, split="dev") / "dev", tmp_path / "all" / "dev")
     options = [*command, "--dataset", tmp_path / "all", "--validation-split", "dev"]
     for split in ("train", "dev", "test"):
         outcome = recipe(*options, "--output-dir", tmp_path / "all" / split / "runs")

@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from timm_igkd.errors import InputError
 from timm_igkd.records import write_record
-from timm_igkd.runs.stages import StageMarker, is_same_setting, read_marker
+from timm_igkd.runs.stages import Stage, StageMarker, is_same_setting, read_marker
 
 MARKER = StageMarker({"seed": 0, "lr": 0.1}, {"teacher": "ab"}, {"num_processes": 1, "mixed_precision": "no"}, 2, 1.5)
 
@@ -89,3 +90,27 @@ def test_given_maps_are_those_that_the_run_links_to(places):
     assert not is_same_setting("maps", "given", None, places / "maps")
     (places / "given").rmdir()
     assert is_same_setting("maps", "given", "given", places / "maps")
+
+
+def test_what_killed_processes_took_counts_as_far_as_what_they_left(tmp_path):
+    """Of three: the second goes on from the shards of the first, and leaves none itself."""
+    stage = Stage("maps", lambda: None, [tmp_path / "maps" / "provenance.json"], shards="data/*.parquet")
+    begun = replace(MARKER, wall_time_s=None, begun_at=1000.0)
+    assert stage.spent(None) == stage.spent(begun) == 0
+    shards = [tmp_path / "maps" / "data" / f"{i}.parquet" for i in range(2)]
+    shards[0].parent.mkdir(parents=True)
+    for shard, left in zip(shards, (1010.0, 1030.0), strict=True):
+        shard.touch()
+        os.utime(shard, (left, left))
+    assert stage.spent(begun) == 30
+    second = replace(begun, begun_at=2000.0, spent_s=30.0)
+    assert stage.spent(second) == 30
+    os.utime(shards[1], (2005.5, 2005.5))
+    assert stage.spent(second) == 35.5
+    assert stage.spent(replace(second, wall_time_s=1.0)) == 0  # complete: it begins anew
+    assert stage.spent(replace(begun, begun_at=0.0)) == 0  # of a version that noted none
+    training = Stage("student", lambda: None, [tmp_path / "model"], partial=tmp_path / "last.pt")
+    assert training.spent(second) == 0  # nothing is left: all is trained again
+    (tmp_path / "last.pt").touch()
+    os.utime(tmp_path / "last.pt", (2010.0, 2010.0))
+    assert training.spent(second) == 40

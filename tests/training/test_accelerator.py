@@ -9,9 +9,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from tiny_parts import ImageList, noise_image, tiny_teacher
+from training_parts import create_trainer
 
 from timm_igkd import IGDistillationTask, IGOptions, compute_maps, rounded_bfloat16
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, RunError
 from timm_igkd.training import accelerator
 from timm_igkd.training.accelerator import create_accelerator, use_channels_last
 
@@ -158,3 +159,56 @@ def test_a_model_with_weights_of_five_dimensions_is_channels_last_but_for_them(r
     assert use_channels_last(task) == torch.channels_last
     kernels = [m.weight for model in models.values() for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
+@pytest.mark.parametrize(
+    ("argv", "launched", "processes", "told"),
+    [
+        (["/x/timm_igkd/__main__.py", "distill", "--name", "a b"], True, 4, "{} -m timm_igkd distill --name 'a b'"),
+        (["/x/timm_igkd/__main__.py", "distill"], False, 1, "python -m timm_igkd distill"),
+        (["/x/bin/timm-igkd", "distill"], False, 1, "/x/bin/timm-igkd distill"),
+        (["recipes/train_igkd.py", "--seed", "1"], True, 1, "{} recipes/train_igkd.py --seed 1"),
+        (["recipes/train_igkd.py"], False, 1, "python recipes/train_igkd.py"),
+        (["recipes/train_igkd.py"], False, 2, "{} recipes/train_igkd.py"),  # by torchrun
+    ],
+)
+def test_command_of_a_run_can_be_typed_again(argv, launched, processes, told, monkeypatch):
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    launch = {"num_processes": processes, "mixed_precision": "bf16"}
+    launcher = f"accelerate launch --num_processes {processes} --mixed_precision bf16"
+    assert accelerator.command_line(launch) == told.format(launcher)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "student is out of GPU memory with 4 images a batch; give a smaller",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+            r"killed \(DataLoader worker .*lower --workers",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            r"killed \(.*then go on with --resume",
+        ),
+    ],
+)
+def test_what_a_training_lacks_memory_for_is_one_line(raised, told, monkeypatch):
+    trainer = create_trainer(Accelerator(cpu=True))
+    trainer.label = "student"
+
+    def fail(*arguments):
+        raise raised
+
+    monkeypatch.setattr(trainer, "train_step", fail)
+    with pytest.raises(RunError, match=told):
+        trainer.fit()
+    raised = RuntimeError("another")
+    with pytest.raises(RuntimeError, match="another"):
+        trainer.fit()

@@ -29,7 +29,7 @@ _INTERRUPTED = "interrupted; the same command again goes on from what is finishe
 RUN_INTERRUPTED = "interrupted; the same command with --resume goes on from the last finished epoch"
 
 
-def run_reporting_errors(function: Callable[[], None], prog: str, interrupted: str = _INTERRUPTED) -> int:
+def run_reporting_errors(function: Callable[[], object], prog: str, interrupted: str = _INTERRUPTED) -> int:
     """Run `function`; print what the user can mend as one line and return the exit code.
 
     Args:

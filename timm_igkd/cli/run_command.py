@@ -29,6 +29,7 @@ from timm_igkd.overlay.timm_ops import posterize_to_black
 from timm_igkd.rounded_bfloat16 import rounded_where_missing
 from timm_igkd.with_plugin import run_foreign_script
 
+_HELP = {"-h", "--help", "--version"}
 TRAIN_SPLITS = ("train", "training")  # timm's own synonyms
 
 
@@ -55,7 +56,7 @@ def run_command(args: argparse.Namespace) -> None:
             run_foreign_script(args.script)
     finally:
         _tell_unreadable(wrapped)
-    if not wrapped:
+    if not wrapped and not _HELP.intersection(args.script):
         raise InputError(
             f"{args.script[0]!r} ended without asking timm.data.create_dataset for a training dataset, so no image was "
             "overlaid; call it with is_training=True, or use IGOverlayDataset in the script"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 1000
 MOST_SHARED = 0.01
 """Share of a split's images that may be elsewhere too, byte for byte: public data sets have some twins, some blank."""
+MOST_TWINS = 0.1
+"""The same of two splits of a data set: more are told from MOST_SHARED on, and refused from here."""
 
 
 class LabeledImages(torch.utils.data.Dataset):
@@ -60,6 +62,7 @@ class LabeledImages(torch.utils.data.Dataset):
         self.class_names, self.roots = class_names, [os.path.abspath(root) for root in roots]
         self.folder = folder
         self.is_part = False  # True after `subset`: not the whole split
+        self._digests: list[bytes] = []
         self._label_table: np.ndarray | None = None
         self.transform: Callable[[Image.Image], Any] | None = None
 
@@ -167,10 +170,11 @@ class LabeledImages(torch.utils.data.Dataset):
 
         Of the bytes of files, not of decoded pixels: as fast as reading them, and another for any change of a pixel.
         """
-        digest = xxhash.xxh3_128(self.labels.tobytes())
+        digest, self._digests = xxhash.xxh3_128(self.labels.tobytes()), []
         for data, _ in self._files():
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
+            self._digests.append(xxhash.xxh3_128_digest(data))
         return digest.hexdigest()
 
     def check_images(self, num_decoded: int) -> None:
@@ -214,10 +218,16 @@ class LabeledImages(torch.utils.data.Dataset):
         return self.num_shared(other) > MOST_SHARED * len(other) if told is None else told
 
     def num_shared(self, other: "LabeledImages") -> int:
-        """Return how many of another dataset's images are here too, byte for byte; all files of both are read."""
-        files = progress_bar(self._files(), total=len(self), desc=f"compare {self.split}", unit="img")
-        here = {xxhash.xxh3_128_digest(data) for data, _ in files}
-        return sum(xxhash.xxh3_128_digest(data) in here for data, _ in other._files())
+        """Return how many of another dataset's images are here too, byte for byte; all files of both are read once."""
+        here = set(self._image_digests())
+        return sum(digest in here for digest in other._image_digests())
+
+    def _image_digests(self) -> list[bytes]:
+        """Return a hash of each encoded image, kept from `content_hash` where that was asked for."""
+        if len(self._digests) != len(self):
+            files = progress_bar(self._files(), total=len(self), desc=f"compare {self.split}", unit="img")
+            self._digests = [xxhash.xxh3_128_digest(data) for data, _ in files]
+        return self._digests
 
     @property
     def has_labels(self) -> bool:
@@ -233,6 +243,7 @@ class LabeledImages(torch.utils.data.Dataset):
         """Return a dataset of the given rows, in that order."""
         found = copy.copy(self)
         found.rows, found.transform, found.is_part = self.rows.select(indices), None, True
+        found._digests = []
         return found
 
     def without_labels(self, class_names: Sequence[str] | None = None) -> "LabeledImages":

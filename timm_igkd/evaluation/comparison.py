@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,10 +73,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What metrics.json holds as `arms`: the students, and the differences that were asked about."""
+    """What metrics.json holds as `arms`: the students, and the differences that were asked about.
+
+    Attributes:
+        students: one of each arm and seed.
+        differences: of arms.
+        teaching: what all but the student alone learn from the teacher, in words.
+        num_unlabeled: images without labels that all but the student alone learn from.
+    """
 
     students: tuple[ArmResult, ...]
     differences: tuple[Difference, ...]
+    teaching: str = "KD"
+    num_unlabeled: int = 0
+
+
+def teaching_of(settings: Mapping[str, Any]) -> str:
+    """Return what a run's students learn from the teacher by the losses that have a weight."""
+    losses = {"distill": "KD", "attention": "attention transfer", "explanation": "the teacher's explanations"}
+    return " + ".join(words for name, words in losses.items() if settings[f"{name}_loss_weight"] > 0)
 
 
 def image_interval(right: np.ndarray, baseline_right: np.ndarray) -> tuple[float, float]:

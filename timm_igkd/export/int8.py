@@ -89,18 +89,18 @@ def _fold_weights(path: Path) -> None:
     from onnxscript import ir, optimizer
 
     model = ir.load(path)
-    constants, computed = set(model.graph.initializers.values()), set()
+    constants, computed = set(model.graph.initializers.values()), set[str | None]()
     for node in model.graph:  # in the order of the data
         inputs = {value for value in node.inputs if value is not None}
         if node.op_type == "Constant" or (inputs and inputs <= constants):
             constants.update(node.outputs)
-    left = [value for node in model.graph if node.op_type in _WEIGHTED for value in node.inputs[1:]]
-    left = [value for value in left if value in constants]
+    weights = [value for node in model.graph if node.op_type in _WEIGHTED for value in node.inputs[1:]]
+    left = [value for value in weights if value is not None and value in constants]
     while left:
-        node = left.pop().producer()
-        if node is not None and node.op_type != "Constant" and node.outputs[0].name not in computed:
-            computed.update(value.name for value in node.outputs)
-            left += [value for value in node.inputs if value is not None]
+        made_by = left.pop().producer()
+        if made_by is not None and made_by.op_type != "Constant" and made_by.outputs[0].name not in computed:
+            computed.update(value.name for value in made_by.outputs)
+            left += [value for value in made_by.inputs if value is not None]
     if computed:
         limits = {"input_size_limit": sys.maxsize, "output_size_limit": sys.maxsize}
         optimizer.fold_constants(
@@ -169,8 +169,8 @@ def quantise_best(
     if better:
         os.replace(with_edges, target)
     with_edges.unlink(missing_ok=True)
-    used = (images_of(images, len(one)) for one in chosen)
-    return Quantisation(*used, better, found[False], found[True])
+    calibrated, compared = (images_of(images, len(one)) for one in chosen)
+    return Quantisation(calibrated, compared, better, found[False], found[True])
 
 
 class FedBatches:

@@ -7,9 +7,9 @@ from timm_igkd.report.tables import NARROW, count, duration, percent, signed
 
 _ARMS: dict[ArmName, str] = {
     "alone": "the student alone",
-    "kd": "KD",
-    "kd_overlay": "KD + overlay",
-    "kd_longer": "KD for as many more epochs as the maps cost",
+    "kd": "{}",
+    "kd_overlay": "{} + overlay",
+    "kd_longer": "{} for as many more epochs as the maps cost",
 }
 
 
@@ -24,7 +24,9 @@ def verdict(comparison: Comparison | None) -> list[str]:
         if seeds > 1
         else "One seed compares only these students; for a statement about the method, add --seeds 3 or more."
     )
-    return [*(_sentence(difference) for difference in comparison.differences), scope]
+    if comparison.num_unlabeled:
+        scope += f" All but the student alone also learnt from {count(comparison.num_unlabeled)} images without labels."
+    return [*(_sentence(difference, comparison.teaching) for difference in comparison.differences), scope]
 
 
 def num_seeds(comparison: Comparison | None) -> int:
@@ -32,8 +34,8 @@ def num_seeds(comparison: Comparison | None) -> int:
     return len({result.seed for result in comparison.students}) if comparison else 1
 
 
-def _sentence(difference: Difference) -> str:
-    names = f"{_ARMS[difference.arm]} against {_ARMS[difference.baseline]}"
+def _sentence(difference: Difference, teaching: str) -> str:
+    names = " against ".join(_ARMS[arm].format(teaching) for arm in (difference.arm, difference.baseline))
     over = "test images" if difference.over == "images" else "seeds"
     if difference.low is None or difference.high is None:
         points = signed(difference.points)
@@ -54,12 +56,14 @@ def _digits(*points: float) -> int:
 
 def arm_rows(comparison: Comparison | None) -> list[tuple[str, str, str, str, str]]:
     """Return of each arm its name, epochs, top-1, agreement with the teacher and seconds of training."""
+    if comparison is None:
+        return []
     by_arm: dict[ArmName, list[ArmResult]] = {}
-    for result in comparison.students if comparison else ():
+    for result in comparison.students:
         by_arm.setdefault(result.arm, []).append(result)
     return [
         (
-            _ARMS[arm],
+            _ARMS[arm].format(comparison.teaching),
             count(results[0].epochs),
             _mean([result.top1 for result in results]),
             percent(statistics.fmean(result.agreement for result in results)),

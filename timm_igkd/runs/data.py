@@ -10,11 +10,11 @@ from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import refuse_among_images
-from timm_igkd.data.labeled_images import MOST_SHARED, LabeledImages
+from timm_igkd.data.labeled_images import MOST_SHARED, MOST_TWINS, LabeledImages
 from timm_igkd.data.labels import stratified_indices, stratified_limit
 from timm_igkd.data.loading import Labels, load_labeled_images
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
-from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
+from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images, refuse_shared
 from timm_igkd.distillation.losses import check_loss_type
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps, teacher_difference
@@ -121,7 +121,7 @@ class RunData:
         Args:
             mapped_first: the stage of the maps, which decodes every image that it reads, comes before all training.
         """
-        self._check_unlabeled()
+        self._check_shared()
         is_read = mapped_first or "fitting_images" in vars(self)  # decoded already, for batches on the device
         found = [] if is_read else [self.fitting, self.unlabeled]
         own_split = self.config.validation_split is not None
@@ -130,15 +130,16 @@ class RunData:
             if images is not None:
                 images.check_images(MOST_DECODED)
 
-    def _check_unlabeled(self) -> None:
-        """Raise InputError where images of the test split, from wherever, would be learnt from without their labels."""
-        shared = 0 if self.unlabeled is None else self.unlabeled.num_shared(self.test)
-        if shared > MOST_SHARED * len(self.test):
-            raise InputError(
-                f"{shared} of the {len(self.test)} images of test_split {self.config.test_split!r} are also in "
-                f"unlabeled {self.config.unlabeled!r}: accuracy on what is trained on says nothing; take them out of "
-                "it, or name another unlabeled_split"
-            )
+    def _check_shared(self) -> None:
+        """Raise InputError where images that are tested or watched are elsewhere too; see `refuse_shared`."""
+        own = self.validation if self.config.validation_split is not None else None
+        sources = {"unlabeled": self.unlabeled, "train_split": self.train, "validation_split": own}
+        for setting, images in sources.items():
+            for target, other in (("test_split", self.test), ("validation_split", own)):
+                if images is not None and other is not None and images is not other:
+                    names = [f"{name} {getattr(self.config, name)!r}" for name in (setting, target)]
+                    most = MOST_SHARED if images is self.unlabeled else MOST_TWINS
+                    refuse_shared(images, other, *names, most=most)
 
 
 def load_split(config: RunConfig, split: str, limit: int | None = None, labels: Labels = "required") -> LabeledImages:

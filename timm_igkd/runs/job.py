@@ -1,7 +1,5 @@
 """The whole job: teacher, maps, student, evaluate, arms, export, report; each stage is skipped where it is complete."""
 
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
@@ -39,10 +37,11 @@ from timm_igkd.runs.data import RunData, build_maps, check_given_maps, check_own
 from timm_igkd.runs.folder import RunFolder, RunInputs, choose_student, with_student
 from timm_igkd.runs.models import RunModels, check_processes, find_start
 from timm_igkd.runs.parsing import save_config
+from timm_igkd.runs.protocols import unused_settings
 from timm_igkd.runs.settings import RunConfig, StageName, Trained
-from timm_igkd.runs.stages import Stage, Stages, launch_of
+from timm_igkd.runs.stages import Stage, Stages
 from timm_igkd.runs.students import Arms, StudentRun, arms_of
-from timm_igkd.training.accelerator import create_accelerator, on_main
+from timm_igkd.training.accelerator import command_line, create_accelerator, launch_of, on_main
 from timm_igkd.training.batch import steps_per_epoch
 
 
@@ -161,7 +160,7 @@ class Run:
             files.append(self.folder.history("teacher"))
         stages = [Stage("teacher", self.teacher, files, partial=checkpoint)]
         if self.config.needs_maps:
-            stages.append(Stage("maps", self.maps, [self.folder.maps / "provenance.json"]))
+            stages.append(Stage("maps", self.maps, [self.folder.maps / "provenance.json"], shards="data/*.parquet"))
         return [*stages, *self.kept.stages()]
 
     def main(self) -> None:
@@ -172,6 +171,7 @@ class Run:
             pending, arms = self._pending(), self.arms.pending()
         if "student" in pending | arms:
             self._check_models(pending)
+        self.notes += unused_settings(self.config) if pending else []
         if self.config.resume and not self.folder.has_begun():
             self.notes.append(f"resume: no stage of {self.folder.path} has begun, so there is nothing to go on from")
         for note in self.notes:
@@ -202,8 +202,8 @@ class Run:
             write_record(self.folder.students, self.choice)
         # a run that only redraws its page keeps the environment it was trained in
         if pending & {"teacher", "student"} or not self.folder.environment.exists():
-            launch = launch_of(self.accelerator, self.config)
-            write_json(self.folder.environment, environment() | {"command": shlex.join(sys.argv)} | launch)
+            launch = launch_of(self.accelerator, self.config.compile)
+            write_json(self.folder.environment, environment() | {"command": command_line(launch)} | launch)
 
     def _check_models(self, pending: set[StageName]) -> None:
         """Load or build all that the stages need, so that what does not fit ends the run before anything is written."""

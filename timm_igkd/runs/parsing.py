@@ -102,7 +102,7 @@ def _create_parser(cls: type, annotations: dict[str, Any], prog: str | None, des
             negation = f"--no{flag_of(field.name)[1:]}"
             parser.add_argument(negation, dest=field.name, action="store_const", const="false", help=argparse.SUPPRESS)
         elif {tuple, list, dict} & set(kinds):
-            parser.add_argument(flag_of(field.name), nargs="*", **options)
+            parser.add_argument(flag_of(field.name), nargs="*", action="extend", **options)
         else:
             bare = field.metadata.get("bare")
             parser.add_argument(flag_of(field.name), **options, **({"nargs": "?", "const": bare} if bare else {}))

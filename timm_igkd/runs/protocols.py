@@ -1,6 +1,7 @@
 """Protocols: what a run's settings are where neither a flag nor the YAML file gives them."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -150,3 +151,31 @@ def resolve_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     own = dataset.resolve().name if dataset.name in ("", "..") else dataset.name  # of ".." the folder's that it means
     name = settings["name"] or ("demo" if is_demo else own or "run")
     return found | {"protocol": protocol, "name": name}
+
+
+def unused_settings(config: Any) -> list[str]:
+    """Return a line for each setting that was given and changes nothing, since what it is about is off.
+
+    Args:
+        config: a RunConfig.
+    """
+    overlay = "overlay_prob is 0" if config.overlay_prob == 0 else None
+    maps = None if config.reads_maps else "no map is read: overlay_prob is 0, and explanation_loss_weight"
+    path = ("n_steps", "max_steps", "tolerance", "map_baseline", "map_target", "map_output", "map_method", "map_size")
+    about = {
+        ("overlay_weight", "overlay_max_power"): overlay,
+        ("overlay_source", "engine", *path): maps,
+        ("explanation_map",): None if config.explains else "explanation_loss_weight is 0",
+        ("loss_type", "temperature"): "distill_loss_weight is 0" if config.distill_loss_weight == 0 else None,
+        ("teacher_lr",): "teacher_epochs is 0" if config.teacher_epochs == 0 else None,
+        ("model_ema_decay", "model_ema_warmup"): None if config.model_ema else "model_ema is false",
+    }
+    defaults = {field.name: field.default for field in fields(config)} | PRESETS[config.protocol]
+    if config.map_method != "ig":
+        defaults["n_steps"] = default_steps(config.map_method)
+    return [
+        f"note: {name} {getattr(config, name)} changes nothing, {why}"
+        for names, why in about.items()
+        for name in names
+        if why is not None and getattr(config, name) != defaults[name]
+    ]

@@ -16,6 +16,7 @@ from timm_igkd.errors import InputError
 from timm_igkd.records import read_record, write_record
 from timm_igkd.runs.checks import MARKERS
 from timm_igkd.runs.settings import RunConfig, StageName
+from timm_igkd.training.accelerator import launch_change, launch_of
 
 _LOCAL_DIR = "local-dir:"
 _PLACES = ("teacher", "teacher_checkpoint", "student", "student_checkpoint", "maps", "unlabeled")
@@ -31,8 +32,10 @@ class StageMarker:
         launch: what the launcher decided, by name: a half-done stage cannot go on with another batch size or precision.
         torch_threads: CPU threads it began with.
         bfloat16: how autocast on the CPU computed it, as `environment` says it; empty: as torch does.
-        wall_time_s: seconds it took; None where it began and is not complete. A stage that was killed and resumed
-            counts its last part.
+        wall_time_s: seconds it took; None where it began and is not complete. Of a stage that was killed and resumed
+            all parts, each as far as what it left.
+        begun_at: seconds since 1970.
+        spent_s: of `wall_time_s` those of killed processes before.
     """
 
     settings: Mapping[str, Any]
@@ -41,6 +44,8 @@ class StageMarker:
     torch_threads: int
     wall_time_s: float | None = None
     bfloat16: str = ""
+    begun_at: float = 0.0
+    spent_s: float = 0.0
 
     @property
     def is_complete(self) -> bool:
@@ -74,6 +79,7 @@ class Stage:
         function: does the work.
         outputs: files that it leaves. Where one is gone it is done again; a stage with `partial` is refused instead.
         partial: a file that a training leaves when killed, to go on from with --resume.
+        shards: pattern of files beside its first output that it leaves when killed and goes on from unasked.
         is_redone: it takes seconds, so it is done again where settings or inputs are others; such stages are refused
             otherwise.
     """
@@ -82,11 +88,20 @@ class Stage:
     function: Callable[[], None]
     outputs: Sequence[Path]
     partial: Path | None = None
+    shards: str | None = None
     is_redone: bool = False
 
     def lost(self) -> Path | None:
         """Return the first of the outputs that is not there."""
         return next((path for path in self.outputs if not path.exists()), None)
+
+    def spent(self, begun: StageMarker | None) -> float:
+        """Return the seconds that killed processes took for what they left to go on from."""
+        left = [] if self.shards is None else list(self.outputs[0].parent.glob(self.shards))
+        left += [self.partial] if self.partial is not None and self.partial.exists() else []
+        if begun is None or begun.is_complete or not begun.begun_at or not left:
+            return 0.0
+        return round(begun.spent_s + max(0.0, max(path.stat().st_mtime for path in left) - begun.begun_at), 2)
 
 
 class Stages:
@@ -135,7 +150,7 @@ class Stages:
             InputError: the folder holds a stage's output for other settings, or a part of it without --resume, or a
                 damaged marker, or has lost what took long to train.
         """
-        pending, launch = [], launch_of(self.accelerator, self.config)
+        pending, launch = [], launch_of(self.accelerator, self.config.compile)
         for stage in self.stages:
             marker = self._marker(stage)
             if stage.is_redone:
@@ -184,8 +199,9 @@ class Stages:
         earlier, inputs = self.finished(self.run_dir, stage.name), self.inputs(stage.name)
         arithmetic = str(environment().get("bfloat16", ""))
         settings, threads = self.config.settings_of(stage.name), torch.get_num_threads()
-        launch = launch_of(self.accelerator, self.config)
-        begun = StageMarker(settings, inputs, launch, threads, bfloat16=arithmetic)
+        launch = launch_of(self.accelerator, self.config.compile)
+        spent = stage.spent(self._marker(stage))
+        begun = StageMarker(settings, inputs, launch, threads, None, arithmetic, time.time(), spent)
         # some outputs were lost: the marker keeps saying what the remaining ones were made with
         keeps = earlier is not None and not stage.is_redone
         if self.accelerator.is_main_process:
@@ -196,7 +212,7 @@ class Stages:
         stage.function()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            seconds = round(time.perf_counter() - started, 2)
+            seconds = round(spent + time.perf_counter() - started, 2)
             if earlier is not None and keeps:
                 seconds = max(seconds, earlier.wall_time_s or 0.0)
             write_record(_path(self.run_dir, stage.name), replace(begun, wall_time_s=seconds))
@@ -255,18 +271,6 @@ class Stages:
         """Return the seconds of the complete stages."""
         found = {stage.name: self.finished(self.run_dir, stage.name) for stage in self.stages}
         return {name: marker.wall_time_s for name, marker in found.items() if marker and marker.wall_time_s is not None}
-
-
-def launch_of(accelerator: Accelerator, config: RunConfig) -> dict[str, Any]:
-    """Return what `accelerate launch` decides, and whether the model is compiled."""
-    found = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
-    return found | {"compile": config.compile}
-
-
-def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first thing in which two launches differ, in words; None where they are alike in what both tell."""
-    changed = (name for name in now if earlier.get(name, now[name]) != now[name])
-    return next((f"{name} = {earlier[name]!r}, now it is {now[name]!r}" for name in changed), None)
 
 
 def is_same_setting(name: str, earlier: Any, now: Any, maps: Path | None = None) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.errors import InputError
-from timm_igkd.evaluation.comparison import ArmName, ArmResult, Comparison, compare_arms
+from timm_igkd.evaluation.comparison import ArmName, ArmResult, Comparison, compare_arms, teaching_of
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_latency import onnx_metrics
 from timm_igkd.files import hash_files
@@ -26,8 +26,8 @@ from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder, RunInputs
 from timm_igkd.runs.models import RunModels
 from timm_igkd.runs.settings import RunConfig, StageName, Trained
-from timm_igkd.runs.stages import Stage, StageMarker, Stages, launch_change, launch_of
-from timm_igkd.training.accelerator import use_channels_last
+from timm_igkd.runs.stages import Stage, StageMarker, Stages
+from timm_igkd.training.accelerator import launch_change, launch_of, use_channels_last
 from timm_igkd.training.batch import steps_per_epoch
 from timm_igkd.training.trainer import Trainer
 from timm_igkd.training.validation import create_validation_loader
@@ -198,7 +198,7 @@ class Arms:
 
     def _check_launch(self, arm: Arm) -> None:
         trained = Stages.finished(self._folder(arm).path, "student")
-        change = trained and launch_change(trained.launch, launch_of(self.accelerator, self.config))
+        change = trained and launch_change(trained.launch, launch_of(self.accelerator, self.config.compile))
         if change:
             raise InputError(
                 f"arm {arm.label} of {self.folder.path} was trained with {change}; arms are compared that were trained "
@@ -237,9 +237,9 @@ class Arms:
         """Return the epochs that an arm has more than the run; None where they are not measured yet.
 
         Of KD for longer as many as the maps cost: seconds of the maps stage / mean seconds of an epoch of KD with the
-        first seed, rounded up. Of a maps stage that was killed and resumed the last part counts. Of the student alone,
-        which goes without the images without labels, as many as give it the others' number of steps, or it would be
-        held against students that were trained for longer. Once trained, an arm keeps them.
+        first seed, rounded up. Of the student alone, which goes without the images without labels, as many as give it
+        the others' number of steps, or it would be held against students that were trained for longer. Once trained, an
+        arm keeps them.
         """
         is_shorter = arm.name == "alone" and self.config.unlabeled is not None
         if arm.name != "kd_longer" and not is_shorter:
@@ -259,8 +259,6 @@ class Arms:
     def _steps_per_epoch(self, images: Sized) -> int:
         processes, most = self.accelerator.num_processes, self.config.max_steps_per_epoch
         return steps_per_epoch(len(images), self.config.batch_size, processes, most)
-
-    # ---- what came of it ----
 
     def inputs(self) -> dict[str, str]:
         """Return the hashes of what the comparison reads, by arm."""
@@ -293,7 +291,9 @@ class Arms:
                     wall_time_s=_seconds(marker),
                 )
             )
-        return Comparison(tuple(results), compare_arms(right))
+        return Comparison(
+            tuple(results), compare_arms(right), teaching_of(vars(self.config)), len(self.data.unlabeled or ())
+        )
 
 
 def _seconds(marker: StageMarker | None) -> float:

@@ -1,7 +1,10 @@
 """The accelerator of a run: its device, precision and trackers, and the memory format of what runs on it."""
 
+import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -15,7 +18,7 @@ from torch import nn
 from timm_igkd.distillation.live_teacher import probe_image
 from timm_igkd.distillation.task import IGDistillationTask
 from timm_igkd.environment import LONGEST_WAIT
-from timm_igkd.errors import InputError, UserError, first_line
+from timm_igkd.errors import InputError, RunError, UserError, first_line
 from timm_igkd.eval_mode import eval_mode
 from timm_igkd.rounded_bfloat16 import round_where_missing
 
@@ -128,3 +131,52 @@ def use_channels_last(task: IGDistillationTask) -> torch.memory_format:
         task.to(memory_format=torch.contiguous_format)
         return torch.contiguous_format
     return torch.channels_last
+
+
+def launch_of(accelerator: Accelerator, compile: bool) -> dict[str, Any]:
+    """Return what `accelerate launch` decides, and whether the model is compiled."""
+    found = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    return found | {"compile": compile}
+
+
+def launch_change(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first thing in which two launches differ, in words; None where they are alike in what both tell."""
+    changed = (name for name in now if earlier.get(name, now[name]) != now[name])
+    return next((f"{name} = {earlier[name]!r}, now it is {now[name]!r}" for name in changed), None)
+
+
+def command_line(launch: Mapping[str, Any]) -> str:
+    """Return the command that began this process, with what its launcher was told.
+
+    Args:
+        launch: see `launch_of`.
+    """
+    program, *arguments = sys.argv
+    is_launched = launch["num_processes"] > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
+    launcher = ["accelerate", "launch", "--num_processes", str(launch["num_processes"])]
+    launcher += ["--mixed_precision", str(launch["mixed_precision"])]
+    path = Path(program)
+    if path.name == "__main__.py":  # of a package, by -m
+        return shlex.join([*(launcher if is_launched else ["python"]), "-m", path.parent.name, *arguments])
+    if is_launched:
+        return shlex.join([*launcher, program, *arguments])
+    return shlex.join([*(["python"] if path.suffix == ".py" else []), program, *arguments])
+
+
+@contextmanager
+def telling_of_memory(label: str, batch_size: int) -> Iterator[None]:
+    """Turn what torch raises where memory is short into a RunError with a remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"{label} is out of GPU memory with {batch_size} images a batch; give a smaller --batch-size, with "
+            "--grad-accum-steps for the same step, and another --name"
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):  # torch has no type of its own for it
+            raise
+        raise RunError(
+            f"a process that loads images for {label} was killed ({first_line(error)}), most often for want of memory; "
+            "lower --workers or give it more shared memory (/dev/shm), then go on with --resume"
+        ) from error

@@ -24,7 +24,7 @@ from timm_igkd.errors import DivergedError
 from timm_igkd.eval_mode import bare_model
 from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import derive_seed, restored_state, seed_global
-from timm_igkd.training.accelerator import renew_scale
+from timm_igkd.training.accelerator import renew_scale, telling_of_memory
 from timm_igkd.training.batch import Batch, Batches
 from timm_igkd.training.checkpoint import TrainingState, check_optimizer, refusing_damage
 from timm_igkd.training.history import TERMS, EpochRecord, write_history
@@ -102,10 +102,15 @@ class Trainer:
         Raises:
             DivergedError: the loss is no longer finite, or not one update was made, as gradients of fp16 were not.
             InputError: the checkpoint is damaged, or another training's.
+            RunError: a device or a process of the loader is out of memory.
         """
         device = self.accelerator.device
         others = [device] if device.type == "cuda" else []
-        with restored_state(), torch.random.fork_rng(others, enabled=bool(others)):  # the host's draws go on as before
+        with (
+            telling_of_memory(self.label, self.batches.batch_size),
+            restored_state(),
+            torch.random.fork_rng(others, enabled=bool(others)),  # the host's draws go on as before
+        ):
             return self._fit(progress)
 
     def _fit(self, progress: bool) -> list[EpochRecord]:
