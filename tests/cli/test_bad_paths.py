@@ -1,12 +1,13 @@
 """Paths and numbers that no command can use end with exit code 2 and one line; odd names that are real folders work."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
-from command_lines import Runner, tiny_run, two_splits
+from command_lines import Runner, maps_of, tiny_run, two_splits
 from fixture_parts import ImageFactory
 
 from timm_igkd import MapStore, load_labeled_images
@@ -256,3 +257,16 @@ def test_maps_of_a_revision_with_slashes_are_a_name_of_the_hub(revision: str) ->
         assert maps_argument(name) == name
     with pytest.raises(MissingFileError, match="does not exist"):
         maps_argument(f"deep/user/maps@{revision}")
+
+
+def test_verify_asks_for_the_teacher_before_it_reads_all_rows(command: Runner, tiny_images, teacher_folder, tmp_path):
+    images = tiny_images()
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    assert command(*maps_of(images, tmp_path / "teacher", tmp_path / "maps")).code == 0
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    given = ["verify", "--maps", tmp_path / "maps", "--dataset", images, "--split", "train", "--recompute", 2]
+    outcome = command(*given)
+    assert outcome.code == 2
+    assert "name the one that made it with --teacher" in outcome.error
+    assert "match" not in outcome.output
+    assert command(*given, "--teacher", f"local-dir:{tmp_path / 'elsewhere'}").code == 0

@@ -1,5 +1,6 @@
 import io
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -238,3 +239,13 @@ def test_anything_but_a_uint8_tensor_is_refused(images, found):
 def test_other_shapes_are_refused(shape):
     with pytest.raises(InputError, match=r"must have the shape \(N, 3, H, W\)"):
         corrupt(torch.zeros(shape, dtype=torch.uint8), "jpeg", 1)
+
+
+def test_blur_of_large_images_is_that_of_the_whole_kernel_but_for_a_rounding():
+    images = pictures(1, 260, 300)  # a radius of 28
+    sigma = 6.0 * 260 / 224
+    radius = math.ceil(4 * sigma)
+    whole = F.gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)
+    found = corrupt(images, "gaussian_blur", 5)
+    assert (found.int() - whole.int()).abs().max() <= 1
+    assert found.dtype == torch.uint8

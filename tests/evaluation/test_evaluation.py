@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from evaluation_parts import QUIET, ShadeReader, Shades
+from timm.data import ImageNetInfo
 from tiny_parts import ImageList, noise_image, tiny_teacher
 from torch.utils.data import ConcatDataset
 
@@ -103,6 +104,21 @@ def test_names_of_model_and_dataset_decide_where_both_say_theirs(two_named):
     images.classes = ("cat", "bird")
     with pytest.raises(InputError, match="'bird' is not among them"):
         evaluate(model, images, **QUIET)
+
+
+def test_imagenets_names_decide_too_though_no_model_says_them():
+    """As for the command: a model of 1,000 outputs has ImageNet's WordNet ids."""
+    model = tiny_teacher(size=16, classes=1000).eval()
+    ids = ImageNetInfo("imagenet-1k").label_names()
+    images = ImageList([noise_image(seed) for seed in range(5)], [0, 1, 2, 1, 0])
+    images.classes = [ids[number] for number in (7, 3, 900)]
+    found = create_evaluated_model("model", model, None, images)
+    assert found.class_indices.tolist() == [7, 3, 900]
+    images.classes = ids[::-1]
+    images.labels = [999 - label for label in images.labels]
+    turned = evaluate(model, images, **QUIET)
+    images.classes, images.labels = ids, [999 - label for label in images.labels]
+    assert evaluate(model, images, **QUIET).metrics["loss"] == pytest.approx(turned.metrics["loss"])
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import timm
 import torch
 from evaluation_parts import QUIET, ShadeReader, Shades
 from PIL import Image
-from tiny_parts import tiny_teacher
+from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd.cli import commands
 from timm_igkd.cli.main import main
 from timm_igkd.errors import InputError, RunError
+from timm_igkd.evaluation import robustness
 from timm_igkd.evaluation.corruptions import CORRUPTIONS, corrupt
+from timm_igkd.evaluation.evaluated_model import create_evaluated_model
 from timm_igkd.evaluation.metrics import Evaluation, evaluate
 from timm_igkd.models.loading import save_model
 
@@ -118,3 +120,26 @@ def test_command_refuses_a_negative_number_of_corrupted_images(evaluate_digits, 
     assert evaluate_digits("--corruptions", "-2") == 2
     assert "corruptions must be at least 0" in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "expected"),
+    [((32, 32), 600, 224), ((32, 288), 600, 329), ((288, 32), 90, 90), ((224, 224), 255, 255), ((224, 224), 257, 256)],
+)
+def test_large_images_are_corrupted_in_the_size_that_a_model_reads(sizes, side, expected, monkeypatch):
+    """Else the transform would average the noise of a photograph away; both models see the same corrupted image."""
+    seen = set()
+
+    def record(images, kind, severity, **options):
+        seen.add(tuple(images.shape[2:]))
+        return images
+
+    monkeypatch.setattr(robustness, "corrupt", record)
+    models = []
+    for size in sizes:
+        model = tiny_teacher(size=32)
+        model.pretrained_cfg |= {"input_size": (3, size, size), "crop_pct": 0.875}
+        models.append(create_evaluated_model("model", model.eval(), None, ImageList([], [])))
+    images = ImageList([noise_image(0, side + 10, side)], [0])
+    robustness.measure_robustness(models, images, 1, 4, 0, torch.device("cpu"), progress=False)
+    assert seen == {(expected, expected * (side + 10) // side)}

@@ -7,9 +7,9 @@ import pytest
 from hub_parts import HUB_MARKS, IMAGES, build_maps, make_run, one_error_line, plain_student
 from tiny_parts import tiny_teacher
 
-from timm_igkd import IGOptions, compute_maps, push_maps, push_student
+from timm_igkd import IGOptions, compute_maps, push_maps, push_student, save_model
 from timm_igkd.cli.main import main
-from timm_igkd.errors import RunError
+from timm_igkd.errors import InputError, RunError
 from timm_igkd.hub.cards import metadata
 
 pytestmark = HUB_MARKS
@@ -92,6 +92,56 @@ def test_maps_of_other_images_or_another_teacher_are_told_by_name(hub, store, pa
     hub.repo(MAPS, "datasets").commit(files | {"manifest.json": json.dumps(manifest).encode()})
     with pytest.raises(RunError, match=r"of (data set|teacher) 'other', these are of"):
         push_maps(store.path, MAPS)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "told"),
+    [
+        ("dataset", {"class_names": ["bird", "fish"]}, "of another data set 'noise', of other classes"),
+        ("teacher", {"architecture": "resnet18"}, "of another teacher .*, a 'resnet18'"),
+        ("options", {"method": "grad_cam"}, "of method 'grad_cam', these are of 'ig'"),
+    ],
+)
+def test_maps_of_folders_of_one_name_are_told_apart(hub, store, part, changes, told):
+    """Of a folder only the last part of its path is told, and each run's teacher is in one called teacher."""
+    push_maps(store.path, MAPS)
+    files = dict(hub.repo(MAPS, "datasets").files)
+    manifest = json.loads(files["manifest.json"])
+    manifest[part] |= changes
+    hub.repo(MAPS, "datasets").commit(files | {"manifest.json": json.dumps(manifest).encode()})
+    with pytest.raises(RunError, match=told):
+        push_maps(store.path, MAPS)
+
+
+def test_maps_of_before_methods_had_names_are_integrated_gradients(hub, store):
+    push_maps(store.path, MAPS)
+    files = dict(hub.repo(MAPS, "datasets").files)
+    manifest = json.loads(files["manifest.json"])
+    del manifest["options"]["method"]
+    hub.repo(MAPS, "datasets").commit(files | {"manifest.json": json.dumps(manifest).encode()})
+    push_maps(store.path, MAPS)
+    assert json.loads(hub.repo(MAPS, "datasets").files["manifest.json"])["options"]["method"] == "ig"
+
+
+def test_a_student_of_other_classes_takes_the_place_of_none_unless_told_to(hub, student_run, tmp_path, capfd):
+    """One of the same classes is a newer one, whatever its architecture."""
+    push_student(student_run, STUDENT)
+    before = hub.repo(STUDENT).files
+    save_model(plain_student(), tmp_path / "birds", label_names=["crow", "rook"])
+    assert push("push-student", tmp_path / "birds", STUDENT) == 1
+    assert "holds a student of other classes ('cat'); choose another name" in one_error_line(capfd)
+    three = tiny_teacher("test_resnet", classes=3)
+    with pytest.raises(RunError, match="holds a student of 2 classes, this one has 3; choose"):
+        push_student(three, STUDENT)
+    assert hub.repo(STUDENT).files == before
+    save_model(tiny_teacher("test_vit"), tmp_path / "vit", label_names=["cat", "dog"])
+    push_student(tmp_path / "vit", STUDENT)
+    push_student(three, STUDENT, replace=True)
+
+
+def test_runs_of_other_seeds_are_of_no_model(hub):
+    with pytest.raises(InputError, match="runs of other seeds belong to a run folder, but the student is a model"):
+        push_student(plain_student(), STUDENT, seed_runs=["/nowhere"])
 
 
 def test_a_file_that_the_repository_ignores_is_an_error_and_nothing_is_removed(hub, store, tmp_path, capfd):

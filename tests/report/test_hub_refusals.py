@@ -1,6 +1,7 @@
 """What is not pushed or not loaded: one line, nothing published, no token anywhere."""
 
 import pytest
+import yaml
 from fixture_parts import HUB_TOKEN
 from hub_parts import HUB_MARKS, make_run, one_error_line, plain_student
 from huggingface_hub import constants
@@ -98,6 +99,19 @@ def test_maps_that_a_run_did_not_read_are_not_linked(hub, tmp_path, capfd):
         if status:
             assert "this run read none; leave it out" in one_error_line(capfd)
             assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("overlay_prob", "high"), ("distill_loss_weight", "x"), ("attention_loss_weight", [1]), ("overlay_prob", True)],
+)
+def test_a_setting_that_is_no_number_is_one_line(hub, tmp_path, capfd, setting, value):
+    run = make_run(tmp_path / "run", plain_student())
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {setting: value}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert push(run) == 2
+    assert f"has {setting} {value!r}, expected a number; restore it" in one_error_line(capfd)
+    assert hub.requests == []
 
 
 def test_bad_name_of_the_maps_is_told_by_its_option(hub, plain_run, capfd):

@@ -5,13 +5,14 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch import nn
 
 from timm_igkd.attribution.ig_options import IGOptions, check_used
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.data.items import refuse_among_images
 from timm_igkd.data.loading import Labels, load_labeled_images
 from timm_igkd.data.unlabeled import load_unlabeled_images
-from timm_igkd.errors import InputError, check_range
+from timm_igkd.errors import InputError, MissingFileError, check_range, first_line
 from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.faithfulness import score_maps
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
@@ -130,15 +131,13 @@ def verify(args: argparse.Namespace) -> None:
     if args.recompute is not None:
         check_range("--recompute", args.recompute, 1, len(store))
     dataset = dataset_from(args, store.provenance.options.needs_labels)
+    teacher = None if args.recompute is None else _teacher_of(store, args)
     store.verify(dataset, progress=lambda rows: progress_bar(rows, unit="img", desc="verify"))
     n, total = len(store), store.provenance.dataset.num_images
     coverage = f"all {n} rows" if n == total else f"{n} rows, a prefix of {total} images"
     print(f"{args.maps}: keys and hashes of {coverage} match")
-    if args.recompute is None:
+    if teacher is None:
         return
-    made_by = store.provenance.teacher
-    teacher = model_from(args, "teacher") if args.teacher else load_model(made_by.name, role="teacher")
-    check_teacher(store.provenance, teacher, args.teacher or made_by.name)
     keep_freed_memory()
     found = recompute_rows(store, teacher, dataset, args.recompute)
     if found.levels > 2 and found.correlation < 0.999:
@@ -165,6 +164,22 @@ def verify(args: argparse.Namespace) -> None:
     if found.logits is not None:
         told.append(f"logits within {found.logits:.2g} of an image's largest")
     print(f"{args.recompute} {'maps' if has_maps else 'rows'} computed again: {', '.join(told)}")
+
+
+def _teacher_of(store: MapStore, args: argparse.Namespace) -> nn.Module:
+    """Return the teacher that made a store, by what was given or by the name that the store tells."""
+    name = args.teacher or store.provenance.teacher.name
+    try:
+        teacher = model_from(args, "teacher") if args.teacher else load_model(name, role="teacher")
+    except (InputError, MissingFileError) as error:
+        if args.teacher:
+            raise
+        raise InputError(
+            f"the teacher that the store names, {name!r}, is not found from here ({first_line(error)}); name the one "
+            "that made it with --teacher"
+        ) from error
+    check_teacher(store.provenance, teacher, name)
+    return teacher
 
 
 def preview(args: argparse.Namespace) -> None:

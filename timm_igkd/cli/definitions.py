@@ -159,7 +159,9 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite-card", action="store_true", help="replace a card that was edited by hand on the Hub"
     )
     parser.add_argument(
-        "--replace", action="store_true", help="replace what the repository holds, its card too, whatever that is"
+        "--replace",
+        action="store_true",
+        help="write over what the repository holds, its card too; other files stay",
     )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request in place of a commit on main")
     parser.add_argument(

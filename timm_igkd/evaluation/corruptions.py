@@ -27,6 +27,9 @@ from timm_igkd.random_streams import generator
 SEVERITIES = (1, 2, 3, 4, 5)
 
 _SIDES = (32, 224)
+LARGEST_SIDE = _SIDES[1]
+"""Shorter side of ImageNet-C's images; strengths other than lengths stay beyond it."""
+_LARGEST_KERNEL_RADIUS = 24  # that of 224 pixels at severity 5
 _FOG_OCTAVES = 5
 
 Table = tuple[tuple[float, ...], tuple[float, ...]]
@@ -81,7 +84,11 @@ def _gaussian_blur(images: Tensor, severity: int, streams: Streams) -> Tensor:
     sigma = _strength(_BLUR_SIGMA, severity, images, length=True)
     height, width = images.shape[-2:]
     radii = [min(math.ceil(4 * sigma), side - 1) for side in (width, height)]  # reflection needs radius < side
-    return F.gaussian_blur(images, [2 * radius + 1 for radius in radii], [sigma, sigma])
+    sizes = [2 * radius + 1 for radius in radii]
+    if max(radii) <= _LARGEST_KERNEL_RADIUS:
+        return F.gaussian_blur(images, sizes, [sigma, sigma])
+    rows = F.gaussian_blur(images.float(), [sizes[0], 1], [sigma, sigma])  # torchvision's kernel is a whole square
+    return F.gaussian_blur(rows, [1, sizes[1]], [sigma, sigma]).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _pixelate(images: Tensor, severity: int, streams: Streams) -> Tensor:

@@ -89,8 +89,8 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
     Args:
         role: what errors call it.
         model: a timm classifier; wrappers, such as DataParallel's, are taken off.
-        indices: the model's index of each dataset class; None: by the names, where model and dataset say theirs, else
-            in order.
+        indices: the model's index of each dataset class; None: by the names, where those of both are known, the model's
+            as ImageNet's too, else in order.
         dataset: what it is evaluated on.
 
     Raises:
@@ -109,7 +109,7 @@ def create_evaluated_model(role: str, model: nn.Module, indices: Sequence[int] |
         )
     if indices is None and (labels := class_map(dataset)) is not None:
         check_class_map(model, labels)
-    elif indices is None and names is not None and output_names(model)[1]:
+    elif indices is None and names is not None and output_names(model)[0]:
         indices = class_indices(model, names, len(names))
     if indices is not None and num_classes and not all(0 <= i < num_classes for i in indices):
         raise InputError(

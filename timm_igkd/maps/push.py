@@ -104,14 +104,21 @@ def push_maps(
 def _held_instead(ours: Manifest, there: Mapping[str, Any]) -> str | None:
     """Return whose maps a manifest on the Hub is of, where these are of a teacher, data set or split of another name.
 
-    Other weights of the teacher, or other images of the split, are a newer state of the same.
+    Other weights of the teacher, or other images of the split, are a newer state of the same; another architecture of
+    the teacher, or other classes, are another of that name: of a folder only the last part is told.
     """
     held = {"data set": ("dataset", "name"), "split": ("dataset", "split"), "teacher": ("teacher", "name")}
     held |= {"method": ("options", "method")}
     for what, (part, name) in held.items():
         mine, theirs = getattr(getattr(ours, part), name), there.get(part)
-        if isinstance(theirs, dict) and theirs.get(name) != mine:
-            return f"maps or logits of {what} {theirs.get(name)!r}, these are of {mine!r}"
+        found = theirs.get(name, "ig" if what == "method" else None) if isinstance(theirs, dict) else mine
+        if found != mine:
+            return f"maps or logits of {what} {found!r}, these are of {mine!r}"
+    dataset, teacher, architecture = there.get("dataset"), there.get("teacher"), ours.teacher.architecture
+    if isinstance(dataset, dict) and list(dataset.get("class_names") or ()) != list(ours.dataset.class_names or ()):
+        return f"maps or logits of another data set {ours.dataset.name!r}, of other classes"
+    if isinstance(teacher, dict) and teacher.get("architecture", architecture) != architecture:
+        return f"maps or logits of another teacher {ours.teacher.name!r}, a {teacher['architecture']!r}"
     return None
 
 

@@ -104,6 +104,7 @@ def _by_words(model: nn.Module, class_names: Sequence[str]) -> list[int] | None:
             f"{_odd_name(class_names, found, numbers)}, as most of the dataset's {len(found)} classes are; name each "
             "by its WordNet id, such as n01440764, or by all of ImageNet's words for it"
         )
+    _note_order(len(class_names), len(known))
     return None
 
 
@@ -147,10 +148,11 @@ def _plain(name: str) -> str:
 
 
 @functools.cache
-def _note_order(count: int) -> None:
+def _note_order(count: int, known: int = 0) -> None:
+    some = f"{known} of the dataset's {count} classes have a name of ImageNet's, too few to tell the outputs by"
+    none = f"none of the dataset's {count} classes has a name of ImageNet's"
     print(
-        f"note: none of the dataset's {count} classes has a name of ImageNet's: they are taken for the model's "
-        f"{count} outputs in their order",
+        f"note: {some if known else none}: they are taken for the model's {count} outputs in their order",
         file=sys.stderr,
     )
 

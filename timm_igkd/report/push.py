@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ def push_student(
         check_of_timm(student, "push_student")
     student = student if isinstance(student, nn.Module) else given_path("student", student)
     seed_runs = [given_path("each of seed_runs", run) for run in listed("seed_runs", seed_runs, "run folders")]
+    if seed_runs and isinstance(student, nn.Module):
+        raise InputError("runs of other seeds belong to a run folder, but the student is a model; leave them out")
     if license is not None:
         check_license(license)
     check_repo_id(repo_id, timeout_s)
@@ -108,6 +110,7 @@ def push_student(
                 card=model_card(model, repo_id, told, maps_repo=maps_repo, license=license),
                 marker="config.json",
                 marker_key=_SIGNATURE,
+                held_instead=lambda there: _held_instead(model, there),
                 stale=lambda name: name in LEFT_BEHIND,
                 message=f"Student {model.pretrained_cfg['architecture']}",
                 private=private,
@@ -147,6 +150,23 @@ def _files(
     if not isinstance(student, nn.Module):
         files |= exported_files(Path(student) / "export", weights_hash(model), run)
     return files
+
+
+def _held_instead(model: Any, there: Mapping[str, Any]) -> str | None:
+    """Return what student a config.json on the Hub is of where it tells other classes apart; else ours is newer."""
+    config = there.get("pretrained_cfg")
+    names = there.get("label_names", config.get("label_names") if isinstance(config, dict) else None)
+    ours = model.pretrained_cfg.get("label_names")
+    if there.get("num_classes", model.num_classes) != model.num_classes:
+        return f"a student of {there['num_classes']} classes, this one has {model.num_classes}"
+    if names and ours and sorted(_listed(names)) != sorted(_listed(ours)):
+        other = next(iter(sorted(set(_listed(names)) - set(_listed(ours)))), "")
+        return f"a student of other classes ({other!r})"
+    return None
+
+
+def _listed(label_names: Any) -> list[str]:
+    return [str(name) for name in (label_names.values() if isinstance(label_names, Mapping) else label_names)]
 
 
 def _signed(config: Path) -> bytes:

@@ -21,6 +21,7 @@ _ORIGINS = {
     "checkpoint": "the weights of a checkpoint",
     "teacher": "the weights of the teacher's kept layers",
 }
+_NUMBERS = ("overlay_prob", "distill_loss_weight", "attention_loss_weight", "explanation_loss_weight")
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
 # What a card calls a setting, and how the page's setup says it. One that is not here is shown by its own name; None: it
@@ -154,6 +155,7 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
         InputError: a file that cannot be read, or runs that differ in more than the seed.
     """
     config = _read(folder / "config.yaml", finished)
+    _check_numbers(config, folder / "config.yaml")
     metrics = _read_metrics(folder, finished)
     seed_metrics, seeds = [], [config.get("seed")]
     for other in seed_runs:
@@ -177,6 +179,14 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
         provenance=read_maps(folder),
         seed_metrics=[metrics, *seed_metrics] if metrics and seed_metrics else (),
     )
+
+
+def _check_numbers(config: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError for a setting whose value is computed with and is no number."""
+    for name in _NUMBERS:
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | None) or value != value:
+            raise InputError(f"{str(path)!r} has {name} {value!r}, expected a number; restore it")
 
 
 def _read(path: Path, required: bool = False) -> dict[str, Any]:
