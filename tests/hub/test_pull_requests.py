@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import timm
 from fixture_parts import HUB_TOKEN
-from hub_parts import HUB_MARKS, make_run, plain_student
+from hub_parts import HUB_MARKS, IMAGES, make_run, plain_student
+from tiny_parts import tiny_teacher
 
-from timm_igkd import MapStore, push_maps, push_student
+from timm_igkd import IGOptions, MapStore, compute_maps, push_maps, push_student
 from timm_igkd.cli.main import main
 from timm_igkd.hub.transport import Pushed
 from timm_igkd.models.loading import load_model, weights_hash
@@ -64,6 +66,17 @@ def test_pushing_again_updates_the_open_pull_request(hub, student_run, tmp_path)
     other = make_run(tmp_path / "other", plain_student(seed=7))
     assert push_student(other, REPO, create_pr=True) == first
     assert len(request.commits) == 2
+
+
+def test_a_store_that_grew_updates_its_pull_request(hub, store, tmp_path):
+    hub.add("user/maps", "datasets")
+    options = {"options": IGOptions(n_steps=2), "shard_size": 4, "progress": False}
+    smaller = compute_maps(tiny_teacher(), IMAGES, tmp_path / "smaller", limit=6, **options)
+    first = push_maps(smaller.path, "user/maps", create_pr=True)
+    assert push_maps(store.path, "user/maps", create_pr=True) == first
+    (request,) = hub.repo("user/maps", "datasets").pull_requests
+    assert len(request.commits) == 2
+    assert re.fullmatch(r"Integrated.gradients maps of .* for noise, split train", request.title)
 
 
 def test_pull_request_of_someone_else_is_left_alone(hub, student_run):

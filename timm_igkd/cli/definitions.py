@@ -63,7 +63,9 @@ def _maps_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reduction", choices=get_args(Reduction), help=f"default: {default.reduction}; positive for grad_cam"
     )
-    parser.add_argument("--map-size", type=int, help="side of the stored maps; default: the teacher's input size")
+    parser.add_argument(
+        "--map-size", type=int, help="side of the stored maps; default, and at most: the teacher's input"
+    )
     parser.add_argument(
         "--shard", type=arguments.shard_argument, default=(0, 1), metavar="i/n", help="part for this machine"
     )

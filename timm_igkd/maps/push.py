@@ -90,7 +90,7 @@ def push_maps(
             marker="manifest.json",
             marker_key="shard_rows",
             stale=lambda name: name in (PICTURE, SCORE) or (name.startswith("data/") and name.endswith(".parquet")),
-            message=f"{provenance.n} {provenance.options.content}",
+            message=_title(manifest),
             held_instead=lambda there: _held_instead(manifest, there),
             private=private,
             overwrite_card=overwrite_card,
@@ -99,6 +99,12 @@ def push_maps(
             timeout_s=timeout_s,
         )
     )
+
+
+def _title(manifest: Manifest) -> str:
+    """Return what a commit or pull request is called: the same for a store that has grown."""
+    dataset, content = manifest.dataset, manifest.options.content
+    return f"{content[:1].upper()}{content[1:]} of {manifest.teacher.name} for {dataset.name}, split {dataset.split}"
 
 
 def _held_instead(ours: Manifest, there: Mapping[str, Any]) -> str | None:
