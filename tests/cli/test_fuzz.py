@@ -21,6 +21,7 @@ import pytest
 import torch
 from command_lines import run_in_process, subprocess_environment
 from fuzz_cases import CASES, COMMON, NAMED, PICTURES, Case, write_split
+from PIL import ImageOps
 from tiny_parts import tiny_teacher
 
 import study
@@ -40,9 +41,9 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         quick(patch)
         Path("images").mkdir()
-        for split in ("train", "test"):
+        for split, pictures in (("train", PICTURES), ("test", [ImageOps.mirror(picture) for picture in PICTURES])):
             Path(f"images/{split}-00000-of-00001.parquet").touch()
-            write_split(split, {"image": PICTURES, "label": [0, 1] * 4}, NAMED)
+            write_split(split, {"image": pictures, "label": [0, 1] * 4}, NAMED)
         for index, picture in enumerate(PICTURES):
             path = Path(f"classes/train/class_{index % 2}/{index:04d}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
