@@ -103,7 +103,7 @@ def test_effect_of_overlays_on_the_studies_page_is_that_of_the_rows():
     for label, contrast in contrasts.items():
         found = contrast_of(*contrast)
         expected.append([label, str(found.comparison.n), written(found), probability(found.holm_p)])
-    assert table_rows(STUDIES, "Does the overlay help?") == expected
+    assert table_rows(STUDIES, "At CPU scale") == expected
 
 
 def test_controls_on_the_studies_page_are_those_of_the_rows():
@@ -120,7 +120,7 @@ def test_controls_on_the_studies_page_are_those_of_the_rows():
                     note = f", Holm p {probability(contrast.holm_p)}" if is_hidden else ""
                     cells[share] = written(contrast) + note
         expected.append([label, *cells.values()])
-    assert table_rows(STUDIES, "Does it matter whether the map belongs to the image?") == expected
+    assert table_rows(STUDIES, "At CPU scale: does it matter whether the map belongs to the image?") == expected
 
 
 def test_weights_of_kd_on_the_studies_page_are_those_of_the_rows():
@@ -154,19 +154,47 @@ def test_numbers_between_the_tables_of_the_studies_page_are_those_of_the_rows():
     assert shown == [(permuted.name, written(permuted))]  # "the only difference that its study shows"
 
 
-def test_numbers_of_the_readme_are_those_of_the_studies():
-    rows = []
-    for label, study in (("a tenth of the images overlaid, n = {} seeds", "cpu"), ("half of them, n = {}", "cpu_maps")):
-        found = [contrast_of(study, *OVERLAY, column) for column in ("top1", "corruption_top1")]
-        rows.append([label.format(found[0].comparison.n), *map(written, found)])
-    assert table_rows(README, "Does the overlay help?")[1:] == rows
-    first, second = (
-        written(contrast_of(study, "KD&IG aligned", "KD&IG shuffled")).replace(" (", ", ").rstrip(")")
-        for study in ("cpu", "cpu_pair")
-    )
-    prose = " ".join(README.split())
-    assert f"Aligned maps scored above other images' maps in clean accuracy ({first}, at a tenth)" in prose
-    assert f"with a second teacher ({second}) and against blank overlays no difference is shown" in prose
+@pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
+def test_table_of_the_primary_study_is_that_of_its_rows(page):
+    """All differences are shown but those that are equivalent, within the bound that the text says."""
+    controls = {
+        "KD alone": "KD",
+        "KD, other images' maps": "KD&IG shuffled",
+        "KD, their own maps with pixels permuted": "KD&IG permuted",
+        "KD, black overlays": "KD&IG blank",
+    }
+    expected = [["KD with aligned overlays minus …, in points", "clean accuracy", "under 40 corruptions"]]
+    for label, control in controls.items():
+        clean, corrupted = (contrast_of("real", OVERLAY[0], control, column) for column in ("top1", "corruption_top1"))
+        assert clean.comparison.n == corrupted.comparison.n == 24
+        assert clean.is_significant is not clean.is_equivalent
+        assert corrupted.is_significant
+        expected.append([label, written(clean) + ", equivalent" * clean.is_equivalent, written(corrupted)])
+    assert table_rows((ROOT / page).read_text(encoding="utf-8"), "Does the overlay help?") == expected
+    assert results_of("real").config.smallest_effect["top1"] == 0.2
+
+
+def test_price_of_the_overlay_is_told_as_the_rows_have_it():
+    found = contrast_of("real", *OVERLAY).comparison
+    low, high = (f"{-end:.2f}" for end in (found.high, found.low))
+    told = f"{-found.difference:.2f} points"
+    pages = [
+        README,
+        *((ROOT / name).read_text(encoding="utf-8") for name in ("docs/distill.md", "timm_igkd/runs/protocols.py")),
+    ]
+    for text in pages:
+        assert re.search(rf"{told}[\w ]* \({low} to {high}", " ".join(text.split()).replace(", by ", " "))
+    black = contrast_of("real", OVERLAY[0], "KD&IG blank").comparison
+    assert f"a black overlay costs {-black.difference:.2f} points less" in " ".join(STUDIES.split())
+
+
+def test_other_sets_of_seeds_answer_the_first_question_alike():
+    results = results_of("real")
+    for seeds in results.config.sensitivity.values():
+        for column, sign in (("top1", -1), ("corruption_top1", 1)):
+            runs = [{s: v for s, v in results.values(cell, column).items() if s in seeds} for cell in OVERLAY]
+            found = results.compare_runs(*OVERLAY, *runs)
+            assert min(sign * found.low, sign * found.high) > 0
 
 
 def test_every_overlay_is_below_none_and_two_of_four_differences_are_shown():
