@@ -3,7 +3,8 @@
     python benchmarks/same_results.py d4c59a8 c750f56      # a quarter of an hour on two CPU cores
 
 The study has the teacher, student, recipe and five cells of recipes/configs/study_real.yaml, on the first 1,500 images
-of CIFAR-10 (it lies beside the repository), in float32: earlier commits refuse bfloat16 where a processor lacks it.
+of CIFAR-10 (it lies beside the repository), in float32, or what --mixed-precision says: commits before c750f56 refuse
+bfloat16 where a processor lacks it.
 Each commit is checked out, builds its own maps and runs its own code. Writes benchmarks/results/same_results_cpu.json:
 of every run how many columns of its row are equal, which are not, and how many predictions differ.
 """
@@ -42,12 +43,12 @@ def small_study(seeds: int, shared: Path) -> dict[str, Any]:
     )
 
 
-def run(revision: str, config: Path, folder: Path) -> Path:
+def run(revision: str, config: Path, folder: Path, precision: str) -> Path:
     """Run the study by a commit's own code; return the folder of its rows."""
     tree, out = folder / f"tree-{revision}", folder / f"rows-{revision}"
     subprocess.run(["git", "worktree", "add", "--detach", str(tree), revision], cwd=ROOT, check=True)
     try:
-        command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--mixed_precision", "no"]
+        command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--mixed_precision", precision]
         command += ["--num_cpu_threads_per_process", "1", "recipes/study.py", "--config", str(config)]
         command += ["--output_dir", str(out), "--work_dir", str(folder / f"work-{revision}")]
         environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
@@ -88,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revisions", nargs=2, help="commits")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of data/cifar10")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "same_results_cpu.json")
     args = parser.parse_args()
@@ -96,7 +98,8 @@ def main() -> None:
         settings = small_study(args.seeds, args.shared)
         config = folder / "small.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        runs = compare([run(revision, config, folder) for revision in args.revisions])
+        runs = compare([run(revision, config, folder, args.mixed_precision) for revision in args.revisions])
+    settings["mixed_precision"] = args.mixed_precision
     described = {key: value for key, value in settings.items() if key not in ("dataset", "transfer_dataset")}
     write_json(args.out, facts() | {"revisions": args.revisions, "settings": described, "runs": runs})
     for one in runs:
