@@ -73,12 +73,14 @@ def stand_in_images() -> ImageList:
 
 
 def write_images(folder: Path) -> None:
-    """Write N images of some of ImageNet's classes, the same as every split."""
+    """Write N images of some of ImageNet's classes, turned round as validation and test split."""
     images = stand_in_images()
     label = datasets.ClassLabel(names=WORDNET_IDS)
-    columns: dict[str, Any] = {"image": images.images, "label": images.labels}
-    rows = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), "label": label}))
-    for split in ("train", "validation", "test"):
+    kinds = datasets.Features({"image": datasets.Image(), "label": label})
+    for quarters, split in enumerate(("train", "validation", "test")):
+        turned = [image.rotate(90 * quarters) for image in images.images]
+        columns: dict[str, Any] = {"image": turned, "label": images.labels}
+        rows = datasets.Dataset.from_dict(columns, features=kinds)
         rows.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
 
 
@@ -123,7 +125,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in range(20 if split == "train" else 2):
                 path = root / "path" / "to" / "images" / split / name / f"{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                noise_image(100 * label + index, 40, 40).save(path)
+                noise_image(100 * label + index + (50 if split == "test" else 0), 40, 40).save(path)
     write_models(root)
     export_student(load_model(f"local-dir:{root / 'student'}"), root / "exported", progress=False)
     images = load_labeled_images(str(root / "path" / "to" / "images"), "train")
