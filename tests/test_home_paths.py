@@ -18,7 +18,7 @@ from timm_igkd.files import given_path, output_file, write_json
 from timm_igkd.maps.push import push_maps
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.preview import overlay_samples, write_preview
-from timm_igkd.written_apart import folder_written_apart
+from timm_igkd.records import folder_written_apart
 
 FOUR = ImageList([noise_image(seed) for seed in range(4)], [0, 1, 0, 1])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from timm_igkd.written_apart import folder_written_apart, move_into_place, remove_written_apart
+from timm_igkd.records import folder_written_apart, move_into_place, remove_written_apart
 
 
 def folder_of(path: Path, **files: str) -> Path:
@@ -93,7 +93,7 @@ def test_folder_that_was_half_replaced_lacks_its_last_file(step, tmp_path, monke
 def test_what_a_killed_process_left_goes_away_with_the_next_and_of_a_living_one_stays(tmp_path):
     """Names are taken as they are: [ab] is no pattern."""
     script = (
-        "import sys, time; from pathlib import Path; from timm_igkd.written_apart import folder_written_apart\n"
+        "import sys, time; from pathlib import Path; from timm_igkd.records import folder_written_apart\n"
         "with folder_written_apart(Path(sys.argv[1]), 'mark') as written:\n"
         "    (written / 'a').write_text('half'); print(written, flush=True); time.sleep(60)"
     )

@@ -1,4 +1,4 @@
-"""Means with their 95 % intervals, without scipy."""
+"""Means with their 95 % intervals, without scipy, and numbers rounded for a reader."""
 
 import math
 import statistics
@@ -58,3 +58,8 @@ def _t_share(angle: float, degrees: int) -> float:
         total += term
         term *= math.cos(angle) ** 2 * (power - 1) / power
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def three_digits(value: float) -> str:
+    """Return a number to three digits, from 1,000 on a whole one."""
+    return f"{value:.3g}" if abs(float(f"{value:.3g}")) < 1000 else f"{round(value):,}"

@@ -12,7 +12,7 @@ from timm_igkd.cli import export_command
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export import int8 as int8_module
-from timm_igkd.rounding import three_digits
+from timm_igkd.intervals import three_digits
 
 pytest.importorskip("onnxruntime")
 pytestmark = [pytest.mark.usefixtures("quick_timing"), pytest.mark.filterwarnings("ignore")]  # of torch's exporter

@@ -14,6 +14,7 @@ from tiny_parts import NUMBERS, provenance_of, tiny_score
 
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.comparison import ArmResult, Comparison, Difference
+from timm_igkd.intervals import three_digits
 from timm_igkd.overlay.preview import Sample
 from timm_igkd.records import write_record
 from timm_igkd.report.page import write_report
@@ -30,7 +31,6 @@ from timm_igkd.report.tables import (
     signed,
     summary_sentence,
 )
-from timm_igkd.rounding import three_digits
 
 pytest.importorskip("matplotlib")
 SECTIONS = ["setup", "results", "curves", "samples", "confusion", "calibration", "disagreement"]

@@ -12,8 +12,8 @@ from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.evaluation.onnx_file import OnnxMetadata, onnx_versions
 from timm_igkd.export.budget import Budget
+from timm_igkd.intervals import three_digits
 from timm_igkd.records import read_record, write_record
-from timm_igkd.rounding import three_digits
 
 Format = Literal["onnx", "onnx-int8"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "onnx-int8": "model_int8.onnx"}

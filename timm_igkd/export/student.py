@@ -28,7 +28,7 @@ from timm_igkd.export.verification import fastest, verify_files
 from timm_igkd.files import given_path, output_file
 from timm_igkd.models.loading import weights_hash
 from timm_igkd.models.output_names import output_names
-from timm_igkd.written_apart import folder_written_apart
+from timm_igkd.records import folder_written_apart
 
 
 def export_student(

@@ -21,8 +21,8 @@ from timm_igkd.evaluation.onnx_latency import time_files
 from timm_igkd.export.int8 import quantise
 from timm_igkd.export.record import FILES, Format
 from timm_igkd.files import json_bytes
+from timm_igkd.intervals import three_digits
 from timm_igkd.records import read_record, write_record
-from timm_igkd.rounding import three_digits
 
 TIMING_S = 2.0
 AGAIN_S = 1.0

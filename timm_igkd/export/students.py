@@ -19,12 +19,12 @@ from timm_igkd.export.budget import Budget
 from timm_igkd.export.candidates import Architecture, Candidate, Chooser, candidates, rank, size_mb
 from timm_igkd.export.record import onnx_environment
 from timm_igkd.export.student_latency import AGAIN_S, StudentFile, measure_files, time_again
+from timm_igkd.intervals import three_digits
 from timm_igkd.models.loading import count_macs, count_parameters, load_model
 from timm_igkd.models.truncation import truncate
 from timm_igkd.progress import progress_bar
 from timm_igkd.random_streams import seeded
 from timm_igkd.records import read_record
-from timm_igkd.rounding import three_digits
 
 MOST_MEASURED = 24
 MOST_SECONDS = 300.0

@@ -33,7 +33,7 @@ from timm_igkd.models.checkpoint import (
 )
 from timm_igkd.models.folder_config import LARGEST_SIDE, check_preprocessing, is_statistic, read_folder_config
 from timm_igkd.models.output_names import forget_names
-from timm_igkd.written_apart import folder_written_apart
+from timm_igkd.records import folder_written_apart
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from timm_igkd.attribution.ig_options import METHOD_NAMES, METHOD_PAPERS, Method
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.hub.cards import Markdown, cell, citations, code, public_name, render_card
+from timm_igkd.intervals import three_digits
 from timm_igkd.models.loading import count_macs, count_parameters, needs_plugin
 from timm_igkd.report.licenses import license_metadata, license_of_start
 from timm_igkd.report.run_facts import RunFacts, origin, seed_summary, setting_words, start_of
@@ -30,7 +31,6 @@ from timm_igkd.report.tables import (
     summary_sentence,
 )
 from timm_igkd.report.verdict import num_seeds, verdict
-from timm_igkd.rounding import three_digits
 
 _OPTIONS = {
     "method": "Method",

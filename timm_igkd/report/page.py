@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from timm_igkd.attribution.ig_options import METHOD_NAMES
 from timm_igkd.files import write_atomic
+from timm_igkd.intervals import three_digits
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.scores import read_score
 from timm_igkd.overlay.preview import Sample
@@ -32,7 +33,6 @@ from timm_igkd.report.sections import (
     sample_view,
 )
 from timm_igkd.report.verdict import arm_rows, num_seeds, verdict
-from timm_igkd.rounding import three_digits
 
 # Row of the setup table -> the setting that switches it on, and what it tells where a run has it.
 _SETUP = {

@@ -8,9 +8,8 @@ import numpy as np
 
 from timm_igkd.evaluation.latency import Timing
 from timm_igkd.export.record import ExportSummary
-from timm_igkd.intervals import wilson_interval
+from timm_igkd.intervals import three_digits, wilson_interval
 from timm_igkd.report.run_files import Metrics, ModelMetrics, Robustness, Sizes
-from timm_igkd.rounding import three_digits
 
 NARROW = "\u202f"  # narrow no-break space between a number and its unit
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"

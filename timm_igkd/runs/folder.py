@@ -21,12 +21,12 @@ from timm_igkd.export.students import StudentsRecord, find_students, read_studen
 from timm_igkd.files import exclusive, hash_files, remove_abandoned
 from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
+from timm_igkd.records import remove_written_apart
 from timm_igkd.runs.checks import MARKERS
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import is_same_setting
 from timm_igkd.training.accelerator import on_main
-from timm_igkd.written_apart import remove_written_apart
 
 
 @dataclass(frozen=True)
