@@ -131,9 +131,9 @@ def test_a_repetition_by_another_launch_is_told(processes, precision, flags, dis
     outcome = distil("--config", run / "config.yaml", *flags)
     assert outcome.code == 0
     differs = (processes, precision) != (1, "no")
-    told = f"for one: accelerate launch --num_processes {processes} --mixed_precision {precision} …"
+    told = f"for these: accelerate launch --num_processes {processes} --mixed_precision {precision} …"
     assert (told in outcome.output) is (differs and bool(flags))
-    assert ("num_processes = 4, now it is 1; batch_size is per" in outcome.output) is (processes == 4 and bool(flags))
+    assert ("num_processes = 4, now it is 1: its settings are" in outcome.output) is (processes == 4 and bool(flags))
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     assert "launched with" not in distil("--config", run / "config.yaml", *flags).output

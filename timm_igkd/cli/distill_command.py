@@ -75,9 +75,9 @@ def _note_other_launch(config: RunConfig, argv: Sequence[str]) -> None:
         change = launch_change(earlier, {"num_processes": processes, "mixed_precision": precision})
         if change is not None and told("RANK", "0") == "0":
             print(
-                f"note: the run in {folder!r} was launched with {change}; batch_size is per process, so this one is no "
-                f"repetition; for one: accelerate launch --num_processes {earlier.get('num_processes', 1)} "
-                f"--mixed_precision {earlier.get('mixed_precision', 'no')} …"
+                f"note: the run in {folder!r} was launched with {change}: its settings are repeated, its results are "
+                "not (batch_size is per process); for these: accelerate launch --num_processes "
+                f"{earlier.get('num_processes', 1)} --mixed_precision {earlier.get('mixed_precision', 'no')} …"
             )
 
 

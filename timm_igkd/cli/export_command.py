@@ -18,7 +18,7 @@ def export_command(args: argparse.Namespace) -> None:
         args.out,
         int8=args.int8,
         calibration=calibration,
-        calibration_images=256 if args.calibration is None else args.calibration,
+        **({} if args.calibration is None else {"calibration_images": args.calibration}),
         evaluation=evaluation,
         max_drop=args.max_drop,
         name=args.model,

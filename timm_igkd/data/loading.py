@@ -5,6 +5,7 @@ Every image is decoded as timm does it (images.py) and named in every error. Not
 """
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import constants as hub_constants
@@ -18,7 +19,7 @@ from timm_igkd.data.folders import (
     searched_folder,
     tar_class_names,
 )
-from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labeled_images import MOST_SHARED, LabeledImages
 from timm_igkd.data.labels import class_order
 from timm_igkd.data.named_datasets import HFDS, TIMM_PREFIXES, load_digits_split, load_timm_dataset
 from timm_igkd.data.rows import NO_ROWS, load_rows, resolved_revision
@@ -259,3 +260,26 @@ def _no_column(rows: "datasets.Dataset", dataset: str, feature: type, others: li
     wanted = _IMAGE_COLUMN if feature is datasets.Image else _LABEL_COLUMN
     remedy = f"name one of {others} with {flag}" if others else f"give it {wanted}, and name it with {flag}"
     return f"{dataset!r} has no {feature.__name__} column among {columns}; {remedy}"
+
+
+def refuse_shared(images: LabeledImages, other: LabeledImages, where: str, what: str, *, most: float) -> None:
+    """Refuse images of one split that are in another, byte for byte, under whatever names; say where a few are.
+
+    Args:
+        images: that are learnt from or watched.
+        other: that accuracy is measured on.
+        where: what the first are called.
+        what: what the others are called.
+        most: share of `other` that may be in both.
+
+    Raises:
+        InputError: more than that.
+    """
+    shared = images.num_shared(other)
+    told = f"{shared} of the {len(other)} images of {what} are also in {where}"
+    if shared > most * len(other):
+        raise InputError(
+            f"{told}: accuracy on what is trained on or watched says nothing; take them out of it, or name another"
+        )
+    if shared > MOST_SHARED * len(other):
+        print(f"note: {told}; accuracy on them says nothing", file=sys.stderr)

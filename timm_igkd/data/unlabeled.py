@@ -1,7 +1,6 @@
 """Images without labels, alone or beside labelled ones: a teacher's answers are all that a student learns from them."""
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import xxhash
 from timm_igkd.data.class_folders import SplitFolder, load_image_folder
 from timm_igkd.data.folders import TABLES, check_folder, image_files, walk
 from timm_igkd.data.items import gives_rows, parts
-from timm_igkd.data.labeled_images import MOST_SHARED, LabeledImages
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
 from timm_igkd.errors import InputError
@@ -96,26 +95,3 @@ def content_hash_of(dataset: Any, limit: int | None) -> str | None:
     if not isinstance(dataset, LabeledImages):
         return None
     return (dataset.subset(range(limit)) if limit and limit < len(dataset) else dataset).content_hash()
-
-
-def refuse_shared(images: LabeledImages, other: LabeledImages, where: str, what: str, *, most: float) -> None:
-    """Refuse images of one split that are in another, byte for byte, under whatever names; say where a few are.
-
-    Args:
-        images: that are learnt from or watched.
-        other: that accuracy is measured on.
-        where: what the first are called.
-        what: what the others are called.
-        most: share of `other` that may be in both.
-
-    Raises:
-        InputError: more than that.
-    """
-    shared = images.num_shared(other)
-    told = f"{shared} of the {len(other)} images of {what} are also in {where}"
-    if shared > most * len(other):
-        raise InputError(
-            f"{told}: accuracy on what is trained on or watched says nothing; take them out of it, or name another"
-        )
-    if shared > MOST_SHARED * len(other):
-        print(f"note: {told}; accuracy on them says nothing", file=sys.stderr)

@@ -156,21 +156,21 @@ def quantise_best(
     """
     chosen = spread_indices(len(images), count, known_labels(images))[:2]
     calibrating, comparing = (FedBatches(model, Subset(images, one)) for one in chosen)
-    with torch.inference_mode():
-        expected = torch.cat([model(batch) for batch in comparing])
-    found, with_edges = {}, target.with_suffix(".edges")
+    with_edges = target.with_suffix(".edges")
     for float_edges, path in ((False, target), (True, with_edges)):
         quantise(source, path, calibrating, float_edges=float_edges)
         write_metadata(path, metadata)
-        quantised = load_onnx_model(path)
-        logits = torch.cat([quantised(batch) for batch in comparing])
-        found[float_edges] = teacher_agreement(logits, expected)["teacher_kl"]
-    better = found[True] < _WORTH * found[False]
+    models = [model, load_onnx_model(target), load_onnx_model(with_edges)]
+    with torch.inference_mode():  # an image is decoded once for all three
+        answers = [[one(batch) for one in models] for batch in comparing]
+    expected, whole, edges = (torch.cat(logits) for logits in zip(*answers, strict=True))
+    divergences = [teacher_agreement(logits, expected)["teacher_kl"] for logits in (whole, edges)]
+    better = divergences[1] < _WORTH * divergences[0]
     if better:
         os.replace(with_edges, target)
     with_edges.unlink(missing_ok=True)
     calibrated, compared = (images_of(images, len(one)) for one in chosen)
-    return Quantisation(calibrated, compared, better, found[False], found[True])
+    return Quantisation(calibrated, compared, better, *divergences)
 
 
 class FedBatches:

@@ -121,7 +121,7 @@ def _held_instead(ours: Manifest, there: Mapping[str, Any]) -> str | None:
         if found != mine:
             return f"maps or logits of {what} {found!r}, these are of {mine!r}"
     dataset, teacher, architecture = there.get("dataset"), there.get("teacher"), ours.teacher.architecture
-    if isinstance(dataset, dict) and list(dataset.get("class_names") or ()) != list(ours.dataset.class_names or ()):
+    if isinstance(dataset, dict) and (dataset.get("class_names") or []) != list(ours.dataset.class_names or ()):
         return f"maps or logits of another data set {ours.dataset.name!r}, of other classes"
     if isinstance(teacher, dict) and teacher.get("architecture", architecture) != architecture:
         return f"maps or logits of another teacher {ours.teacher.name!r}, a {teacher['architecture']!r}"

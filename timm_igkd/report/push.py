@@ -156,17 +156,18 @@ def _held_instead(model: Any, there: Mapping[str, Any]) -> str | None:
     """Return what student a config.json on the Hub is of where it tells other classes apart; else ours is newer."""
     config = there.get("pretrained_cfg")
     names = there.get("label_names", config.get("label_names") if isinstance(config, dict) else None)
-    ours = model.pretrained_cfg.get("label_names")
     if there.get("num_classes", model.num_classes) != model.num_classes:
         return f"a student of {there['num_classes']} classes, this one has {model.num_classes}"
-    if names and ours and sorted(_listed(names)) != sorted(_listed(ours)):
-        other = next(iter(sorted(set(_listed(names)) - set(_listed(ours)))), "")
-        return f"a student of other classes ({other!r})"
+    theirs, ours = _named(names), _named(model.pretrained_cfg.get("label_names"))
+    if theirs and ours and theirs != ours:
+        return f"a student of other classes ({min(theirs - ours, default='')!r})"
     return None
 
 
-def _listed(label_names: Any) -> list[str]:
-    return [str(name) for name in (label_names.values() if isinstance(label_names, Mapping) else label_names)]
+def _named(label_names: Any) -> set[str]:
+    """Return the names of classes, by their numbers or in order; none of what is neither."""
+    found = label_names.values() if isinstance(label_names, Mapping) else label_names
+    return {str(name) for name in found} if isinstance(label_names, Mapping | list | tuple) else set()
 
 
 def _signed(config: Path) -> bytes:

@@ -12,9 +12,9 @@ from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import refuse_among_images
 from timm_igkd.data.labeled_images import MOST_SHARED, MOST_TWINS, LabeledImages
 from timm_igkd.data.labels import stratified_indices, stratified_limit
-from timm_igkd.data.loading import Labels, load_labeled_images
+from timm_igkd.data.loading import Labels, load_labeled_images, refuse_shared
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
-from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images, refuse_shared
+from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
 from timm_igkd.distillation.losses import check_loss_type
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps, teacher_difference

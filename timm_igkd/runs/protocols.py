@@ -160,7 +160,7 @@ def unused_settings(config: Any) -> list[str]:
         config: a RunConfig.
     """
     overlay = "overlay_prob is 0" if config.overlay_prob == 0 else None
-    maps = None if config.reads_maps else "no map is read: overlay_prob is 0, and explanation_loss_weight"
+    maps = None if config.reads_maps else "overlay_prob and explanation_loss_weight are 0"
     path = ("n_steps", "max_steps", "tolerance", "map_baseline", "map_target", "map_output", "map_method", "map_size")
     about = {
         ("overlay_weight", "overlay_max_power"): overlay,
