@@ -148,6 +148,7 @@ def test_int8_is_not_recommended_by_a_few_images_that_agree(exported, monkeypatc
     paths = {"onnx": folder / "model.onnx", "onnx-int8": folder / "model_int8.onnx"}
     monkeypatch.setattr(verification, "teacher_agreement", lambda *logits: {"agreement": 100.0})
     assert largest_share(0, 600) == pytest.approx(0.449, abs=1e-3)
+    assert largest_share(0, 539) < 0.5 < largest_share(0, 538)  # docs/edge.md
     for most, passed in ((4.0, None), (4.1, True)):  # 0 of 64: 4.06 %
         files = verification.verify_files(
             digits_student(), paths, None, None, most, with_top1=False, progress=False

@@ -98,6 +98,7 @@ def test_maps_of_other_images_or_another_teacher_are_told_by_name(hub, store, pa
     ("part", "changes", "told"),
     [
         ("dataset", {"class_names": ["bird", "fish"]}, "of another data set 'noise', of other classes"),
+        ("dataset", {"class_names": 5}, "of another data set 'noise', of other classes"),
         ("teacher", {"architecture": "resnet18"}, "of another teacher .*, a 'resnet18'"),
         ("options", {"method": "grad_cam"}, "of method 'grad_cam', these are of 'ig'"),
     ],
@@ -137,6 +138,16 @@ def test_a_student_of_other_classes_takes_the_place_of_none_unless_told_to(hub, 
     save_model(tiny_teacher("test_vit"), tmp_path / "vit", label_names=["cat", "dog"])
     push_student(tmp_path / "vit", STUDENT)
     push_student(three, STUDENT, replace=True)
+
+
+@pytest.mark.parametrize("names", [5, "cat", None, [], {"0": "cat", "1": "dog"}])
+def test_names_on_the_hub_that_are_the_same_or_none_are_no_matter(hub, student_run, names):
+    push_student(student_run, STUDENT)
+    files = dict(hub.repo(STUDENT).files)
+    config = json.loads(files["config.json"]) | {"label_names": names}
+    hub.repo(STUDENT).commit(files | {"config.json": json.dumps(config).encode()})
+    push_student(student_run, STUDENT)
+    assert json.loads(hub.repo(STUDENT).files["config.json"])["label_names"] == ["cat", "dog"]
 
 
 def test_runs_of_other_seeds_are_of_no_model(hub):
