@@ -39,5 +39,5 @@ def test_calibration_error_weighs_a_bin_by_its_images():
 
 def test_an_image_is_corrupted_alike_however_many_are():
     dataset = ImageList([noise_image(seed) for seed in range(4)], [0] * 4)
-    few, all_ = (_CorruptedViews(dataset, limit, [to_tensor])[position][0][0] for limit, position in ((2, 1), (4, 2)))
+    few, all_ = (_CorruptedViews(dataset, limit, [to_tensor], 224)[at][0][0] for limit, at in ((2, 1), (4, 2)))
     assert torch.equal(few, all_)
