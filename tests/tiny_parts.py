@@ -19,10 +19,10 @@ from timm_igkd.attribution.options import IGOptions
 from timm_igkd.data.images import content_key
 from timm_igkd.intervals import Interval
 from timm_igkd.maps.manifest import Manifest, Provenance, SourceDataset, SourceTeacher, Statistics
-from timm_igkd.maps.row_format import MapRow, to_table
+from timm_igkd.maps.row_format import MapRow, statistics, to_table
 from timm_igkd.maps.scores import Faithfulness, MapScore
 from timm_igkd.maps.store import MapStore
-from timm_igkd.maps.store_files import keys_hash, shard_paths, statistics, write_shard
+from timm_igkd.maps.store_files import keys_hash, shard_paths, write_shard
 from timm_igkd.records import write_record
 
 NUMBERS: dict[str, Any] = {

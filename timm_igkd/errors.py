@@ -28,6 +28,10 @@ class InputError(UserError, ValueError):
     """A value the user gave, or data they named, cannot be used (exit code 2)."""
 
 
+class MissingColumnError(InputError):
+    """Rows lack a column that was named (exit code 2)."""
+
+
 class InputTypeError(UserError, TypeError):
     """An object of the wrong kind was given (exit code 2)."""
 

@@ -50,9 +50,10 @@ def last_norm(model: Any, example: Tensor, shape: tuple[int, ...]) -> nn.Module 
     features, logits = through_head(model, example)
     pixels = as_map(model, features.detach(), shape)
     if pixels.shape[2:].numel() == 1:
+        larger = "give it larger images, or " if features.ndim == 4 else ""  # one token is the class token alone
         raise InputError(
-            f"grad_cam of {name} at {shape[1]}x{shape[0]} pixels is a map of a single pixel, expected at least 2; give "
-            f"it larger images, or {REMEDY}"
+            f"grad_cam of {name} at {shape[1]}x{shape[0]} pixels is a map of a single pixel, expected at least 2; "
+            f"{larger}{REMEDY}"
         )
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), features)
     if features.ndim != 3:

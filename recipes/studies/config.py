@@ -56,6 +56,7 @@ class StudyConfig:
     teacher: str | None = setting("timm name, hf-hub:… or local-dir:…", None)
     teacher_args: dict[str, Any] = _in_hash("its arguments", {})
     teacher_checkpoint: str | None = setting("its weights", None)
+    teacher_use_ema: bool = setting("the EMA weights of a .pth.tar", False)
     teacher_mean: tuple[float, float, float] | None = _in_hash("its normalisation", None)
     teacher_std: tuple[float, float, float] | None = _in_hash("its normalisation", None)
     n_steps: int | Literal["auto"] = _in_hash("integration steps of the maps", 50)

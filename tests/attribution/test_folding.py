@@ -1,5 +1,8 @@
 """Folded batch norms: equal outputs, and no folding where they would change."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from attribution_parts import images_in
@@ -87,3 +90,33 @@ def test_captum_gives_the_same_for_one_pair_at_a_time_as_for_all_at_once():
     )
     for found in (one, some):
         torch.testing.assert_close(found.values, together.values, rtol=1e-4, atol=1e-6)
+
+
+class ReadsItsLayers(nn.Module):
+    """A forward that reads an attribute of a layer, which what stands in for the layer lacks."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.norm.running_var.uniform_(0.2, 3)
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x))).mean((2, 3)) * float(self.read(self))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda model: model.norm.weight.detach().abs().mean(),
+        lambda model: model.norm.eps + 1,
+        lambda model: model.norm.num_features,
+        lambda model: model.act.inplace,
+        lambda model: len(list(model.norm.parameters())),
+    ],
+    ids=["weight", "eps", "num_features", "inplace", "parameters"],
+)
+def test_a_model_that_reads_its_layers_keeps_its_outputs(read):
+    model, inputs = ReadsItsLayers(read).eval(), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(lighter_model(model, inputs[:1])(inputs), model(inputs), rtol=1e-3, atol=1e-5)

@@ -189,3 +189,9 @@ def test_a_teacher_whose_forward_is_more_than_its_head_is_refused():
     with pytest.raises(InputError, match=r"of ResNet must lead to the logits of its forward, got others; take another"):
         check_method(model, GRAD_CAM, (3, 64, 64))
     check_method(model, IGOptions(), (3, 64, 64))
+
+
+def test_a_network_that_keeps_its_class_token_alone_is_not_asked_for_larger_images():
+    model = timm.create_model("pit_ti_224", num_classes=2).eval()
+    with pytest.raises(InputError, match="a map of a single pixel, expected at least 2; take another method than"):
+        check_method(model, GRAD_CAM, (3, 224, 224))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from timm.task.distillation import DistillationTeacher
 from tiny_parts import ImageList, noise_image, tiny_teacher
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from timm_igkd.attribution.engine import FastEngine
@@ -330,3 +330,18 @@ def test_the_answer_for_the_manifest_depends_on_no_setting_of_the_caller(dtype):
     finally:
         torch.set_num_threads(before)
     assert seen == [(1, torch.float32)]
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_teachers_of_fewer_attributes_than_timms_have_maps(default, tmp_path):
+    traced = fx.symbolic_trace(tiny_teacher("test_resnet", classes=2, size=32))
+    traced.pretrained_cfg, traced.num_classes = CFG, 2
+    without_parameters = Returns(pooled)
+    del without_parameters.weight
+    torch.set_default_dtype(default)
+    try:
+        for number, teacher in enumerate((traced, without_parameters)):
+            folder = tmp_path / str(number)
+            assert compute_maps(teacher.eval(), IMAGES, folder, options=OPTIONS, progress=False) is not None
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -28,7 +28,7 @@ def test_bools_are_labels(value):
     assert to_label(value, "image 0") == 1
 
 
-@pytest.mark.parametrize("value", [0.9, 1.5, float("nan"), float("inf"), np.float64(0.9), torch.tensor(0.9)])
+@pytest.mark.parametrize("value", [0.9, 1.5, float("nan"), float("inf"), np.float64(0.9), torch.tensor(0.9), 2**63])
 def test_other_numbers_are_refused_not_rounded(value):
     with pytest.raises(InputError, match=r"image 0 has label .*, expected a whole number"):
         to_label(value, "image 0")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from command_lines import two_splits
 
-from timm_igkd.data.labeled_images import splits_share
+from timm_igkd.data.folders import splits_share
 from timm_igkd.data.labels import stratified_indices
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError

@@ -1,5 +1,6 @@
 """Folders of webdataset tars, read by index: labels from .cls, class names from classes.txt."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,22 @@ def test_a_split_is_named_by_the_tars(tmp_path):
 def test_messages_name_the_member(tmp_path):
     images = load_labeled_images(str(tars(tmp_path, ["0"] * 4)), "train")
     assert images.row_name(3).startswith("image 3 (0003.png) of")
+
+
+def test_members_of_another_format_are_told_with_what_to_do(tmp_path):
+    members = list(zip(IMAGES * 3, ["0", "1"] * 6, strict=True))
+    write_tar(tmp_path / "train-0.tar", members, 0)
+    rewritten = tmp_path / "mixed" / "train-0.tar"
+    rewritten.parent.mkdir()
+    with tarfile.open(tmp_path / "train-0.tar") as there, tarfile.open(rewritten, "w") as here:
+        for member in there:
+            data = there.extractfile(member)
+            if member.name.startswith("0010."):
+                member.name = member.name.replace(".png", ".webp")
+            here.addfile(member, data)
+    images = load_labeled_images(str(rewritten.parent), "train")
+    with pytest.raises(InputError, match=r"image 10 .* has no image; give all members .* as the first ones are \.png"):
+        images[10]
 
 
 def test_class_names_come_from_classes_txt(tmp_path):

@@ -6,7 +6,7 @@ from tiny_parts import noise_image
 
 from timm_igkd import load_labeled_images
 from timm_igkd.data.labels import UNLABELED
-from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
+from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_beside, load_unlabeled_images
 from timm_igkd.errors import InputError, MissingFileError
 
 
@@ -92,3 +92,30 @@ def test_mixed_images_are_the_labelled_ones_then_the_others(tiny_images, tmp_pat
     assert mixed.labels.tolist() == [0, 1, 0, 1, UNLABELED]
     assert (mixed.class_names, mixed.num_classes) == (labeled.class_names, 2)
     assert mixed.content_hash() != labeled.content_hash()
+
+
+def parquet(folder, *columns):
+    """Return a folder of parquet with a column of images each, whose images differ from column to column."""
+    rows = {name: [noise_image(10 * number + seed) for seed in range(3)] for number, name in enumerate(columns)}
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "expected"),
+    [
+        (("mask", "photo"), None, "mask"),
+        (("mask", "photo"), "photo", "photo"),
+        (("mask", "other"), "photo", "mask"),
+    ],
+)
+def test_column_of_the_labelled_images_is_theirs_too_where_they_have_it(columns, named, expected, tmp_path):
+    images = load_unlabeled_beside(str(parquet(tmp_path / "images", *columns)), None, named)
+    seed = 10 * columns.index(expected)
+    assert images.read(0)[0].tobytes() == noise_image(seed).tobytes()
+
+
+def test_folder_of_images_beside_a_named_column_has_none(tmp_path):
+    assert len(load_unlabeled_beside(str(save(tmp_path / "images", "a.png")), None, "photo")) == 1

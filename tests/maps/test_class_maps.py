@@ -118,3 +118,21 @@ def test_class_map_that_counts_classes_once_goes_by_name(mapped, tmp_path):
     assert class_names(dataset) == ("b", "a")
     store = build(teacher_of(3, ["a", "b", "c"]), dataset, tmp_path / "maps")
     assert store.provenance.teacher.class_indices == (1, 0)
+
+
+@pytest.mark.parametrize("target", ["label", "predicted"])
+def test_labels_without_names_may_lack_the_last_outputs(target, tmp_path):
+    """As in `evaluate`: a slice, or a small split, of numbers."""
+    images = ImageList([noise_image(seed) for seed in range(4)], [0, 1, 1, 0])
+    images.num_classes = 2
+    options = IGOptions(n_steps=2, target=target)
+    store = compute_maps(teacher_of(5), images, tmp_path / "maps", options=options, logits=True, progress=False)
+    assert store.provenance.teacher.class_indices is None
+    assert store.provenance.num_logits == 5
+
+
+def test_labels_without_names_beyond_the_outputs_are_refused(tmp_path):
+    images = ImageList([noise_image(seed) for seed in range(4)], [0, 1, 5, 0])
+    images.num_classes = 6
+    with pytest.raises(InputError, match="the model has 5 classes, the dataset has 6"):
+        build(teacher_of(5), images, tmp_path / "maps")

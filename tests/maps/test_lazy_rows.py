@@ -16,6 +16,7 @@ from tiny_parts import ImageList, noise_image, ramp, tiny_teacher, write_store
 from timm_igkd.errors import InputError, RunError
 from timm_igkd.files import atomic_file
 from timm_igkd.maps import arrow_cache
+from timm_igkd.maps.build import recompute_rows
 from timm_igkd.maps.store import MapStore
 from timm_igkd.overlay.blend import IGOverlay
 from timm_igkd.overlay.dataset import IGOverlayDataset
@@ -40,6 +41,7 @@ def test_building_opening_and_verifying_copy_nothing(tmp_path, cache):
     store = build(tiny_teacher(classes=2, size=16), IMAGES, tmp_path / "maps")
     assert len(store) == N
     MapStore(store.path).verify(IMAGES)
+    assert recompute_rows(MapStore(store.path), tiny_teacher(classes=2, size=16), IMAGES, 3).levels == 0
     assert not cache.exists()
     assert store.row(0).label == 0
     assert len(list(cache.rglob("*.arrow"))) == 1

@@ -312,3 +312,9 @@ def test_negative_position_of_a_prefix_is_one_that_it_covers_or_not(teacher, ima
         return
     with pytest.raises(InputError, match=r"^it has no map: the store covers the first 4 of 10 images"):
         store.find(*images[index], index, "it")
+
+
+def test_other_images_at_a_position_that_a_prefix_covers_are_not_told_to_build_more(teacher, images, tmp_path):
+    store = build(teacher, images, tmp_path / "maps", limit=4)
+    with pytest.raises(InputError, match=r"in none of the 4 rows, .* split '.*', the first of 10 images .* this data"):
+        store.find(noise_image(99), 0, 2, "it")

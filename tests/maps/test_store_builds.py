@@ -340,3 +340,9 @@ def test_recompute_holds_the_numbers_of_a_map_against_their_own(copied, teacher,
 def test_recompute_of_more_maps_than_there_are_is_refused(built, teacher, images, count):
     with pytest.raises(InputError, match="recompute must be in"):
         recompute_rows(built, teacher, images, count)
+
+
+def test_link_that_leads_nowhere_is_told(teacher, images, tmp_path):
+    (tmp_path / "maps").symlink_to(tmp_path / "unmounted" / "disk")
+    with pytest.raises(InputError, match=r"maps' is a link to '.*disk', which is not there; mount or make it"):
+        build(teacher, images, tmp_path / "maps")

@@ -15,6 +15,7 @@ from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd.attribution.options import IGOptions, TeacherView
 from timm_igkd.data.items import read_item
+from timm_igkd.data.labels import UNLABELED
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError, MissingFileError
 from timm_igkd.files import read_mapping
@@ -319,3 +320,17 @@ def test_every_image_has_a_noise_baseline_of_its_own(tmp_path, monkeypatch):
     assert len(set(asked)) == 3, "one for each image, the same for equal ones"
     assert store is not None
     assert np.array_equal(store.levels(0), store.levels(3))
+
+
+def test_maps_made_without_labels_say_how_they_are_verified(teacher, images, tmp_path):
+    plain = ImageList(images.images, [UNLABELED] * N, name="noise")
+    store = compute_maps(teacher, plain, tmp_path / "maps", options=IGOptions(n_steps=2, target="predicted"))
+    assert store is not None
+    with pytest.raises(InputError, match=r"row 0 has label -1, .* has 0; it was made without labels: add --label-col"):
+        store.verify(images)
+
+
+def test_another_label_is_told_with_what_to_do(built, images):
+    other = ImageList(images.images, [(label + 1) % 3 for label in images.labels], name="noise")
+    with pytest.raises(InputError, match=r"row 0 has label 0, .* has 1; give the labels that it was made with, or"):
+        built.verify(other)

@@ -31,7 +31,7 @@ def test_checkpoint_restores_the_model(model, checkpoint, images):
     assert "state_dict" not in loaded.pretrained_cfg
 
 
-def test_timm_checkpoint_gives_plain_or_ema_weights(model, images, tmp_path):
+def test_timm_checkpoint_gives_plain_or_ema_weights(model, images, tmp_path, capsys):
     ema = timm.create_model("mobilenetv2_cifar", **SMALL).eval()
     content = {"state_dict": model.state_dict(), "state_dict_ema": ema.state_dict(), "args": argparse.Namespace(lr=1)}
     torch.save(content, tmp_path / "last.pth.tar")
@@ -40,6 +40,10 @@ def test_timm_checkpoint_gives_plain_or_ema_weights(model, images, tmp_path):
             "mobilenetv2_cifar", model_args=SMALL, checkpoint=tmp_path / "last.pth.tar", use_ema=use_ema
         )
         assert torch.equal(loaded(images), expected(images))
+    load_model("mobilenetv2_cifar", model_args=SMALL, checkpoint=tmp_path / "last.pth.tar")
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 1  # once a file
+    assert notes[0].endswith("holds weights and their moving average (EMA); the weights are taken, --use-ema takes it")
 
 
 def test_split_tensor_names_are_joined(model, tmp_path):

@@ -11,7 +11,7 @@ from tiny_parts import tiny_teacher
 from timm_igkd import load_model, save_model
 from timm_igkd.errors import InputError
 from timm_igkd.models import output_names as output_names_module
-from timm_igkd.models.output_names import check_class_map, class_indices
+from timm_igkd.models.output_names import check_class_map, class_indices, renew_head
 
 
 def with_labels(names, num_classes=3):
@@ -126,3 +126,28 @@ def test_classes_of_other_names_are_taken_in_order_and_it_is_said(imagenet_model
     for _ in range(2):
         assert class_indices(imagenet_model, [f"class {number}" for number in range(1000)], 1000) is None
     assert capfd.readouterr().err.count("they are taken for the model's 1000 outputs in their order") == 1
+
+
+WORDS = [ImageNetInfo().index_to_description(index) for index in range(1000)]
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("names", "is_kept"),
+    [
+        (ImageNetInfo().label_names(), True),
+        (WORDS, True),
+        ([*WORDS[:950], *(f"other {index}" for index in range(50))], True),  # ambiguous words
+        ([*WORDS[:800], *(f"other {index}" for index in range(200))], False),
+        (WORDS[::-1], False),
+        ([f"class {index}" for index in range(1000)], False),
+        (None, True),
+    ],
+)
+def test_head_of_imagenets_classes_is_kept_for_their_ids_and_words_in_order(known, names, is_kept):
+    model = timm.create_model("test_resnet", num_classes=1000)
+    if known:
+        model.pretrained_cfg["label_names"] = ImageNetInfo().label_names()
+    before = model.get_classifier().weight
+    renew_head(model, names, 1000)
+    assert (model.get_classifier().weight is before) is is_kept

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import datasets
 import numpy as np
 import pytest
 from command_lines import tiny_run, two_splits
+from tiny_parts import noise_image
 
+from timm_igkd import load_model
 from timm_igkd.data.labeled_images import LabeledImages
+from timm_igkd.data.labels import check_numbers
 from timm_igkd.errors import InputError
 from timm_igkd.runs.data import RunData, cut_validation, load_other_split, load_split
 from timm_igkd.runs.settings import RunConfig
@@ -200,3 +204,60 @@ def test_a_few_twins_are_of_the_data_sets_makers_and_told(n, twins, is_told, tin
     if twins + 1 > n / 10:
         with pytest.raises(InputError, match=f"{twins + 1} of the {n} images"):
             RunData(config).check_images(mapped_first=True)
+
+
+def saved_images(folder: Path, sizes: list[tuple[int, int]], split: str, seed: int = 0) -> None:
+    """Save an image of each size (width, height) in turn into two folders of classes."""
+    for index, size in enumerate(sizes):
+        path = folder / split / f"class_{index % 2}" / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_image(seed + index, *size).save(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [([(20, 12)] * 8, (12, 20)), ([(20, 12)] + [(40, 30)] * 7, None), ([(40, 30)] * 7 + [(20, 12)], None)],
+)
+def test_the_images_size_is_that_of_all_of_them(sizes, expected, tmp_path):
+    """Not the first one's, which a model of random weights would read all others at."""
+    saved_images(tmp_path / "images", sizes, "train")
+    saved_images(tmp_path / "images", [(20, 12)] * 4, "test", seed=100)
+    config = RunConfig(
+        protocol="demo", dataset=str(tmp_path / "images"), validation_split=None, validation_fraction=0.0
+    )
+    data = RunData(config)
+    assert data.image_size == expected
+
+
+def test_models_of_random_weights_keep_their_size_where_images_have_several(recipe, tmp_path):
+    for split, seed in (("train", 0), ("test", 100)):
+        saved_images(tmp_path / "images", [(10, 12)] + [(40, 30)] * 11, split, seed)
+    outcome = recipe(*tiny_run(tmp_path / "images", "--overlay-prob", 0, "--student", "test_resnet"))
+    assert outcome.code == 0, outcome.error
+    for name in ("teacher", "student"):
+        config = load_model(f"local-dir:{tmp_path / 'runs' / 'run' / name}").pretrained_cfg
+        assert config["input_size"][1:] != (12, 10), name
+        assert min(config["input_size"][1:]) >= 32, name
+
+
+def test_images_of_one_class_are_refused(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["only"])})
+    rows = {"image": [noise_image(seed) for seed in range(4)], "label": [0] * 4}
+    for split in ("train", "test"):
+        (tmp_path / "one" / split).mkdir(parents=True)
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "one" / split / "0.parquet")
+    with pytest.raises(InputError, match=r"split 'train' of '.*one' has one class, expected two or more"):
+        RunData(RunConfig(protocol="demo", dataset=str(tmp_path / "one"), validation_split=None))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 1], None, None),
+        ([0, 3], None, "it has label 3, the training split's classes are 0 to 2; give splits of the same classes"),
+        ([0, 1], ["b", "a", "c"], "it names its classes, the training split does not, so that they may be numbered"),
+    ],
+)
+def test_a_split_is_counted_as_a_training_split_without_names(labels, names, message):
+    with nullcontext() if message is None else pytest.raises(InputError, match=message):
+        check_numbers(np.array(labels), names, 3, "it")

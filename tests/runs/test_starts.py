@@ -15,7 +15,7 @@ from tiny_parts import tiny_teacher
 
 from timm_igkd import load_model, save_model
 from timm_igkd.report.run_files import read_metrics
-from timm_igkd.runs.models import create_student
+from timm_igkd.runs.models import Pretrained, create_student
 from timm_igkd.runs.parsing import parse_config
 from timm_igkd.runs.settings import RunConfig
 from timm_igkd.training.trainer import Trainer
@@ -334,7 +334,11 @@ def test_teacher_that_is_trained_here_counts_its_outputs_as_the_images_do(init, 
         assert {m.top1 for m in found.values()} == {found["plain"].top1}
 
 
-def test_student_of_random_weights_forgets_the_names_of_the_folder(student_folder):
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("names", [None, list("abcde"), list("edcba")])
+def test_student_forgets_the_names_of_the_folder_it_starts_from(weights, names, student_folder):
+    """The data set's are saved with it; of classes that are numbers there are none."""
+    start = Pretrained(names, None, use_ema=False, weights=True) if weights else None
     name = f"local-dir:{student_folder}"
-    student = create_student(name, {}, 0, lambda: None, num_classes=5, image_size=(16, 16), seed=0)
+    student = create_student(name, {}, 0, lambda: None, num_classes=5, image_size=(16, 16), seed=0, start=start)
     assert "label_names" not in student.pretrained_cfg

@@ -27,9 +27,9 @@ def activation_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> int:
             total += output.numel() * output.element_size()
 
     handles = [module.register_forward_hook(count) for module in model.modules() if not list(module.children())]
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
-        model(torch.zeros(1, *input_shape, device=device))
+        model(torch.zeros(1, *input_shape, dtype=torch.float32, device=device))
     finally:
         for handle in handles:
             handle.remove()

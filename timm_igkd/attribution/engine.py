@@ -68,7 +68,7 @@ class FastEngine:
             self._pool = ChunkPool(workers or torch.get_num_threads())
         # What can be left out is found and checked with one input: noise, from a generator of its own, so that the
         # process's random numbers stay as they were.
-        example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
+        example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         self.model = lighter_model(model.to("cpu"), example)
         # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer. Only
         # theirs: `to` would ask it of every weight, and a lambda layer's has five dimensions.
@@ -135,7 +135,8 @@ class FastEngine:
         """
         if self.options.method != "ig":
             values = self._without_path(inputs, targets)
-            steps, zeros = torch.full((len(inputs),), default_steps(self.options.method)), torch.zeros(len(inputs))
+            steps = torch.full((len(inputs),), default_steps(self.options.method))
+            zeros = torch.zeros(len(inputs), dtype=torch.float32)
             return Attribution(values, zeros, steps, torch.ones(len(inputs), dtype=torch.bool), logits)
         if self.options.n_steps == "auto":
             values, steps, converged = self._adaptive(inputs, baselines, targets)
@@ -167,7 +168,7 @@ class FastEngine:
             maps = torch.cat([found for _, found in self._compute_in_chunks(coarse, len(inputs))])[:, None]
             return F.interpolate(maps if signed else maps.relu(), size=inputs.shape[2:], mode="bilinear")
         images = torch.arange(len(inputs), device=inputs.device)
-        origin, ends = torch.zeros_like(inputs[:1]), torch.ones(len(inputs))
+        origin, ends = torch.zeros_like(inputs[:1]), torch.ones(len(inputs), dtype=torch.float32)
         gradient = torch.cat([found for _, found in self.gradients(inputs, origin, targets, images, ends)])
         return gradient if self.options.method == "saliency" else inputs * gradient
 
@@ -205,6 +206,8 @@ class FastEngine:
             if sum(kept.numel() for kept in self._start_gradients.values()) > 1 << 26:  # 256 MiB
                 self._start_gradients.clear()
             zero, targets = torch.zeros(1, dtype=torch.int64, device=baseline.device), torch.tensor([target])
-            for _, gradient in self.gradients(baseline, baseline, targets.to(baseline.device), zero, torch.zeros(1)):
+            for _, gradient in self.gradients(
+                baseline, baseline, targets.to(baseline.device), zero, torch.zeros(1, dtype=torch.float32)
+            ):
                 self._start_gradients[target] = gradient[0].contiguous()
         return self._start_gradients[target]

@@ -57,5 +57,6 @@ class GradCAM:
 def check_method(model: nn.Module, options: IGOptions, input_shape: tuple[int, ...]) -> None:
     """Raise InputError where a teacher in eval mode, fed [C, H, W], has no map by the method that was asked for."""
     if options.method == "grad_cam":
-        example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
-        last_norm(model, example.to(next(model.parameters()).device), input_shape[1:])
+        example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        own = next(model.parameters(), example)
+        last_norm(model, example.to(own.device), input_shape[1:])

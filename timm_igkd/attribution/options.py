@@ -57,7 +57,9 @@ class TeacherView:
         self.shape: tuple[int, int, int] = tuple(get_model_input_config(model)["input_size"])
         self.size, channels = self.shape[1:], self.shape[0]
         self.statistics = {name: _by_channel(config[name], channels) for name in ("mean", "std")}
-        self.mean, self.std = (torch.tensor(self.statistics[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        self.mean, self.std = (
+            torch.tensor(self.statistics[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std")
+        )
         self.interpolation_name = str(config.get("interpolation") or "bicubic")  # timm's default
         try:
             self.interpolation: Image.Resampling = str_to_pil_interp(self.interpolation_name)
@@ -89,7 +91,10 @@ class TeacherView:
             return (torch.zeros_like(inputs[:1]) - mean) / std
         if kind == "blur":
             return gaussian_blur(inputs, sigma=max(self.size) / 16)
-        noise = [torch.rand(inputs.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        noise = [
+            torch.rand(inputs.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+            for seed in seeds
+        ]
         return (torch.stack(noise).to(inputs) - mean) / std
 
 

@@ -51,6 +51,7 @@ def teacher_copy(teacher: Any) -> Any:
             f"the teacher {name} reads {shape[0]} channels, images have 3, or 1 as grey; take one with in_chans=3 or 1"
         )
     copied = copy_model(bare).float().requires_grad_(False).eval()
+    copied.pretrained_cfg = bare.pretrained_cfg  # a GraphModule's copy loses it
     _make_weights_plain(copied)
     _try(copied, shape)
     return copied
@@ -67,7 +68,7 @@ def answer_to_noise(teacher: Any) -> tuple[float, ...]:
         teacher: of `teacher_copy`.
     """
     shape = tuple(get_model_input_config(teacher)["input_size"])
-    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     is_there = all(tensor.device.type == "cpu" for tensor in teacher.parameters())
     with one_thread(), exact_arithmetic(image.device):
         logits = (teacher if is_there else copy.deepcopy(teacher).to("cpu"))(image)[0]
@@ -103,7 +104,7 @@ def _make_weights_plain(model: nn.Module) -> None:
 def _try(model: Any, shape: tuple[int, ...]) -> None:
     """Raise unless the model gives an image logits that have a gradient and are its own; let it say how many."""
     name, device = type(model).__name__, next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(device)
     remedy = "choose another img_size, or set a pretrained_cfg whose input_size it reads"
     try:
         with torch.no_grad(), exact_arithmetic(device):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -214,3 +215,18 @@ def _mirror(path: str) -> str:
         with contextlib.suppress(FileExistsError):
             (mirror / name).symlink_to(os.path.join(path, name))
     return str(mirror)
+
+
+def splits_share(split: str, other: str) -> bool | None:
+    """Return whether two sums of splits of a dataset share images; None where two stretches of one may or may not."""
+    found: bool | None = False
+    parts, others = ([part.strip() for part in each.split("+")] for each in (split, other))
+    for one, two in itertools.product(parts, others):
+        names = {one.partition("[")[0], two.partition("[")[0]}
+        if one == two:
+            return True
+        if len(names) == 1 or "all" in names:
+            if "[" not in one or "[" not in two:
+                return True
+            found = None
+    return found

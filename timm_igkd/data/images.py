@@ -94,9 +94,14 @@ def decode_image(data: bytes, name: Name) -> Image.Image:
     return _read_image(data, name, has_pixels=True)
 
 
-def check_header(data: bytes, name: Name) -> None:
-    """Raise the InputError of `decode_image` as far as an image's header tells: all of them but for a cut file."""
-    _read_image(data, name, has_pixels=False)
+def check_header(data: bytes, name: Name) -> tuple[int, int]:
+    """Return an image's (height, width) in pixels, by its header alone.
+
+    Raises:
+        InputError: that of `decode_image`, as far as the header tells: all of them but for a cut file.
+    """
+    image = _read_image(data, name, has_pixels=False)
+    return image.height, image.width
 
 
 def _read_image(data: bytes, name: Name, has_pixels: bool) -> Image.Image:

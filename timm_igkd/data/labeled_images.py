@@ -1,7 +1,6 @@
 """Rows of a Hugging Face dataset as (image, label) items, each named in every error."""
 
 import copy
-import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,9 @@ import torch.utils.data
 import xxhash
 from PIL import Image
 
+from timm_igkd.data.folders import splits_share
 from timm_igkd.data.images import check_header, decode_image
-from timm_igkd.data.labels import UNLABELED, label_table, to_label
+from timm_igkd.data.labels import UNLABELED, evenly_spread, label_table, to_label
 from timm_igkd.errors import InputError, without_credentials
 from timm_igkd.progress import progress_bar
 
@@ -88,8 +88,15 @@ class LabeledImages(torch.utils.data.Dataset):
 
     def _decoded(self, index: int, cell: dict[str, Any] | None, label: Any) -> tuple[Image.Image, int]:
         name = self._row_name(index, cell)
-        if label is None or cell is None:
-            raise InputError(f"{name} has no {'label' if label is None else 'image'}; remove the row")
+        if label is None:
+            raise InputError(f"{name} has no label; remove the row")
+        if cell is None:
+            remedy = "remove the row"
+            if self.rows.builder_name == "webdataset":  # `datasets` keeps the members of the first ones' kinds alone
+                remedy = (
+                    f"give all members of the tars images of one format, as the first ones are .{self.image_column}"
+                )
+            raise InputError(f"{name} has no image; {remedy}")
         data = cell["bytes"] if cell["bytes"] is not None else self._read_file(cell["path"], name)
         image = decode_image(data, name)
         return image, UNLABELED if self.label_column is None else self._ordered(to_label(label, name), name)
@@ -191,6 +198,13 @@ class LabeledImages(torch.utils.data.Dataset):
         for index, (data, name) in enumerate(files):
             (decode_image if index < num_decoded else check_header)(bytes(data), name)
 
+    def common_size(self, num_images: int) -> tuple[int, int] | None:
+        """Return (height, width) of the images, by the headers of `num_images` evenly spread ones; None: several."""
+        spread = self.subset(evenly_spread(len(self), num_images))
+        sizes = (check_header(bytes(data), name) for data, name in spread._files())
+        first = next(sizes)
+        return first if all(size == first for size in sizes) else None
+
     def _files(self) -> Iterator[tuple[Any, str]]:
         """Yield each image as it is encoded, bytes or a buffer of them, and how messages name it."""
         columns = self.rows.select_columns([self.image_column]).with_format("arrow")
@@ -278,18 +292,3 @@ def _source_of(name: str) -> str:
     """Return a dataset's name, a folder's as its real path."""
     path = os.path.expanduser(name)
     return os.path.realpath(path) if os.path.exists(path) else name
-
-
-def splits_share(split: str, other: str) -> bool | None:
-    """Return whether two sums of splits of a dataset share images; None where two stretches of one may or may not."""
-    found: bool | None = False
-    parts, others = ([part.strip() for part in each.split("+")] for each in (split, other))
-    for one, two in itertools.product(parts, others):
-        names = {one.partition("[")[0], two.partition("[")[0]}
-        if one == two:
-            return True
-        if len(names) == 1 or "all" in names:
-            if "[" not in one or "[" not in two:
-                return True
-            found = None
-    return found

@@ -30,7 +30,8 @@ def to_label(value: Any, name: Name) -> int:
         name: how a message calls the image.
 
     Raises:
-        InputError: a number that is not whole. InputTypeError: no number; nothing is rounded or parsed.
+        InputError: a number that is not whole, or beyond 64 bits. InputTypeError: no number; nothing is rounded or
+        parsed.
     """
     item: Any = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     if not isinstance(item, int | float):
@@ -40,7 +41,7 @@ def to_label(value: Any, name: Name) -> int:
             f"{text(name)} has a label of type {kind}{shape}, expected a whole number that counts the classes from 0; "
             "encode the labels first"
         )
-    if not math.isfinite(item) or item != int(item):
+    if not math.isfinite(item) or item != int(item) or not -(2**63) <= item < 2**63:
         raise InputError(f"{text(name)} has label {item!r}, expected a whole number that counts the classes from 0")
     return int(item)
 
@@ -146,3 +147,28 @@ def stratified_limit(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         rows = np.flatnonzero(labels == label)
         place[generator(seed, "limit", int(label)).permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.sort(np.lexsort((np.arange(len(labels)), place))[:count])
+
+
+def check_numbers(labels: np.ndarray, names: Sequence[str] | None, num_classes: int, what: str) -> None:
+    """Refuse labels that are not the numbers of a training split's classes, which have no names.
+
+    Args:
+        labels: [n], of another split.
+        names: of its classes, or None.
+        num_classes: of the training split.
+        what: how the message calls the other split.
+
+    Raises:
+        InputError: they have names, by which nobody can tell whether they are numbered alike, or one is too large.
+    """
+    if names is not None:
+        raise InputError(
+            f"{what} names its classes, the training split does not, so that they may be numbered otherwise; make both "
+            "label columns a ClassLabel, or both numbers"
+        )
+    largest = int(labels.max())
+    if largest >= num_classes:
+        raise InputError(
+            f"{what} has label {largest}, the training split's classes are 0 to {num_classes - 1}; give splits of the "
+            "same classes"
+        )

@@ -23,7 +23,7 @@ from timm_igkd.data.labeled_images import MOST_SHARED, LabeledImages
 from timm_igkd.data.labels import class_order
 from timm_igkd.data.named_datasets import HFDS, TIMM_PREFIXES, load_digits_split, load_timm_dataset
 from timm_igkd.data.rows import NO_ROWS, load_rows, resolved_revision
-from timm_igkd.errors import InputError, check_kind, nearest
+from timm_igkd.errors import InputError, MissingColumnError, check_kind, nearest
 from timm_igkd.files import given_path
 from timm_igkd.hub.names import is_repo_id
 
@@ -213,7 +213,9 @@ def _find_column(rows: "datasets.Dataset", dataset: str, name: str | None, featu
             raise InputError(_no_column(rows, dataset, feature, others, flag))
         return found[0]
     if name not in columns:
-        raise InputError(f"{dataset!r} has no column {name!r}{nearest(name, columns)}; its columns are {columns}")
+        raise MissingColumnError(
+            f"{dataset!r} has no column {name!r}{nearest(name, columns)}; its columns are {columns}"
+        )
     kind = rows.features[name]
     if not isinstance(kind, feature) and name not in others:
         wanted = _IMAGE_COLUMN if feature is datasets.Image else _LABEL_COLUMN

@@ -1,5 +1,6 @@
 """Images without labels, alone or beside labelled ones: a teacher's answers are all that a student learns from them."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +15,22 @@ from timm_igkd.data.items import gives_rows, parts
 from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
-from timm_igkd.errors import InputError
+from timm_igkd.errors import InputError, MissingColumnError
 from timm_igkd.files import given_path
+
+
+def load_unlabeled_beside(dataset: str, split: str | None, image_column: str | None) -> LabeledImages:
+    """Open images without labels for a run whose labelled ones are of a column that was named, or None.
+
+    That column is theirs too where they have it; else, and in a folder of images, as where none was named.
+
+    Raises:
+        as `load_unlabeled_images` does.
+    """
+    if image_column is not None and not _is_image_folder(dataset):
+        with contextlib.suppress(MissingColumnError):
+            return load_unlabeled_images(dataset, split, image_column)
+    return load_unlabeled_images(dataset, split)
 
 
 def load_unlabeled_images(
@@ -37,7 +52,7 @@ def load_unlabeled_images(
     if dataset.startswith(TIMM_PREFIXES) and not os.path.exists(dataset):
         raise InputError(f"unlabeled must be a folder of images or of parquet, or a Hub id, got timm's {dataset}")
     folder = str(given_path("unlabeled", dataset))
-    if os.path.isdir(folder) and not _holds_tables(folder):
+    if _is_image_folder(dataset):
         if image_column is not None:
             raise InputError(f"image_column {image_column} has no effect on a folder of images; leave it out")
         part = os.path.join(folder, split or "train")
@@ -49,8 +64,10 @@ def load_unlabeled_images(
     return load_labeled_images(dataset, split or "train", image_column, None, revision, labels="ignored")
 
 
-def _holds_tables(folder: str) -> bool:
-    return any(name.endswith(TABLES) for _, _, names in walk(folder) for name in names)
+def _is_image_folder(dataset: str) -> bool:
+    """Return whether a name is a folder's, of image files and no tables."""
+    folder = str(given_path("unlabeled", dataset))
+    return os.path.isdir(folder) and not any(name.endswith(TABLES) for _, _, names in walk(folder) for name in names)
 
 
 class MixedImages(torch.utils.data.ConcatDataset):

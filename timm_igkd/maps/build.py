@@ -29,6 +29,7 @@ from timm_igkd.eval_mode import bare_model
 from timm_igkd.files import given_path, remove_abandoned
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.manifest import EngineName, Manifest, Provenance, SourceDataset, SourceTeacher, read_manifest
+from timm_igkd.maps.row_format import statistics
 from timm_igkd.maps.row_maker import (
     Recomputed,
     RowMaker,
@@ -47,10 +48,9 @@ from timm_igkd.maps.store_files import (
     keys_hash,
     open_manifest,
     shard_paths,
-    statistics,
 )
 from timm_igkd.models.loading import weights_hash
-from timm_igkd.models.output_names import check_class_map, class_indices
+from timm_igkd.models.output_names import check_class_map, class_indices, output_names
 from timm_igkd.records import write_record
 
 COMPARED_IMAGES = 8
@@ -231,6 +231,8 @@ def teacher_outputs(teacher: Any, dataset: Any) -> tuple[int, ...] | None:
     """Return a teacher's output of each of a dataset's classes; None where they are its outputs in order."""
     names = class_names(dataset)
     num_classes = len(names) if names else int(getattr(dataset, "num_classes", None) or teacher.num_classes)
+    if not names and not output_names(teacher)[0]:  # labels are outputs, of which images may lack the last ones
+        num_classes = max(num_classes, teacher.num_classes)
     if (labels := class_map(dataset)) is not None:
         check_class_map(teacher, labels)
         num_classes = teacher.num_classes

@@ -1,10 +1,8 @@
 """The dataset card of a map store and the picture on it: what the Hub's page and viewer need."""
 
 import io
-import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import DatasetCardData
 from PIL import Image, ImageDraw, ImageFont
@@ -18,7 +16,7 @@ from timm_igkd.hub.cards import citations, hub_dataset_id, is_untouched, public_
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.maps.row_format import decode_png, rectify
 from timm_igkd.maps.scores import Faithfulness, read_score
-from timm_igkd.maps.store_files import read_shard, shard_path, split_in_names
+from timm_igkd.maps.store_files import rows_at, split_in_names
 
 PICTURE = "maps.png"
 _COLUMNS, _MOST_PICTURED, _GAP, _CAPTION = 8, 24, 6, 18
@@ -92,7 +90,8 @@ def _metadata(provenance: Provenance) -> DatasetCardData:
 
 def map_picture(out: Path, provenance: Provenance) -> bytes:
     """Return a PNG grid of evenly spread maps with their classes; it shows no image, which is not ours to pass on."""
-    names, rows, maps = readable_names(provenance.dataset.class_names or ()), _spread_rows(out, provenance), []
+    names, maps = readable_names(provenance.dataset.class_names or ()), []
+    rows = list(rows_at(out, provenance, evenly_spread(provenance.n, _MOST_PICTURED)))
     for row in rows:
         levels = Image.fromarray(decode_png(row["map"]["bytes"]))
         maps.append(fit_image(heat_image(rectify(levels) if provenance.options.signed else levels)))
@@ -110,13 +109,3 @@ def map_picture(out: Path, provenance: Provenance) -> bytes:
     buffer = io.BytesIO()
     grid.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
-
-
-def _spread_rows(out: Path, provenance: Provenance) -> list[dict[str, Any]]:
-    """Return the rows of the picture; each shard is read once."""
-    rows, chosen = list[dict[str, Any]](), evenly_spread(provenance.n, _MOST_PICTURED)
-    for shard, indices in itertools.groupby(chosen, lambda index: index // provenance.shard_rows):
-        table = read_shard(shard_path(out, provenance, shard), provenance, shard).select(["map", "label"])
-        first = provenance.rows_of(shard).start
-        rows += table.take([index - first for index in indices]).to_pylist()
-    return rows

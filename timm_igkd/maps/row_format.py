@@ -15,8 +15,9 @@ from PIL import Image
 
 from timm_igkd.data.images import Name, content_key, text
 from timm_igkd.data.items import read_item, row_name
+from timm_igkd.data.labels import UNLABELED
 from timm_igkd.errors import InputError, RunError
-from timm_igkd.maps.manifest import Manifest
+from timm_igkd.maps.manifest import Manifest, Statistics
 
 if TYPE_CHECKING:
     import datasets
@@ -189,11 +190,14 @@ def check_row_of(cells: Mapping[str, Any], manifest: Manifest, dataset: Any, ind
     image, label = read_item(dataset, index)
     if cells["key"] != content_key(image):
         raise InputError(
-            f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; maps of other data, "
-            f"another order, or another image decoder than Pillow {manifest.versions.get('pillow')}"
+            f"row {index} does not belong to {row_name(dataset, index)}: the pixels differ; give the images that it "
+            f"was made of, in their order, decoded by Pillow {manifest.versions.get('pillow')}, or build the maps again"
         )
     if cells["label"] != label:
-        raise InputError(f"row {index} has label {cells['label']}, {row_name(dataset, index)} has {label}")
+        remedy = "give the labels that it was made with, or build the maps again"
+        if cells["label"] == UNLABELED:
+            remedy = "it was made without labels: add --label-column none"
+        raise InputError(f"row {index} has label {cells['label']}, {row_name(dataset, index)} has {label}; {remedy}")
     return read_row(cells, manifest, lambda: f"the map of {row_name(dataset, index)} (row {index})").key
 
 
@@ -269,3 +273,18 @@ def to_table(rows: list[MapRow]) -> pa.Table:
         columns["logits"] = [row.logits for row in rows]
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def statistics(tables: list[pa.Table]) -> Statistics:
+    """Return what the provenance says of the maps as numbers; all tables in row order."""
+    steps = np.concatenate([table.column("n_steps").to_numpy() for table in tables])
+    deltas = np.abs(np.concatenate([table.column("convergence_delta").to_numpy() for table in tables]))
+    converged = sum(int(np.sum(table.column("converged").to_numpy(zero_copy_only=False))) for table in tables)
+    scales = np.concatenate([table.column("scale").to_numpy() for table in tables])
+    return Statistics(
+        mean_steps=float(steps.mean()),
+        converged=converged,
+        abs_delta_median=float(np.median(deltas)),
+        abs_delta_p90=float(np.quantile(deltas, 0.9)),
+        constant_maps=int((scales == 0).sum()),
+    )

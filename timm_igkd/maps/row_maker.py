@@ -31,7 +31,8 @@ from timm_igkd.data.unlabeled import content_hash_of
 from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.eval_mode import bare_model
 from timm_igkd.maps.manifest import Deviation, Manifest, SourceDataset, SourceTeacher
-from timm_igkd.maps.row_format import MapRow, quantize
+from timm_igkd.maps.row_format import MapRow, quantize, read_row
+from timm_igkd.maps.store_files import rows_at
 from timm_igkd.random_streams import derive_seed
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def compare_rows(store: "MapStore", maker: RowMaker, indices: list[int]) -> Reco
     Args:
         store: whose rows.
         maker: of the store's settings, and of a teacher and images that are to be those of the store.
-        indices: of the rows.
+        indices: of the rows, ascending.
 
     Returns:
         The largest difference of each kind among all rows.
@@ -271,8 +272,10 @@ def compare_rows(store: "MapStore", maker: RowMaker, indices: list[int]) -> Reco
     scale, delta = 0.0, 0.0
     size = store.provenance.batch_images
     for batch in [indices[start : start + size] for start in range(0, len(indices), size)]:
-        for index, row in zip(batch, maker.rows(batch, [maker.read(index) for index in batch]), strict=True):
-            there = store.row(index)
+        rows = maker.rows(batch, [maker.read(index) for index in batch])
+        kept = rows_at(store.path, store.provenance, batch)  # from the shards: the cache would copy all of the store
+        for index, row, cells in zip(batch, rows, kept, strict=True):
+            there = read_row(cells, store.provenance, f"row {index} of map store {str(store.path)!r}")
             if row.logits is not None and there.logits is not None and logits is not None:
                 largest = max(np.abs(there.logits).max(), 1e-30)
                 logits = max(logits, float(np.abs(row.logits - there.logits).max() / largest))

@@ -138,7 +138,7 @@ class MapStore:
             return position
         candidates = self._candidates(key)
         if not len(candidates):
-            raise InputError(self._missing(text(name)))
+            raise InputError(self._missing(text(name), is_row))
         labels = [self._cell("label", int(row)) for row in candidates]
         if label in labels:
             return int(candidates[labels.index(label)])
@@ -159,11 +159,12 @@ class MapStore:
     def _cell(self, column: str, row: int) -> Any:
         return self._table.column(column)[row].as_py()
 
-    def _missing(self, name: str) -> str:
+    def _missing(self, name: str, has_position: bool) -> str:
+        """Return what to do where an image has no row; `has_position`: there is one of another at its position."""
         source, has_maps = self.provenance.dataset, self.provenance.options.has_maps
         what, method = ("map", "") if has_maps else ("row", " --method none")
         n, total = self.provenance.n, source.num_images
-        if n < total:
+        if n < total and not has_position:
             split = "" if source.split == UNKNOWN_SPLIT else f" --split {source.split}"
             return (
                 f"{name} has no {what}: the store covers the first {n} of {total} images of split {source.split!r}; "
@@ -171,8 +172,9 @@ class MapStore:
             )
         return (
             f"{name} has no {what}: its pixels are in none of the {n} rows, which were made from {source.name!r} split "
-            f"{source.split!r} (pixels decoded by Pillow {self.provenance.versions.get('pillow')}); "
-            f"build {'maps' if has_maps else 'logits'} of this data with: timm-igkd maps{method}"
+            f"{source.split!r}{f', the first of {total} images' * (n < total)} (pixels decoded by Pillow "
+            f"{self.provenance.versions.get('pillow')}); build {'maps' if has_maps else 'logits'} of this data with: "
+            f"timm-igkd maps{method}"
         )
 
     def row(self, row: int) -> MapRow:

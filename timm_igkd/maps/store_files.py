@@ -8,15 +8,15 @@ out/.images/                            while it is built: of which images each 
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -25,7 +25,7 @@ from timm_igkd.attribution.teacher_copy import answers_alike
 from timm_igkd.data.items import UNKNOWN_SPLIT
 from timm_igkd.errors import InputError, MissingFileError, first_line
 from timm_igkd.files import refuse_special, write_atomic
-from timm_igkd.maps.manifest import Manifest, Provenance, Statistics, read_manifest, read_provenance
+from timm_igkd.maps.manifest import Manifest, Provenance, read_manifest, read_provenance
 from timm_igkd.maps.row_format import check_columns, read_row
 from timm_igkd.records import parse_record, record_bytes, write_record
 
@@ -78,6 +78,11 @@ def open_manifest(out: Path, wanted: Manifest) -> Manifest:
     _check_readable(wanted)
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file, expected a folder; choose another --out")
+    if out.is_symlink() and not out.exists():
+        there = os.readlink(out)
+        raise InputError(
+            f"{str(out)!r} is a link to {there!r}, which is not there; mount or make it, or remove the link"
+        )
     # Asked first: another build may just begin.
     has_data = (out / "data").exists() and any((out / "data").iterdir())
     others = sorted(path.name for path in [*out.glob("[!.]*"), *out.glob(STATEMENTS)] if path.name != "data")
@@ -228,6 +233,16 @@ def stored_rows(out: Path, provenance: Manifest) -> Iterator[dict[str, Any]]:
         read_shard(path, provenance, shard)  # the checksums, after the rows, whose errors say more
 
 
+def rows_at(out: Path, provenance: Manifest, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the rows at ascending numbers, as the shards hold them; only the shards that hold one are read."""
+    for shard, chosen in itertools.groupby(indices, lambda index: index // provenance.shard_rows):
+        table, first = (
+            read_shard(shard_path(out, provenance, shard), provenance, shard),
+            provenance.rows_of(shard).start,
+        )
+        yield from table.take([index - first for index in chosen]).to_pylist()
+
+
 def keys_hash(keys: Iterable[str]) -> str:
     """Return the hash of a store's keys in order, xxh3-128, 32 hex digits."""
     digest = xxhash.xxh3_128()
@@ -272,18 +287,3 @@ def check_order(out: Path, provenance: Provenance, keys: Iterable[str]) -> None:
             f"the rows of map store {str(out)!r} are in another order than when it was finished, or were replaced; "
             "delete its data and run the same `timm-igkd maps` command again"
         )
-
-
-def statistics(tables: list[pa.Table]) -> Statistics:
-    """Return what the provenance says of the maps as numbers; all tables in row order."""
-    steps = np.concatenate([table.column("n_steps").to_numpy() for table in tables])
-    deltas = np.abs(np.concatenate([table.column("convergence_delta").to_numpy() for table in tables]))
-    converged = sum(int(np.sum(table.column("converged").to_numpy(zero_copy_only=False))) for table in tables)
-    scales = np.concatenate([table.column("scale").to_numpy() for table in tables])
-    return Statistics(
-        mean_steps=float(steps.mean()),
-        converged=converged,
-        abs_delta_median=float(np.median(deltas)),
-        abs_delta_p90=float(np.quantile(deltas, 0.9)),
-        constant_maps=int((scales == 0).sum()),
-    )

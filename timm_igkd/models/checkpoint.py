@@ -1,9 +1,11 @@
 """Names and weights: where they lead, read without running their code; one line for what timm and the Hub raise."""
 
 import argparse
+import functools
 import os
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from timm_igkd.hub.weights import WEIGHT_FILES, cached_file, fetch_file, fetch_u
 from timm_igkd.models.folder_config import models_of_run, read_folder_config
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pth.tar")
+_RAW_KEYS, _EMA_KEYS = ("state_dict", "model"), ("state_dict_ema", "model_ema")  # of timm's checkpoints
 _NO_MODEL = "has no timm config.json and weights; choose a repository of a timm model"
 
 
@@ -170,16 +173,26 @@ def read_checkpoint(file: Path, use_ema: bool, role: str) -> dict[str, Tensor]:
         code = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"holds pickled code ({code[1]}), never run" if code else "is corrupt or no PyTorch checkpoint"
         raise InputError(f"checkpoint {str(file)!r} {reason}; save its weights as safetensors") from error
-    keys = ("state_dict_ema", "model_ema") if use_ema else ("state_dict", "model")
     weights = content
     if isinstance(content, dict):
-        found = [key for key in keys if content.get(key) is not None]
-        if use_ema and not found:
+        raw, averaged = ([key for key in keys if content.get(key) is not None] for keys in (_RAW_KEYS, _EMA_KEYS))
+        if use_ema and not averaged:
             raise InputError(f"checkpoint {str(file)!r} holds no EMA weights; leave use_ema out")
+        found = averaged if use_ema else raw
         weights = content[found[0]] if found else content
+        if raw and averaged and not use_ema:
+            _note_ema(str(file), flag_name(role, "use-ema"))
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"checkpoint {str(file)!r} holds no state dict of tensors; save model.state_dict()")
     return clean_state_dict(weights)
+
+
+@functools.cache  # a run reads a checkpoint several times
+def _note_ema(file: str, flag: str) -> None:
+    print(
+        f"note: {file} holds weights and their moving average (EMA); the weights are taken, {flag} takes it",
+        file=sys.stderr,
+    )
 
 
 @contextmanager

@@ -165,11 +165,21 @@ def renew_head(model: Any, class_names: Sequence[str] | None, num_classes: int) 
         class_names: as `class_indices` takes them; without names on either side the number decides.
         num_classes: the dataset's number of classes.
     """
-    names, _ = output_names(model)
+    names, known = output_names(model)
     same = not names or not class_names or sorted(names, key=names.__getitem__) == list(class_names)
-    if model.num_classes != num_classes or not same:
+    if model.num_classes != num_classes or not (same or _are_its_words(model, class_names, names, known)):
         model.reset_classifier(num_classes)
         forget_names(model)
+
+
+def _are_its_words(model: nn.Module, class_names: Sequence[str] | None, names: Mapping[str, int], known: bool) -> bool:
+    """Return whether a data set names ImageNet's classes, all but the ambiguous tenth, in the order of the outputs."""
+    subset = infer_imagenet_subset(model)
+    if subset is None or not class_names or (known and not _are_imagenets(model, names)):
+        return False
+    numbers = _numbers_of_words(subset)
+    in_place = sum(numbers.get(_plain(name)) == own for own, name in enumerate(class_names))
+    return in_place >= 0.9 * len(class_names)
 
 
 def forget_names(model: Any) -> None:

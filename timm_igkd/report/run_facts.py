@@ -29,6 +29,8 @@ _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 _SETTINGS: dict[str, str | tuple[str, str] | None] = {
     "teacher_checkpoint": "Weights of the teacher",
     "student_checkpoint": "Weights of the student",
+    "teacher_use_ema": "EMA weights of the teacher's checkpoint",
+    "student_use_ema": "EMA weights of the student's checkpoint",
     "teacher_args": "Arguments of the teacher",
     "student_args": "Arguments of the student",
     "overlay_prob": ("Overlay probability", "probability {} per image"),

@@ -59,18 +59,19 @@ def choose_batches(
         trained: models that are going to be trained; asked for last.
         accelerator: of the run.
     """
-    if config.only_by_workers is not None or max(data.image_size) > LARGEST_SIDE:
+    size = data.image_size
+    if config.only_by_workers is not None or size is None or max(size) > LARGEST_SIDE:
         return "workers"
-    height, width = data.image_size
+    height, width = size
     if len(data.student_images) * height * width * _CHANNELS > MEMORY_SHARE * _memory_per_process(accelerator):
         return "workers"
-    if any(_input_size(model) != data.image_size for model in trained):
+    if any(_input_size(model) != size for model in trained):
         return "workers"
     try:
         found = data.fitting_images
     except SeveralSizesError:
         return "workers"
-    return "device" if _size(found) == data.image_size else "workers"
+    return "device" if _size(found) == size else "workers"
 
 
 def _memory_per_process(accelerator: Accelerator) -> float:

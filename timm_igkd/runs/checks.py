@@ -90,6 +90,9 @@ def check_settings(config: "RunConfig") -> None:
     config.augmentation()
     if "/" in config.name or config.name in ("", ".", ".."):
         raise InputError(f"name is a folder under output_dir, not a path, got {config.name!r}")
+    for trained in ("teacher", "student"):
+        if getattr(config, f"{trained}_use_ema") and getattr(config, f"{trained}_checkpoint") is None:
+            raise InputError(f"{trained}_use_ema is of a checkpoint; give --{trained}-checkpoint, or drop it")
     _check_teacher(config)
     _check_student(config)
     _check_frozen(config)

@@ -11,10 +11,10 @@ from torch import nn
 from timm_igkd.attribution.ig_options import IGOptions
 from timm_igkd.data.items import refuse_among_images
 from timm_igkd.data.labeled_images import MOST_SHARED, MOST_TWINS, LabeledImages
-from timm_igkd.data.labels import stratified_indices, stratified_limit
+from timm_igkd.data.labels import check_numbers, stratified_indices, stratified_limit
 from timm_igkd.data.loading import Labels, load_labeled_images, refuse_shared
 from timm_igkd.data.named_datasets import TIMM_PREFIXES
-from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_images
+from timm_igkd.data.unlabeled import MixedImages, load_unlabeled_beside
 from timm_igkd.distillation.losses import check_loss_type
 from timm_igkd.errors import InputError
 from timm_igkd.maps.build import compute_maps, teacher_difference
@@ -26,6 +26,7 @@ from timm_igkd.runs.settings import RunConfig
 
 MOST_DECODED = 10_000
 """Images of a split that are decoded before anything is trained; of others their headers are read."""
+_SIZES_READ = 256
 
 
 class RunData:
@@ -49,8 +50,11 @@ class RunData:
         self.train = train if train.has_labels else take_classes_of_test(config, train)
         self.unlabeled = None
         if config.unlabeled is not None:
-            self.unlabeled = load_unlabeled_images(config.unlabeled, config.unlabeled_split)
+            self.unlabeled = load_unlabeled_beside(config.unlabeled, config.unlabeled_split, config.image_column)
         self.num_classes = self.train.num_classes
+        if self.num_classes < 2:
+            what = f"split {config.train_split!r} of {config.dataset!r}"
+            raise InputError(f"{what} has one class, expected two or more; add images of what it is to be told from")
         if config.distill_loss_weight > 0:
             check_loss_type(config.loss_type, self.num_classes)
         self.fitting, self.validation = cut_validation(config, self.train)
@@ -59,10 +63,9 @@ class RunData:
             _check_apart(config, self.validation, self.test)
 
     @cached_property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) of the first training image."""
-        width, height = self.train.read(0)[0].size
-        return height, width
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) of the training images, as _SIZES_READ of them tell; None where they have several sizes."""
+        return self.train.common_size(_SIZES_READ)
 
     @property
     def mapped(self) -> LabeledImages | MixedImages:
@@ -189,12 +192,7 @@ def load_other_split(config: RunConfig, split: str, train: LabeledImages, limit:
         )
     if train.class_names is not None:
         return images.in_class_order(train.class_names)
-    largest = int(images.labels.max())
-    if largest >= train.num_classes:
-        raise InputError(
-            f"split {split!r} of {config.dataset!r} has label {largest}, the training split's classes are 0 to "
-            f"{train.num_classes - 1}; give splits of the same classes"
-        )
+    check_numbers(images.labels, images.class_names, train.num_classes, f"split {split!r} of {config.dataset!r}")
     return images
 
 

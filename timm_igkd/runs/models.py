@@ -29,11 +29,13 @@ class Pretrained:
     Attributes:
         class_names: of the dataset, or None; a head for other classes is replaced.
         checkpoint: file of the weights; None: the name's own.
+        use_ema: take its EMA weights.
         weights: False: the architecture alone, with random weights.
     """
 
     class_names: Sequence[str] | None
     checkpoint: str | None
+    use_ema: bool
     weights: bool
 
 
@@ -79,7 +81,7 @@ def create_teacher(
     """Return the teacher, or with `pretrained=False` its architecture with random weights.
 
     Args:
-        settings: a RunConfig or a study's; their teacher, teacher_args, teacher_checkpoint, teacher_mean, teacher_std.
+        settings: a RunConfig or a study's; their settings that begin with "teacher".
         pretrained: read its weights.
         num_classes: another number of outputs than its own.
         img_size: side of its input, its own if None.
@@ -88,6 +90,7 @@ def create_teacher(
         settings.teacher,
         model_args=settings.teacher_args,
         checkpoint=settings.teacher_checkpoint if pretrained else None,
+        use_ema=settings.teacher_use_ema and pretrained,
         mean=settings.teacher_mean,
         std=settings.teacher_std,
         num_classes=num_classes,
@@ -106,7 +109,7 @@ def create_student(
     create_whole: Callable[[], nn.Module],
     *,
     num_classes: int,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | None,
     seed: int,
     img_size: int | None = None,
     start: Pretrained | None = None,
@@ -119,7 +122,7 @@ def create_student(
         drop: entries cut from the teacher's end.
         create_whole: makes the model that is truncated, of random weights or those that the student starts from.
         num_classes: of the dataset.
-        image_size: (H, W) of its images.
+        image_size: (H, W) of its images; None: they have several.
         seed: of the run.
         img_size: side of the named model's input, its own if None.
         start: pretrained weights of the named model; None: random ones.
@@ -130,13 +133,14 @@ def create_student(
         options: dict[str, Any] = {"model_args": model_args, "img_size": img_size, "role": "student"}
         if start is None:
             student = load_model(name, pretrained=False, num_classes=num_classes, **options)
-            forget_names(student)
         else:
             checkpoint = start.checkpoint if start.weights else None
-            student = load_model(name, pretrained=start.weights, checkpoint=checkpoint, **options)
+            use_ema = start.use_ema and start.weights
+            student = load_model(name, pretrained=start.weights, checkpoint=checkpoint, use_ema=use_ema, **options)
             renew_head(student, start.class_names, num_classes)
+        forget_names(student)  # the data set's are saved with it
     check_reads_colour(student, "student")
-    if start is None and img_size is None:
+    if start is None and img_size is None and image_size is not None:
         use_image_size(student, *image_size)
     return student
 
@@ -220,7 +224,7 @@ class RunModels:
                 renew_head(model, self.data.train.class_names, self.data.num_classes)
         if is_trained:
             forget_names(model)  # also those of a head of the right size: it learns the data set's numbers now
-        if not pretrained and config.img_size is None:
+        if not pretrained and config.img_size is None and self.data.image_size is not None:
             use_image_size(model, *self.data.image_size)
         if is_trained:
             self._use_crop(model)
@@ -235,7 +239,8 @@ class RunModels:
             weights: read those that it starts from; False for its architecture alone.
         """
         config = self.config
-        start = Pretrained(self.data.train.class_names, config.student_checkpoint, weights)
+        names, checkpoint = self.data.train.class_names, config.student_checkpoint
+        start = Pretrained(names, checkpoint, config.student_use_ema, weights)
         model = create_student(
             config.student,
             config.student_args,

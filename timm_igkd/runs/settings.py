@@ -78,6 +78,7 @@ class RunConfig:
     teacher: str = _preset("timm name, hf-hub:… or local-dir:…", _TEACHER)
     teacher_args: dict[str, Any] = _setting("arguments of the teacher, k=v", {}, _TEACHER)
     teacher_checkpoint: str | None = _setting(".safetensors or timm .pth.tar", None, _TEACHER)
+    teacher_use_ema: bool = _setting("take the EMA weights of a .pth.tar", False, _TEACHER)
     teacher_mean: tuple[float, float, float] | None = _setting("normalisation, if its own is not right", None, _TEACHER)
     teacher_std: tuple[float, float, float] | None = _setting("normalisation, if its own is not right", None, _TEACHER)
     teacher_init: Start = _preset("weights it starts from", _TEACHER)
@@ -90,11 +91,10 @@ class RunConfig:
     student: str | None = _preset(
         "timm name, none: the teacher truncated by student_drop, or auto: the best that fits the limits below", _STUDENT
     )
-    max_latency_ms: float | None = _setting(
-        "with student auto: of one image in onnxruntime, on one thread of this machine", None, _NONE
-    )
+    max_latency_ms: float | None = _setting("with student auto: of an image in onnxruntime, on one thread", None, _NONE)
     max_size_mb: float | None = _setting("with student auto: of its ONNX file, in 10^6 bytes", None, _NONE)
     student_checkpoint: str | None = _setting(".safetensors or timm .pth.tar", None, _STUDENT)
+    student_use_ema: bool = _setting("take the EMA weights of a .pth.tar", False, _STUDENT)
     student_args: dict[str, Any] = _setting("arguments of the student, k=v", {}, _STUDENT)
     student_drop: int = _preset("entries cut from the teacher's end where student is none", _STUDENT)
     student_init: Literal["pretrained", "random", "teacher"] = _preset(
@@ -128,9 +128,7 @@ class RunConfig:
 
     loss_type: Literal["kl", "dkd", "dist", "standardized", "mse"] = _setting("distillation loss", "kl", _STUDENT)
     distill_loss_weight: float = _preset("weight of the distillation loss (paper: alpha 0.01); 0: none", _STUDENT)
-    task_loss_weight: float | None = _setting(
-        "weight of the cross-entropy; none: 1 - distill_loss_weight", None, _STUDENT
-    )
+    task_loss_weight: float | None = _setting("of the cross-entropy; none: 1 - distill_loss_weight", None, _STUDENT)
     temperature: float = _preset("distillation temperature", _STUDENT)
     attention_loss_weight: float = _setting("weight of attention transfer (paper: 0.8); 0: none", 0.0, _STUDENT)
     explanation_loss_weight: float = _setting(
