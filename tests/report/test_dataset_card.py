@@ -13,6 +13,7 @@ from tiny_parts import ImageList, noise_image, ramp, write_store
 
 from timm_igkd.hub.cards import is_untouched
 from timm_igkd.maps import card as card_module
+from timm_igkd.maps import store_files
 from timm_igkd.maps.card import dataset_card, map_picture
 
 pytestmark = pytest.mark.hub
@@ -58,8 +59,8 @@ def test_picture_shows_maps_of_all_classes_and_is_the_same_each_time(store):
 def drawn(monkeypatch):
     """Return what is written below the maps of a picture, and which shards it reads."""
     captions, shards = [], []
-    read = card_module.read_shard
-    monkeypatch.setattr(card_module, "read_shard", lambda *args: (shards.append(args[2]), read(*args))[1])
+    read = store_files.read_shard
+    monkeypatch.setattr(store_files, "read_shard", lambda *args: (shards.append(args[2]), read(*args))[1])
     monkeypatch.setattr(card_module, "shorten", lambda label, *_: captions.append(label) or label)
     return captions, shards
 

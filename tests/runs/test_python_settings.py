@@ -48,6 +48,7 @@ GIVEN: list[dict[str, Any]] = [
         "teacher_mean": (1, 0, 2),
     },
     {"teacher_checkpoint": "\u2028.pth", "teacher_std": (0.1, 1 / 3, 1e22), "teacher_init": "pretrained"},
+    {"teacher_checkpoint": "a.pth.tar", "teacher_use_ema": True, "teacher_init": "pretrained"},
     {"teacher_epochs": 3, "teacher_lr": 1e-9, "teacher_init": "pretrained", "freeze_teacher_bn": True},
     {
         "student": "auto",
@@ -60,6 +61,7 @@ GIVEN: list[dict[str, Any]] = [
         "student": "x",
         "student_args": {"k": "v"},
         "student_checkpoint": "f",
+        "student_use_ema": True,
         "student_init": "pretrained",
         "img_size": 8,
     },

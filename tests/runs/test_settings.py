@@ -17,7 +17,7 @@ FIRST_STAGE = {
         *("seed", "revision", "image_column", "label_column", "train_split", "train_limit"),
         *("validation_split", "validation_fraction"),
         *("teacher", "teacher_args", "teacher_checkpoint", "teacher_mean", "teacher_std", "teacher_epochs"),
-        *("teacher_init", "teacher_lr", "freeze_teacher_bn", "img_size"),
+        *("teacher_use_ema", "teacher_init", "teacher_lr", "freeze_teacher_bn", "img_size"),
     },
     "maps": {
         *("engine", "n_steps", "max_steps", "tolerance", "map_method", "map_baseline", "map_target"),
@@ -27,7 +27,7 @@ FIRST_STAGE = {
     },
     "student": {
         *("student", "student_args", "student_drop", "student_init", "student_checkpoint"),
-        "freeze_student_bn",
+        *("student_use_ema", "freeze_student_bn"),
         *("overlay_prob", "overlay_weight", "overlay_max_power", "overlay_source", "teacher_view"),
         *("loss_type", "distill_loss_weight", "task_loss_weight", "temperature", "attention_loss_weight", "epochs"),
         *("explanation_loss_weight", "explanation_map"),

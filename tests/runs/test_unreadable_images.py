@@ -96,7 +96,7 @@ def test_maps_that_come_first_read_the_training_images(recipe: Runner, images, t
     monkeypatch.setattr(Trainer, "fit", stop)
     checked = []
     monkeypatch.setattr(data.LabeledImages, "check_images", lambda self, n: checked.append((self.split, len(self))))
-    deepen(images / "train" / "class_1" / "0015.png")
+    cut(images / "train" / "class_1" / "0015.png")
     given = ["--teacher", f"local-dir:{teacher_folder}", "--teacher-epochs", 0, "--batches", "workers"]
     for options, found in (([], ["test"]), (["--validation-split", "val"], ["val", "test"])):
         checked.clear()
