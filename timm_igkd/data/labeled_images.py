@@ -178,7 +178,7 @@ class LabeledImages(torch.utils.data.Dataset):
         Of the bytes of files, not of decoded pixels: as fast as reading them, and another for any change of a pixel.
         """
         digest, self._digests = xxhash.xxh3_128(self.labels.tobytes()), []
-        for data, _ in self._files():
+        for data, _ in progress_bar(self._files(), total=len(self), desc=f"hash {self.split}", unit="img"):
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
             self._digests.append(xxhash.xxh3_128_digest(data))
