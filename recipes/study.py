@@ -250,7 +250,10 @@ def main(argv: list[str] | None = None) -> int:
         refuse_shared_runs(config, study.data)
         if config.ended:
             print(f"study {config.name!r} ended ({config.ended}): no run is begun any more")
-        for folder in (*config.rows_of, *config.merge):
+        planned = {(config.run_hash(cell), seed) for _, cell, seed in study.runs()}
+        for folder in config.rows_of:
+            print(f"taken over {study.rows.merge(folder, planned)} runs of {folder}")
+        for folder in config.merge:
             print(f"merged {study.rows.merge(folder)} runs of {folder}")
         if not study.missing():
             if not config.ended:

@@ -117,8 +117,12 @@ class StudyRows:
         arrays = {} if predictions is None else {entry_of(key_of(text)): predictions, "labels": labels}
         return self._add([text], arrays) == 1
 
-    def merge(self, other: str | Path) -> int:
+    def merge(self, other: str | Path, wanted: Collection[RunKey] | None = None) -> int:
         """Take the runs of another output folder that are not here yet; return how many.
+
+        Args:
+            other: the folder.
+            wanted: take these alone; None: all.
 
         Raises:
             MissingFileError: no results there. InputError: they are of other origin, or of two that do not go together.
@@ -127,7 +131,7 @@ class StudyRows:
         if not source.path.exists():
             raise MissingFileError(f"no results to merge: {str(source.path)!r} does not exist")
         there = self.run_keys()
-        new = [row for row in source.read() if key_of(row) not in there]
+        new = [row for row in source.read() if key_of(row) not in there and (wanted is None or key_of(row) in wanted)]
         arrays = {entry_of(key_of(row)): source.predictions(key_of(row)) for row in new if not row["diverged_epoch"]}
         if arrays:
             arrays["labels"] = source.labels()

@@ -46,6 +46,17 @@ def test_a_study_with_all_its_rows_says_that_nothing_is_trained(run_study, setti
         assert "all 2 runs of study 'tiny' have a row; nothing to train" in outcome.output
 
 
+def test_of_another_study_the_planned_runs_alone_are_taken_over(run_study, settings, tmp_path):
+    one = settings | {"cells": {"KD": ARMS["KD"]}}
+    assert run_study(one).code == 0
+    other = one | {"output_dir": str(tmp_path / "other"), "first_seed": 1, "seeds": 1, "rows_of": [one["output_dir"]]}
+    outcome = run_study(other)
+    assert outcome.code == 0, outcome.error
+    assert "taken over 1 runs of" in outcome.output
+    assert "all 1 runs of study 'tiny' have a row; nothing to train" in outcome.output
+    assert rows_of(other) == rows_of(one)[1:]
+
+
 @pytest.mark.slow
 def test_rows_of_another_machine_are_merged_once(run_study, settings, tmp_path):
     assert run_study(settings | {"seeds": 1}).code == 0
