@@ -119,3 +119,4 @@ def test_column_of_the_labelled_images_is_theirs_too_where_they_have_it(columns,
 
 def test_folder_of_images_beside_a_named_column_has_none(tmp_path):
     assert len(load_unlabeled_beside(str(save(tmp_path / "images", "a.png")), None, "photo")) == 1
+    assert len(load_unlabeled_beside("digits", None, "photo")) == 1257

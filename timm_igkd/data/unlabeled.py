@@ -22,12 +22,12 @@ from timm_igkd.files import given_path
 def load_unlabeled_beside(dataset: str, split: str | None, image_column: str | None) -> LabeledImages:
     """Open images without labels for a run whose labelled ones are of a column that was named, or None.
 
-    That column is theirs too where they have it; else, and in a folder of images, as where none was named.
+    That column is theirs too where they have it. Else, and in a folder of images or the digits, none was named.
 
     Raises:
         as `load_unlabeled_images` does.
     """
-    if image_column is not None and not _is_image_folder(dataset):
+    if image_column is not None and dataset != "digits" and not _is_image_folder(dataset):
         with contextlib.suppress(MissingColumnError):
             return load_unlabeled_images(dataset, split, image_column)
     return load_unlabeled_images(dataset, split)
