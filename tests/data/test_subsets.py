@@ -3,11 +3,14 @@
 import os
 import shutil
 
+import datasets
 import pytest
 import torch
 from command_lines import two_splits
+from tiny_parts import noise_image, png
 
 from timm_igkd.data.folders import splits_share
+from timm_igkd.data.labeled_images import LabeledImages
 from timm_igkd.data.labels import stratified_indices
 from timm_igkd.data.loading import load_labeled_images
 from timm_igkd.errors import InputError
@@ -68,3 +71,18 @@ def test_a_folder_is_the_same_however_it_is_spelled_and_holds_what_is_within(tin
     copied = shutil.copytree(folder, tmp_path / "elsewhere")
     assert not load_labeled_images(str(copied), "test").shares_images(test)  # by name; the files are not compared
     assert load_labeled_images(str(copied), "test").num_shared(test) == len(test)
+
+
+def test_sizes_are_told_by_spread_images_and_a_damaged_one_is_named_by_its_own_row(tmp_path):
+    images = [{"bytes": png(noise_image(seed)), "path": None} for seed in range(8)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+    def opened(cells):
+        rows = datasets.Dataset.from_dict({"image": cells, "label": [0, 1] * 4}, features)
+        return LabeledImages(rows.cast_column("image", datasets.Image(decode=False)), "eight", "train")
+
+    assert opened(images).common_size(4) == (16, 16)  # images 0, 2, 4 and 6
+    other = {"bytes": png(noise_image(9, 20, 16)), "path": None}
+    assert opened([*images[:6], other, images[7]]).common_size(4) is None
+    with pytest.raises(InputError, match=r"^image 6 of 'eight' split 'train' cannot be decoded"):
+        opened([*images[:6], {"bytes": b"no image", "path": None}, images[7]]).common_size(4)

@@ -1,6 +1,7 @@
 """Rows of a Hugging Face dataset as (image, label) items, each named in every error."""
 
 import copy
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -200,21 +201,20 @@ class LabeledImages(torch.utils.data.Dataset):
 
     def common_size(self, num_images: int) -> tuple[int, int] | None:
         """Return (height, width) of the images, by the headers of `num_images` evenly spread ones; None: several."""
-        spread = self.subset(evenly_spread(len(self), num_images))
-        sizes = (check_header(bytes(data), name) for data, name in spread._files())
+        spread = self._files(evenly_spread(len(self), num_images))
+        sizes = (check_header(bytes(data), name) for data, name in spread)
         first = next(sizes)
         return first if all(size == first for size in sizes) else None
 
-    def _files(self) -> Iterator[tuple[Any, str]]:
-        """Yield each image as it is encoded, bytes or a buffer of them, and how messages name it."""
+    def _files(self, indices: Sequence[int] | None = None) -> Iterator[tuple[Any, str]]:
+        """Yield each image, or those at `indices`, encoded, bytes or a buffer of them, and how messages name it."""
         columns = self.rows.select_columns([self.image_column]).with_format("arrow")
-        index = 0
+        columns, numbers = (columns, itertools.count()) if indices is None else (columns.select(indices), iter(indices))
         for batch in columns.iter(_ROWS_AT_ONCE):
             for cell in batch[self.image_column]:
                 path, data = cell["path"].as_py(), cell["bytes"].as_buffer()
-                name = self._row_name(index, {"path": path})
+                name = self._row_name(next(numbers), {"path": path})
                 yield self._read_file(path, name) if data is None else data, name
-                index += 1
 
     def shares_images(self, other: "LabeledImages") -> bool:
         """Return whether images of another dataset are here too.

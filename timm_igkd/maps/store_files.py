@@ -236,11 +236,8 @@ def stored_rows(out: Path, provenance: Manifest) -> Iterator[dict[str, Any]]:
 def rows_at(out: Path, provenance: Manifest, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the rows at ascending numbers, as the shards hold them; only the shards that hold one are read."""
     for shard, chosen in itertools.groupby(indices, lambda index: index // provenance.shard_rows):
-        table, first = (
-            read_shard(shard_path(out, provenance, shard), provenance, shard),
-            provenance.rows_of(shard).start,
-        )
-        yield from table.take([index - first for index in chosen]).to_pylist()
+        table = read_shard(shard_path(out, provenance, shard), provenance, shard)
+        yield from table.take([index - provenance.rows_of(shard).start for index in chosen]).to_pylist()
 
 
 def keys_hash(keys: Iterable[str]) -> str:
