@@ -31,6 +31,7 @@ from studies.evaluation import RunEvaluator
 from studies.rows import StudyRows
 from studies.training import create_trainer
 from studies.withheld import refuse_shared_runs, refuse_withheld_rows
+from timm_igkd.__main__ import entry
 from timm_igkd.cli.exit_codes import run_reporting_errors
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.environment import environment
@@ -272,4 +273,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry(main)

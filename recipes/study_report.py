@@ -5,11 +5,11 @@ python recipes/study_report.py --spread top1 recipes/configs/study_real.yaml    
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from studies import require_report_packages
 from studies.config import load_study
+from timm_igkd.__main__ import entry
 from timm_igkd.cli.exit_codes import run_reporting_errors
 
 _HERE = Path(__file__).parent
@@ -56,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry(main)

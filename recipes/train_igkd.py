@@ -10,13 +10,15 @@ Everything is written under runs/<name>/. A stage whose output is complete is sk
 
 import sys
 
-from timm_igkd.cli.distill_command import distill_command
+from timm_igkd.__main__ import entry
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; bad input is one line and exit code 2."""
+    from timm_igkd.cli.distill_command import distill_command  # Ctrl-C is one line while that is imported
+
     return distill_command(sys.argv[1:] if argv is None else argv, "train_igkd", __doc__)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry(main)

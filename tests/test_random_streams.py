@@ -11,6 +11,7 @@ import torch
 from timm_igkd.random_streams import (
     StreamIndices,
     derive_seed,
+    fixed_noise,
     generator,
     restored_state,
     seed_global,
@@ -21,6 +22,20 @@ from timm_igkd.random_streams import (
 
 def global_draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+@pytest.mark.parametrize("draw", [torch.rand, torch.randn])
+def test_fixed_noise_is_the_same_whatever_was_drawn_and_the_default_dtype(draw):
+    state, plain = torch.get_rng_state(), fixed_noise(2, 3, draw=draw)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = fixed_noise(2, 3, draw=draw)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert again.dtype == torch.float32
+    assert torch.equal(again, plain)
+    assert len(plain.unique()) == 6
 
 
 def test_seed_repeats():

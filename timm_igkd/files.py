@@ -20,6 +20,8 @@ import yaml
 
 from timm_igkd.errors import InputError, MissingFileError, UserError, check_path, first_line
 
+MARKERS = ".stages"
+"""The folder of the markers of a run's stages, by which a run's folder is known."""
 _EXPONENT_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_locked_temporary` names them
 _DEEPEST, _MOST_PARTS = 20, 100_000  # of what YAML holds

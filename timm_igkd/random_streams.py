@@ -8,12 +8,13 @@ import os
 import random
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 import xxhash
+from torch import Tensor
 
 from timm_igkd.errors import InputError
 
@@ -39,6 +40,16 @@ def uniforms(seed: int, purpose: str, *indices: int) -> tuple[float, float]:
     """Return two uniform numbers in [0, 1) of one stream, straight from the hash: no generator to set up per image."""
     bits = xxhash.xxh3_128_intdigest(_packed(seed, purpose, indices))
     return (bits & (1 << 53) - 1) * 2.0**-53, (bits >> 64 & (1 << 53) - 1) * 2.0**-53
+
+
+def fixed_noise(*shape: int, draw: Callable[..., Tensor] = torch.rand) -> Tensor:
+    """Return float32 noise of a shape, always the same whatever torch's default dtype; draws from no global stream.
+
+    Args:
+        shape: of the noise.
+        draw: torch.rand, [0, 1), or torch.randn.
+    """
+    return draw(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 class StreamIndices:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -142,10 +143,12 @@ def test_every_command_names_a_function_that_is_there():
 # ---- Ctrl-C ----
 
 
-def interrupted(tmp_path: Path, ready: str, *argv: str, delay: float = 0.0) -> tuple[int, str, str]:
+def interrupted(
+    tmp_path: Path, ready: str, *argv: str, delay: float = 0.0, door: Sequence[str] = ("-m", "timm_igkd")
+) -> tuple[int, str, str]:
     """Start timm-igkd, interrupt it `delay` after it has mapped a library whose path holds `ready`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "timm_igkd", *argv],
+        [sys.executable, *door, *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -193,6 +196,29 @@ def test_interrupt_is_one_line_and_130_from_the_first_second_on(ready, delay, tm
     assert (code, output) == (130, "")
     (line,) = error.splitlines()
     assert line.startswith("timm-igkd: error: interrupted")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_the_recipe_that_is_a_door_ends_likewise(tmp_path):
+    door = [str(RECIPES / "train_igkd.py")]
+    code, output, error = interrupted(tmp_path, "libtorch_cpu", "--output-dir", str(tmp_path / "runs"), door=door)
+    assert (code, output) == (130, "")
+    (line,) = error.splitlines()
+    assert "error: interrupted" in line
+
+
+@pytest.mark.parametrize(
+    "script", ["recipes/train_igkd.py", "recipes/study.py", "recipes/study_report.py", "hub/push_student.py"]
+)
+def test_scripts_that_are_doors_print_what_an_encoding_cannot_hold(script, tmp_path):
+    """Errors name what the user gave."""
+    env = subprocess_environment(tmp_path) | {"PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, str(RECIPES.parent / script), "no\u202fsuch", "--repo-id", "u/x"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()[-1:]
+    assert "error: " in line
+    assert "\\u202f" in line or "--repo-id" in line
 
 
 def test_interrupt_outside_an_import_is_pythons():

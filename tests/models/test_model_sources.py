@@ -221,6 +221,9 @@ def test_the_home_folder_is_found_behind_local_dir(tmp_path, monkeypatch):
     save_model(timm.create_model("test_resnet", num_classes=2), tmp_path / "student")
     assert load_model("local-dir:~/student").num_classes == 2
     assert start_files("local-dir:~/student") == start_files(f"local-dir:{tmp_path / 'student'}") != []
+    weights = tmp_path / "student" / "model.safetensors"
+    for spec in ("test_resnet", "local-dir:~/student"):
+        assert start_files(spec, "~/student/model.safetensors")[-1] == start_files(spec, weights)[-1] == weights
 
 
 def test_a_model_of_one_channel_is_none_of_another_size():

@@ -1,6 +1,7 @@
 """The card of a store of maps."""
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +42,13 @@ def test_dataset_card_tells_the_provenance(store):
         assert part in card
     assert "all 10 images, in order" in card
     assert 'MapStore("user/maps")' in code_blocks(card)[0]
+
+
+def test_words_of_the_template_keep_their_spaces(store):
+    named = replace(store.provenance, dataset=replace(store.provenance.dataset, class_names=("a", "b")))
+    card = dataset_card(named, "user/maps")
+    assert "the image's label among 2 classes; -1" in card
+    assert re.search(r"\| Made with \| timm\\_igkd [\d.]+\w*, python [\d.]+, torch ", card)
 
 
 def test_card_of_a_prefix_says_so(store):

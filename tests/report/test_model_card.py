@@ -1,5 +1,6 @@
 """The model card of a run's student: results, settings, robustness, sources, seeds."""
 
+import json
 import re
 from dataclasses import replace
 from typing import get_args
@@ -326,6 +327,53 @@ def test_run_that_differs_in_more_than_its_seed_is_refused(plugin_run, tmp_path)
     config = yaml.safe_load((other / "config.yaml").read_text()) | {"temperature": 4.0}
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(InputError, match="temperature differs"):
+        read_run(plugin_run, [other])
+
+
+@pytest.mark.parametrize(
+    ("stage", "part", "name"),
+    [
+        ("teacher", "inputs", "class names"),
+        ("student", "inputs", "training images"),
+        ("student", "inputs", "unlabelled images"),
+        ("student", "inputs", "student's files"),
+        ("student", "launch", "num_processes"),
+        ("evaluate", "inputs", "test images"),
+    ],
+)
+def test_run_that_read_other_things_or_was_launched_otherwise_is_refused(stage, part, name, tmp_path):
+    first = make_run(tmp_path / "first", plain_student())
+    other = make_run(tmp_path / "other", plain_student(), seed=1)
+    own = {"inputs": {"teacher": "1", "maps": "1", "student": "1"}}  # a seed's own
+    for folder, value in ((first, "a"), (other, "b")):
+        (folder / ".stages").mkdir()
+        for each in ("teacher", "student", "evaluate"):
+            (folder / ".stages" / f"{each}.json").write_text(json.dumps(own | {part: {name: "a"}}))
+        (folder / ".stages" / f"{stage}.json").write_text(json.dumps(own | {part: {name: value, "maps": value}}))
+    with pytest.raises(InputError, match=f"{name} differs"):
+        read_run(first, [other])
+    (other / ".stages" / f"{stage}.json").write_text(json.dumps(own | {part: {name: "a", "maps": "b"}}))
+    assert len(read_run(first, [other]).seed_metrics) == 2
+
+
+@pytest.mark.parametrize("limit", ["train_limit", "test_limit"])
+def test_images_that_a_limit_draws_by_the_seed_may_differ(limit, tmp_path):
+    first = make_run(tmp_path / "first", plain_student())
+    other = make_run(tmp_path / "other", plain_student(), seed=1)
+    stage, name = ("student", "training images") if limit == "train_limit" else ("evaluate", "test images")
+    for folder in (first, other):
+        config = yaml.safe_load((folder / "config.yaml").read_text()) | {limit: 40}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / ".stages").mkdir()
+        (folder / ".stages" / f"{stage}.json").write_text(json.dumps({"inputs": {name: folder.name}}))
+    assert len(read_run(first, [other]).seed_metrics) == 2
+
+
+def test_run_that_was_tested_on_another_number_of_images_is_refused(plugin_run, tmp_path):
+    other = make_run(tmp_path / "other", plain_student(), seed=1)
+    metrics = json.loads((other / "metrics.json").read_text()) | {"n": 20}
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match="number of test images differs"):
         read_run(plugin_run, [other])
 
 

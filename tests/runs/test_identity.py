@@ -1,6 +1,7 @@
 """A stage is known by what it read: other images, labels, models or maps are refused, never used or kept in silence."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -128,6 +129,39 @@ def names_of(images: Path, split: str, names: list[str]) -> None:
     columns = {name: table[name] for name in table.column_names}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(str(path))
     shutil.rmtree(images / "cache")
+
+
+def renamed(images: Path, *names: str) -> None:
+    for split in ("train", "test"):
+        names_of(images, split, list(names))
+
+
+@pytest.mark.parametrize("names", [("class_1", "class_0"), ("class_0", "horse")])
+def test_other_class_names_of_the_same_images_are_refused(names, finished, recipe):
+    images, run, options = finished
+    renamed(images, *names)
+    outcome = recipe(*tiny_run(images, *options, "--compare"))
+    assert outcome.code == 2
+    assert "stage teacher" in outcome.error
+    assert "was made with other class names than are there now" in outcome.error
+    assert not (run / "arms").exists()
+
+
+def test_run_from_before_class_names_were_written_down_goes_on(finished, recipe):
+    images, run, options = finished
+    for marker in (run / ".stages").glob("*.json"):
+        content = json.loads(marker.read_text())
+        assert ("class names" in content["inputs"]) == (marker.stem not in ("export", "report"))
+        content["inputs"].pop("class names", None)
+        marker.write_text(json.dumps(content))
+    assert recipe(*tiny_run(images, *options)).code == 0
+
+
+def test_other_files_in_a_models_folder_are_none_of_a_runs_inputs(finished, recipe, teacher_folder):
+    images, _, options = finished
+    for name in (".DS_Store", "._model.safetensors", "model.onnx", "export.json", "README.md"):
+        (teacher_folder / name).write_bytes(b"x")
+    assert recipe(*tiny_run(images, *options)).code == 0
 
 
 def test_test_split_of_another_class_order_scores_the_same(recipe, tiny_images, tmp_path):

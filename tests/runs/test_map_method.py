@@ -40,6 +40,28 @@ def test_run_overlays_grad_cam_and_its_page_shows_the_score(
     assert '<section id="faithfulness">' in (run / "report" / "index.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("init", "name"), [("random", "test_resnet, trained from scratch"), ("pretrained", "fine-tuned")]
+)
+def test_maps_of_a_trained_teacher_are_not_called_those_of_timms(
+    init, name, recipe: Runner, command: Runner, teacher_folder, tiny_images, tmp_path
+) -> None:
+    images, run = two_splits(tiny_images), tmp_path / "runs" / "run"
+    start = ["--teacher", f"local-dir:{teacher_folder}", "--teacher-init", init] if init == "pretrained" else []
+    outcome = recipe(*tiny_run(images, *start, "--overlay-prob", 0.5))
+    assert outcome.code == 0, outcome.error
+    store = MapStore(run / "maps")
+    assert name in store.provenance.teacher.name
+    assert f"{name}`" in (run / "maps" / "README.md").read_text().partition("\n\n")[0]
+    checked = ["--dataset", images, "--split", "train", "--recompute", 2]
+    assert command("verify", "--maps", run / "maps", *checked).code == 0  # the teacher lies beside them
+    (run / "teacher").rename(tmp_path / "elsewhere")
+    outcome = command("verify", "--maps", run / "maps", *checked)
+    assert outcome.code == 2
+    assert "is not found from here" in outcome.error
+    assert "name the one that made it with --teacher" in outcome.error
+
+
 def test_teacher_without_a_map_leaves_no_folder(recipe: Runner, tiny_images, tmp_path) -> None:
     demo = ["--protocol", "demo", "--validation-split", "none", "--batch-size", 4]
     outcome = recipe("--map-method", "grad_cam", "--dataset", two_splits(tiny_images, size=8), *demo)

@@ -5,13 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from command_lines import Runner, tiny_run, two_splits
+from timm.data import resolve_model_data_config
 from tiny_parts import tiny_teacher
 
 from timm_igkd import evaluate, load_labeled_images, load_model, save_model
 from timm_igkd.errors import InputError
-from timm_igkd.models.loading import use_image_size
+from timm_igkd.models.loading import use_image_size, use_whole_images
 from timm_igkd.runs.batches import check_trainable
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.folder import RunFolder
@@ -72,6 +74,19 @@ def test_the_step_draws_nothing_of_the_hosts_random_numbers(images, accelerator)
     assert any(not torch.equal(after[name], weight) for name, weight in before.items())  # a step was made
 
 
+@pytest.mark.parametrize("change", ["small images", "whole images", "img_size", "model_args"])
+def test_a_model_measured_at_another_view_has_no_view_to_test_at_left(change):
+    arguments = {"img_size": 32} if change == "img_size" else {}
+    arguments |= {"model_args": {"img_size": 32}} if change == "model_args" else {}
+    model = load_model("vit_tiny_patch16_224" if change == "model_args" else "resnet10t", pretrained=False, **arguments)
+    assert change == "model_args" or timm.create_model("resnet10t").pretrained_cfg["test_crop_pct"] == 0.95
+    if change == "small images":
+        use_image_size(model, 32, 32)
+    if change == "whole images":
+        use_whole_images(model)
+    assert resolve_model_data_config(model, use_test_size=True) == resolve_model_data_config(model)
+
+
 def test_a_model_of_random_weights_that_cannot_read_small_images_keeps_its_size():
     model = tiny_teacher("test_convnext", size=64)
     with pytest.raises(InputError, match=r"cannot read images of 16 x 16 pixels .*--img-size"):
@@ -97,7 +112,7 @@ def test_a_model_is_evaluated_on_what_it_was_trained_on(
 ):
     """After a crop of the whole image on whole images; a teacher that is given keeps its own preprocessing."""
     teacher = tiny_teacher(size=16)
-    teacher.pretrained_cfg.update(crop_pct=0.5, test_crop_pct=0.7, crop_mode="center")
+    teacher.pretrained_cfg.update(crop_pct=0.5, test_crop_pct=0.7, test_input_size=(3, 24, 24), crop_mode="center")
     save_model(teacher, tmp_path / "start")
     given = ["--teacher", f"local-dir:{tmp_path / 'start'}", "--teacher-init", "pretrained"]
     done = recipe(*tiny_run(images, *given, "--teacher-epochs", int(is_trained), "--overlay-prob", 0, *options))
@@ -107,6 +122,9 @@ def test_a_model_is_evaluated_on_what_it_was_trained_on(
         own = json.loads((folder / name / "config.json").read_text())["pretrained_cfg"]
         is_own = name == "teacher" and not is_trained
         assert (own["crop_pct"], own["crop_mode"]) == ((0.5, "center") if is_own else expected)
+        if expected == (1.0, "squash") and not is_own:  # timm's scripts, which test at another size, are to agree
+            kept = load_model(f"local-dir:{folder / name}")
+            assert resolve_model_data_config(kept, use_test_size=True) == resolve_model_data_config(kept)
     student = load_model(f"local-dir:{folder / 'student'}")
     found = evaluate(student, load_labeled_images(str(images), "test"), measure_latency=False).metrics
     assert found["top1"] == json.loads((folder / "metrics.json").read_text())["top1"]

@@ -30,6 +30,7 @@ from timm_igkd.attribution.ig_options import default_steps
 from timm_igkd.attribution.lighter_model import lighter_model
 from timm_igkd.attribution.options import Attribution, IGOptions, selected_output
 from timm_igkd.eval_mode import exact_arithmetic
+from timm_igkd.random_streams import fixed_noise
 
 
 def gauss_legendre(n_steps: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +69,7 @@ class FastEngine:
             self._pool = ChunkPool(workers or torch.get_num_threads())
         # What can be left out is found and checked with one input: noise, from a generator of its own, so that the
         # process's random numbers stay as they were.
-        example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        example = fixed_noise(1, *input_shape)
         self.model = lighter_model(model.to("cpu"), example)
         # oneDNN's and cuDNN's fast convolutions take channels last; another order would be copied at each layer. Only
         # theirs: `to` would ask it of every weight, and a lambda layer's has five dimensions.

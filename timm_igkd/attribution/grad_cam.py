@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from timm_igkd.attribution.ig_options import IGOptions, Output
 from timm_igkd.attribution.options import selected_output
 from timm_igkd.feature_maps import last_norm, through_head, weighted_features
+from timm_igkd.random_streams import fixed_noise
 
 
 class GradCAM:
@@ -57,6 +58,6 @@ class GradCAM:
 def check_method(model: nn.Module, options: IGOptions, input_shape: tuple[int, ...]) -> None:
     """Raise InputError where a teacher in eval mode, fed [C, H, W], has no map by the method that was asked for."""
     if options.method == "grad_cam":
-        example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        example = fixed_noise(1, *input_shape)
         own = next(model.parameters(), example)
         last_norm(model, example.to(own.device), input_shape[1:])

@@ -15,6 +15,7 @@ from timm_igkd.attribution.chunk_pool import one_thread
 from timm_igkd.attribution.lighter_model import outputs_and_gradient
 from timm_igkd.errors import InputError, RunError, first_line
 from timm_igkd.eval_mode import bare_model, check_model, copy_model, exact_arithmetic
+from timm_igkd.random_streams import fixed_noise
 
 _NEEDED = ("input_size", "mean", "std")
 
@@ -68,7 +69,7 @@ def answer_to_noise(teacher: Any) -> tuple[float, ...]:
         teacher: of `teacher_copy`.
     """
     shape = tuple(get_model_input_config(teacher)["input_size"])
-    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    image = fixed_noise(1, *shape)
     is_there = all(tensor.device.type == "cpu" for tensor in teacher.parameters())
     with one_thread(), exact_arithmetic(image.device):
         logits = (teacher if is_there else copy.deepcopy(teacher).to("cpu"))(image)[0]
@@ -104,7 +105,7 @@ def _make_weights_plain(model: nn.Module) -> None:
 def _try(model: Any, shape: tuple[int, ...]) -> None:
     """Raise unless the model gives an image logits that have a gradient and are its own; let it say how many."""
     name, device = type(model).__name__, next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(device)
+    images = fixed_noise(2, *shape).to(device)
     remedy = "choose another img_size, or set a pretrained_cfg whose input_size it reads"
     try:
         with torch.no_grad(), exact_arithmetic(device):

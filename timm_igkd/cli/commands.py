@@ -167,8 +167,10 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def _teacher_of(store: MapStore, args: argparse.Namespace) -> nn.Module:
-    """Return the teacher that made a store, by what was given or by the name that the store tells."""
-    name = args.teacher or store.provenance.teacher.name
+    """Return the teacher that made a store: what was given, that of its run, or what goes by the name that it tells."""
+    of_run = store.path.absolute().parent / "teacher"  # what a run trained goes by no other name
+    own = f"local-dir:{of_run}" if (of_run / "config.json").exists() else store.provenance.teacher.name
+    name = args.teacher or own
     try:
         teacher = model_from(args, "teacher") if args.teacher else load_model(name, role="teacher")
     except (InputError, MissingFileError) as error:

@@ -12,8 +12,8 @@ from timm_igkd.cli.definitions import DISTILL_SUMMARY
 from timm_igkd.cli.exit_codes import RUN_INTERRUPTED, run_reporting_errors
 from timm_igkd.cli.freed_memory import keep_freed_memory
 from timm_igkd.errors import InputError, UserError
-from timm_igkd.files import read_mapping
-from timm_igkd.runs.checks import MARKERS, check_checkpoint
+from timm_igkd.files import MARKERS, read_mapping
+from timm_igkd.runs.checks import check_checkpoint
 from timm_igkd.runs.parsing import OneLineParser, flag_of, parse_config, with_hyphens
 from timm_igkd.runs.settings import RunConfig
 

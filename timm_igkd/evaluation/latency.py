@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from timm_igkd.environment import environment
+from timm_igkd.random_streams import fixed_noise
 
 BATCH_SIZES = (1, 64)
 LEAST_REPEATS = 5
@@ -62,7 +63,7 @@ def time_models(
 
 def _forward(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> Callable[[], None]:
     floats = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, floats.dtype)
+    inputs = fixed_noise(*shape, draw=torch.randn).to(device, floats.dtype)
 
     def forward() -> None:
         model(inputs)

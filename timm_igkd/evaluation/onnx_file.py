@@ -21,6 +21,7 @@ from timm_igkd.models.arguments import model_data_config
 from timm_igkd.models.folder_config import check_preprocessing
 from timm_igkd.models.loading import count_macs, count_parameters
 from timm_igkd.models.output_names import check_reads_colour, names_in_order
+from timm_igkd.random_streams import fixed_noise
 from timm_igkd.records import parse_record
 
 OPSET = 18
@@ -128,7 +129,7 @@ def write_onnx(model: nn.Module, path: Path, class_names: Sequence[str] | None =
             raise InputError(f"an ONNX file is of a float32 model, {name} is {tensor.dtype}; call model.float()")
     with eval_mode(model, device="cpu"):
         metadata = describe_model(model, class_names)
-        noise = torch.rand(3, *metadata.input_size, generator=torch.Generator().manual_seed(0))
+        noise = fixed_noise(3, *metadata.input_size)
         with torch.inference_mode():
             check_logits("model", model(noise[:2]))
         _export(model, noise[:2], path)

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from timm_igkd.errors import RunError
 from timm_igkd.evaluation.latency import Timing, time_in_turn
 from timm_igkd.evaluation.onnx_file import missing_onnx_packages, open_session, write_onnx
+from timm_igkd.random_streams import fixed_noise
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def time_files(paths: Sequence[Path], *, seconds: float = 1.0, threads: int | No
     """
     sessions = [open_session(path, threads) for path in paths]
     (entry,) = sessions[0].get_inputs()
-    image = torch.rand(1, *entry.shape[1:], generator=torch.Generator().manual_seed(0))
+    image = fixed_noise(1, *entry.shape[1:])
     feed = {entry.name: image.numpy()}
     return time_in_turn([partial(session.run, None, feed) for session in sessions], seconds)
 

@@ -20,6 +20,7 @@ from timm_igkd.evaluation.onnx_file import OnnxMetadata, open_session, quiet_lib
 from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.record import Quantisation, images_of
 from timm_igkd.models.arguments import model_data_config
+from timm_igkd.random_streams import fixed_noise
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _BATCH = 32
@@ -117,7 +118,7 @@ def check_quantisable(source: Path, input_size: Sequence[int]) -> None:
         source: float32, of any weights; files beside it are written and removed.
         input_size: (C, H, W) of the noise that it is calibrated with.
     """
-    noise, target = torch.rand(2, *input_size, generator=torch.Generator().manual_seed(0)), source.with_suffix(".int8")
+    noise, target = fixed_noise(2, *input_size), source.with_suffix(".int8")
     try:
         for float_edges in (False, True):
             quantise(source, target, [noise], float_edges=float_edges)

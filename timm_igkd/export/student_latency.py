@@ -22,6 +22,7 @@ from timm_igkd.export.int8 import quantise
 from timm_igkd.export.record import FILES, Format
 from timm_igkd.files import json_bytes
 from timm_igkd.intervals import three_digits
+from timm_igkd.random_streams import fixed_noise
 from timm_igkd.records import read_record, write_record
 
 TIMING_S = 2.0
@@ -138,7 +139,7 @@ def _network(model: nn.Module) -> str:
 
 
 def _measure(model: nn.Module, formats: tuple[Format, ...], folder: Path) -> tuple[StudentFile, ...]:
-    image = torch.rand(1, *get_model_input_config(model)["input_size"], generator=torch.Generator().manual_seed(0))
+    image = fixed_noise(1, *get_model_input_config(model)["input_size"])
     paths = [folder / FILES[format] for format in formats]
     _write_quickly(model, image, paths[0])
     if "onnx-int8" in formats:

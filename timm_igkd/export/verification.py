@@ -20,6 +20,7 @@ from timm_igkd.evaluation.onnx_model import load_onnx_model
 from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import ExportedFile, Format, Images, file_sha256, images_of
 from timm_igkd.models.arguments import model_data_config
+from timm_igkd.random_streams import fixed_noise
 
 TIMING_S = 4.0
 NOISE_IMAGES = 64
@@ -121,7 +122,7 @@ def _logits(
     """Return each model's logits, and the outputs that the labels name; of noise there are none."""
     if dataset is None:
         size = model_data_config(models[0])["input_size"]
-        noise = torch.randn(NOISE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
+        noise = fixed_noise(NOISE_IMAGES, *size, draw=torch.randn)
         with torch.inference_mode():
             return [model(noise) for model in models], None
     if len(dataset) == 0:

@@ -70,7 +70,7 @@ def render_card(template: str, **values: Any) -> str:
 
 
 def _escaped(value: Any) -> Any:
-    return cell(value) if isinstance(value, str) and not isinstance(value, Markdown) else value
+    return _plain(value) if isinstance(value, str) and not isinstance(value, Markdown) else value
 
 
 def sign(card: str) -> str:
@@ -115,10 +115,13 @@ def verbatim(value: Any) -> Markdown:
 
 def cell(value: Any) -> Markdown:
     """Return a value as plain text of Markdown, also of a table's cell: no mark and no HTML of its own."""
-    if isinstance(value, Markdown):
-        return value
-    text = re.sub(r"[ \t\r\n\f\v]+", " ", str(value)).strip()  # thin spaces before units stay
-    return Markdown(re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text))
+    return value if isinstance(value, Markdown) else _plain(str(value).strip())
+
+
+def _plain(text: str) -> Markdown:
+    """Return text without marks; spaces at its ends stay, for a template's own words have some."""
+    spaced = re.sub(r"[ \t\r\n\f\v]+", " ", text)  # thin spaces before units stay
+    return Markdown(re.sub(r"([\\`*_|<>\[\]])", r"\\\1", spaced))
 
 
 def public_name(name: str) -> str:

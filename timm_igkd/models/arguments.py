@@ -22,6 +22,8 @@ _LOADING = frozenset(
     "hf_hub_id hf_hub_filename source custom_load".split()
 )
 """Arguments of timm's factories that load something or return something else than the classifier."""
+NO_TEST_VIEW = {"test_input_size": None, "test_crop_pct": None}
+"""Entries of `pretrained_cfg` where a model is measured at a view of ours: timm's scripts are to test at no other."""
 _ADDRESSES = ("hf-hub:", "hf_hub:", "local-dir:", "file:", "~")
 _SHARES = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
 
@@ -108,4 +110,4 @@ def built_size(model: nn.Module) -> dict[str, Any]:
     """Return the entries of `pretrained_cfg` that an `img_size` given to `timm.create_model` changes."""
     size, config = tuple(get_model_input_config(model)["input_size"]), cast(dict[str, Any], model.pretrained_cfg)
     is_known = size[1:] == tuple(config.get("input_size", size))[1:]
-    return {} if is_known else {"input_size": size, "test_input_size": None}
+    return {} if is_known else {"input_size": size, **NO_TEST_VIEW}

@@ -117,17 +117,22 @@ def _check_folder(folder: Path, role: str, needs_weights: bool) -> None:
 def start_files(spec: str, checkpoint: str | Path | None = None) -> list[Path]:
     """Return the files on this machine that a model's weights come from; none where a Hub's file is not cached."""
     source, _, rest = expand_home(spec).partition(":")
+    own = [] if checkpoint is None else [Path(os.path.expanduser(checkpoint))]
     if source == "local-dir":
-        files = sorted(path for path in Path(rest).glob("*") if path.is_file() and path.suffix != ".md")
-        return files if checkpoint is None else [*files, Path(checkpoint)]
-    if checkpoint is not None:
-        return [Path(checkpoint)]
+        files = sorted(path for path in Path(rest).glob("[!.]*") if path.is_file() and _is_of_model(path.name))
+        return [*files, *own]
+    if own:
+        return own
     repo_id, _, revision = rest.partition("@")
     url = ""
     if source != "hf-hub":
         repo_id, url = _origin(spec)
     found = cached_file(repo_id, WEIGHT_FILES, revision or None) if repo_id else url_file(url) if url else None
     return [] if found is None or not found.exists() else [found]
+
+
+def _is_of_model(name: str) -> bool:
+    return name == "config.json" or name.endswith(_WEIGHT_SUFFIXES)
 
 
 def fetch_weights(name: str) -> Path | None:

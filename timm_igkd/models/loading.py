@@ -23,7 +23,7 @@ from timm_igkd.errors import InputError, InputTypeError, RunError, check_count, 
 from timm_igkd.eval_mode import bare_model, eval_mode, frozen
 from timm_igkd.files import given_path
 from timm_igkd.hub.weights import fetch_folder
-from timm_igkd.models.arguments import built_size, check_model_arguments, check_of_timm
+from timm_igkd.models.arguments import NO_TEST_VIEW, built_size, check_model_arguments, check_of_timm
 from timm_igkd.models.checkpoint import (
     check_spec,
     fetch_weights,
@@ -108,7 +108,7 @@ def load_model(
     check_preprocessing(_cfg(model), f"pretrained_cfg of {spec!r}", channels=channels)
     _cfg(model).update(resized := built_size(model))
     if img_size is not None:
-        _cfg(model).update(input_size=(channels, img_size, img_size), test_input_size=None)
+        _cfg(model).update(input_size=(channels, img_size, img_size), **NO_TEST_VIEW)
     if img_size is not None or resized or model_args or ":" in source:
         correct = f"correct {args_flag}{' or its config.json' * (':' in source)}"
         other = "--img-size" if img_size is not None else f"img_size in {args_flag}" if resized and model_args else ""
@@ -192,12 +192,12 @@ def use_image_size(model: nn.Module, height: int, width: int) -> None:
     if not config.get("fixed_input_size") and max(width, height) < config["input_size"][1]:
         remedy = "choose another --img-size than that of these images"
         _check_reads(model, config["architecture"], (3, height, width), remedy)
-        config.update(input_size=(3, height, width), crop_pct=1.0, test_input_size=None)
+        config.update(input_size=(3, height, width), crop_pct=1.0, **NO_TEST_VIEW)
 
 
 def use_whole_images(model: nn.Module) -> None:
     """Let a model be evaluated as it is trained on images that are not cut: whole, scaled to its input size."""
-    _cfg(model).update(crop_pct=1.0, test_crop_pct=None, crop_mode="squash")
+    _cfg(model).update(crop_pct=1.0, crop_mode="squash", **NO_TEST_VIEW)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

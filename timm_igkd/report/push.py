@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from timm_igkd.errors import InputError, MissingFileError, RunError, check_kind, listed
 from timm_igkd.eval_mode import bare_model
@@ -20,6 +20,7 @@ from timm_igkd.hub.errors import with_retries
 from timm_igkd.hub.transport import TIMEOUT_S, Publication, Pushed, check_repo_id, hub_session, publish, require_login
 from timm_igkd.models.arguments import check_of_timm, model_data_config
 from timm_igkd.models.loading import load_model, save_model, weights_hash
+from timm_igkd.random_streams import fixed_noise
 from timm_igkd.report.card import model_card
 from timm_igkd.report.companions import (
     EVAL_RESULT,
@@ -232,13 +233,9 @@ def _difference(model: nn.Module, found: nn.Module) -> str | None:
     changed = [key for key in here if here[key] != there.get(key)]
     if changed:
         return f"{changed[0]} of the preprocessing is {there.get(changed[0])}, here {here[changed[0]]}"
-    images = _fixed_input(here)
+    images = fixed_noise(2, *here["input_size"], draw=torch.randn)
     with torch.inference_mode():
         expected, output = model(images), found(images)
     if not torch.allclose(expected, output, rtol=1e-4, atol=1e-5 * float(expected.abs().max()) + 1e-12):
         return f"outputs differ by up to {float((expected - output).abs().max()):.3g} on a fixed input"
     return None
-
-
-def _fixed_input(data_config: dict[str, Any]) -> Tensor:
-    return torch.randn((2, *data_config["input_size"]), generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from timm_igkd.errors import InputError
 from timm_igkd.evaluation.comparison import seed_interval
-from timm_igkd.files import read_mapping
+from timm_igkd.files import MARKERS, read_mapping
 from timm_igkd.hub.cards import hub_dataset_id, public_name
 from timm_igkd.maps.manifest import Provenance
 from timm_igkd.report.run_files import Metrics, read_maps, read_metrics
@@ -22,6 +22,7 @@ _ORIGINS = {
     "teacher": "the weights of the teacher's kept layers",
 }
 _NUMBERS = ("overlay_prob", "distill_loss_weight", "attention_loss_weight", "explanation_loss_weight")
+_OF_SEED = {"teacher", "student", "maps"}
 _SAME_RUN = {"seed", "name", "output_dir", "resume", "workers", "trackers"}
 
 # What a card calls a setting, and how the page's setup says it. One that is not here is shown by its own name; None: it
@@ -166,9 +167,12 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
             raise InputError(
                 f"runs of several seeds need metrics.json each; {str(other if metrics else folder)!r} has none"
             )
-        different = [k for k in {*config, *found} - _SAME_RUN if config.get(k) != found.get(k)]
+        different = sorted(k for k in {*config, *found} - _SAME_RUN if config.get(k) != found.get(k))
+        if not different:
+            different = _different_reads(folder, other, config)
+            different += ["number of test images"] * (metrics.n != result.n)
         if different or found.get("seed") in seeds:
-            what = f"{sorted(different)[0]} differs" if different else f"seed {found.get('seed')} is there already"
+            what = f"{different[0]} differs" if different else f"seed {found.get('seed')} is there already"
             raise InputError(
                 f"{str(other)!r} is no run of {str(folder)!r} with another seed alone: {what}; leave it out"
             )
@@ -181,6 +185,23 @@ def read_run(folder: Path, seed_runs: Sequence[Path] = (), *, finished: bool = F
         provenance=read_maps(folder),
         seed_metrics=[metrics, *seed_metrics] if metrics and seed_metrics else (),
     )
+
+
+def _different_reads(folder: Path, other: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return in what two runs of equal settings differ but for the seed: what they read, and how they were launched.
+
+    As far as the markers of both tell it. Maps and a trained teacher are a seed's own, and so are images that it draws.
+    """
+    drawn = {"training images": config.get("train_limit"), "test images": config.get("test_limit")}
+    different: list[str] = []
+    for stage in ("teacher", "student", "evaluate"):
+        mine, theirs = (_read(path / MARKERS / f"{stage}.json") for path in (folder, other))
+        for part in ("inputs", "launch"):
+            here, there = mine.get(part), theirs.get(part)
+            if isinstance(here, dict) and isinstance(there, dict):
+                known = [name for name in here.keys() & there.keys() - _OF_SEED if not drawn.get(name)]
+                different += sorted(name for name in known if here[name] != there[name])
+    return different
 
 
 def _check_numbers(config: Mapping[str, Any], path: Path) -> None:

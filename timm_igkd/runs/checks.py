@@ -18,8 +18,8 @@ from timm_igkd.runs.protocols import PRESETS, PerProtocol
 if TYPE_CHECKING:
     from timm_igkd.runs.settings import RunConfig
 
-MARKERS = ".stages"
-"""The folder of the markers of a run's stages, by which its folder is known."""
+CLASS_NAMES = "class names"
+"""What a stage reads of them, as its marker calls it; one of before that was written does not tell."""
 _type_hints = functools.cache(get_type_hints)
 _PLAIN = (bool, int, float, str)  # in this order: a bool is an int
 _PLAIN_VALUES = "; give text, numbers, booleans, None, or lists and mappings of these"
@@ -174,7 +174,7 @@ def _check_student(config: "RunConfig") -> None:
 def check_checkpoint(config: "RunConfig", name: str) -> None:
     """Raise MissingFileError where the weights of the model `name`, teacher or student, are to come from no file."""
     checkpoint = getattr(config, f"{name}_checkpoint")
-    if checkpoint and not Path(checkpoint).is_file():
+    if checkpoint and not Path(os.path.expanduser(checkpoint)).is_file():
         raise MissingFileError(f"no checkpoint file {checkpoint!r} (--{name}-checkpoint)")
 
 

@@ -235,6 +235,7 @@ def build_maps(config: RunConfig, teacher: nn.Module, data: RunData, out: Path) 
     """
     check_own_maps(config, out)
     reads_maps = config.reads_maps
+    trained = "trained from scratch" if config.teacher_init == "random" else "fine-tuned"
     compute_maps(
         teacher,
         data.mapped,
@@ -243,7 +244,7 @@ def build_maps(config: RunConfig, teacher: nn.Module, data: RunData, out: Path) 
         engine=config.engine if reads_maps else "fast",
         map_size=config.map_size if reads_maps else None,
         logits=config.stored_logits,
-        teacher_name=config.teacher,
+        teacher_name=f"{config.teacher}, {trained}" if config.teacher_epochs else config.teacher,
     )
 
 

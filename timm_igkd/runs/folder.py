@@ -1,14 +1,16 @@
 """The folder of a run: where each of its files lies, and what its stages read, as hashes."""
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from accelerate import Accelerator
 from timm.models import get_model_input_config
 from torch import nn
@@ -18,11 +20,11 @@ from timm_igkd.export.budget import Budget
 from timm_igkd.export.record import FILES, RECORD, Format
 from timm_igkd.export.students import RECORD as STUDENTS
 from timm_igkd.export.students import StudentsRecord, find_students, read_students
-from timm_igkd.files import exclusive, hash_files, remove_abandoned
+from timm_igkd.files import MARKERS, exclusive, hash_files, remove_abandoned
 from timm_igkd.maps.scores import SCORE
 from timm_igkd.models.checkpoint import start_files
 from timm_igkd.records import remove_written_apart
-from timm_igkd.runs.checks import MARKERS
+from timm_igkd.runs.checks import CLASS_NAMES
 from timm_igkd.runs.data import RunData
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.runs.stages import is_same_setting
@@ -187,19 +189,22 @@ class RunInputs:
 
     def __init__(self, config: RunConfig, data: RunData, folder: RunFolder):
         self.config, self.data, self.folder = config, data, folder
+        self._start = cache(self._start_hash)
 
     def of(self, stage: StageName) -> dict[str, str]:
         """Return what a stage reads, by name as a message calls it; what is not there yet has an empty hash."""
+        names = {CLASS_NAMES: xxhash.xxh3_128_hexdigest(json.dumps(self.data.train.class_names).encode())}
         if stage == "teacher":
-            return (self._fitted if self.config.teacher_epochs > 0 else {}) | self._teacher_start
+            return names | (self._fitted if self.config.teacher_epochs > 0 else {}) | self._start("teacher")
         if stage == "maps":
-            return {"training images": self.data.train_hash, "teacher": self._model("teacher")} | self._unlabeled
+            made = {"training images": self.data.train_hash, "teacher": self._model("teacher")}
+            return names | made | self._unlabeled
         if stage == "student":
             made = {"teacher": self._model("teacher"), "maps": self._maps}
-            return self._fitted | made | self._unlabeled | self._student_start
+            return names | self._fitted | made | self._unlabeled | self._start("student")
         if stage == "evaluate":
             models = {name: self._model(name) for name in ("teacher", "student")}
-            return {"test images": self.data.test_hash} | models
+            return names | {"test images": self.data.test_hash} | models
         if stage == "export":
             images = {"training images": self.data.train_hash, "test images": self.data.test_hash}
             return images | {"student": self._model("student")}
@@ -216,15 +221,7 @@ class RunInputs:
     def _unlabeled(self) -> dict[str, str]:
         return {} if self.config.unlabeled is None else {"unlabelled images": self.data.unlabeled_hash}
 
-    @cached_property
-    def _teacher_start(self) -> dict[str, str]:
-        return self._start("teacher")
-
-    @cached_property
-    def _student_start(self) -> dict[str, str]:
-        return self._start("student")
-
-    def _start(self, name: str) -> dict[str, str]:
+    def _start_hash(self, name: str) -> dict[str, str]:
         """Return the hash of the files that a model starts from, nothing where none is on this machine (any more)."""
         if getattr(self.config, f"{name}_init") != "pretrained":
             return {}

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 
 from timm_igkd.environment import environment
 from timm_igkd.errors import InputError
+from timm_igkd.files import MARKERS
 from timm_igkd.records import read_record, write_record
-from timm_igkd.runs.checks import MARKERS
+from timm_igkd.runs.checks import CLASS_NAMES
 from timm_igkd.runs.settings import RunConfig, StageName
 from timm_igkd.training.accelerator import launch_change, launch_of
 
@@ -261,7 +262,7 @@ class Stages:
 
     def _check_inputs(self, stage: Stage, found: Mapping[str, str]) -> None:
         for what, read in self.inputs(stage.name).items():
-            if found.get(what) != read:
+            if found.get(what, read if what == CLASS_NAMES else None) != read:
                 raise InputError(
                     f"stage {stage.name} of {self.run_dir} was made with other {what} than are there now; restore "
                     "them, choose another --name, or delete the folder"
