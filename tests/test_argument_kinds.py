@@ -279,7 +279,7 @@ def test_slip_is_one_line_of_ours_before_anything_is_written(slip, model, store,
 
 def test_whole_numbers_may_be_numpys_or_torchs(model):
     given = {"batch_size": np.int64(3), "num_workers": np.uint8(0), "class_indices": torch.tensor([1, 0])}
-    found, plain = evaluate(model, **given), evaluate(model, class_indices=[1, 0])
+    found, plain = evaluate(model, **given), evaluate(model, batch_size=3, num_workers=0, class_indices=[1, 0])
     assert found.metrics == plain.metrics
 
 

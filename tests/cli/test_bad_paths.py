@@ -218,6 +218,23 @@ def test_verify_refuses_a_teacher_that_it_would_not_ask(options, command: Runner
     assert "has no effect without --" in outcome.error
 
 
+@pytest.mark.parametrize("classes", [5, 2])
+@pytest.mark.parametrize("asked", ["evaluate", "export", "maps"])
+def test_classifier_of_random_weights_is_refused(
+    asked, classes, command: Runner, teacher_folder, tiny_images, tmp_path
+):
+    """With the number that the folder's weights have, nothing changes."""
+    role = "teacher" if asked == "maps" else "model"
+    flags = [f"--{role}", f"local-dir:{teacher_folder}", f"--{role}-args", f"num_classes={classes}"]
+    flags += ["--out", tmp_path / ("m.json" if asked == "evaluate" else "out")]
+    data = ["--dataset", tiny_images(), "--split", "train"]
+    outcome = command(asked, *flags, *([] if asked == "export" else data), *["--n-steps", 2] * (asked == "maps"))
+    assert outcome.code == (0 if classes == 2 else 2), outcome.error
+    if classes == 5:
+        expected = f"which has 2 classes, a classifier of random weights; leave it out of --{role}-args, or give --"
+        assert f"num_classes=5 gives 'local-dir:{teacher_folder}', {expected}" in outcome.error
+
+
 def test_evaluate_refuses_options_of_a_teacher_without_one(command: Runner, tmp_path):
     data = ["--dataset", "digits", "--split", "train", "--out", tmp_path / "m.json"]
     outcome = command("evaluate", "--model", "test_resnet", *data, "--teacher-std", 1, 1, 1)

@@ -76,6 +76,46 @@ def test_parts_that_number_other_classes_are_refused(two_named):
         evaluate(model, ConcatDataset([images, other]), **QUIET)
 
 
+def named(names, order):
+    """Return a network of five classes, its outputs in an order of their own, by their names."""
+    model = tiny_teacher(size=16, classes=5).eval()
+    model.fc.weight.data, model.fc.bias.data = model.fc.weight.data[order], model.fc.bias.data[order]
+    model.pretrained_cfg["label_names"] = [names[i] for i in order]
+    return model
+
+
+@pytest.mark.parametrize("order", [[4, 3, 2, 1, 0], [1, 2, 3, 4, 0], [0, 1, 2, 3, 4]])
+def test_the_order_of_the_teachers_outputs_changes_nothing(order):
+    """Where the data set lacks some of the classes that both know."""
+    student, teacher = named("abcde", [0, 1, 2, 3, 4]), named("abcde", order)
+    images = ImageList([noise_image(seed) for seed in range(9)], [0, 1, 2] * 3)
+    images.classes = ["b", "d", "e"]
+    alone = evaluate(student, images, **QUIET).metrics
+    found = evaluate(student, images, teacher=teacher, **QUIET).metrics
+    same = ("top1", "top5", "loss", "ece", "top1_subset")
+    assert {name: found[name] for name in same} == {name: alone[name] for name in same}
+    assert {name: found["teacher"][name] for name in same} == pytest.approx({name: alone[name] for name in same})
+    assert found["agreement"] == 100
+    assert found["teacher_kl"] == pytest.approx(0, abs=1e-9)
+    assert "top1_all_classes" not in found
+
+
+def test_two_orders_of_classes_and_a_data_set_without_names_are_refused():
+    images = ImageList([noise_image(seed) for seed in range(3)], [0, 1, 2])
+    student, teacher = named("abcde", [0, 1, 2, 3, 4]), named("abcde", [0, 3, 2, 1, 4])
+    with pytest.raises(InputError, match=r"'b' is output 1 of the model and 3 of the teacher.*give class_indices and"):
+        evaluate(student, images, teacher=teacher, **QUIET)
+    both = {"class_indices": range(5), "teacher_class_indices": [0, 3, 2, 1, 4]}
+    assert evaluate(student, images, teacher=teacher, **both, **QUIET).metrics["agreement"] == 100
+
+
+def test_indices_that_contradict_the_names_decide():
+    images = ImageList([noise_image(seed) for seed in range(6)], [0, 1] * 3)
+    both = {"class_indices": [0, 1], "teacher_class_indices": [1, 0]}
+    student, teacher = named("abcde", [0, 1, 2, 3, 4]), named("abcde", [0, 1, 2, 3, 4])
+    assert "top1_all_classes" in evaluate(student, images, teacher=teacher, **both, **QUIET).metrics
+
+
 def test_student_and_teacher_of_other_outputs_agree_over_the_datasets_classes():
     teacher = ShadeReader(num_classes=6, answers=[4, 2])
     student = ShadeReader(num_classes=2)

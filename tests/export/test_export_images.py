@@ -8,6 +8,7 @@ from command_lines import two_splits
 from export_parts import smallest
 
 from timm_igkd import export_student, load_labeled_images
+from timm_igkd.data.labels import evenly_spread
 from timm_igkd.errors import InputError
 from timm_igkd.export import int8 as int8_module
 from timm_igkd.export import student as student_module
@@ -45,6 +46,18 @@ def test_images_whose_classes_lie_in_turn_are_chosen_of_every_class(classes):
         assert len(np.unique(labels[chosen])) == classes
     drawn = np.random.default_rng(0).permutation(labels)
     assert spread_indices(5120, 256, drawn) == spread_indices(5120, 256)
+
+
+@pytest.mark.parametrize(
+    ("total", "classes", "count", "least"),
+    [(10_000, 100, 50, 30), (10_000, 100, 100, 60), (10_000, 100, 200, 80), (10_000, 100, 400, 95), (1000, 10, 40, 10)],
+)
+def test_few_images_of_classes_that_lie_in_turn_are_of_many_classes(total, classes, count, least):
+    """Of 100 in turn, the first of 100 equal stretches are all of one class."""
+    labels = np.arange(total) % classes
+    assert len(np.unique(labels[evenly_spread(total, count, labels)])) >= least
+    for order in (np.sort(labels), np.random.default_rng(0).permutation(labels)):
+        assert evenly_spread(total, count, order) == evenly_spread(total, count)
 
 
 def test_calibrating_on_the_images_that_measure_accuracy_is_refused(tmp_path, tiny_images):

@@ -7,7 +7,7 @@ import torch
 from export_parts import SIZE
 
 from timm_igkd.evaluation.onnx_file import write_onnx
-from timm_igkd.export.int8 import quantise, weighted_layers
+from timm_igkd.export.int8 import edge_layers, quantise, weighted_layers
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -36,6 +36,16 @@ def test_standardised_weights_are_int8(tmp_path):
     quantise(source, target, [torch.rand(2, 3, 64, 64)])
     assert int8_layers(target) == [True] * 34
     assert target.stat().st_size < 0.45 * source.stat().st_size
+
+
+@pytest.mark.parametrize(("name", "heads"), [("deit_tiny_distilled_patch16_224", 2), ("deit_tiny_patch16_224", 1)])
+def test_edges_are_the_first_layer_and_all_heads(name, heads, tmp_path):
+    model = timm.create_model(name, img_size=32, depth=2, embed_dim=24, num_heads=2, num_classes=5).eval()
+    write_onnx(model, tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    layers = weighted_layers(proto)
+    assert edge_layers(proto) == [layers[0], *layers[-heads:]]
+    assert [node.op_type for node in proto.graph.node if node.name in layers[-heads:]] == ["Gemm"] * heads
 
 
 def write_computed(path, layers):

@@ -61,7 +61,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["teacher", "student"])
 def test_checkpoint_in_the_home_folder_is_found(name, recipe: Runner, images, tmp_path, monkeypatch, starts):
     monkeypatch.setenv("HOME", str(tmp_path))
-    save_model(tiny_teacher(classes=2, size=16, seed=3), tmp_path / "start")
+    save_model(tiny_teacher(classes=1000, size=16, seed=3), tmp_path / "start")
     given = [f"--{name}", "test_resnet", f"--{name}-init", "pretrained"]
     given += [f"--{name}-checkpoint=~/start/model.safetensors", "--overlay-prob", 0]
     done = recipe(*tiny_run(images, *given))

@@ -33,18 +33,30 @@ MOST_LOGIT_DIFFERENCE = 1e-3  # from logits computed again; between instruction 
 
 
 def model_from(args: argparse.Namespace, role: str, img_size: int | None = None) -> Any:
-    """Load the model that the options of `role` name, for images of another side where one is given."""
+    """Load the model that the options of `role` name, for images of another side where one is given.
+
+    Raises:
+        InputError: besides what `load_model` raises, a number of classes that no weights are there for.
+    """
     values = vars(args)
-    return load_model(
+    arguments, checkpoint = dict(values[f"{role}_args"] or ()), values[f"{role}_checkpoint"]
+    model: Any = load_model(
         values[role],
-        model_args=dict(values[f"{role}_args"] or ()),
-        checkpoint=values[f"{role}_checkpoint"],
+        model_args=arguments,
+        checkpoint=checkpoint,
         mean=values[f"{role}_mean"],
         std=values[f"{role}_std"],
         use_ema=values[f"{role}_use_ema"],
         img_size=img_size,
         role=role,
     )
+    wanted, own = arguments.get("num_classes"), model.pretrained_cfg.get("num_classes")
+    if checkpoint is None and wanted not in (None, own):
+        raise InputError(
+            f"num_classes={wanted} gives {values[role]!r}, which has {own} classes, a classifier of random weights; "
+            f"leave it out of {flag_name(role, 'args')}, or give {flag_name(role, 'checkpoint')}"
+        )
+    return model
 
 
 def evaluated_model_from(args: argparse.Namespace, role: str) -> Any:

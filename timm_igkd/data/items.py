@@ -89,8 +89,8 @@ def _own_item(dataset: Any, index: int, name: Name) -> tuple[Any, Any]:
     item = dataset[index]
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise InputTypeError(
-            f"{text(name)} is a {type(item).__name__}, expected (PIL image, label); "
-            "open rows of Hugging Face datasets with timm_igkd.load_labeled_images"
+            f"{text(name)} is a {type(item).__name__}, expected (PIL image, label); open a Hugging Face dataset by its "
+            'name or folder with timm_igkd.load_labeled_images, or wrap it to give (row["image"], row["label"])'
         )
     return item[0], item[1]
 

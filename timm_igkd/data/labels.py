@@ -17,6 +17,7 @@ from timm_igkd.errors import InputError, InputTypeError, nearest
 from timm_igkd.random_streams import generator
 
 _WORDNET_ID = re.compile(r"n\d{8}")
+_CLEARLY_FEWER = 0.8  # of the classes that a draw has
 
 UNLABELED = -1
 """The label of an image without one, as `datasets` and timm have it; a data set with labels may not hold it."""
@@ -92,7 +93,8 @@ def readable_names(names: Sequence[str]) -> list[str]:
 def evenly_spread(total: int, count: int, labels: np.ndarray | None = None) -> list[int]:
     """Return `count` of `total` rows: they are cut into `count` equal stretches, and the first row of each is taken.
 
-    Where classes lie in turn that would leave some of them out: then one of each stretch is drawn (seed 0).
+    Where classes lie in turn that would leave some of them out: then one of each stretch is drawn (seed 0), that is,
+    where a class of which five images or more were to be expected is not there, or the draw has clearly more classes.
 
     Args:
         total: rows.
@@ -101,10 +103,13 @@ def evenly_spread(total: int, count: int, labels: np.ndarray | None = None) -> l
     """
     count = min(count, total)
     starts = [k * total // max(1, count) for k in range(count + 1)]
-    if labels is not None and count and _leaves_out_a_class(labels, starts[:-1]):
-        draws = generator(0, "evenly spread")
-        return [int(draws.integers(low, high)) for low, high in itertools.pairwise(starts)]
-    return starts[:-1]
+    first = starts[:-1]
+    if labels is None or not count:
+        return first
+    draws = generator(0, "evenly spread")
+    drawn = [int(draws.integers(low, high)) for low, high in itertools.pairwise(starts)]
+    has_fewer = len(np.unique(labels[first])) < _CLEARLY_FEWER * len(np.unique(labels[drawn]))
+    return drawn if has_fewer or _leaves_out_a_class(labels, first) else first
 
 
 def _leaves_out_a_class(labels: np.ndarray, chosen: Sequence[int]) -> bool:

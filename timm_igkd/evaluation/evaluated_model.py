@@ -13,7 +13,13 @@ from timm_igkd.distillation.live_teacher import check_has_classifier, check_logi
 from timm_igkd.errors import InputError, RunError, check_indices
 from timm_igkd.eval_mode import in_precision_of, preprocessed_model
 from timm_igkd.models.arguments import model_data_config
-from timm_igkd.models.output_names import check_class_map, check_reads_colour, class_indices, output_names
+from timm_igkd.models.output_names import (
+    check_class_map,
+    check_reads_colour,
+    class_indices,
+    names_in_order,
+    output_names,
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,34 @@ def have_same_outputs(models: Sequence[EvaluatedModel]) -> bool:
     """Return whether the dataset's classes are the same outputs of all models."""
     first, *others = [evaluated.class_indices for evaluated in models]
     return all(torch.equal(first, i) if first is not None and i is not None else first is i for i in others)
+
+
+def teacher_order(student: EvaluatedModel, teacher: EvaluatedModel) -> Tensor | None:
+    """Return the teacher's output of each of the student's outputs, (C,) int64; None where names do not tell it.
+
+    They do where both name the same outputs, and the dataset's classes are given to both by these names.
+
+    Raises:
+        InputError: both name the same outputs in different orders, and the dataset none: its labels are of either.
+    """
+    own, others = (names_in_order(evaluated.model)[0] for evaluated in (student, teacher))
+    if own is None or others is None or sorted(own) != sorted(others):
+        return None
+    order = torch.tensor([others.index(name) for name in own])
+    if student.class_indices is None and teacher.class_indices is None:
+        if own != others:
+            first = int((order != torch.arange(len(own))).int().argmax())
+            raise InputError(
+                f"{own[first]!r} is output {first} of the model and {int(order[first])} of the teacher, and the "
+                "dataset names no class: its labels would be other classes to each; give class_indices and "
+                "teacher_class_indices, or a dataset with class names"
+            )
+        return order
+    mine, theirs = (
+        torch.arange(len(own)) if evaluated.class_indices is None else evaluated.class_indices
+        for evaluated in (student, teacher)
+    )
+    return order if torch.equal(order[mine], theirs) else None
 
 
 def shared_transforms(models: Sequence[EvaluatedModel]) -> tuple[list[Any], list[int]]:

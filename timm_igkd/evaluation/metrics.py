@@ -18,6 +18,7 @@ from timm_igkd.evaluation.evaluated_model import (
     create_evaluated_model,
     have_same_outputs,
     shared_transforms,
+    teacher_order,
 )
 from timm_igkd.evaluation.latency import describe_hardware, time_models
 from timm_igkd.evaluation.onnx_model import OnnxModel
@@ -81,10 +82,11 @@ def evaluate(
         dataset: map-style dataset of (PIL RGB image, label).
         teacher: second model, for `agreement`, `teacher_kl`, `compression` and `teacher`.
         class_indices: the model's index of each dataset class, where they are not the model's classes in order.
-            Of a model alone, and of two whose outputs are the same, top-1, top-5, loss, ECE and robustness are then
-            over all its classes, and `top1_subset` over the dataset's. Of two with other outputs, such as a student
-            of ten classes and its teacher of a thousand, all are over the dataset's classes, or the student would win
-            by what it does not know; `top1_all_classes` is over all that the larger one has.
+            Of a model alone, and of two whose outputs are the same or have the same names in another order, top-1,
+            top-5, loss, ECE and robustness are then over all its classes, and `top1_subset` over the dataset's. Of two
+            with other outputs, such as a student of ten classes and its teacher of a thousand, all are over the
+            dataset's classes, or the student would win by what it does not know; `top1_all_classes` is over all that
+            the larger one has.
         teacher_class_indices: the same for the teacher.
         batch_size: images per forward pass of the evaluation (latency is always measured at 1 and 64).
         num_workers: worker processes that decode and transform.
@@ -112,10 +114,11 @@ def evaluate(
     device = usable_device("device", device)
     timed_on = device if latency_device is None else usable_device("latency_device", latency_device)
     batch_size = min(batch_size, len(dataset))
-    models = [create_evaluated_model("model", model, class_indices, dataset)]
+    models, order = [create_evaluated_model("model", model, class_indices, dataset)], None
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
-        if not have_same_outputs(models):
+        order = teacher_order(*models)
+        if order is None and not have_same_outputs(models):
             models = [replace(evaluated, only_dataset_classes=True) for evaluated in models]
     with eval_mode(*(evaluated.model for evaluated in models), device=device):
         all_logits, labels = predict(models, dataset, batch_size, num_workers, device, progress)
@@ -132,7 +135,7 @@ def evaluate(
     metrics = results[0] | where
     if teacher is None:
         return Evaluation(metrics, all_logits[0], labels)
-    metrics |= _compare(models, all_logits)
+    metrics |= _compare(models, all_logits, order)
     own, teachers = (result["num_parameters"] for result in results)
     metrics["compression"] = None if None in (own, teachers) else teachers / max(own, 1)
     metrics["teacher"] = results[1] | where
@@ -227,9 +230,14 @@ def _rank(logits: Tensor, targets: Tensor) -> Tensor:
     return ((logits > target) | tied_before).sum(dim=1)
 
 
-def _compare(models: Sequence[EvaluatedModel], all_logits: Sequence[Tensor]) -> dict[str, float]:
-    """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's."""
+def _compare(models: Sequence[EvaluatedModel], all_logits: Sequence[Tensor], order: Tensor | None) -> dict[str, float]:
+    """Return agreement and KL(teacher || student), over all classes if both have the same, else the dataset's.
+
+    With an `order` they have the same: it names the teacher's output of each of the student's.
+    """
     student, teacher = all_logits
+    if order is not None:
+        return teacher_agreement(student, teacher[:, order])
     if not have_same_outputs(models) or student.shape != teacher.shape:
         student, teacher = (
             evaluated.dataset_columns(logits) for evaluated, logits in zip(models, all_logits, strict=True)

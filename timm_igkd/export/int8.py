@@ -43,7 +43,7 @@ def quantise(
         source: float32, of input `image`.
         target: to write.
         batches: (N, C, H, W) float32 each, as the model takes them.
-        float_edges: leave the first and the last layer with weights in float, where there are others.
+        float_edges: leave first and last layers with weights in float, see `edge_layers`, where there are others.
         per_channel: False for one scale per layer, to compare.
 
     Raises:
@@ -66,7 +66,7 @@ def quantise(
         try:
             quant_pre_process(source, shaped, skip_optimization=True, skip_symbolic_shape=True)
             _fold_weights(shaped)
-            layers = weighted_layers(onnx.load(shaped))
+            layers, edges = weighted_layers(proto := onnx.load(shaped)), edge_layers(proto)
             quantize_static(
                 shaped,
                 target,
@@ -74,7 +74,7 @@ def quantise(
                 per_channel=per_channel,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[layers[0], layers[-1]] if float_edges and len(layers) > 2 else [],
+                nodes_to_exclude=edges if float_edges and set(layers) - set(edges) else [],
             )
         except Exception as error:  # of onnx and onnxruntime, each with types of its own
             raise RunError(f"the file cannot be quantised: {first_line(error)}; export it without int8") from error
@@ -138,6 +138,23 @@ def weighted_layers(proto: object) -> list[str]:
     graph = proto.graph  # type: ignore[attr-defined]
     weights = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type in _WEIGHTED and node.input[1] in weights]
+
+
+def edge_layers(proto: object) -> list[str]:
+    """Return the first layer with weights of an ONNX model and the last: two where heads are averaged, as in DeiT."""
+    graph, layers = proto.graph, weighted_layers(proto)  # type: ignore[attr-defined]
+    made_by = {name: node for node in graph.node for name in node.output}
+    left, seen, last = [output.name for output in graph.output], set[str](), set[str]()
+    while left:
+        node = made_by.get(name := left.pop())
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.name in layers:
+            last.add(node.name)
+        else:
+            left += node.input
+    return [name for name in layers if name == layers[0] or name in last]
 
 
 def quantise_best(

@@ -122,9 +122,9 @@ class Quantisation:
     """How a file was made int8: onnxruntime's static quantisation, see `int8.quantise`.
 
     Attributes:
-        calibrated_on: every second of images evenly spread over a split.
-        compared_on: the others, which decide `float_edges`.
-        float_edges: the first and the last layer stay in float, which lowers the divergence by a tenth or more.
+        calibrated_on: images evenly spread over a split, see `int8.spread_indices`.
+        compared_on: as many others, likewise, which decide `float_edges`.
+        float_edges: the first and the last layers stay in float, which lowers the divergence by a tenth or more.
         divergence: mean KL(PyTorch || file) in nats with all layers in int8, on `compared_on`.
         divergence_float_edges: the same with the first and the last in float.
     """

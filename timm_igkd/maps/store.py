@@ -173,8 +173,8 @@ class MapStore:
         return (
             f"{name} has no {what}: its pixels are in none of the {n} rows, which were made from {source.name!r} split "
             f"{source.split!r}{f', the first of {total} images' * (n < total)} (pixels decoded by Pillow "
-            f"{self.provenance.versions.get('pillow')}); build {'maps' if has_maps else 'logits'} of this data with: "
-            f"timm-igkd maps{method}"
+            f"{self.provenance.versions.get('pillow')}, not rotated by EXIF, as `datasets` does); build "
+            f"{'maps' if has_maps else 'logits'} of this data with: timm-igkd maps{method}"
         )
 
     def row(self, row: int) -> MapRow:

@@ -118,7 +118,8 @@ def first_difference(found: Manifest, wanted: Manifest) -> str | None:
     """Return the first setting in which two manifests differ, in words; None where the same maps were asked for.
 
     The images' own hash is no setting: a damaged image may be repaired between two parts of a build, see `Statements`.
-    Nor is an option that nothing uses, such as the tolerance of a fixed number of steps.
+    Nor is an option that nothing uses, such as the tolerance of a fixed number of steps, nor what the teacher was asked
+    for by: its weights, preprocessing and answer say which it is, `./teacher` and `teacher` are the same.
     """
     there, here = (asdict(_settings_alone(each)) | {"options": each.options.used} for each in (found, wanted))
     for setting in fields(Manifest):
@@ -131,7 +132,7 @@ def first_difference(found: Manifest, wanted: Manifest) -> str | None:
 
 
 def _settings_alone(manifest: Manifest) -> Manifest:
-    teacher = replace(manifest.teacher, answer=None)
+    teacher = replace(manifest.teacher, answer=None, name="")
     return replace(manifest, dataset=replace(manifest.dataset, content_hash=None, is_part=False), teacher=teacher)
 
 

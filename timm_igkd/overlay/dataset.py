@@ -32,9 +32,10 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
         overlay_source: "aligned", or a control (see controls.py).
         seed: None: the transform draws from the worker's generators, as timm does, and the overlay from one of its
             own per worker. A number: every draw comes from (seed, purpose, epoch, index), whatever the number of
-            workers; call `set_epoch` before each epoch then, also where Accelerate prepared the loader, whose own count
-            of whole passes is the epoch as long as none is told. Copies of an image within an epoch, as a sampler with
-            replacement or timm's RepeatAugSampler (`--aug-repeats`) gives them, are equal then: leave the seed out.
+            workers; call `set_epoch` of this dataset before each epoch then. A loader that Accelerate prepared tells it
+            its own count of whole passes as long as none is told, and what its own `set_epoch` is told, but nothing
+            where a sampler takes the epoch (seedable, distributed). Copies of an image within an epoch, as a sampler
+            with replacement or timm's RepeatAugSampler (`--aug-repeats`) gives them, are equal then: leave it out.
         with_logits: items go on with the teacher's stored logits of the clean image, [classes] float32.
         with_maps: items end with the map of the view, [1, H, W] uint8: the one that `overlay_source` names, whether the
             image is overlaid or not, brought through the transform with the same random numbers. The transform may then
@@ -120,5 +121,8 @@ class IGOverlayDataset(OverlaidViews, torch.utils.data.Dataset):
 
 def _check_map_style(dataset: Any) -> None:
     if isinstance(dataset, torch.utils.data.IterableDataset):
-        raise InputTypeError(f"{dataset_name(dataset)!r} is a stream, expected items by index; use IGOverlayStream")
+        raise InputTypeError(
+            f"{dataset_name(dataset)!r} is a stream, expected items by index; open it with timm.data.create_dataset "
+            "(hfids/…, wds/…) and use IGOverlayStream"
+        )
     check_images("dataset", dataset)

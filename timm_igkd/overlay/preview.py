@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_igkd.data.images import fit_image, heat_image, shorten
-from timm_igkd.data.items import class_names, read_item, row_name
+from timm_igkd.data.items import class_names, known_labels, read_item, row_name
 from timm_igkd.data.labels import UNLABELED, evenly_spread, readable_names
 from timm_igkd.errors import InputError
 from timm_igkd.files import given_path, write_atomic
@@ -42,7 +42,8 @@ class Sample:
 def overlay_samples(store: MapStore, dataset: Any, count: int) -> list[Sample]:
     """Return evenly spread images beside their maps and overlays (weight 0.5, exponent 1)."""
     names, samples = readable_names(class_names(dataset) or ()), []
-    for index in evenly_spread(min(len(store), len(dataset)), count):
+    total, labels = min(len(store), len(dataset)), known_labels(dataset)
+    for index in evenly_spread(total, count, None if labels is None else labels[:total]):
         image, label = read_item(dataset, index)
         levels = store.overlay_map(store.find(image, label, index, row_name(dataset, index)))
         blended = IGOverlay().apply(image, levels, 1.0)

@@ -48,7 +48,10 @@ class IGOverlayStream(OverlaidViews, IterableImageDataset):
         with_logits: bool = False,
     ):
         if not isinstance(dataset, IterableImageDataset | OverlaidViews):
-            raise InputTypeError(f"expected timm's IterableImageDataset, got a {type(dataset).__name__}")
+            raise InputTypeError(
+                f"expected timm's IterableImageDataset, got a {type(dataset).__name__}; open the stream with "
+                "timm.data.create_dataset (hfids/…, wds/…)"
+            )
         OverlaidViews.__init__(self, dataset, maps, overlay, teacher_view, overlay_source, seed, with_logits)
         IterableImageDataset.__init__(self, root=None, reader=dataset.reader, target_transform=dataset.target_transform)
         self.name = dataset_name(dataset)
