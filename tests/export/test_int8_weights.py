@@ -48,6 +48,28 @@ def test_edges_are_the_first_layer_and_all_heads(name, heads, tmp_path):
     assert [node.op_type for node in proto.graph.node if node.name in layers[-heads:]] == ["Gemm"] * heads
 
 
+class Skipped(torch.nn.Module):
+    """Blocks that a skip connection goes around; the logits are their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return x.mean((2, 3))
+
+
+def test_a_skipped_block_is_no_last_layer(tmp_path):
+    exported = torch.onnx.export(Skipped().eval(), (torch.zeros(2, 3, 8, 8),), dynamo=True, verbose=False)
+    exported.save(tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    layers = weighted_layers(proto)
+    assert len(layers) == 4
+    assert edge_layers(proto) == [layers[0], layers[-1]]
+
+
 def write_computed(path, layers):
     """Write a network of square layers whose weights are the product of two tensors, and a table grown from one."""
     helper, side = onnx.helper, 3 * SIZE * SIZE

@@ -17,6 +17,7 @@ from timm_igkd.evaluation.evaluated_model import indices_for
 from timm_igkd.evaluation.faithfulness import score_maps
 from timm_igkd.evaluation.metrics import evaluate, write_metrics
 from timm_igkd.evaluation.onnx_model import SUFFIX, load_onnx_model
+from timm_igkd.files import MARKERS
 from timm_igkd.maps.build import check_teacher, compute_maps, recompute_rows
 from timm_igkd.maps.card import write_store_card
 from timm_igkd.maps.scores import SCORE
@@ -181,8 +182,8 @@ def verify(args: argparse.Namespace) -> None:
 def _teacher_of(store: MapStore, args: argparse.Namespace) -> nn.Module:
     """Return the teacher that made a store: what was given, that of its run, or what goes by the name that it tells."""
     of_run = store.path.absolute().parent / "teacher"  # what a run trained goes by no other name
-    own = f"local-dir:{of_run}" if (of_run / "config.json").exists() else store.provenance.teacher.name
-    name = args.teacher or own
+    is_of_run = (of_run.parent / MARKERS).is_dir() and (of_run / "config.json").exists()
+    name = args.teacher or (f"local-dir:{of_run}" if is_of_run else store.provenance.teacher.name)
     try:
         teacher = model_from(args, "teacher") if args.teacher else load_model(name, role="teacher")
     except (InputError, MissingFileError) as error:

@@ -17,7 +17,7 @@ from timm_igkd.errors import InputError, InputTypeError, nearest
 from timm_igkd.random_streams import generator
 
 _WORDNET_ID = re.compile(r"n\d{8}")
-_CLEARLY_FEWER = 0.8  # of the classes that a draw has
+_FEWER, _MISSED = 0.8, 4  # of the classes that a draw has: a share and a number that chance hardly reaches
 
 UNLABELED = -1
 """The label of an image without one, as `datasets` and timm have it; a data set with labels may not hold it."""
@@ -108,7 +108,8 @@ def evenly_spread(total: int, count: int, labels: np.ndarray | None = None) -> l
         return first
     draws = generator(0, "evenly spread")
     drawn = [int(draws.integers(low, high)) for low, high in itertools.pairwise(starts)]
-    has_fewer = len(np.unique(labels[first])) < _CLEARLY_FEWER * len(np.unique(labels[drawn]))
+    own, others = (len(np.unique(labels[rows])) for rows in (first, drawn))
+    has_fewer = own < _FEWER * others and others - own >= _MISSED
     return drawn if has_fewer or _leaves_out_a_class(labels, first) else first
 
 

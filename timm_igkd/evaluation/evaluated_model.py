@@ -17,8 +17,8 @@ from timm_igkd.models.output_names import (
     check_class_map,
     check_reads_colour,
     class_indices,
-    names_in_order,
     output_names,
+    own_names,
 )
 
 
@@ -136,7 +136,7 @@ def have_same_outputs(models: Sequence[EvaluatedModel]) -> bool:
     return all(torch.equal(first, i) if first is not None and i is not None else first is i for i in others)
 
 
-def teacher_order(student: EvaluatedModel, teacher: EvaluatedModel) -> Tensor | None:
+def teacher_order(student: EvaluatedModel, teacher: EvaluatedModel, dataset: Any) -> Tensor | None:
     """Return the teacher's output of each of the student's outputs, (C,) int64; None where names do not tell it.
 
     They do where both name the same outputs, and the dataset's classes are given to both by these names.
@@ -144,18 +144,21 @@ def teacher_order(student: EvaluatedModel, teacher: EvaluatedModel) -> Tensor | 
     Raises:
         InputError: both name the same outputs in different orders, and the dataset none: its labels are of either.
     """
-    own, others = (names_in_order(evaluated.model)[0] for evaluated in (student, teacher))
+    own, others = (own_names(evaluated.model) for evaluated in (student, teacher))
     if own is None or others is None or sorted(own) != sorted(others):
         return None
-    order = torch.tensor([others.index(name) for name in own])
+    by_number = student.class_indices is None and teacher.class_indices is None and class_map(dataset) is None
+    if by_number and own != others:
+        first = next(i for i, name in enumerate(own) if others[i] != name)
+        raise InputError(
+            f"output {first} is {own[first]!r} of the model and {others[first]!r} of the teacher, and the dataset "
+            "names no class: its labels would be other classes to each; give class_indices and teacher_class_indices, "
+            "or a dataset with class names"
+        )
+    if own != others and len(set(own)) < len(own):
+        return None  # two of one name: which is which is not told
+    order = torch.arange(len(own)) if own == others else torch.tensor([others.index(name) for name in own])
     if student.class_indices is None and teacher.class_indices is None:
-        if own != others:
-            first = int((order != torch.arange(len(own))).int().argmax())
-            raise InputError(
-                f"{own[first]!r} is output {first} of the model and {int(order[first])} of the teacher, and the "
-                "dataset names no class: its labels would be other classes to each; give class_indices and "
-                "teacher_class_indices, or a dataset with class names"
-            )
         return order
     mine, theirs = (
         torch.arange(len(own)) if evaluated.class_indices is None else evaluated.class_indices

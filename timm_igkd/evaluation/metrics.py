@@ -117,7 +117,7 @@ def evaluate(
     models, order = [create_evaluated_model("model", model, class_indices, dataset)], None
     if teacher is not None:
         models.append(create_evaluated_model("teacher", teacher, teacher_class_indices, dataset))
-        order = teacher_order(*models)
+        order = teacher_order(models[0], models[1], dataset)
         if order is None and not have_same_outputs(models):
             models = [replace(evaluated, only_dataset_classes=True) for evaluated in models]
     with eval_mode(*(evaluated.model for evaluated in models), device=device):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,17 +144,22 @@ def edge_layers(proto: object) -> list[str]:
     """Return the first layer with weights of an ONNX model and the last: two where heads are averaged, as in DeiT."""
     graph, layers = proto.graph, weighted_layers(proto)  # type: ignore[attr-defined]
     made_by = {name: node for node in graph.node for name in node.output}
-    left, seen, last = [output.name for output in graph.output], set[str](), set[str]()
+    ends = {node.output[0]: node for node in graph.node if node.name in layers}
+    last = _upstream(made_by, [output.name for output in graph.output], ends) & ends.keys()
+    before = set[str]().union(*(_upstream(made_by, ends[name].input, ()) for name in last))  # skipped blocks
+    kept = {ends[name].name for name in last - before}
+    return [name for name in layers if name == layers[0] or name in kept]
+
+
+def _upstream(made_by: Mapping[str, Any], values: Iterable[str], ends: Collection[str]) -> set[str]:
+    """Return the first outputs of all nodes that values are computed from, looking no further than those in `ends`."""
+    left, seen = list(values), set[str]()
     while left:
-        node = made_by.get(name := left.pop())
-        if node is None or name in seen:
-            continue
-        seen.add(name)
-        if node.name in layers:
-            last.add(node.name)
-        else:
-            left += node.input
-    return [name for name in layers if name == layers[0] or name in last]
+        node = made_by.get(left.pop())
+        if node is not None and node.output[0] not in seen:
+            seen.add(node.output[0])
+            left += [] if node.output[0] in ends else node.input
+    return seen
 
 
 def quantise_best(

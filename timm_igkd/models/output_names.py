@@ -29,6 +29,14 @@ def _numbered_names(model: nn.Module) -> tuple[list[tuple[str, int]], bool]:
     return [(label, int(i)) for i, label in numbered], known
 
 
+def own_names(model: nn.Module) -> list[str] | None:
+    """Return the name of each output as it is, two may have the same; None where not every output has one."""
+    names = {number: name for name, number in _numbered_names(model)[0]}
+    is_whole = sorted(names) == list(range(getattr(model, "num_classes", None) or 0))
+    found = [names[number] for number in sorted(names)]
+    return found if found and is_whole and all(isinstance(name, str) for name in found) else None
+
+
 def names_in_order(model: nn.Module) -> tuple[list[str] | None, bool]:
     """Return a name for each output, and whether the model says them itself; None where not every output has one.
 
