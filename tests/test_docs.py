@@ -140,13 +140,18 @@ def test_numbers_between_the_tables_of_the_studies_page_are_those_of_the_rows():
     tenth, half = (contrast_of(study, *OVERLAY, "corruption_top1") for study in ("cpu", "cpu_maps"))
     foreign = contrast_of("cpu_pair", "KD&IG aligned", "KD&IG shuffled")
     permuted = contrast_of("cpu_pair", "KD&IG aligned", "KD&IG permuted", "corruption_top1")
+    alone = [contrast_of("real_arms", "IG", "Student", column) for column in ("top1", "corruption_top1")]
+    taught = contrast_of("real_arms", "KD", "Student")
     sentences = [
+        f"n = {taught.comparison.n} seeds) it is alike: overlays minus none {written(alone[0])} points of clean acc",
+        f"and {written(alone[1])} under corruption; ",
+        f"KD minus none gives {written(taught)}.",
         f"Accuracy under corruption: {written(tenth)} at a tenth of the images, where no difference is shown; ",
         f"; {written(half)} at half of them",
         f"is shown: {written(foreign)} over shuffled maps, n = {foreign.comparison.n}.",
         f"aligned minus permuted maps {written(permuted)}, Holm p {probability(permuted.holm_p)}.",
     ]
-    prose = " ".join(line for line in STUDIES.splitlines() if not line.startswith("|"))
+    prose = " ".join(line.strip() for line in STUDIES.splitlines() if not line.startswith("|"))
     assert [sentence for sentence in sentences if sentence not in prose] == []
     assert len(re.findall(r"[+−]\d+\.\d+ \(", prose)) == len(sentences)
     of_pair = [one for column in ("top1", "corruption_top1") for one in results_of("cpu_pair").contrasts(column)]

@@ -125,6 +125,8 @@ def first_difference(found: Manifest, wanted: Manifest) -> str | None:
     for setting in fields(Manifest):
         name = setting.name
         if setting.metadata.get("is_setting", True) and there[name] != here[name]:
+            if name == "teacher" and found.teacher.name != wanted.teacher.name:
+                return _difference("teacher.name", found.teacher.name, wanted.teacher.name)
             return _difference(name, there[name], here[name])
     if not answers_alike(found.teacher.answer, wanted.teacher.answer):
         return "a teacher of the same weights answered otherwise there, that is, it had other arguments"
