@@ -140,13 +140,6 @@ def test_other_settings_into_the_same_folder_are_refused_and_named(copied, teach
     assert files_of(copied) == before
 
 
-def test_the_same_teacher_by_another_name_goes_on(copied, teacher, images):
-    """`local-dir:teacher` in a command, `local-dir:/a/teacher/` in the next, its architecture in Python."""
-    before = files_of(copied)
-    build(teacher, images, copied, logits=True, teacher_name="local-dir:./teacher/")
-    assert files_of(copied) == before
-
-
 def test_a_store_that_was_begun_without_maps_is_called_so(teacher, images, tmp_path, monkeypatch):
     def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt

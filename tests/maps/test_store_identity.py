@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from store_parts import files_of
 from tiny_parts import ImageList, noise_image, tiny_teacher
 
 from timm_igkd import compute_maps, load_labeled_images
@@ -43,6 +44,16 @@ def test_a_store_that_names_no_interpolation_is_of_a_teacher_that_resizes_biline
     found = compute_maps(silent, images, tmp_path / "new", options=OPTIONS, progress=False)
     assert found is not None
     assert found.provenance.teacher.interpolation == "bicubic"
+
+
+def test_the_same_teacher_by_another_name_goes_on(tmp_path):
+    """`local-dir:teacher` in a command, `local-dir:/a/teacher/` in the next, its architecture in Python."""
+    images, out = ImageList([noise_image(i, 24, 24) for i in range(2)], [0, 1]), tmp_path / "maps"
+    assert build(images, out, teacher_name="local-dir:teacher") is not None
+    before = files_of(out)
+    for name in ("local-dir:./teacher/", None):
+        assert build(images, out, teacher_name=name) is not None
+    assert files_of(out) == before
 
 
 def changed(images, index, what):

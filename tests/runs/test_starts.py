@@ -14,7 +14,6 @@ from huggingface_hub import constants
 from tiny_parts import tiny_teacher
 
 from timm_igkd import load_model, save_model
-from timm_igkd.files import hash_files
 from timm_igkd.report.run_files import read_metrics
 from timm_igkd.runs.models import Pretrained, create_student
 from timm_igkd.runs.parsing import parse_config
@@ -56,18 +55,6 @@ def starts(monkeypatch):
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize("name", ["teacher", "student"])
-def test_checkpoint_in_the_home_folder_is_found(name, recipe: Runner, images, tmp_path, monkeypatch, starts):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    save_model(tiny_teacher(classes=1000, size=16, seed=3), tmp_path / "start")
-    given = [f"--{name}", "test_resnet", f"--{name}-init", "pretrained"]
-    given += [f"--{name}-checkpoint=~/start/model.safetensors", "--overlay-prob", 0]
-    done = recipe(*tiny_run(images, *given))
-    assert name in starts, done.error
-    marker = json.loads((tmp_path / "runs" / "run" / ".stages" / f"{name}.json").read_text())
-    assert marker["inputs"][f"{name}'s files"] == hash_files([tmp_path / "start" / "model.safetensors"])
 
 
 def starts_from(found, expected, head="fc") -> bool:
