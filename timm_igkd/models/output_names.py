@@ -42,12 +42,11 @@ def names_in_order(model: nn.Module) -> tuple[list[str] | None, bool]:
 
     Where two have the same, ImageNet's crane and crane, say, each has its number too: "crane (134)".
     """
-    numbered, known = _numbered_names(model)
-    names = {number: name for name, number in numbered}
-    if sorted(names) != list(range(cast(int, model.num_classes))):
+    names, (_, known) = own_names(model), _numbered_names(model)
+    if names is None:
         return None, known
-    counts = Counter(names.values())
-    told = [names[number] + f" ({number})" * (counts[names[number]] > 1) for number in range(len(names))]
+    counts = Counter(names)
+    told = [name + f" ({number})" * (counts[name] > 1) for number, name in enumerate(names)]
     return (told if len(set(told)) == len(told) else None), known
 
 
